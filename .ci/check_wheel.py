@@ -1,0 +1,38 @@
+"""Is the installed package whole, and light to import? Argument: the checkout it was built from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cuattn
+from cuattn import _nvrtc
+
+LIMIT = 0.1  # seconds that `import cuattn` may take after `import numpy`
+IMPORT = """
+import sys, time, numpy
+start = time.perf_counter()
+import cuattn
+print(time.perf_counter() - start, *{"cupy", "ml_dtypes", "scipy"} & set(sys.modules))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.suffix not in (".py", ".pyc"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+checkout, package = Path(sys.argv[1]).resolve(), Path(cuattn.__file__).resolve().parent
+assert "site-packages" in package.parts, f"this is not the installed package: {package}"
+sources = contents(checkout / "cuda_src")
+assert sources and contents(package / "cuda_src") == sources, "cuda_src in the wheel differs"
+assert _nvrtc.source_directory() == package / "cuda_src", _nvrtc.source_directory()
+data = contents(checkout / "cuattn")
+assert "py.typed" in data and data.items() <= contents(package).items(), "package data is missing"
+
+runs = [subprocess.check_output([sys.executable, "-c", IMPORT], text=True) for _ in range(5)]
+times, heavy = [float(run.split()[0]) for run in runs], runs[0].split()[1:]
+assert not heavy, f"import cuattn imports {heavy}"
+assert min(times) < LIMIT, f"import cuattn takes {min(times):.3f} s"
+print(f"{len(sources)} CUDA sources, import in {1e3 * min(times):.0f} ms beyond NumPy")

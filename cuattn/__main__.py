@@ -1,0 +1,200 @@
+"""``python -m cuattn``: every public operation on real data, checked against float64 and timed.
+
+The sample is an English paragraph in the last layer of a small transformer (`data/README.md`).
+Exit code 1 if a result is further from float64 than its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+import timeit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import cuattn
+from cuattn import reference
+
+NUM_CHUNKS = 4  # the vocabulary in as many parts, for the mergeable state
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+MARK = {True: "ok", False: "WRONG"}
+
+
+class Device(NamedTuple):
+    """Where the arrays live; `xp` is numpy or cupy, `note` one line for people."""
+
+    name: str
+    note: str
+    xp: Any
+    synchronize: Callable[[], object]
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return array if self.xp is np else self.xp.asnumpy(array)
+
+
+class Case(NamedTuple):
+    """One line of the table: a call through the public API and what it has to give in float64."""
+
+    operation: str
+    data: np.ndarray
+    call: Callable[[], Any]
+    expected: np.ndarray
+
+
+def find_device() -> Device:
+    """The current GPU if CuPy sees one, else NumPy."""
+    try:
+        import cupy
+    except ImportError:
+        return Device("numpy", "CuPy is not installed: running the NumPy path.", np, int)
+    if not cupy.cuda.is_available():
+        return Device("numpy", "There is no CUDA device: running the NumPy path.", np, int)
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return Device(name, f"Running on {name}.", cupy, cupy.cuda.runtime.deviceSynchronize)
+
+
+def row_cases(data: np.ndarray, device: Device) -> Iterator[Case]:
+    """The operations on rows along the last axis, with a fresh gradient for the backward ones."""
+
+    def case(operation: str, *arrays: np.ndarray) -> Case:
+        call = functools.partial(getattr(cuattn, operation), *map(device.xp.asarray, arrays), -1)
+        return Case(operation, data, call, getattr(reference, operation)(*arrays, -1))
+
+    grad = np.random.default_rng(0).standard_normal(data.shape).astype(data.dtype)
+    yield case("softmax", data)
+    yield case("log_softmax", data)
+    yield case("logsumexp", data)
+    yield case("softmax_backward", grad, reference.softmax(data).astype(data.dtype))
+    yield case("log_softmax_backward", grad, reference.log_softmax(data).astype(data.dtype))
+
+
+def segment_case(scores: np.ndarray, tokens: np.ndarray, device: Device) -> Case:
+    """Ragged rows: every token attends to the words of its own sentence, the heads side by side."""
+    sentence = np.cumsum(tokens == ".") - (tokens == ".")
+    same = sentence[:, None] == sentence
+    x = np.ascontiguousarray(scores[:, same].T)
+    cu_seqlens = np.concatenate([[0], np.cumsum(same.sum(axis=1))])
+    arrays = device.xp.asarray(x), device.xp.asarray(cu_seqlens)
+    call = functools.partial(cuattn.segment_softmax, *arrays)
+    return Case("segment_softmax", x, call, reference.segment_softmax(x, cu_seqlens))
+
+
+def state_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
+    """The state of the whole vocabulary, and those of its parts merged: the same log-sum-exp."""
+    x, expected = device.xp.asarray(logits), reference.logsumexp(logits, axis=-1)
+    states = [cuattn.softmax_state(part) for part in device.xp.array_split(x, NUM_CHUNKS, axis=-1)]
+    yield Case("softmax_state", logits, functools.partial(cuattn.softmax_state, x), expected)
+    yield Case("merge", logits, functools.partial(functools.reduce, cuattn.merge, states), expected)
+
+
+def all_cases(sample: dict[str, np.ndarray], scores: np.ndarray, device: Device) -> Iterator[Case]:
+    dtypes: list[Any] = [np.float16, np.float32, np.float64]
+    if importlib.util.find_spec("ml_dtypes"):
+        dtypes.insert(1, importlib.import_module("ml_dtypes").bfloat16)
+    for dtype in dtypes:
+        yield from row_cases(sample["logits"].astype(dtype), device)
+    yield from row_cases(scores, device)
+    yield segment_case(scores, sample["tokens"], device)
+    yield from state_cases(sample["logits"], device)
+
+
+def compare(got: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """Largest error in units of the largest value, and its bound: one rounding and some."""
+    error = np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max()
+    max_error = float(np.nan_to_num(error, nan=sys.float_info.max))
+    bound = EPS[got.dtype.name] + 8 * EPS["float64" if got.dtype == np.float64 else "float32"]
+    return {"max_error": max_error, "bound": bound, "ok": max_error <= bound}
+
+
+def run_case(case: Case, device: Device, repeat: int) -> dict[str, Any]:
+    """Check, then time: the first call compiles and is not counted."""
+    got = case.call()
+    if isinstance(got, cuattn.SoftmaxState):
+        got = device.xp.add(got.m, device.xp.log(got.l))
+
+    def call_and_wait() -> None:
+        case.call()
+        device.synchronize()
+
+    seconds = timeit.repeat(call_and_wait, device.synchronize, number=1, repeat=repeat)
+    return {
+        "operation": case.operation,
+        "shape": list(case.data.shape),
+        "dtype": case.data.dtype.name,
+        "device": device.name,
+        **compare(device.to_host(got), case.expected),
+        "microseconds": 1e6 * statistics.median(seconds),
+    }
+
+
+def predict(sample: dict[str, np.ndarray], device: Device) -> tuple[list[Any], dict[str, Any]]:
+    """The five most probable words of each kept token beside the stored ones."""
+    logits = device.xp.asarray(sample["logits"])
+    p = device.to_host(cuattn.softmax(logits, dtype=np.float32))  # as float16 many would tie
+    best, stored = np.argsort(-p, axis=-1, kind="stable")[:, :5], sample["top5_indices"]
+    words = np.full(p.shape[-1], "?", dtype=object)
+    words[stored] = sample["top5_words"]
+    got = np.take_along_axis(p, best, axis=-1)
+    tables = words[best], got, sample["top5_words"], sample["top5_probs"]
+    top5 = []
+    for token, *row in zip(sample["tokens"][sample["logit_rows"]], *tables, strict=True):
+        names, probs, *known = (part.tolist() for part in row)
+        pairs = {"predicted": list(zip(names, probs)), "stored": list(zip(*known))}  # noqa: B905
+        top5.append({"token": str(token), **pairs})
+    check = compare(got, sample["top5_probs"])
+    return top5, check | {"ok": check["ok"] and np.array_equal(best, stored)}
+
+
+def report(device: Device, repeat: int) -> dict[str, Any]:
+    """All results as one object, the one that ``--json`` prints."""
+    with np.load(Path(__file__).parent / "data" / "minilm.npz") as arrays:
+        sample = dict(arrays)
+    q, k = sample["q"].astype(np.float64), sample["k"].astype(np.float64)
+    scores = (q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])).astype(np.float32)
+    operations = [run_case(c, device, repeat) for c in all_cases(sample, scores, device)]
+    top5, probs = predict(sample, device)
+    lse = cuattn.logsumexp(device.xp.asarray(scores), -1)
+    stored = {"top5_probs": probs, "lse": compare(device.to_host(lse), sample["lse"])}
+    ok = all(check["ok"] for check in [*operations, *stored.values()])
+    about = {"version": cuattn.__version__, "note": device.note, "ok": ok}
+    return {**about, "operations": operations, "top5": top5, "stored": stored}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The same for people: a table, then the words."""
+    line = "{:<21} {:<14} {:<9} {:<24} {:>8} {:>8} {:>9}  {}"
+    print(f"cuattn {result['version']}. {result['note']}\n")
+    print(line.format(*"operation shape dtype device error bound µs".split(), ""))
+    for row in result["operations"]:
+        call = row["operation"], "x".join(map(str, row["shape"])), row["dtype"], row["device"]
+        errors = f"{row['max_error']:.1e}", f"{row['bound']:.1e}"
+        print(line.format(*call, *errors, f"{row['microseconds']:.1f}", MARK[row["ok"]]))
+    print("\nThe five most probable words for each kept token: predicted, and stored in float64")
+    for row in result["top5"]:
+        for token, what in ((row["token"], "predicted"), ("", "stored")):
+            words = "  ".join(f"{word} {100 * p:.2f} %" for word, p in row[what])
+            print(f"{token:<11} {what:<10} {words}")
+    for what, check in result["stored"].items():
+        error = f"{check['max_error']:.1e}, bound {check['bound']:.1e}"
+        print(f"against the stored {what}: error {error}  {MARK[check['ok']]}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cuattn", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument("--repeat", type=int, default=20, metavar="N", help="timed calls of each")
+    options = parser.parse_args(arguments)
+    result = report(find_device(), max(1, options.repeat))
+    print(json.dumps(result)) if options.json else show(result)
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

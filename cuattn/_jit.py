@@ -1,0 +1,155 @@
+"""Cubin → kernel → launch, and what else the public functions need of a device.
+
+A *runtime* is what the public functions need of a device: `address`, `device`, `empty`, `limits`,
+`launch` and its array module `xp`. `Cuda` is the real one; the test-suite's CPU emulator is the
+other, put into `emulator`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn import _nvrtc
+
+# While a runtime stands here, NumPy arrays go through the kernels on it instead of through
+# cuattn.reference.
+emulator: Any = None
+
+
+class Limits(NamedTuple):
+    """What plans depend on: compute capability (90 for sm_90) and number of multiprocessors."""
+
+    compute_capability: int
+    num_sms: int
+
+
+class Cuda:
+    """Kernels on CUDA devices through CuPy; every launch goes to the device's current stream and returns at once."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.xp: ModuleType = cupy
+        self._kernels: dict[tuple[str, int], Any] = {}
+        self._lock = threading.RLock()
+        self._current_device = cupy.cuda.runtime.getDevice
+        self._limits: dict[int, Limits] = {}
+
+    def device(self, array: Any) -> int:
+        """Number of the device that holds the array."""
+        return array.data.device_id
+
+    def address(self, array: Any) -> int:
+        """Address of the first element."""
+        return array.data.ptr
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Uninitialised C-contiguous array on the device of `like`."""
+        with self._on(like.data.device_id):
+            return self.xp.empty(shape, dtype)
+
+    def full(self, like: Any, shape: tuple[int, ...], value: float, dtype: np.dtype) -> Any:
+        """Array of one value on the device of `like`."""
+        with self._on(like.data.device_id):
+            return self.xp.full(shape, value, dtype)
+
+    def limits(self, device: int) -> Limits:
+        """Limits of a device."""
+        found = self._limits.get(device)
+        if found is None:
+            properties = self.xp.cuda.runtime.getDeviceProperties(device)
+            capability = 10 * properties["major"] + properties["minor"]
+            found = self._limits[device] = Limits(capability, properties["multiProcessorCount"])
+        return found
+
+    def launch(
+        self, kernel: Any, params: bytes, reads: tuple[Any, ...], writes: tuple[Any, ...]
+    ) -> None:
+        """Launch a kernel (cuattn._plan.Kernel) whose single argument has these bytes."""
+        device = writes[0].data.device_id
+        function = self._kernels.get((kernel.name, device))
+        with self._on(device):
+            if function is None:
+                function = self._load(kernel, device)
+            argument = np.frombuffer(params, dtype=f"V{len(params)}")
+            function((kernel.grid,), (kernel.block,), (argument,))
+
+    @contextlib.contextmanager
+    def _switched(self, device: int) -> Iterator[None]:
+        with self.xp.cuda.Device(device):
+            yield
+
+    def _on(self, device: int) -> contextlib.AbstractContextManager[None]:
+        return _nowhere if self._current_device() == device else self._switched(device)
+
+    def _load(self, kernel: Any, device: int) -> Any:
+        with self._lock:
+            function = self._kernels.get((kernel.name, device))
+            if function is None:
+                arch = _nvrtc.architecture(self.limits(device).compute_capability)
+                path, cubin = _nvrtc.load_or_compile(kernel.header, kernel.name, arch)
+                if path is not None:
+                    function = self.xp.RawModule(path=str(path)).get_function(
+                        _nvrtc.kernel_symbol(cubin)
+                    )
+                else:
+                    module = self.xp.cuda.function.Module()
+                    module.load(cubin)
+                    function = module.get_function(_nvrtc.kernel_symbol(cubin))
+                self._kernels[kernel.name, device] = function
+            return function
+
+
+_nowhere: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_runtime_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _cuda() -> Cuda:
+    with _runtime_lock:
+        return Cuda()
+
+
+def runtime_of(array: Any) -> Any:
+    """The runtime of a NumPy or CuPy array; None: cuattn.reference, or no such array."""
+    if isinstance(array, np.ndarray):
+        return emulator
+    return _cuda() if _is_cupy(array) else None
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is a NumPy, CuPy or other CUDA array."""
+    return isinstance(value, np.ndarray) or _is_cupy(value) or _is_foreign(value)
+
+
+def adopt(array: Any) -> Any:
+    """A CuPy array, or without a copy the CUDA array of another library (DLPack, else CUDA array interface)."""
+    if _is_cupy(array):
+        return array
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(f"cuattn needs CuPy for arrays on a GPU: {_nvrtc.INSTALL}") from error
+    return cupy.from_dlpack(array) if _is_dlpack(array) else cupy.asarray(array)
+
+
+def _is_cupy(value: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def _is_foreign(value: Any) -> bool:
+    return _is_dlpack(value) or hasattr(type(value), "__cuda_array_interface__")
+
+
+def _is_dlpack(value: Any) -> bool:
+    device = getattr(value, "__dlpack_device__", None)
+    return callable(device) and int(device()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged

@@ -1,0 +1,229 @@
+"""Name expression → cubin: CUDA sources, NVRTC, and our disk cache of what it made. Needs no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+INSTALL = "pip install 'cuattn[cuda13x]' (or cuda12x)"
+
+
+class CompileError(RuntimeError):
+    """NVRTC rejected a kernel: its name and configuration, and the compiler's log."""
+
+
+# ---- Sources
+# ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def source_directory() -> Path:
+    """Folder of the CUDA sources: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "cuda_src", package.parent / "cuda_src"):
+        if (candidate / "softmax_rows.cuh").is_file():
+            return candidate
+    raise FileNotFoundError(
+        "cuattn's CUDA sources are neither in the package nor beside it; install cuattn again"
+    )
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """SHA-256 over names and contents of all CUDA sources."""
+    digest = hashlib.sha256()
+    root = source_directory()
+    for path in sorted(root.rglob("*.cuh")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+# ---- Compiler
+# --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _toolkit_headers() -> str:
+    """Folder of cuda_fp16.h and cuda_bf16.h."""
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        found = find_nvidia_header_directory("cudart")
+    except (ImportError, RuntimeError):
+        found = None
+    if found is None:
+        raise RuntimeError(
+            f"cuattn needs the CUDA headers cuda_fp16.h and cuda_bf16.h to compile: {INSTALL}"
+        )
+    return str(found)
+
+
+@lru_cache(maxsize=64)
+def architecture(compute_capability: int) -> str:
+    """Newest target NVRTC knows whose code runs on this compute capability: same major version, minor at most."""
+    from cupy.cuda import nvrtc
+
+    known = [
+        a
+        for a in nvrtc.getSupportedArchs()
+        if a // 10 == compute_capability // 10 and a <= compute_capability
+    ]
+    if not known:
+        raise RuntimeError(
+            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; this one is "
+            f"{'.'.join(map(str, nvrtc.getVersion()))}; install a newer CUDA toolkit"
+        )
+    return f"sm_{max(known)}"
+
+
+def compile_kernel(
+    header: str, name: str, arch: str, options: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
+    """Compile one instantiation; needs no GPU.
+
+    Parameters
+    ----------
+    header : str
+        File of `cuda_src`.
+    name : str
+        Name expression of the kernel.
+    arch : str
+        NVRTC target, e.g. ``"sm_90"``.
+    options : tuple of str
+        More NVRTC options.
+
+    Returns
+    -------
+    cubin : bytes
+    log : str
+
+    Raises
+    ------
+    CompileError
+        With the kernel's name expression, target and log.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(f"#include <{header}>\n", "cuattn.cu", (), ())
+    try:
+        nvrtc.addNameExpression(program, name)
+        try:
+            nvrtc.compileProgram(program, (*compiler_options(arch), *options))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise CompileError(
+                f"cannot compile {name} ({header}) for {arch}: {error}\n{log}"
+            ) from error
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(
+            program
+        )  # CuPy strips the last byte
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def compiler_options(arch: str) -> tuple[str, ...]:
+    """Options of every compilation."""
+    includes = (f"-I{source_directory()}", f"-I{_toolkit_headers()}")
+    return (*includes, f"-arch={arch}", "--std=c++17", "-ftz=true")
+
+
+def kernel_symbol(cubin: bytes) -> str:
+    """Mangled name of a cubin's only kernel, from the ELF section `.text.<name>`."""
+    table = int.from_bytes(cubin[40:48], "little")
+    entry, count, names = (int.from_bytes(cubin[at : at + 2], "little") for at in (58, 60, 62))
+    sections = [cubin[table + i * entry : table + (i + 1) * entry] for i in range(count)]
+    strings = int.from_bytes(sections[names][24:32], "little")
+    for section in sections:
+        start = strings + int.from_bytes(section[:4], "little")
+        text = cubin[start : cubin.index(b"\0", start)].decode()
+        if text.startswith(".text."):
+            return text.removeprefix(".text.")
+    raise ValueError("the cubin holds no kernel")
+
+
+# ---- Disk cache
+# ------------------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """$CUATTN_CACHE_DIR, else cuattn in the user's cache folder."""
+    given = os.environ.get("CUATTN_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cuattn"
+
+
+def cache_key(header: str, name: str, arch: str) -> str:
+    """Digest of everything a cubin depends on."""
+    from cupy.cuda import nvrtc
+
+    options = compiler_options(arch)[
+        2:
+    ]  # paths do not matter: the sources' content is in the digest
+    parts = (source_digest(), header, name, *options, repr(nvrtc.getVersion()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def load_or_compile(header: str, name: str, arch: str) -> tuple[Path | None, bytes]:
+    """Cubin of one instantiation and its file in the cache, None where the cache cannot be written.
+
+    A file is `<key>-<digest of its content>.cubin`: whoever finds it sees at once whether it is
+    whole, and processes that compile the same kernel at the same time write the same name. Anything
+    else under that key is removed.
+    """
+    key = cache_key(header, name, arch)
+    try:
+        for path in sorted(cache_directory().glob(f"{key}-*.cubin")):
+            cubin = path.read_bytes()
+            if path.stem == f"{key}-{_short_digest(cubin)}":
+                return path, cubin
+            path.unlink()
+    except OSError:
+        pass
+    cubin, _ = compile_kernel(header, name, arch)
+    return _write(f"{key}-{_short_digest(cubin)}.cubin", cubin), cubin
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _write(name: str, content: bytes) -> Path | None:
+    """Write a file of the cache in one step; one warning a process where that is impossible."""
+    directory = cache_directory()
+    temporary = None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, directory / name)
+        return directory / name
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        _warn_once(str(directory), str(error))
+        return None
+
+
+@lru_cache(maxsize=1)
+def _warned() -> set[str]:
+    return set()
+
+
+def _warn_once(directory: str, reason: str) -> None:
+    if not _warned():
+        _warned().add(directory)
+        warnings.warn(
+            f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process compiles them anew; "
+            "set CUATTN_CACHE_DIR to a writable folder",
+            RuntimeWarning,
+            stacklevel=2,
+        )

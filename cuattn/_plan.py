@@ -1,0 +1,347 @@
+"""From sizes and device limits to kernels: template arguments, grids and the bytes of their
+parameters.
+
+Plain integers in, frozen dataclasses out; nothing here knows an array. A kernel's name expression
+is its configuration.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cuattn._layout import OPERANDS, Layout
+
+CTYPES = {
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+    "float32": "float",
+    "float64": "double",
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "int16": "short",
+    "uint16": "unsigned short",
+    "int32": "int",
+    "uint32": "unsigned int",
+    "int64": "long long",
+    "uint64": "unsigned long long",
+}
+ITEMSIZE = {
+    name: 8 if "64" in name else 4 if "32" in name else 2 if "16" in name else 1 for name in CTYPES
+}
+
+# enum SoftmaxResult (primitives/softmax_ops.cuh).
+RESULTS = {"prob": "kProb", "log_prob": "kLogProb", "lse": "kLse", "state": "kState"}
+
+# The pointers and scale_value of SoftmaxParams change from call to call; what follows them is
+# SoftmaxPlan.geometry.
+HEAD = struct.Struct("10Qd")
+STATE_MERGE = struct.Struct("6Qq")
+
+# Register words (4 bytes) of row elements a thread may hold. 32 leave room for two blocks of 512
+# threads on an SM, so that one loads while the other stores; 64 are the most that compile without
+# spills, for rows that fit in no other way.
+WORDS = 32
+WORDS_MOST = 64
+
+# Rows held in registers by whole blocks: (threads, words, blocks of the cluster, compute capability
+# at least, why).
+RESIDENT = (
+    (128, WORDS, 1, 0, "4 K float32: short rows want many blocks per SM"),
+    (256, WORDS, 1, 0, "8 K"),
+    (512, WORDS, 1, 0, "16 K: two such blocks fill the registers of an SM"),
+    (
+        512,
+        WORDS,
+        2,
+        90,
+        "32 K: two blocks per SM still overlap load and store, one of 64 words would not",
+    ),
+    (512, WORDS_MOST, 1, 0, "32 K without clusters: one block per SM, but one read"),
+    (512, WORDS, 4, 90, "64 K"),
+    (512, WORDS, 8, 90, "128 K: 8 blocks are the largest portable cluster"),
+    (512, WORDS_MOST, 8, 90, "256 K: the last row that is read once"),
+)
+
+# Columns walked by threads that share a few neighbouring rows: (threads, elements held by each,
+# why).
+STRIDED = (
+    (32, 8, "a warp: 8 columns of 32 rows, or 256 of one"),
+    (128, 16, "64 columns of 32 rows"),
+    (512, 16, "256 columns of 32 rows; beyond that all but the first 256 are read twice"),
+)
+
+SPLIT_THREADS = 256
+SPLIT_MIN_SLICE = 8192  # columns: one tile of 256 threads x 32 elements, 16 to 64 KB
+SPLIT_MOST = 1024  # slices of a row: every block reads the states of them all
+WAVES = 4  # blocks per SM that a split aims at
+MERGE_ROWS = 4  # warps, one a row, in a block of softmax_merge
+STATE_MERGE_THREADS = 128
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: `grid` blocks (of which `cluster` neighbours form a cluster) of `block` threads."""
+
+    header: str
+    name: str
+    grid: int
+    block: int
+    cluster: int = 1
+
+
+@dataclass(frozen=True)
+class SoftmaxPlan:
+    """Launches of one call, in order; all take the same parameters, HEAD then `geometry`."""
+
+    kernels: tuple[Kernel, ...]
+    workspace_bytes: int
+    geometry: bytes
+
+
+@dataclass(frozen=True)
+class SoftmaxProblem:
+    """What a softmax kernel is chosen by.
+
+    `result` is a key of RESULTS, or "grad" / "log_grad"; dtypes are names (CTYPES); `aligned`: x
+    and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged rows' offsets, whose
+    columns are `layout`'s and `segments` their number.
+    """
+
+    result: str
+    x: str
+    acc: str
+    out: str
+    layout: Layout
+    masked: bool = False
+    weighted: bool = False
+    aligned: bool = False
+    offsets: str | None = None
+    segments: int = 0
+
+    @property
+    def backward(self) -> bool:
+        return self.result in ("grad", "log_grad")
+
+    @property
+    def reduces(self) -> bool:
+        return self.result in ("lse", "state")
+
+    @property
+    def op(self) -> str:
+        """Name of the op (primitives/softmax_ops.cuh)."""
+        ranks = f"{len(self.layout.row_size)}, {len(self.layout.col_size)}"
+        if self.backward:
+            log = _flag(self.result == "log_grad")
+            return f"SoftmaxBackward<{CTYPES[self.x]}, {CTYPES[self.acc]}, {log}, {ranks}>"
+        types = ", ".join(CTYPES[name] for name in (self.x, self.acc, self.out))
+        flags = f"{RESULTS[self.result]}, {_flag(self.masked)}, {_flag(self.weighted)}"
+        return f"SoftmaxForward<{types}, {flags}, {ranks}>"
+
+    @property
+    def vec(self) -> int:
+        """Elements of one fragment: 16 bytes of the wider of input and output."""
+        widest = ITEMSIZE[self.x] if self.reduces else max(ITEMSIZE[self.x], ITEMSIZE[self.out])
+        return 16 // widest
+
+    @property
+    def words(self) -> int:
+        """Register words an element takes."""
+        return ITEMSIZE[self.acc] // 4 * (2 if self.backward or self.weighted else 1)
+
+    @property
+    def state_bytes(self) -> int:
+        return ITEMSIZE[self.acc] * (1 if self.backward else 2)
+
+    @property
+    def fragments(self) -> int:
+        """Fragments that cover a row, wherever it starts."""
+        past = 0 if self.aligned else self.vec - 1
+        return _ceil_div(self.layout.cols + past, self.vec)
+
+
+@lru_cache(maxsize=4096)
+def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int) -> SoftmaxPlan:
+    """Kernels for one call on a device of this compute capability (90 for sm_90) with `num_sms` multiprocessors."""
+    if problem.offsets is not None or not _rows_are_vectors(problem):
+        return _plan_strided(problem, num_sms)
+    if problem.reduces:
+        return _plan_split(problem, num_sms)
+    return _plan_resident(problem, compute_capability) or _plan_split(problem, num_sms)
+
+
+def plan_state_merge(acc: str, n: int) -> Kernel:
+    """Kernel that merges `n` pairs of states."""
+    name = f"state_merge<{CTYPES[acc]}, {STATE_MERGE_THREADS}>"
+    return Kernel("state_merge.cuh", name, _ceil_div(n, STATE_MERGE_THREADS), STATE_MERGE_THREADS)
+
+
+def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
+    layout = problem.layout
+    moved = ["x"] + ["y"] * problem.backward + ["out"] * (not problem.reduces)
+    return len(layout.col_size) == 1 and all(
+        layout.col_stride[OPERANDS.index(name)] == (1,) for name in moved
+    )
+
+
+def _plan_resident(problem: SoftmaxProblem, compute_capability: int) -> SoftmaxPlan | None:
+    """softmax_rows, where a row fits into the registers of a warp, a block or a cluster."""
+    threads, rows_per_block, fragments, cluster = 0, 1, 0, 1
+    if problem.fragments <= _warp_fragments(problem) * 32:
+        threads, rows_per_block, fragments = _part_of_a_warp(problem)
+    else:
+        for threads, words, cluster, at_least, _ in RESIDENT:
+            if words == WORDS_MOST and (problem.masked or problem.acc == "float64"):
+                continue  # mask bits and float64 arithmetic take the registers that 64 words leave
+            fragments = words // problem.words // problem.vec
+            if (
+                compute_capability >= at_least
+                and problem.fragments <= threads * fragments * cluster
+            ):
+                break
+        else:
+            return None
+    name = f"softmax_rows<{problem.op}, {threads}, {rows_per_block}, {fragments}, {cluster}>"
+    grid = _ceil_div(problem.layout.rows, rows_per_block) * cluster
+    kernel = Kernel("softmax_rows.cuh", name, grid, threads * rows_per_block, cluster)
+    return SoftmaxPlan((kernel,), 0, _geometry(problem))
+
+
+def _warp_fragments(problem: SoftmaxProblem) -> int:
+    """Most fragments a lane holds of a row that one warp holds: 32 words, and at least 2 K elements of 16 bits."""
+    return max(
+        1,
+        WORDS
+        * (2 if problem.vec == 8 and not problem.masked else 1)
+        // problem.words
+        // problem.vec,
+    )
+
+
+def _part_of_a_warp(problem: SoftmaxProblem) -> tuple[int, int, int]:
+    """Threads a row, rows a block of 128 threads, and fragments a thread, for a row of at most a
+    warp.
+
+    8 lanes move 128 bytes with one instruction, which is what a coalesced access wants, so lanes
+    grow to 8 first; then to 4 fragments a lane, to have loads in flight; then to 32 lanes; then to
+    more fragments.
+    """
+    needed = problem.fragments
+    threads = min(8, _power_of_two(needed))
+    threads = max(
+        threads, min(32, _power_of_two(_ceil_div(needed, min(4, _warp_fragments(problem)))))
+    )
+    return threads, 128 // threads, _power_of_two(_ceil_div(needed, threads))
+
+
+def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
+    """softmax_split: reductions, and rows that are too long for softmax_rows."""
+    layout = problem.layout
+    most = max(1, WORDS // problem.words // problem.vec)
+    if problem.reduces and problem.fragments <= 32 * most:
+        threads, rows_per_block, fragments = _part_of_a_warp(problem)
+        fragments = min(fragments, most)
+    else:
+        threads, rows_per_block, fragments = SPLIT_THREADS, 1, most
+        if problem.fragments <= 128 * most:
+            threads = 128
+    groups = _ceil_div(layout.rows, rows_per_block)
+    splits, slice_ = 1, layout.cols + problem.vec
+    if rows_per_block == 1:
+        splits, slice_ = _slices(layout.cols + problem.vec - 1, groups, num_sms, problem.vec)
+
+    def kernel(phase: str) -> Kernel:
+        name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
+        return Kernel("softmax_split.cuh", name, groups * splits, threads * rows_per_block)
+
+    return _in_two_passes(problem, kernel, splits, slice_)
+
+
+def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
+    """softmax_strided: every layout in which the elements of a row are not neighbours, and ragged rows."""
+    layout = problem.layout
+    lanes = 1 if layout.rows == problem.segments else _lanes(layout)
+    cols = layout.cols
+    if problem.offsets is not None:
+        cols = 2 * _ceil_div(
+            cols, max(1, problem.segments)
+        )  # a segment of twice the mean length still is read once
+    for threads, items, _ in STRIDED:
+        items = max(1, items // problem.words // (2 if problem.acc == "float64" else 1))
+        if cols <= threads // lanes * items:
+            break
+    groups = _ceil_div(layout.rows, lanes)
+    splits, slice_ = 1, layout.cols
+    if problem.offsets is None:
+        splits, slice_ = _slices(layout.cols, groups, num_sms, 1, threads // lanes * items)
+    offset = "void" if problem.offsets is None else CTYPES[problem.offsets]
+
+    def kernel(phase: str) -> Kernel:
+        name = f"softmax_strided<{problem.op}, {phase}, {offset}, {lanes}, {threads}, {items}>"
+        return Kernel("softmax_strided.cuh", name, groups * splits, threads)
+
+    if splits == 1 and not problem.reduces:
+        return SoftmaxPlan((kernel("kFused"),), 0, _geometry(problem, 1, slice_))
+    return _in_two_passes(problem, kernel, splits, slice_)
+
+
+def _lanes(layout: Layout) -> int:
+    """Neighbouring rows that are neighbours in memory, at most a warp of them; 1 where the columns lie closer."""
+    x = OPERANDS.index("x")
+    row_stride, col_stride = abs(layout.row_stride[x][-1]), abs(layout.col_stride[x][-1])
+    if layout.cols > 1 and (col_stride < row_stride or row_stride == 0):
+        return 1
+    return min(32, _power_of_two(layout.row_size[-1]))
+
+
+def _slices(
+    cols: int, groups: int, num_sms: int, vec: int, least: int = SPLIT_MIN_SLICE
+) -> tuple[int, int]:
+    """Slices of a row and columns of each: enough blocks to fill the device, but no slice under `least` columns."""
+    wanted = _ceil_div(WAVES * num_sms, groups)
+    splits = max(1, min(wanted, cols // least, SPLIT_MOST))
+    slice_ = _ceil_div(_ceil_div(cols, splits), vec) * vec
+    return _ceil_div(cols, slice_), slice_
+
+
+def _in_two_passes(
+    problem: SoftmaxProblem, kernel: Callable[[str], Kernel], splits: int, slice_: int
+) -> SoftmaxPlan:
+    workspace = problem.layout.rows * splits * problem.state_bytes
+    geometry = _geometry(problem, splits, slice_)
+    if not problem.reduces:
+        return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, geometry)
+    if splits == 1:
+        return SoftmaxPlan((kernel("kReduce"),), 0, geometry)
+    merge = Kernel(
+        "softmax_merge.cuh",
+        f"softmax_merge<{problem.op}, {MERGE_ROWS}>",
+        _ceil_div(problem.layout.rows, MERGE_ROWS),
+        32 * MERGE_ROWS,
+    )
+    return SoftmaxPlan((kernel("kReduce"), merge), workspace, geometry)
+
+
+def _geometry(problem: SoftmaxProblem, splits: int = 1, slice_: int = 0) -> bytes:
+    """SoftmaxParams from `rows` on."""
+    layout = problem.layout
+    width = layout.rows // max(1, problem.segments)
+    values = [layout.rows, layout.cols, splits, slice_, width, *layout.row_size, *layout.col_size]
+    values += itertools.chain(*layout.row_stride, *layout.col_stride)
+    return struct.pack(f"{len(values)}q", *values)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,190 @@
+"""Log-sum-exp, and the mergeable state behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn import _call, _check, _jit, _plan, reference
+from cuattn.reference import SoftmaxState
+
+Axis = int | tuple[int, ...] | None
+
+
+def logsumexp(
+    x: Any,
+    /,
+    axis: Axis = None,
+    *,
+    b: Any = None,
+    where: Any = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    """Logarithm of a sum of exponentials: ``log(sum(b * exp(x)))``, reading x once.
+
+    Parameters
+    ----------
+    x, where, dtype
+        As `softmax`.
+    axis : int, tuple of int or None, optional
+        Axes to reduce; None, the default as in `scipy.special.logsumexp`: all.
+    b : float or array, optional
+        Weights; must broadcast to the shape of x. An element of weight 0 does not take part, even
+        if it is inf or NaN.
+    keepdims : bool, optional
+        Keep reduced axes with length 1.
+    out : array, optional
+        Where to write: exactly the shape and dtype of the result.
+
+    Returns
+    -------
+    lse : array
+        Natural logarithm, in the dtype of x (float64 for integers; the wider one where b is a wider
+        array), or `dtype`. A negative sum gives NaN, an empty one -inf.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+    """
+    x = _call.enter("x", x)
+    first = ("x", x)
+    weight, number = (None, 1.0) if b is None else _call.array_or_number("b", b, first)
+    where = _call.mask(where, first)
+    request = _call.Request(
+        "lse",
+        _check.axes(axis, x.ndim),
+        _call.Meta(x.shape, x.strides, x.dtype),
+        where=_call.meta(where),
+        weight=_call.meta(weight),
+        dtype=_check.float_dtype(dtype),
+        keepdims=bool(keepdims),
+    )
+    expected = _call.results(request)
+    if out is not None:
+        inputs = [first, ("where", where), ("b", weight)]
+        (out,) = _call.check_out(out, [(expected.stat_shape, expected.stat_dtype)], inputs)
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
+        return reference.logsumexp(
+            x,
+            request.axes,
+            b=b,
+            where=where,
+            keepdims=request.keepdims,
+            dtype=expected.dtype,
+            out=out,
+        )
+    if b is not None:
+        weight = (
+            runtime.full(x, (), number, expected.acc)
+            if weight is None
+            else _call.cast(weight, expected.acc)
+        )
+        request = request._replace(weight=_call.meta(weight), dtype=expected.dtype)
+    return _call.run(
+        runtime, request, _call.Operands(x, where=where, weight=weight), 1.0, stat=out
+    )[1]
+
+
+def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
+    """What a softmax needs to know of a row, in a form that merges: maximum and sum of
+    exponentials.
+
+    Parameters
+    ----------
+    x, axis, scale
+        As `softmax`.
+
+    Returns
+    -------
+    state : SoftmaxState
+        ``m = max(scale * x)`` and ``l = sum(exp(scale * x - m))``, shape of x without `axis`, float32 (float64 for float64
+        and integers). ``state.lse`` is ``m + log(l)``. Of nothing: ``(-inf, 0)``. Where m is
+        infinite, l is the sum without m.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    merge : The state of two parts of a row.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
+    """
+    x = _call.enter("x", x)
+    scale_array, scale_value = _call.scale(scale, ("x", x))
+    request = _call.Request(
+        "state",
+        _check.axes(axis, x.ndim),
+        _call.Meta(x.shape, x.strides, x.dtype),
+        scale=_call.meta(scale_array),
+    )
+    expected = _call.results(request)
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
+        state = reference.softmax_state(x, request.axes, scale=scale)
+        return SoftmaxState(*(np.asarray(part, expected.acc) for part in state))
+    scale_array = _call.cast(scale_array, expected.acc)
+    request = request._replace(scale=_call.meta(scale_array))
+    _, m, l = _call.run(runtime, request, _call.Operands(x, scale=scale_array), scale_value)  # noqa: E741
+    return SoftmaxState(m, l)
+
+
+def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
+    """State of a row from the states of two parts of it: associative, and commutative, up to
+    rounding.
+
+    Parameters
+    ----------
+    a, b : SoftmaxState
+        Of one shape and dtype; ``(-inf, 0)`` is the state of nothing.
+
+    Returns
+    -------
+    state : SoftmaxState
+
+    Raises
+    ------
+    TypeError
+        If a or b is no state, or their arrays differ in library or dtype.
+    ValueError
+        If their shapes differ or they are on different devices.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
+    """
+    parts: list[tuple[str, Any]] = []
+    for name, state in (("a", a), ("b", b)):
+        _check.state(name, state, SoftmaxState)
+        for field, value in zip("ml", state, strict=True):
+            array = _call.enter(f"{name}.{field}", value, parts[0] if parts else None)
+            _check.floating(f"{name}.{field}", array.dtype)
+            if parts:
+                shape, dtype = parts[0][1].shape, parts[0][1].dtype
+                _check.same_shape_and_dtype(
+                    f"{name}.{field}", array.shape, array.dtype, "a.m", shape, dtype
+                )
+            parts.append((f"{name}.{field}", array))
+    arrays = [array for _, array in parts]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    _check.state_dtype(dtype)
+    runtime = _jit.runtime_of(arrays[0])
+    if runtime is None:
+        both = reference.merge(a, b)
+        return SoftmaxState(*(np.asarray(part, dtype) for part in both))
+    arrays = [runtime.xp.ascontiguousarray(array) for array in arrays]
+    m, l = (runtime.empty(arrays[0], shape, dtype) for _ in "ml")  # noqa: E741
+    if m.size:
+        addresses = (runtime.address(array) for array in (*arrays, m, l))
+        params = _plan.STATE_MERGE.pack(*addresses, m.size)
+        runtime.launch(_plan.plan_state_merge(dtype.name, m.size), params, tuple(arrays), (m, l))
+    return SoftmaxState(m, l)

@@ -1,0 +1,212 @@
+"""The ground truth: every public function on NumPy arrays, in float64, as short as the formula.
+
+Same names and signatures as the package. Integers and narrow floats are widened to float64 (a
+wider input keeps its type), and results stay that wide unless `dtype` or `out` says otherwise. No
+argument is checked here beyond what NumPy does by itself, and no RuntimeWarning escapes.
+
+Notation of Milakov & Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867):
+``m`` is the running maximum and ``l`` the running sum (``d`` in the paper, ℓ in FlashAttention).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = [
+    "SoftmaxState",
+    "log_softmax",
+    "log_softmax_backward",
+    "logsumexp",
+    "merge",
+    "segment_softmax",
+    "softmax",
+    "softmax_backward",
+    "softmax_state",
+]
+
+Axis = int | tuple[int, ...] | None
+_quiet = np.errstate(all="ignore")
+
+
+class SoftmaxState(NamedTuple):
+    """What online softmax knows of a row: its maximum `m` and ``l = sum(exp(x - m))``.
+
+    The empty state is ``(-inf, 0)``. Where `m` is not finite, `l` is the sum without the shift.
+    """
+
+    m: Any
+    l: Any  # noqa: E741 - the name in the papers
+
+    @property
+    def lse(self) -> Any:
+        """Natural log-sum-exp of the row, ``m + log(l)``; -inf for an empty state."""
+        with np.errstate(all="ignore"):
+            return np.add(self.m, np.log(self.l))
+
+
+def _wide(x: ArrayLike) -> np.ndarray:
+    """`x` in float64, or in its own type where that is wider."""
+    x = np.asarray(x)
+    return x.astype(np.result_type(x.dtype, np.float64))
+
+
+def _scores(x: ArrayLike, scale: ArrayLike | None, where: ArrayLike | None) -> np.ndarray:
+    """The scaled scores; an element that does not take part is -inf, whatever it holds."""
+    s = _wide(x) if scale is None else _wide(x) * _wide(scale)
+    return s if where is None else np.where(where, s, -np.inf)
+
+
+def _max(s: np.ndarray, axis: Axis) -> np.ndarray:
+    """Row maximum with kept dimensions: NaN is sticky, -inf for an empty row."""
+    return np.max(s, axis=axis, keepdims=True, initial=-np.inf)
+
+
+def _shift(m: np.ndarray) -> np.ndarray:
+    """What is safe to subtract: ``-inf - (-inf)`` and ``inf - inf`` would be NaN."""
+    return np.where(np.isfinite(m), m, 0)
+
+
+def _result(y: ArrayLike, dtype: DTypeLike | None = None, out: Any = None) -> Any:
+    """`y` in `dtype`, or written into `out`."""
+    if out is None:
+        return np.asarray(y, dtype)
+    np.copyto(out, y, casting="unsafe")
+    return out
+
+
+@_quiet
+def softmax(
+    x: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """``exp(scale * x) / sum(exp(scale * x))`` over the elements that take part; the others are 0.
+
+    With ``return_lse=True`` also the natural log-sum-exp, without the reduced axes.
+    """
+    s = _scores(x, scale, where)
+    m = _max(s, axis)
+    p = np.exp(s - m)  # not _shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
+    y = p / np.sum(p, axis=axis, keepdims=True)
+    y = y if where is None else np.where(where, y, 0)
+    if not return_lse:
+        return _result(y, dtype, out)
+    out_y, out_lse = (None, None) if out is None else out
+    lse = _shift(m) + np.log(np.sum(np.exp(s - _shift(m)), axis=axis, keepdims=True))
+    return _result(y, dtype, out_y), _result(np.squeeze(lse, axis), out=out_lse)
+
+
+@_quiet
+def log_softmax(
+    x: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+) -> Any:
+    """``scale * x - log(sum(exp(scale * x)))``; -inf where an element does not take part."""
+    s = _scores(x, scale, where)
+    s = s - _shift(_max(s, axis))
+    y = s - np.log(np.sum(np.exp(s), axis=axis, keepdims=True))
+    return _result(y if where is None else np.where(where, y, -np.inf), dtype, out)
+
+
+@_quiet
+def logsumexp(
+    x: ArrayLike,
+    /,
+    axis: Axis = None,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+) -> Any:
+    """``log(sum(b * exp(x)))``. An element with ``b == 0`` is out, even if it is inf or NaN."""
+    b = _wide(1 if b is None else b)
+    part = (b != 0) if where is None else np.logical_and(where, b != 0)
+    s = _scores(x, None, part)
+    shift = _shift(_max(s, axis))
+    total = np.sum(np.where(part, b, 0) * np.exp(s - shift), axis=axis, keepdims=True)
+    lse = shift + np.log(total)
+    return _result(lse if keepdims else np.squeeze(lse, axis), dtype, out)
+
+
+@_quiet
+def softmax_backward(
+    grad: ArrayLike,
+    y: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: ArrayLike | None = None,
+    out: Any = None,
+) -> Any:
+    """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x)."""
+    grad, y = _wide(grad), _wide(y)
+    dx = y * (grad - np.sum(grad * y, axis=axis, keepdims=True))
+    return _result(dx if scale is None else _wide(scale) * dx, out=out)
+
+
+@_quiet
+def log_softmax_backward(
+    grad: ArrayLike,
+    y: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: ArrayLike | None = None,
+    out: Any = None,
+) -> Any:
+    """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``."""
+    grad, y = _wide(grad), _wide(y)
+    dx = grad - np.exp(y) * np.sum(grad, axis=axis, keepdims=True)
+    return _result(dx if scale is None else _wide(scale) * dx, out=out)
+
+
+@_quiet
+def segment_softmax(
+    x: ArrayLike, cu_seqlens: ArrayLike, /, *, scale: ArrayLike | None = None, out: Any = None
+) -> Any:
+    """`softmax` over axis 0 of each segment ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``.
+
+    `scale` broadcasts to ``(num_segments, *x.shape[1:])``.
+    """
+    x, ends = _wide(x), np.asarray(cu_seqlens)
+    y = np.zeros_like(x)
+    scales = np.broadcast_to(1 if scale is None else scale, (len(ends) - 1, *x.shape[1:]))
+    for begin, end, segment_scale in zip(ends[:-1], ends[1:], scales, strict=True):
+        y[begin:end] = softmax(x[begin:end], axis=0, scale=segment_scale)
+    return _result(y, out=out)
+
+
+@_quiet
+def softmax_state(
+    x: ArrayLike, /, axis: Axis = -1, *, scale: ArrayLike | None = None
+) -> SoftmaxState:
+    """The state of each row, without the reduced axes (paper, Algorithm 3, lines 1-6)."""
+    s = _scores(x, scale, None)
+    m = _max(s, axis)
+    l = np.sum(np.exp(s - _shift(m)), axis=axis, keepdims=True)  # noqa: E741
+    return SoftmaxState(_result(np.squeeze(m, axis)), _result(np.squeeze(l, axis)))
+
+
+@_quiet
+def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
+    """The state of two parts of a row (paper, eq. 4): a commutative monoid up to rounding."""
+    m = np.maximum(a.m, b.m)
+    l = sum(_wide(part.l) * np.exp(_wide(part.m) - _shift(m)) for part in (a, b))  # noqa: E741
+    return SoftmaxState(_wide(m), _result(l))

@@ -1,0 +1,300 @@
+"""Softmax and log-softmax, their gradients, and softmax of ragged rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn import _call, _check, _jit, reference
+
+Axis = int | tuple[int, ...] | None
+
+
+def softmax(
+    x: Any,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax along an axis: ``exp(scale * x) / sum(exp(scale * x))``.
+
+    As `scipy.special.softmax`, but the default axis is the last one. Reads x once and writes the
+    result once where a row fits into the registers of a thread block (16 to 32 K elements) or, on
+    sm_90 and newer, of a cluster of blocks (256 K).
+
+    Parameters
+    ----------
+    x : cupy.ndarray or numpy.ndarray
+        float16, bfloat16, float32, float64 or integers, of any shape and strides. A CUDA array of
+        another library is taken without a copy. A NumPy array is computed by `cuattn.reference`.
+    axis : int, tuple of int or None, optional
+        Axes that together form a row; None: all.
+    scale : float or array, optional
+        Multiplies x first (an inverse temperature). An array must broadcast to the shape of x with
+        `axis` of length 1.
+    where : array of bool, optional
+        Elements that take part; must broadcast to the shape of x. The others give 0, whatever they
+        hold.
+    dtype : dtype, optional
+        float16, bfloat16, float32 or float64: what is computed to and returned. Default: dtype of
+        x, float64 for integers.
+    out : array or tuple of arrays, optional
+        Where to write: exactly the shape and dtype of the result, any strides. x itself is allowed.
+        With `return_lse` a pair.
+    return_lse : bool, optional
+        Also return ``log(sum(exp(scale * x)))``.
+
+    Returns
+    -------
+    y : array, shape of x
+    lse : array, shape of x without `axis`
+        Natural logarithm; float32, or float64 where the result is float64. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+    ValueError
+        If shapes do not fit, arrays are on different devices, or `out` overlaps an input in part.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    Notes
+    -----
+    16-bit and float32 results accumulate in float32, float64 ones in float64. A row that holds NaN
+    or +inf is NaN, as is a row of nothing but -inf; a row in which nothing takes part is 0 with an
+    lse of -inf. Runs on the current stream of the device of x and does not synchronise. Arrays with
+    more than 8 separate row dimensions are copied first.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
+    algorithm 3.
+
+    Examples
+    --------
+    >>> cuattn.softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]]))
+    array([[0.25, 0.25, 0.5 ]])
+    """
+    return _transform("prob", x, axis, scale, where, dtype, out, return_lse)
+
+
+def log_softmax(
+    x: Any,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    """Logarithm of the softmax along an axis: ``scale * x - log(sum(exp(scale * x)))``.
+
+    Parameters
+    ----------
+    x, axis, scale, where, dtype, out
+        As `softmax`; elements that do not take part give -inf.
+
+    Returns
+    -------
+    y : array, shape of x
+        Natural logarithms.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Notes
+    -----
+    As `scipy.special.log_softmax` for rows that are not finite: with +inf, NaN there and -inf
+    elsewhere; with NaN, or nothing but -inf, all NaN.
+    """
+    return _transform("log_prob", x, axis, scale, where, dtype, out, False)
+
+
+def softmax_backward(
+    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
+) -> Any:
+    """Gradient of `softmax` with respect to x: ``scale * y * (grad - sum(grad * y))``.
+
+    Parameters
+    ----------
+    grad : cupy.ndarray or numpy.ndarray
+        Gradient with respect to the result; float16, bfloat16, float32 or float64, any strides.
+    y : array, shape and dtype of grad
+        The result, ``softmax(x, axis, scale=scale)``.
+    axis, scale
+        As in the forward call.
+    out : array, optional
+        Where to write; grad or y itself is allowed.
+
+    Returns
+    -------
+    dx : array, shape and dtype of grad
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+    """
+    return _gradient("grad", grad, y, axis, scale, out)
+
+
+def log_softmax_backward(
+    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
+) -> Any:
+    """Gradient of `log_softmax` with respect to x: ``scale * (grad - exp(y) * sum(grad))``.
+
+    Parameters
+    ----------
+    grad, axis, scale, out
+        As `softmax_backward`.
+    y : array, shape and dtype of grad
+        The result, ``log_softmax(x, axis, scale=scale)``.
+
+    Returns
+    -------
+    dx : array, shape and dtype of grad
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+    """
+    return _gradient("log_grad", grad, y, axis, scale, out)
+
+
+def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any = None) -> Any:
+    """Softmax of each segment of ragged rows, laid end to end along axis 0.
+
+    Parameters
+    ----------
+    x : cupy.ndarray or numpy.ndarray, shape (total, ...)
+        dtypes as `softmax`. Further axes are independent columns.
+    cu_seqlens : array, shape (segments + 1,), int32 or int64
+        Segment i is ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``. From 0, never falling, ending at
+        `total`: checked where it is a NumPy array; a device array is trusted, and never leads
+        outside x.
+    scale : float or array, optional
+        Multiplies x first; an array must broadcast to ``(segments, *x.shape[1:])``.
+    out : array, optional
+        Where to write: shape of x, dtype of the result. x itself is allowed.
+
+    Returns
+    -------
+    y : array, shape of x
+        dtype of x, float64 for integers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+    """
+    x, offsets = _call.enter_pair("x", x, "cu_seqlens", cu_seqlens)
+    first = ("x", x)
+    _check.at_least_1d("x", x.shape)
+    _check.segments(offsets, x.shape[0], isinstance(offsets, np.ndarray))
+    scale_array, scale_value = _call.scale(scale, first)
+    request = _call.Request(
+        "prob",
+        (0,),
+        _call.Meta(x.shape, x.strides, x.dtype),
+        scale=_call.meta(scale_array),
+        offsets=_call.meta(offsets),
+    )
+    expected = _call.results(request)
+    if out is not None:
+        inputs = [first, ("cu_seqlens", offsets), ("scale", scale_array)]
+        (out,) = _call.check_out(out, [(x.shape, expected.dtype)], inputs)
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
+        y = reference.segment_softmax(x, offsets, scale=scale, out=out)
+        return y if out is not None else y.astype(expected.dtype)
+    offsets = runtime.xp.ascontiguousarray(offsets)
+    scale_array = _call.cast(scale_array, expected.acc)
+    request = request._replace(scale=_call.meta(scale_array))
+    operands = _call.Operands(x, scale=scale_array, offsets=offsets)
+    return _call.run(runtime, request, operands, scale_value, out)[0]
+
+
+def _transform(
+    result: str, x: Any, axis: Axis, scale: Any, where: Any, dtype: Any, out: Any, return_lse: bool
+) -> Any:
+    x = _call.enter("x", x)
+    first = ("x", x)
+    scale_array, scale_value = (None, 1.0) if scale is None else _call.scale(scale, first)
+    if where is not None:
+        where = _call.mask(where, first)
+    request = _call.Request(
+        result,
+        _check.axes(axis, x.ndim),
+        _call.Meta(x.shape, x.strides, x.dtype),
+        where=_call.meta(where),
+        scale=_call.meta(scale_array),
+        dtype=_check.float_dtype(dtype),
+    )
+    expected = _call.results(request)
+    y = lse = None
+    if out is not None:
+        inputs = [first, ("scale", scale_array), ("where", where)]
+        shapes = [(x.shape, expected.dtype), (expected.stat_shape, expected.stat_dtype)]
+        y, lse = (*_call.check_out(out, shapes[: 1 + return_lse], inputs), None)[:2]
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
+        return _reference_transform(result, x, request, scale, where, expected, y, lse, return_lse)
+    if scale_array is not None:
+        scale_array = _call.cast(scale_array, expected.acc)
+        request = request._replace(scale=_call.meta(scale_array))
+    operands = _call.Operands(x, where=where, scale=scale_array)
+    y, lse, _ = _call.run(runtime, request, operands, scale_value, y, lse, return_lse)
+    return (y, lse) if return_lse else y
+
+
+def _reference_transform(result, x, request, scale, where, expected, y, lse, return_lse):
+    options = {"scale": scale, "where": where, "dtype": expected.dtype}
+    if result == "log_prob":
+        return reference.log_softmax(x, request.axes, **options, out=y)
+    if not return_lse:
+        return reference.softmax(x, request.axes, **options, out=y)
+    made = reference.softmax(x, request.axes, **options, return_lse=True)
+    if y is None:
+        return made[0], np.asarray(made[1], expected.stat_dtype)
+    y[...], lse[...] = made
+    return y, lse
+
+
+def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) -> Any:
+    grad, y = _call.enter_pair("grad", grad, "y", y)
+    first = ("grad", grad)
+    scale_array, scale_value = _call.scale(scale, first)
+    request = _call.Request(
+        result,
+        _check.axes(axis, grad.ndim),
+        _call.Meta(grad.shape, grad.strides, grad.dtype),
+        y=_call.meta(y),
+        scale=_call.meta(scale_array),
+    )
+    expected = _call.results(request)
+    if out is not None:
+        inputs = [first, ("y", y), ("scale", scale_array)]
+        (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
+    runtime = _jit.runtime_of(grad)
+    if runtime is None:
+        function = (
+            reference.softmax_backward if result == "grad" else reference.log_softmax_backward
+        )
+        dx = function(grad, y, request.axes, scale=scale, out=out)
+        return dx if out is not None else dx.astype(grad.dtype)
+    scale_array = _call.cast(scale_array, expected.acc)
+    request = request._replace(scale=_call.meta(scale_array))
+    return _call.run(
+        runtime, request, _call.Operands(grad, y, scale=scale_array), scale_value, out
+    )[0]

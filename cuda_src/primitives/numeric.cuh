@@ -1,0 +1,64 @@
+// Element types, accumulator types and the exponential: the only file that knows what a half is.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <ptx/math.cuh>
+
+template <class A, class B>
+constexpr bool kIsSame = false;
+template <class A>
+constexpr bool kIsSame<A, A> = true;
+
+// Elements to accumulators: exact but for 64-bit integers, and for float64 read into a float32 accumulator.
+template <class Acc, class T>
+__device__ __forceinline__ Acc to_acc(T value) {
+  return static_cast<Acc>(value);
+}
+template <class Acc>
+__device__ __forceinline__ Acc to_acc(__half value) {
+  return static_cast<Acc>(__half2float(value));
+}
+template <class Acc>
+__device__ __forceinline__ Acc to_acc(__nv_bfloat16 value) {
+  return static_cast<Acc>(__bfloat162float(value));
+}
+
+// Accumulator to element, rounded once to nearest even.
+template <class T, class Acc>
+__device__ __forceinline__ T from_acc(Acc value) {
+  constexpr bool kDouble = kIsSame<Acc, double>;
+  if constexpr (kIsSame<T, __half>) {
+    return kDouble ? __double2half(value) : __float2half_rn(value);
+  } else if constexpr (kIsSame<T, __nv_bfloat16>) {
+    return kDouble ? __double2bfloat16(value) : __float2bfloat16_rn(value);
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <class Acc>
+struct Limits;
+template <>
+struct Limits<float> {
+  static __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+  static __device__ __forceinline__ float nan() { return __int_as_float(0x7fffffff); }
+};
+template <>
+struct Limits<double> {
+  static __device__ __forceinline__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
+  static __device__ __forceinline__ double nan() { return __longlong_as_double(0x7fffffffffffffffLL); }
+};
+
+// Larger of two; a NaN gives way to a number (it is kept by the sum of exponentials instead, see SoftmaxState).
+__device__ __forceinline__ float max_number(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double max_number(double a, double b) { return fmax(a, b); }
+
+// e^x. In float32 one multiplication and one MUFU.EX2; callers subtract the maximum first, so that x <= 0 and rounding
+// x * log2(e) costs at most |x| half ulps of a result that is e^x small.
+__device__ __forceinline__ float exp_natural(float x) { return ptx::exp2_approx(x * 1.4426950408889634f); }
+__device__ __forceinline__ double exp_natural(double x) { return ptx::exp_f64(x); }
+
+__device__ __forceinline__ float log_natural(float x) { return logf(x); }
+__device__ __forceinline__ double log_natural(double x) { return log(x); }

@@ -1,0 +1,249 @@
+// What the kernels do to a row, apart from how they walk over it: the forward ops and the backward ones.
+//
+// Every op has the same members. A thread holds elements as Items<kCount> (one fragment of a contiguous row, or one
+// element of a strided one: kCount = 1) and their reduction as a State:
+//   load        elements of the row; what is outside or masked counts for nothing
+//   accumulate  the state of a tile of items: tile maximum first, then one exponential an element
+//   finish      takes the reduction of the whole row
+//   prepare     brings items that never went through accumulate to where accumulate leaves them
+//   store       the results of items, after finish
+//   store_stat  the row's lse or state
+#pragma once
+
+#include <primitives/softmax_params.cuh>
+#include <primitives/softmax_state.cuh>
+#include <primitives/vector.cuh>
+
+enum SoftmaxResult { kProb, kLogProb, kLse, kState };
+
+template <class A, class B>
+constexpr int kFragmentOf = 16 / (sizeof(A) > sizeof(B) ? sizeof(A) : sizeof(B));
+
+// Results of one fragment of a contiguous row, or of one element of a strided one.
+template <bool kWholeWarps, int kCount, class Params, class Out, class Acc, class Index>
+__device__ __forceinline__ void store_items(const Params& params, Out* out, Index col, Index begin, Index end,
+                                            const Acc (&value)[kCount]) {
+  if constexpr (kCount > 1) {
+    store_fragment<kWholeWarps>(out, col, begin, end, value);
+  } else if (col >= begin && col < end) {
+    ptx::st_global_streaming(out + params.col_offset(kOut, col), from_acc<Out>(value[0]));
+  }
+}
+
+// softmax, log_softmax, logsumexp (with weights b) and softmax_state of t = scale * x.
+template <class In, class Acc, class Out, SoftmaxResult kResult, bool kMasked, bool kWeighted, int kRowRank,
+          int kColRank>
+struct SoftmaxForward {
+  using State = SoftmaxState<Acc>;
+  using Params = SoftmaxParams<kRowRank, kColRank>;
+  static constexpr int kVec = kResult <= kLogProb ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
+  static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
+
+  template <int kCount>
+  struct Items {
+    Acc t[kCount];     // scaled elements; exponentials once accumulated, if probabilities are wanted
+    Acc w[kCount];     // weights (kWeighted)
+    unsigned present;  // bit i: element i takes part (kMasked)
+  };
+
+  const Params& params;
+  const In* x;
+  const bool* where;
+  const Acc* weight;
+  Out* out;
+  Acc scale;
+  Acc shift, factor;  // after finish: kProb is e^t * factor, kLogProb is t - shift - factor
+
+  __device__ __forceinline__ SoftmaxForward(const Params& p, long long row)
+      : params(p),
+        x(static_cast<const In*>(p.x) + p.row_offset(kX, row)),
+        where(static_cast<const bool*>(p.where) + (kMasked ? p.row_offset(kWhere, row) : 0)),
+        weight(static_cast<const Acc*>(p.weight) + (kWeighted ? p.row_offset(kWeight, row) : 0)),
+        out(static_cast<Out*>(p.out) + p.row_offset(kOut, row)),
+        scale(static_cast<Acc>(p.scale_value)) {
+    if (p.scale) scale = ptx::ld_global(static_cast<const Acc*>(p.scale) + p.row_offset(kScale, row));
+  }
+
+  __device__ __forceinline__ int past_boundary() const { return elements_past_boundary<In, kVec>(x); }
+
+  template <bool kStreaming, int kCount, class Index>
+  __device__ __forceinline__ void load(Items<kCount>& items, Index col, Index begin, Index end) const {
+    bool whole = col >= begin && col < end;
+    if constexpr (kCount > 1) {
+      whole = load_fragment<kStreaming>(x, col, begin, end, items.t);
+    } else if (whole) {
+      const In* ptr = x + params.col_offset(kX, col);
+      items.t[0] = to_acc<Acc>(kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
+    }
+    if (whole && !kMasked && !kWeighted) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) items.t[i] *= scale;
+      return;
+    }
+    items.present = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      bool present = col + i >= begin && col + i < end;
+      if constexpr (kMasked) {
+        if (present) present = ptx::ld_global(where + params.col_offset(kWhere, col + i));
+      }
+      if constexpr (kWeighted) {
+        items.w[i] = present ? ptx::ld_global(weight + params.col_offset(kWeight, col + i)) : Acc(0);
+        present = items.w[i] != 0;  // b = 0 takes out even an inf or a NaN
+      }
+      items.t[i] = present ? items.t[i] * scale : -Limits<Acc>::infinity();
+      items.present |= unsigned(present) << i;
+    }
+  }
+
+  // The state of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
+  template <int kGroup, int kTile, int kCount>
+  __device__ __forceinline__ State accumulate(Items<kCount> (&tile)[kTile], int used, State floor) const {
+    Acc m = floor.m;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i >= used) break;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) m = max_number(m, tile[i].t[j]);
+    }
+    m = group_max<kGroup>(m);
+
+    Acc l = 0;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i >= used) break;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        const Acc e = exp_natural(tile[i].t[j] - shift_of(m));
+        l += kWeighted ? e * tile[i].w[j] : e;
+        if (kResult == kProb) tile[i].t[j] = e;
+      }
+    }
+    return {m, l};
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void prepare(Items<kCount>& items, State total) const {
+    if constexpr (kResult == kProb) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) items.t[j] = exp_natural(items.t[j] - shift_of(total.m));
+    }
+  }
+
+  // `part`: the state whose m the items' exponentials are relative to; `total`: the whole row's.
+  __device__ __forceinline__ void finish(State part, State total) {
+    shift = shift_of(total.m);
+    if constexpr (kResult == kProb) {
+      factor = exp_natural(part.m - shift) / total.l;
+      if (total.m == Limits<Acc>::infinity()) factor = Limits<Acc>::nan();  // exp(inf - inf)
+    } else {
+      factor = log_natural(total.l);
+    }
+  }
+
+  template <bool kWholeWarps, int kCount, class Index>
+  __device__ __forceinline__ void store(const Items<kCount>& items, Index col, Index begin, Index end) const {
+    Acc value[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      value[j] = kResult == kProb ? items.t[j] * factor : items.t[j] - shift - factor;
+      if (kMasked && !(items.present >> j & 1)) value[j] = kResult == kProb ? Acc(0) : -Limits<Acc>::infinity();
+    }
+    store_items<kWholeWarps>(params, out, col, begin, end, value);
+  }
+
+  __device__ __forceinline__ void store_stat(State total, long long row) const {
+    const long long offset = params.row_offset(kStat, row);
+    if constexpr (kResult == kLse) {
+      ptx::st_global(static_cast<Out*>(params.stat) + offset, from_acc<Out>(total.lse()));
+    } else if constexpr (kResult == kState) {
+      const Acc m = total.l == total.l ? total.m : total.l;  // a NaN in the row shows in both
+      ptx::st_global(static_cast<Acc*>(params.stat) + offset, m);
+      ptx::st_global(static_cast<Acc*>(params.stat_l) + offset, total.l);
+    } else if (params.stat) {
+      ptx::st_global(static_cast<Acc*>(params.stat) + offset, total.lse());
+    }
+  }
+};
+
+// Gradient of x from the gradient g of the output and the forward result y (Milakov & Gimelshein do not give it):
+//   y = softmax(scale x):      scale y (g - sum(g y))
+//   y = log_softmax(scale x):  scale (g - exp(y) sum(g))
+template <class T, class Acc, bool kLog, int kRowRank, int kColRank>
+struct SoftmaxBackward {
+  using State = SumState<Acc>;
+  using Params = SoftmaxParams<kRowRank, kColRank>;
+  static constexpr int kVec = kFragmentOf<T, T>;
+
+  template <int kCount>
+  struct Items {
+    Acc g[kCount];
+    Acc y[kCount];  // probabilities, once accumulated
+  };
+
+  const Params& params;
+  const T* grad;
+  const T* y;
+  T* out;
+  Acc scale;
+  Acc sum;
+
+  __device__ __forceinline__ SoftmaxBackward(const Params& p, long long row)
+      : params(p),
+        grad(static_cast<const T*>(p.x) + p.row_offset(kX, row)),
+        y(static_cast<const T*>(p.y) + p.row_offset(kY, row)),
+        out(static_cast<T*>(p.out) + p.row_offset(kOut, row)),
+        scale(static_cast<Acc>(p.scale_value)) {
+    if (p.scale) scale = ptx::ld_global(static_cast<const Acc*>(p.scale) + p.row_offset(kScale, row));
+  }
+
+  __device__ __forceinline__ int past_boundary() const { return elements_past_boundary<T, kVec>(grad); }
+
+  template <bool kStreaming, int kCount, class Index>
+  __device__ __forceinline__ void load(Items<kCount>& items, Index col, Index begin, Index end) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) items.g[i] = items.y[i] = 0;
+    if constexpr (kCount > 1) {
+      load_fragment<kStreaming>(grad, col, begin, end, items.g);
+      load_fragment<kStreaming>(y, col, begin, end, items.y);
+    } else if (col >= begin && col < end) {
+      items.g[0] = to_acc<Acc>(ptx::ld_global(grad + params.col_offset(kX, col)));
+      items.y[0] = to_acc<Acc>(ptx::ld_global(y + params.col_offset(kY, col)));
+    }
+  }
+
+  template <int kGroup, int kTile, int kCount>
+  __device__ __forceinline__ State accumulate(Items<kCount> (&tile)[kTile], int used, State) const {
+    Acc part = 0;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i >= used) break;
+      prepare(tile[i], {});
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) part += kLog ? tile[i].g[j] : tile[i].g[j] * tile[i].y[j];
+    }
+    return {part};
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void prepare(Items<kCount>& items, State) const {
+    if constexpr (kLog) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) items.y[j] = exp_natural(items.y[j]);
+    }
+  }
+
+  __device__ __forceinline__ void finish(State, State total) { sum = total.sum; }
+
+  template <bool kWholeWarps, int kCount, class Index>
+  __device__ __forceinline__ void store(const Items<kCount>& items, Index col, Index begin, Index end) const {
+    Acc value[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      value[j] = scale * (kLog ? items.g[j] - items.y[j] * sum : items.y[j] * (items.g[j] - sum));
+    }
+    store_items<kWholeWarps>(params, out, col, begin, end, value);
+  }
+
+  __device__ __forceinline__ void store_stat(State, long long) const {}
+};

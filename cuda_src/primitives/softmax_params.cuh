@@ -1,0 +1,60 @@
+// What the host hands to every kernel of the softmax family: one struct, packed by cuattn/_plan.py (same order).
+//
+// A row is one softmax; its elements are columns. Rows and columns are index spaces of kRowRank and kColRank
+// dimensions, slowest first, after the host has dropped and joined every dimension it can; strides are in elements, of
+// any sign, 0 for an operand that is broadcast.
+#pragma once
+
+// What one launch does to its rows, or to its slices of them.
+enum SoftmaxPass {
+  kFused,      // everything
+  kReduce,     // the state of each slice; to `partial`, or as the row's result where that is null
+  kNormalize,  // merges the row's partial states, then reads the slice again and writes it
+};
+
+enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands };
+
+template <int kRowRank, int kColRank>
+struct SoftmaxParams {
+  const void* x;        // input; in the backward pass the gradient of the output
+  const void* y;        // backward: the forward result
+  const void* where;    // bool, true = takes part
+  const void* weight;   // Acc, logsumexp's b
+  const void* scale;    // Acc, one a row; null: scale_value
+  void* out;            // softmax, log_softmax or gradient of x
+  void* stat;           // one a row: lse, or m of the state; null: not wanted
+  void* stat_l;         // one a row: l of the state
+  void* partial;        // [rows, splits] State, between the kernels of a split row
+  const void* offsets;  // [segments + 1] int or long long: ragged rows begin and end here
+  double scale_value;
+  long long rows;
+  long long cols;
+  long long splits;         // blocks that share a row
+  long long slice;          // columns of each of them
+  long long segment_width;  // ragged rows: independent columns of one segment
+  long long row_size[kRowRank];
+  long long col_size[kColRank];
+  long long row_stride[kNumOperands][kRowRank];
+  long long col_stride[kNumOperands][kColRank];
+
+  __device__ __forceinline__ long long row_offset(SoftmaxOperand operand, long long row) const {
+    return offset(row, row_size, row_stride[operand]);
+  }
+  __device__ __forceinline__ long long col_offset(SoftmaxOperand operand, long long col) const {
+    return offset(col, col_size, col_stride[operand]);
+  }
+
+ private:
+  template <int kRank>
+  static __device__ __forceinline__ long long offset(long long index, const long long (&size)[kRank],
+                                                     const long long (&stride)[kRank]) {
+    long long sum = 0;
+#pragma unroll
+    for (int d = kRank - 1; d > 0; --d) {
+      const long long quotient = index / size[d];
+      sum += (index - quotient * size[d]) * stride[d];
+      index = quotient;
+    }
+    return sum + index * stride[0];
+  }
+};

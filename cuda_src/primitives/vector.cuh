@@ -1,0 +1,122 @@
+// Fragments of kCount consecutive elements of a row, moved with one access where the row allows it.
+//
+// Kernels lay fragments over a row from the last address at or before its start that is aligned to a whole fragment, so
+// every fragment inside the row is one aligned access, whatever the row's own alignment (V = 50257, sliced views); the
+// first and the last, which may stick out of the row, move element by element.
+#pragma once
+
+#include <primitives/numeric.cuh>
+#include <ptx/memory.cuh>
+
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Fragment {
+  T element[kCount];
+};
+
+// Elements from the fragment boundary at or before `row` to `row` itself.
+template <class T, int kCount>
+__device__ __forceinline__ int elements_past_boundary(const T* row) {
+  return static_cast<int>(reinterpret_cast<unsigned long long>(row) % (sizeof(T) * kCount) / sizeof(T));
+}
+
+// Columns col … col + kCount - 1 of row[begin, end); those outside stay as they were. Returns whether none is outside.
+// kStreaming: nothing reads these bytes again.
+template <bool kStreaming, int kCount, class T, class Acc, class Index>
+__device__ __forceinline__ bool load_fragment(const T* row, Index col, Index begin, Index end, Acc (&value)[kCount]) {
+  const T* ptr = row + col;
+  const bool whole = col >= begin && col + kCount <= end;
+  if (whole && elements_past_boundary<T, kCount>(ptr) == 0) {
+    using Vector = Fragment<T, kCount>;
+    const Vector* vector_ptr = reinterpret_cast<const Vector*>(ptr);
+    Vector vector;
+    if constexpr (kStreaming) {
+      vector = ptx::ld_global_streaming(vector_ptr);
+    } else {
+      vector = ptx::ld_global(vector_ptr);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] = to_acc<Acc>(vector.element[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (col + i >= begin && col + i < end) value[i] = to_acc<Acc>(ptx::ld_global(ptr + i));
+    }
+  }
+  return whole;
+}
+
+// Bytes shift … shift + n - 1 of the 2n bytes (low, high), n the size of a fragment, as a fragment.
+template <class Vector>
+__device__ __forceinline__ Vector funnel(Vector low, Vector high, int shift) {
+  constexpr int kWords = sizeof(Vector) / 4;
+  unsigned int word[2 * kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    word[i] = reinterpret_cast<const unsigned int*>(&low)[i];
+    word[kWords + i] = reinterpret_cast<const unsigned int*>(&high)[i];
+  }
+  // Shift by 8, 4 and 2 bytes as the bits of `shift` say: registers cannot be indexed at run time.
+#pragma unroll
+  for (int step = kWords / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int i = 0; i + step < 2 * kWords; ++i) word[i] = shift & (4 * step) ? word[i + step] : word[i];
+  }
+  Vector result;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    reinterpret_cast<unsigned int*>(&result)[i] = __funnelshift_r(word[i], word[i + 1], 8 * (shift & 2));
+  }
+  return result;
+}
+
+template <class Vector>
+__device__ __forceinline__ Vector shuffle_up(Vector vector) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Vector) / 4); ++i) {
+    unsigned int& word = reinterpret_cast<unsigned int*>(&vector)[i];
+    word = __shfl_up_sync(0xffffffff, word, 1);
+  }
+  return vector;
+}
+
+// Those of elements `first` … kCount - 1 of a fragment at column col that lie inside row[begin, end).
+template <int kCount, class T, class Index>
+__device__ __forceinline__ void store_elements(T* row, Index col, Index begin, Index end, Fragment<T, kCount> vector,
+                                               int first) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i >= first && col + i >= begin && col + i < end) ptx::st_global_streaming(row + col + i, vector.element[i]);
+  }
+}
+
+// Columns col … col + kCount - 1 of row[begin, end). `col` puts *inputs* on fragment boundaries; where the output row
+// is aligned otherwise (a slice of a padded matrix written to a packed one), lanes of a warp that own consecutive
+// fragments exchange elements so that the stores are whole aligned fragments too. kWholeWarps: all 32 lanes call this
+// together and lane i + 1 owns the fragment after lane i's; else unaligned rows are stored element by element.
+template <bool kWholeWarps, int kCount, class T, class Acc, class Index>
+__device__ __forceinline__ void store_fragment(T* row, Index col, Index begin, Index end, const Acc (&value)[kCount]) {
+  using Vector = Fragment<T, kCount>;
+  Vector vector;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) vector.element[i] = from_acc<T>(value[i]);
+
+  const int past = elements_past_boundary<T, kCount>(row + col);  // the same for every fragment of the row
+  int first = 0;
+  if constexpr (kWholeWarps && kCount > 1) {
+    if (past != 0) {
+      // This lane stores the aligned fragment that starts `past` elements before its own, the head of which the lane
+      // below holds; lane 0 has no lane below and lane 31 none above, so these ends are stored by element.
+      const Vector below = shuffle_up(vector);
+      if (threadIdx.x % 32 == 31) store_elements<kCount>(row, col, begin, end, vector, kCount - past);
+      vector = funnel(below, vector, static_cast<int>(sizeof(Vector)) - past * static_cast<int>(sizeof(T)));
+      col -= past;
+      first = threadIdx.x % 32 == 0 ? past : 0;
+    }
+  }
+  const bool aligned = kWholeWarps || past == 0;
+  if (aligned && first == 0 && col >= begin && col + kCount <= end) {
+    ptx::st_global_streaming(reinterpret_cast<Vector*>(row + col), vector);
+  } else {
+    store_elements<kCount>(row, col, begin, end, vector, first);
+  }
+}

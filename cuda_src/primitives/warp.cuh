@@ -1,0 +1,23 @@
+// Reductions over groups of lanes. All 32 lanes of the warp must be active; every lane of a group gets the result.
+#pragma once
+
+#include <primitives/numeric.cuh>
+
+// Groups of kGroup lanes that lie kStride lanes apart; kGroup = 32 / kStride at most, both powers of two.
+template <int kGroup, int kStride = 1, class T>
+__device__ __forceinline__ T group_max(T value) {
+#pragma unroll
+  for (int offset = kGroup / 2; offset > 0; offset /= 2) {
+    value = max_number(value, __shfl_xor_sync(0xffffffff, value, offset * kStride));
+  }
+  return value;
+}
+
+template <int kGroup, int kStride = 1, class T>
+__device__ __forceinline__ T group_sum(T value) {
+#pragma unroll
+  for (int offset = kGroup / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffff, value, offset * kStride);
+  }
+  return value;
+}

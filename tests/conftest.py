@@ -1,0 +1,113 @@
+"""One body, every backend: what the tests of the public API share.
+
+Every run draws one random seed, which feeds the data (`rng`) and the emulator's schedule. pytest's
+header prints it, and ``CUATTN_TEST_SEED`` sets it. ``CUATTN_REQUIRE_GPU=1`` makes a GPU case fail
+where it would be skipped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import secrets
+import zlib
+
+import numpy as np
+import pytest
+
+SEED = "CUATTN_TEST_SEED"
+
+
+def pytest_configure(config):
+    os.environ.setdefault(SEED, str(secrets.randbits(32)))  # inherited by the xdist workers
+
+
+def pytest_report_header(config):
+    return f"{SEED}={os.environ[SEED]}"
+
+
+class NumpyBackend:
+    """NumPy arrays in, NumPy arrays out: `cuattn.reference`, or the kernels on the emulator."""
+
+    xp = np
+
+    def __init__(self, name, arch=None, runtime=None):
+        self.name, self.arch, self.runtime = name, arch, runtime
+
+    def asarray(self, a):
+        """`a` on the backend: the same shape, strides and alignment, and what lies between."""
+        return a
+
+    def asnumpy(self, a):
+        return a
+
+    def ran(self):
+        """Whether kernels have run, where that is known: nothing may fall back in silence."""
+        return self.runtime is None or len(self.runtime.counters) > 0
+
+
+class CupyBackend(NumpyBackend):
+    """CuPy arrays on the current device."""
+
+    def __init__(self):
+        self.xp = pytest.importorskip("cupy")
+        major, minor = divmod(int(self.xp.cuda.Device().compute_capability), 10)
+        super().__init__("gpu", f"sm_{major}{minor}")
+
+    def asarray(self, a):
+        if a.size == 0:
+            return self.xp.empty(a.shape, a.dtype)
+        low, high = np.lib.array_utils.byte_bounds(a)
+        between = np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8)
+        pad = low % 256  # the device allocates in multiples of 256 bytes
+        memory = self.xp.zeros(pad + high - low, np.uint8)
+        memory[pad:] = self.xp.asarray(between)
+        start = memory.data + pad + a.__array_interface__["data"][0] - low
+        return self.xp.ndarray(a.shape, a.dtype, start, a.strides)
+
+    def asnumpy(self, a):
+        return self.xp.asnumpy(a)
+
+
+@functools.cache
+def why_no_gpu():
+    """The reason why the GPU cases cannot run here, or None."""
+    try:
+        import cupy
+
+        return None if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
+    except Exception as error:  # no CuPy, no driver, no device: each its own class
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.fixture(
+    params=[
+        "numpy",
+        "emulator-sm_80",
+        "emulator-sm_90",
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request):
+    """Where the public functions run; `numpy` is the dispatch to `cuattn.reference`."""
+    kind, _, arch = request.param.partition("-")
+    if kind == "numpy":
+        yield NumpyBackend("numpy")
+    elif kind == "emulator":
+        import emulator
+
+        with emulator.activate(arch=arch, seed=int(os.environ[SEED])) as runtime:
+            yield NumpyBackend(request.param, arch, runtime)
+    elif (reason := why_no_gpu()) is None:
+        yield CupyBackend()
+    elif os.environ.get("CUATTN_REQUIRE_GPU") == "1":
+        pytest.fail(f"CUATTN_REQUIRE_GPU=1, but {reason}")
+    else:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def rng(request):
+    """A generator of its own for each test, from the seed of the run."""
+    return np.random.default_rng([int(os.environ[SEED]), zlib.crc32(request.node.nodeid.encode())])

@@ -1,0 +1,67 @@
+// What kernel code sees of the emulator's runtime: plain functions, no standard headers, so that kernels build quickly.
+#pragma once
+
+namespace emu {
+
+struct Dim3 {
+  unsigned int x, y, z;
+};
+
+// Where kernel code called an instruction. As a default argument, `Site site = {__builtin_FILE(), __builtin_LINE()}`.
+struct Site {
+  const char* file;
+  int line;
+};
+
+// The head of a thread's state: what threadIdx and blockIdx read.
+struct ThreadHead {
+  Dim3 thread_idx, block_idx;
+  unsigned long long exp_calls;
+};
+
+extern ThreadHead* current;  // the thread that runs now
+extern Dim3 block_dim, grid_dim;
+
+// Global and shared memory. `out` and `value` are in the caller's own memory.
+void global_load(const void* ptr, void* out, int size, Site site);
+void global_store(void* ptr, const void* value, int size, Site site);
+void shared_load(const void* ptr, void* out, int size, Site site);
+void shared_store(void* ptr, const void* value, int size, Site site);
+void* atomic_target(void* ptr, int size, Site site);  // host address of a global or shared object
+void* static_smem(const void* key, long long bytes);  // one allocation per key
+void* dynamic_smem();
+
+// Barriers of the block. `op` says what the block's values are combined to.
+enum class Combine { kNone, kOr, kAnd, kCount };
+int block_barrier(Combine op, int value, Site site);
+void named_barrier(int id, int threads, bool wait, Site site);
+
+// Warp collectives; every lane of `mask` calls the same one.
+enum class Collective { kSync, kShfl, kShflUp, kShflDown, kShflXor, kBallot, kReduceMax, kReduceMin, kReduceAdd };
+unsigned long long warp_collective(Collective what, unsigned int mask, unsigned long long value, int lane_arg,
+                                   int width, Site site);
+
+// Clusters and mbarriers.
+int cluster_rank(Site site);
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+unsigned int cluster_address(const void* smem_ptr, int cta_rank, Site site);
+void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int cta_rank, Site site);
+void mbarrier_init(void* mbarrier, int arrivals, Site site);
+void fence_mbarrier_init(Site site);
+void mbarrier_arrive(void* mbarrier, int bytes, Site site);
+void mbarrier_wait(void* mbarrier, int parity, Site site);
+
+// What the entry points of a compiled kernel are made of.
+template <class Params>
+constexpr unsigned long long params_size(void (*)(Params)) {
+  return sizeof(Params);
+}
+template <class Params>
+inline void call(void (*kernel)(Params), const void* params) {
+  kernel(*static_cast<const Params*>(params));
+}
+
+}  // namespace emu
+
+#define EMU_SITE ::emu::Site site = {__builtin_FILE(), __builtin_LINE()}

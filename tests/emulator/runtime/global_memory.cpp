@@ -1,0 +1,169 @@
+// Global memory: bounds, permissions, alignment, poison, and conflicts between the threads of a launch.
+#include "state.hpp"
+
+namespace emu {
+
+namespace {
+
+constexpr uint32_t kAtomicWriter = UINT32_MAX;
+
+// Number of a thread in the launch; 0 is nobody.
+uint32_t launch_index(const Thread& thread) {
+  return static_cast<uint32_t>((machine.first_block + thread.block->rank) * machine.block_threads + thread.index + 1);
+}
+
+[[noreturn]] void fault_outside(const Thread& thread, uint64_t address, int size, const char* verb, Site site) {
+  const Region* nearest = nullptr;
+  int64_t distance = 0;
+  for (uint64_t i = 0; i < machine.launch.num_regions; ++i) {
+    const Region& region = machine.launch.regions[i];
+    const int64_t d = address < region.address ? static_cast<int64_t>(address - region.address)
+                                               : static_cast<int64_t>(address - region.address - region.size) + 1;
+    if (!nearest || (d < 0 ? -d : d) < (distance < 0 ? -distance : distance)) nearest = &region, distance = d;
+  }
+  if (address == 0) fault(thread, site, "%d bytes %s through a null pointer", size, verb);
+  if (!nearest) fault(thread, site, "%d bytes %s out of bounds: the launch has no buffers", size, verb);
+  if (distance < 0) {
+    fault(thread, site, "%d bytes %s out of bounds: %lld bytes before %s", size, verb,
+          static_cast<long long>(-distance), nearest->label);
+  }
+  fault(thread, site, "%d bytes %s out of bounds: %lld bytes past the start of %s, which has %llu bytes", size, verb,
+        static_cast<long long>(address - nearest->address), nearest->label,
+        static_cast<unsigned long long>(nearest->size));
+}
+
+// The region that holds the access; checks bounds, alignment and permission.
+const Region& find(const Thread& thread, uint64_t address, int size, uint8_t needed, const char* verb, Site site) {
+  static uint64_t last = 0;
+  const Region* region = nullptr;
+  for (uint64_t i = 0, n = machine.launch.num_regions; i < n && !region; ++i) {
+    const uint64_t candidate = last + i < n ? last + i : last + i - n;
+    const Region& r = machine.launch.regions[candidate < n ? candidate : 0];
+    if (address >= r.address && address - r.address + size <= r.size) region = &r, last = candidate < n ? candidate : 0;
+  }
+  if (address % size != 0)
+    fault(thread, site, "%d bytes %s misaligned: address 0x%llx", size, verb, static_cast<unsigned long long>(address));
+  if (!region) {
+    last = 0;
+    fault_outside(thread, address, size, verb, site);
+  }
+  const uint64_t offset = address - region->address;
+  for (int i = 0; i < size; ++i) {
+    const uint8_t access = region->access ? region->access[offset + i] : region->uniform_access;
+    if (access != 0 && (access & needed) == needed) continue;
+    if (access == 0) {
+      fault(thread, site, "%d bytes %s out of bounds: byte %llu of %s belongs to no element of the view", size, verb,
+            static_cast<unsigned long long>(offset + i), region->label);
+    }
+    if (needed & kWrite) {
+      fault(thread, site, "%d bytes %s, but %s is read-only", size, verb, region->label);
+    }
+  }
+  return *region;
+}
+
+uint64_t pack_reader(uint32_t stamp) { return static_cast<uint64_t>(machine.cluster_number) << 32 | stamp; }
+
+}  // namespace
+
+void begin_global_memory() {
+  const uint64_t count = machine.launch.num_regions;
+  machine.writers.assign(count, {});
+  machine.readers.assign(count, {});
+  for (uint64_t i = 0; i < count; ++i) {
+    const Region& region = machine.launch.regions[i];
+    uint8_t every = static_cast<uint8_t>(region.uniform_access);
+    bool both = every == (kRead | kWrite);
+    for (uint64_t b = 0; region.access && b < region.size; ++b) {
+      every |= region.access[b];
+      both |= region.access[b] == (kRead | kWrite);
+    }
+    if (every & kWrite) machine.writers[i].assign(region.size, 0);
+    if (both || ((every & kWrite) && region.written)) machine.readers[i].assign(region.size, 0);
+  }
+}
+
+void global_load(const void* ptr, void* out, int size, Site site) {
+  Thread& thread = running();
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  const Region& region = find(thread, address, size, 0, "read", site);
+  const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
+  const std::vector<uint32_t>& writers = machine.writers[index];
+  std::vector<uint64_t>& readers = machine.readers[index];
+  for (uint64_t b = offset; b < offset + size; ++b) {
+    const uint32_t writer = writers.empty() ? 0 : writers[b];
+    if (writer != 0) {
+      if (writer == launch_index(thread) || writer == kAtomicWriter) continue;
+      fault(thread, site, "reads byte %llu of %s, which thread %u of block %u wrote in the same launch",
+            static_cast<unsigned long long>(b), region.label, (writer - 1) % machine.block_threads,
+            (writer - 1) / machine.block_threads);
+    }
+    const uint8_t access = region.access ? region.access[b] : region.uniform_access;
+    if (!(access & kRead) && !region.written) {
+      fault(thread, site, "reads byte %llu of %s, which the kernel only writes and has not yet written",
+            static_cast<unsigned long long>(b), region.label);
+    }
+    if (region.written && !region.written[b]) {
+      fault(thread, site, "reads byte %llu of %s, which was never written", static_cast<unsigned long long>(b),
+            region.label);
+    }
+    if (!readers.empty()) readers[b] = pack_reader(stamp_of(thread));
+  }
+  memcpy(out, region.host + offset, size);
+  log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
+}
+
+void global_store(void* ptr, const void* value, int size, Site site) {
+  Thread& thread = running();
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  const Region& region = find(thread, address, size, kWrite, "written", site);
+  const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
+  std::vector<uint32_t>& writers = machine.writers[index];
+  const std::vector<uint64_t>& readers = machine.readers[index];
+  const uint32_t me = launch_index(thread);
+  for (uint64_t b = offset; b < offset + size; ++b) {
+    if (writers[b] != 0 && writers[b] != me) {
+      if (writers[b] == kAtomicWriter) fault(thread, site, "plain write to %s after an atomic one", region.label);
+      fault(thread, site, "byte %llu of %s is written twice: first by thread %u of block %u",
+            static_cast<unsigned long long>(b), region.label, (writers[b] - 1) % machine.block_threads,
+            (writers[b] - 1) / machine.block_threads);
+    }
+    if (!readers.empty() && readers[b] != 0) {
+      const uint32_t cluster = static_cast<uint32_t>(readers[b] >> 32), stamp = static_cast<uint32_t>(readers[b]);
+      if (cluster != machine.cluster_number || !ordered(thread, machine.stamps[stamp])) {
+        fault(thread, site, "race: writes byte %llu of %s, which another thread reads with no barrier between",
+              static_cast<unsigned long long>(b), region.label);
+      }
+    }
+    writers[b] = me;
+    if (region.written) region.written[b] = 1;
+  }
+  memcpy(region.host + offset, value, size);
+  log_access(thread, AccessSite::kGlobalStore, __builtin_return_address(0), address, size);
+}
+
+void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site);
+
+void* atomic_target(void* ptr, int size, Site site) {
+  Thread& thread = running();
+  if (void* shared = shared_atomic_target(thread, ptr, size, site)) return shared;
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  const Region& region = find(thread, address, size, kRead | kWrite, "updated atomically", site);
+  const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
+  for (uint64_t b = offset; b < offset + size; ++b) {
+    uint32_t& writer = machine.writers[index][b];
+    if (writer == 0 && region.written && !region.written[b]) {
+      fault(thread, site, "atomic update of byte %llu of %s, which was never written",
+            static_cast<unsigned long long>(b), region.label);
+    }
+    if (writer != 0 && writer != kAtomicWriter && writer != launch_index(thread)) {
+      fault(thread, site, "atomic update of byte %llu of %s, which another thread wrote in the same launch",
+            static_cast<unsigned long long>(b), region.label);
+    }
+    writer = kAtomicWriter;
+    if (region.written) region.written[b] = 1;
+  }
+  return region.host + offset;
+}
+
+}  // namespace emu

@@ -1,0 +1,214 @@
+// Cluster barriers, mbarriers and st_async.
+#include "state.hpp"
+
+namespace emu {
+
+void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp& stamp, Site site);
+
+namespace {
+
+void check_arch(const Thread& thread, const char* what, Site site) {
+  if (machine.launch.arch < 900)
+    fault(thread, site, "%s needs sm_90, but this is sm_%u", what, machine.launch.arch / 10);
+}
+
+void check_rank(const Thread& thread, int cta_rank, Site site) {
+  if (cta_rank < 0 || cta_rank >= machine.cluster_blocks) {
+    fault(thread, site, "block %d of a cluster of %d", cta_rank, machine.cluster_blocks);
+  }
+}
+
+// The mbarrier at `offset` of `block`.
+MBarrier& mbarrier_at(Thread& thread, Block& block, uint32_t offset, Site site) {
+  const Stamp& stamp = machine.stamps[block.shadow[offset].writer];
+  if (stamp.kind != Stamp::kMBarrier || machine.mbarriers[stamp.object].offset != offset) {
+    fault(thread, site, "mbarrier at shared offset %u used before mbarrier_init", offset);
+  }
+  return machine.mbarriers[stamp.object];
+}
+
+// The caller's own mbarrier, initialised before now as far as the caller can know.
+MBarrier& local_mbarrier(Thread& thread, void* mbarrier, Site site) {
+  MBarrier& bar = mbarrier_at(thread, *thread.block, smem_offset(thread, mbarrier, 8, site), site);
+  if (!ordered(thread, bar.init)) fault(thread, site, "mbarrier used with no barrier since its mbarrier_init");
+  return bar;
+}
+
+int64_t bytes_in_flight(const MBarrier& bar) {
+  int64_t bytes = 0;
+  for (const Flight& flight : bar.flights) bytes += flight.size;
+  return bytes;
+}
+
+}  // namespace
+
+// -- cluster barrier ----------------------------------------------------------------------------------
+
+int cluster_rank(Site site) {
+  check_arch(running(), "cluster_ctarank", site);
+  return running().block->rank;
+}
+
+void cluster_arrive(Site site) {
+  Thread& thread = running();
+  check_arch(thread, "cluster_arrive", site);
+  if (thread.cluster_arrives != thread.cluster_waits) fault(thread, site, "two cluster_arrives without a cluster_wait");
+  if (thread.cluster_arrives >= machine.cluster_min_exited) {
+    fault(thread, site, "cluster_arrive, but a thread of the cluster has exited without it");
+  }
+  ++thread.cluster_arrives;
+  advance(thread);
+  if (thread.cluster_arrives > machine.cluster_max_arrives) machine.cluster_max_arrives = thread.cluster_arrives;
+  if (++machine.cluster_arrived < static_cast<uint32_t>(machine.total_threads())) return;
+  machine.cluster_arrived = 0;
+  ++machine.cluster_phases;
+  ++machine.counters.cluster_barriers;
+  wake_all(Thread::kClusterBarrier, 0, machine.threads.data(), machine.total_threads());
+}
+
+void cluster_wait(Site site) {
+  Thread& thread = running();
+  check_arch(thread, "cluster_wait", site);
+  if (thread.cluster_arrives == thread.cluster_waits) fault(thread, site, "cluster_wait without a cluster_arrive");
+  if (machine.cluster_phases < thread.cluster_arrives) wait(thread, Thread::kClusterBarrier, 0, site);
+  ++thread.cluster_waits;
+  advance(thread);
+}
+
+unsigned int cluster_address(const void* smem_ptr, int cta_rank, Site site) {
+  Thread& thread = running();
+  check_arch(thread, "mapa", site);
+  check_rank(thread, cta_rank, site);
+  return static_cast<unsigned int>(cta_rank) << 24 | smem_offset(thread, smem_ptr, 1, site);
+}
+
+// -- mbarrier -----------------------------------------------------------------------------------------
+
+void mbarrier_init(void* mbarrier, int arrivals, Site site) {
+  Thread& thread = running();
+  check_arch(thread, "mbarrier_init", site);
+  const uint32_t offset = smem_offset(thread, mbarrier, 8, site);
+  Block& block = *thread.block;
+  if (arrivals < 1 || arrivals >= 1 << 20) fault(thread, site, "mbarrier_init with %d arrivals", arrivals);
+  if (machine.stamps[block.shadow[offset].writer].kind == Stamp::kMBarrier) {
+    fault(thread, site, "mbarrier_init of a live mbarrier (shared offset %u)", offset);
+  }
+  MBarrier bar = {};
+  bar.rank = block.rank;
+  bar.offset = offset;
+  bar.count = bar.pending = arrivals;
+  bar.init = make_stamp(thread, Stamp::kPlain);
+  bar.async = bar.last_async = -1;
+  Stamp stamp = make_stamp(thread, Stamp::kMBarrier);
+  stamp.object = static_cast<int>(machine.mbarriers.size());
+  claim(thread, block, offset, 8, stamp, site);
+  machine.mbarriers.push_back(bar);
+}
+
+void fence_mbarrier_init(Site site) {
+  Thread& thread = running();
+  check_arch(thread, "fence_mbarrier_init", site);
+  for (MBarrier& bar : machine.mbarriers) {
+    if (bar.fenced || bar.rank != thread.block->rank || bar.init.thread != thread.index) continue;
+    bar.fenced = true;
+    bar.fence_cluster_count = thread.cluster_arrives;
+  }
+}
+
+// Lands what is in flight and completes the phase, once a thread waits for it and nothing is missing: as late as
+// allowed.
+void settle_mbarrier(MBarrier& bar) {
+  if (bar.waiters == 0 || bar.pending > 0 || bytes_in_flight(bar) != bar.tx) return;
+  Block& block = machine.blocks[bar.rank];
+  for (const Flight& flight : bar.flights) memcpy(block.arena_start + flight.offset, flight.bytes, flight.size);
+  bar.flights.clear();
+  if (bar.async >= 0) machine.async_phases[bar.async].landed = true;
+  bar.last_async = bar.async;
+  bar.async = -1;
+  bar.last_release.swap(bar.release);
+  bar.release.clear();
+  bar.tx = 0;
+  bar.pending = bar.count;
+  ++bar.phase;
+  bar.waiters = 0;
+  wake_all(Thread::kMBarrier, static_cast<int>(&bar - machine.mbarriers.data()), block.threads, machine.block_threads);
+}
+
+void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
+  Thread& thread = running();
+  check_arch(thread, "mbarrier_arrive_expect_tx", site);
+  MBarrier& bar = local_mbarrier(thread, mbarrier, site);
+  if (bytes < 0 || bytes >= 1 << 20) fault(thread, site, "mbarrier_arrive_expect_tx of %d bytes", bytes);
+  if (bar.pending == 0) fault(thread, site, "more arrivals at an mbarrier than the %d of its phase", bar.count);
+  bar.tx += bytes;
+  --bar.pending;
+  release_into(bar.release, thread);
+  if (bar.pending == 0 && bytes_in_flight(bar) > bar.tx) {
+    fault(thread, site, "mbarrier gets %lld bytes in a phase that expects %lld",
+          static_cast<long long>(bytes_in_flight(bar)), static_cast<long long>(bar.tx));
+  }
+  settle_mbarrier(bar);
+}
+
+void mbarrier_wait(void* mbarrier, int parity, Site site) {
+  Thread& thread = running();
+  check_arch(thread, "mbarrier_wait", site);
+  if (parity != 0 && parity != 1) fault(thread, site, "mbarrier_wait for parity %d", parity);
+  const int index = static_cast<int>(&local_mbarrier(thread, mbarrier, site) - machine.mbarriers.data());
+  // NOTE: other threads may add mbarriers while this one waits, so no reference is held over the wait.
+  if ((machine.mbarriers[index].phase & 1) == static_cast<uint32_t>(parity)) {
+    ++machine.mbarriers[index].waiters;
+    const uint32_t phase = machine.mbarriers[index].phase;
+    settle_mbarrier(machine.mbarriers[index]);
+    if (machine.mbarriers[index].phase == phase) wait(thread, Thread::kMBarrier, index, site);
+  }
+  MBarrier& bar = machine.mbarriers[index];
+  ++machine.counters.mbarrier_waits;
+  acquire_from(bar.last_release, thread);
+  if (bar.last_async >= 0) machine.async_phases[bar.last_async].passed.push_back(make_stamp(thread, Stamp::kPlain));
+}
+
+void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int cta_rank, Site site) {
+  Thread& thread = running();
+  check_arch(thread, "st_async", site);
+  check_rank(thread, cta_rank, site);
+  const uint32_t offset = smem_offset(thread, smem_ptr, size, site);
+  const uint32_t bar_offset = smem_offset(thread, mbarrier, 8, site);
+  Block& target = machine.blocks[cta_rank];
+  if (target.exited == machine.block_threads)
+    fault(thread, site, "st_async to block %d of the cluster: block exited", cta_rank);
+  MBarrier& bar = mbarrier_at(thread, target, bar_offset, site);
+  if (bar.init.cluster_count >= thread.cluster_waits) {
+    fault(thread, site, "st_async to an mbarrier with no cluster barrier since its mbarrier_init");
+  }
+  if (!bar.fenced || bar.fence_cluster_count >= thread.cluster_waits) {
+    fault(thread, site, "st_async to an mbarrier with no fence_mbarrier_init before the cluster barrier");
+  }
+  if (bar.async < 0) {
+    bar.async = static_cast<int>(machine.async_phases.size());
+    machine.async_phases.push_back({static_cast<int>(&bar - machine.mbarriers.data()), false, {}});
+  }
+  Stamp stamp = make_stamp(thread, Stamp::kAsync);
+  stamp.object = bar.async;
+  claim(thread, target, offset, size, stamp, site);
+  Flight flight = {offset, static_cast<uint8_t>(size), {}};
+  memcpy(flight.bytes, value, size);
+  bar.flights.push_back(flight);
+  machine.counters.st_async_bytes += size;
+  if (bar.pending == 0 && bytes_in_flight(bar) > bar.tx) {
+    fault(thread, site, "mbarrier gets %lld bytes in a phase that expects %lld",
+          static_cast<long long>(bytes_in_flight(bar)), static_cast<long long>(bar.tx));
+  }
+  settle_mbarrier(bar);
+}
+
+void check_block_exit(Thread& last) {
+  const Block& block = *last.block;
+  for (const MBarrier& bar : machine.mbarriers) {
+    if (bar.rank != block.rank || bar.flights.empty()) continue;
+    fault(last, {nullptr, 0}, "block exited with %lld bytes of st_async in flight to it, never waited for",
+          static_cast<long long>(bytes_in_flight(bar)));
+  }
+}
+
+}  // namespace emu

@@ -1,0 +1,203 @@
+// Shared memory: allocation, bounds, poison and races. Each byte knows its last writer and up to two readers.
+#include "state.hpp"
+
+namespace emu {
+
+namespace {
+
+constexpr uint32_t kRedZone = 64;             // between arrays, so that running off one is out of bounds
+constexpr uint32_t kArenaBytes = 320 * 1024;  // the largest block's shared memory, and red zones
+constexpr uint64_t kStaticLimit = 48 * 1024;
+constexpr uint32_t kAlignment = 128;
+
+uint32_t round_up(uint64_t n) { return static_cast<uint32_t>((n + kAlignment - 1) / kAlignment * kAlignment); }
+
+void poison(Block& block, uint32_t begin, uint32_t end) {
+  memset(block.arena_start + begin, 0xff, end - begin);  // NaN in every floating-point type
+  memset(static_cast<void*>(block.shadow.data() + begin), 0, (end - begin) * sizeof(ShadowByte));
+}
+
+bool in_an_array(uint32_t offset, int size) {
+  if (offset < machine.launch.dynamic_smem) return offset + size <= machine.launch.dynamic_smem;
+  for (const SmemArray& array : machine.smem_arrays) {
+    if (offset >= array.offset && offset + size <= array.offset + array.size) return true;
+  }
+  return false;
+}
+
+// Two atomics never race with each other.
+bool conflicts(const Thread& thread, uint32_t stamp, bool atomic) {
+  if (stamp == 0 || stamp == thread.stamp) return false;
+  const Stamp& earlier = machine.stamps[stamp];
+  if (atomic && earlier.kind == Stamp::kAtomic) return false;
+  return !ordered(thread, earlier);
+}
+
+[[noreturn]] void fault_race(const Thread& thread, Site site, const char* verb, uint32_t offset, uint32_t stamp,
+                             const char* other_verb) {
+  const Stamp& other = machine.stamps[stamp];
+  fault(thread, site, "race in shared memory: %s byte %u, which thread %u of block rank %u %s, with no barrier between",
+        verb, offset, other.thread, other.rank, other_verb);
+}
+
+// May `thread` touch bytes that st_async delivered?
+void check_async(Thread& thread, const Stamp& stamp, uint32_t offset, const char* verb, Site site) {
+  if (thread.checked_async == stamp.object) return;
+  const AsyncPhase& phase = machine.async_phases[stamp.object];
+  if (!phase.landed) fault(thread, site, "%s shared byte %u, to which an st_async is still in flight", verb, offset);
+  for (const Stamp& passed : phase.passed) {
+    if (!ordered(thread, passed)) continue;
+    thread.checked_async = stamp.object;
+    return;
+  }
+  fault(thread, site, "race in shared memory: %s byte %u, which st_async wrote, without having waited on its mbarrier",
+        verb, offset);
+}
+
+void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, bool atomic, const char* verb, Site site) {
+  const Stamp& stamp = machine.stamps[writer];
+  if (stamp.kind == Stamp::kMBarrier)
+    fault(thread, site, "%s shared byte %u, which is part of an mbarrier", verb, offset);
+  if (stamp.kind == Stamp::kAsync) return check_async(thread, stamp, offset, verb, site);
+  if (conflicts(thread, writer, atomic)) fault_race(thread, site, verb, offset, writer, "wrote");
+}
+
+// Keeps readers of two warps: whoever writes next is of another warp than at least one of them.
+void add_reader(const Thread& thread, ShadowByte& byte, uint32_t stamp) {
+  if (byte.reader[0] == stamp) return;
+  const Stamp& first = machine.stamps[byte.reader[0]];
+  const bool replace = byte.reader[0] == 0 ||
+                       (first.thread / 32 == thread.index / 32 && first.rank == thread.block->rank) ||
+                       ordered(thread, first);
+  byte.reader[replace ? 0 : 1] = stamp;
+}
+
+void check_write(Thread& thread, Block& target, uint32_t offset, int size, bool atomic, Site site) {
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    const ShadowByte& byte = target.shadow[b];
+    if (byte.writer != 0 && byte.writer != thread.stamp) {
+      check_against_writer(thread, byte.writer, b, atomic, "writes", site);
+    }
+    for (const uint32_t reader : byte.reader) {
+      if (conflicts(thread, reader, atomic)) fault_race(thread, site, "writes", b, reader, "reads");
+    }
+  }
+}
+
+}  // namespace
+
+void begin_shared_memory() {
+  for (Block& block : machine.blocks) {
+    if (block.arena.empty()) {
+      block.arena.resize(kArenaBytes + kAlignment);
+      block.shadow.resize(kArenaBytes);
+      const uint64_t start = reinterpret_cast<uint64_t>(block.arena.data());
+      block.arena_start = block.arena.data() + ((start + kAlignment - 1) / kAlignment * kAlignment - start);
+    }
+    if (machine.smem_arrays.empty()) machine.smem_top = round_up(machine.launch.dynamic_smem + kRedZone);
+    poison(block, 0, machine.smem_top);
+  }
+}
+
+void* dynamic_smem() {
+  const Thread& thread = running();
+  return thread.block->arena_start;
+}
+
+void* static_smem(const void* key, long long bytes) {
+  const Thread& thread = running();
+  for (const SmemArray& array : machine.smem_arrays) {
+    if (array.key == key) return thread.block->arena_start + array.offset;
+  }
+  const Site nowhere = {nullptr, 0};
+  machine.static_smem = (machine.static_smem + 15) / 16 * 16 + bytes;
+  if (machine.static_smem > kStaticLimit) {
+    fault(thread, nowhere, "static shared memory of %llu bytes; the limit is 48 KiB",
+          static_cast<unsigned long long>(machine.static_smem));
+  }
+  if (machine.static_smem + machine.launch.dynamic_smem > machine.launch.smem_limit) {
+    fault(thread, nowhere, "%llu bytes of static and %llu of dynamic shared memory; the limit is %llu",
+          static_cast<unsigned long long>(machine.static_smem),
+          static_cast<unsigned long long>(machine.launch.dynamic_smem),
+          static_cast<unsigned long long>(machine.launch.smem_limit));
+  }
+  const uint32_t offset = machine.smem_top;
+  machine.smem_arrays.push_back({key, offset, static_cast<uint32_t>(bytes)});
+  machine.smem_top = round_up(offset + bytes + kRedZone);
+  if (machine.smem_top > kArenaBytes) fault(thread, nowhere, "too many static shared arrays for the emulator's arena");
+  for (Block& block : machine.blocks) poison(block, offset, machine.smem_top);
+  return thread.block->arena_start + offset;
+}
+
+uint32_t smem_offset(Thread& thread, const void* ptr, int size, Site site) {
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr),
+                 start = reinterpret_cast<uint64_t>(thread.block->arena_start);
+  const int64_t offset = static_cast<int64_t>(address - start);
+  if (offset < 0 || offset >= kArenaBytes) fault(thread, site, "a pointer that is not to the block's shared memory");
+  if (!in_an_array(static_cast<uint32_t>(offset), size)) {
+    fault(thread, site, "%d bytes of shared memory out of bounds: offset %lld; dynamic shared memory has %llu bytes",
+          size, static_cast<long long>(offset), static_cast<unsigned long long>(machine.launch.dynamic_smem));
+  }
+  if (offset % size != 0) {
+    fault(thread, site, "%d bytes of shared memory misaligned: offset %lld", size, static_cast<long long>(offset));
+  }
+  return static_cast<uint32_t>(offset);
+}
+
+void shared_load(const void* ptr, void* out, int size, Site site) {
+  Thread& thread = running();
+  Block& block = *thread.block;
+  const uint32_t offset = smem_offset(thread, ptr, size, site), me = stamp_of(thread);
+  uint32_t checked = me;
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    ShadowByte& byte = block.shadow[b];
+    if (byte.writer == 0) fault(thread, site, "reads shared byte %u, which was never written", b);
+    if (byte.writer != checked) check_against_writer(thread, byte.writer, b, false, "reads", site);
+    checked = byte.writer;
+    for (const uint32_t reader : byte.reader) {  // an atomic is kept as a reader too
+      if (machine.stamps[reader].kind == Stamp::kAtomic && conflicts(thread, reader, false)) {
+        fault_race(thread, site, "reads", b, reader, "updates atomically");
+      }
+    }
+    add_reader(thread, byte, me);
+  }
+  memcpy(out, ptr, size);
+  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+}
+
+void shared_store(void* ptr, const void* value, int size, Site site) {
+  Thread& thread = running();
+  Block& block = *thread.block;
+  const uint32_t offset = smem_offset(thread, ptr, size, site), me = stamp_of(thread);
+  check_write(thread, block, offset, size, false, site);
+  for (uint32_t b = offset; b < offset + size; ++b) block.shadow[b] = {me, {0, 0}};
+  memcpy(ptr, value, size);
+  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+}
+
+void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site) {
+  const int64_t distance = static_cast<uint8_t*>(ptr) - thread.block->arena_start;
+  if (distance < 0 || distance >= kArenaBytes) return nullptr;
+  const uint32_t offset = smem_offset(thread, ptr, size, site);
+  const uint32_t me = static_cast<uint32_t>(machine.stamps.size());
+  machine.stamps.push_back(make_stamp(thread, Stamp::kAtomic));
+  check_write(thread, *thread.block, offset, size, true, site);
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    ShadowByte& byte = thread.block->shadow[b];
+    if (byte.writer == 0) fault(thread, site, "atomic update of shared byte %u, which was never written", b);
+    byte.writer = me;
+    add_reader(thread, byte, me);
+  }
+  return ptr;
+}
+
+// Makes `stamp` the writer of these bytes of `target`, checking that nobody else uses them.
+void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp& stamp, Site site) {
+  stamp_of(thread);
+  check_write(thread, target, offset, size, false, site);
+  const uint32_t number = static_cast<uint32_t>(machine.stamps.size());
+  machine.stamps.push_back(stamp);
+  for (uint32_t b = offset; b < offset + size; ++b) target.shadow[b] = {number, {0, 0}};
+}
+
+}  // namespace emu

@@ -1,0 +1,249 @@
+// The state of one launch: threads, warps, blocks, the cluster that runs now, and what orders their memory accesses.
+#pragma once
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include <device.hpp>
+
+namespace emu {
+
+// -- what Python passes in and gets back; laid out as in __init__.py ----------------------------------
+
+struct Counters {
+  uint64_t global_bytes_read, global_bytes_written, global_sectors_read, global_sectors_written, global_requests;
+  uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes a lane
+  uint64_t shared_wavefronts, shared_wavefronts_ideal;
+  uint64_t exps, barriers, warp_collectives, cluster_barriers, mbarrier_waits, st_async_bytes;
+};
+
+enum Access : uint8_t { kRead = 1, kWrite = 2 };
+
+// One allocation on the device: `size` bytes at `address`, kept at `host`.
+struct Region {
+  uint64_t address, size;
+  uint8_t* host;
+  const uint8_t* access;  // per byte, what the kernel may do; null: `uniform_access` everywhere
+  uint8_t* written;       // per byte, whether it ever got a value; null: all have
+  const char* label;
+  uint64_t uniform_access;
+};
+
+struct Launch {
+  const char* name;
+  void (*kernel)(const void* params);
+  const void* params;
+  const Region* regions;
+  uint64_t num_regions;
+  uint32_t grid[3], block, cluster, arch;
+  uint64_t dynamic_smem, smem_limit, seed;
+  Counters* counters;
+  char* error;
+  uint64_t error_size;
+};
+
+// -- happens-before -----------------------------------------------------------------------------------
+
+// When a thread accessed memory. Stamps of a cluster are numbered; 0 is "never".
+struct Stamp {
+  enum Kind : uint8_t { kPlain, kAtomic, kAsync, kMBarrier };
+  Kind kind;
+  uint8_t rank;            // of the thread's block in the cluster
+  uint16_t thread;         // in its block
+  uint32_t epoch;          // block barriers completed
+  uint32_t clock;          // the thread's own clock
+  uint32_t cluster_count;  // cluster_arrives of the thread
+  int object;              // kAsync: the phase that delivers the bytes; kMBarrier: the mbarrier
+};
+
+// What is known of one byte of shared memory.
+struct ShadowByte {
+  uint32_t writer;
+  uint32_t reader[2];  // of two different warps
+};
+
+// The bytes st_async sends to one phase of an mbarrier.
+struct AsyncPhase {
+  int mbarrier;
+  bool landed;
+  std::vector<Stamp> passed;  // threads that waited for the phase
+};
+
+struct Flight {
+  uint32_t offset;
+  uint8_t size;
+  uint8_t bytes[16];
+};
+
+struct MBarrier {
+  int rank;  // of the block it lies in
+  uint32_t offset;
+  int count, pending;
+  int64_t tx;
+  uint32_t phase;  // completed phases
+  Stamp init;
+  bool fenced;
+  uint32_t fence_cluster_count;
+  int async, last_async;  // AsyncPhase of the current and of the last phase, or -1
+  std::vector<Flight> flights;
+  std::vector<uint32_t> release, last_release;  // what a waiter of the current / last phase gets to know
+  int waiters;
+};
+
+// -- threads ------------------------------------------------------------------------------------------
+
+struct Warp;
+struct Block;
+
+struct Thread : ThreadHead {
+  enum State : uint8_t { kReady, kWaiting, kExited };
+  enum Wait : uint8_t { kNothing, kBlockBarrier, kNamedBarrier, kWarpCollective, kClusterBarrier, kMBarrier };
+
+  void* stack_pointer;
+  Block* block;
+  Warp* warp;
+  int index, lane;
+  State state;
+  Wait wait;
+  Site site;  // where it waits
+  uint32_t clock, cluster_arrives, cluster_waits;
+  uint32_t stamp;     // number of its current stamp; 0: none yet since the last synchronisation
+  int checked_async;  // last AsyncPhase whose bytes it may read
+  // Operands and result of a warp collective.
+  Collective what;
+  uint32_t mask;
+  int lane_arg, width;
+  uint64_t value, result;
+  int wait_object;  // the named barrier or the mbarrier it waits for
+};
+
+// Accesses of the lanes of a warp that make up one instruction: equal call, equally often executed since the last sync.
+struct AccessGroup {
+  uint32_t lanes;
+  uint64_t address[32];
+};
+
+struct AccessSite {
+  enum Kind : uint8_t { kGlobalLoad, kGlobalStore, kShared };
+  const void* caller;
+  Kind kind;
+  uint8_t size;
+  uint32_t times[32];  // how often each lane was here
+  std::vector<AccessGroup> groups;
+  uint32_t used;
+};
+
+struct Warp {
+  Thread* threads;
+  int size;
+  uint32_t exited;  // lanes
+  std::vector<AccessSite> sites;
+};
+
+struct NamedBarrier {
+  int threads, arrived;
+  std::map<int, uint32_t> lanes_by_warp;
+  std::vector<uint32_t> release;
+};
+
+struct Block {
+  int rank;
+  Dim3 index;
+  Thread* threads;
+  std::vector<Warp> warps;
+  int waiting, exited;  // threads in the block barrier, threads gone
+  uint32_t epoch;
+  Combine combine;
+  int combined;
+  Site barrier_site;
+  NamedBarrier named[16];
+  // known[i * threads + j]: thread i comes after what thread j did while its clock was below this. Entries of other
+  // warps are in use only once `crosses_warps`.
+  std::vector<uint32_t> known;
+  bool crosses_warps;
+  std::vector<uint8_t> arena;  // dynamic shared memory, then the static arrays
+  std::vector<ShadowByte> shadow;
+  uint8_t* arena_start;
+};
+
+struct SmemArray {
+  const void* key;
+  uint32_t offset, size;
+};
+
+// The launch that runs now. One at a time: the emulator is single-threaded.
+struct Machine {
+  Launch launch;
+  Dim3 grid;
+  int block_threads, cluster_blocks;
+  Counters counters;
+  std::vector<Thread> threads;  // of the cluster
+  std::vector<Block> blocks;
+  std::vector<Stamp> stamps;
+  std::vector<MBarrier> mbarriers;
+  std::vector<AsyncPhase> async_phases;
+  std::vector<Thread*> ready;
+  uint64_t first_block;  // linear index of the cluster's first block
+  uint32_t cluster_number;
+  uint32_t cluster_arrived, cluster_phases, cluster_max_arrives, cluster_min_exited;
+  std::vector<SmemArray> smem_arrays;
+  uint32_t smem_top;
+  uint64_t static_smem;
+  uint64_t random;
+  void* scheduler_stack;
+  bool failed;
+  // Global memory: who wrote and who read each byte of a writable region, see global_memory.cpp.
+  std::vector<std::vector<uint32_t>> writers;
+  std::vector<std::vector<uint64_t>> readers;
+
+  int total_threads() const { return block_threads * cluster_blocks; }
+};
+
+extern Machine machine;
+
+inline Thread& running() { return *static_cast<Thread*>(current); }
+
+// -- errors -------------------------------------------------------------------------------------------
+
+// Ends the launch: records the message with kernel, block, thread and call site, and leaves the fiber for good.
+[[noreturn]] void fault(const Thread& thread, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
+// The same from the scheduler, which has no thread of its own to name.
+void record_fault(const Thread* thread, Site site, const char* message);
+const char* short_name(const char* file);
+
+// -- scheduling ---------------------------------------------------------------------------------------
+
+uint64_t random_below(uint64_t bound);
+void wait(Thread& thread, Thread::Wait what, int object, Site site);     // returns when woken
+void wake_all(Thread::Wait what, int object, Thread* first, int count);  // those of a range that wait so, shuffled
+
+// -- ordering -----------------------------------------------------------------------------------------
+
+bool ordered(const Thread& thread, const Stamp& earlier);  // does `thread` come after `earlier`?
+uint32_t stamp_of(Thread& thread);                         // number of its current stamp
+Stamp make_stamp(const Thread& thread, Stamp::Kind kind);
+inline void advance(Thread& thread) { ++thread.clock, thread.stamp = 0; }
+inline uint32_t* known_row(const Thread& thread) {
+  return thread.block->known.data() + static_cast<size_t>(thread.index) * machine.block_threads;
+}
+void release_into(std::vector<uint32_t>& row, Thread& thread);  // what `thread` did so far, and knows
+void acquire_from(const std::vector<uint32_t>& row, Thread& thread);
+
+// -- counting -----------------------------------------------------------------------------------------
+
+void log_access(Thread& thread, AccessSite::Kind kind, const void* caller, uint64_t address, int size);
+void flush_log(Warp& warp);
+
+// -- parts --------------------------------------------------------------------------------------------
+
+void begin_shared_memory();  // at the start of a cluster
+void begin_global_memory();  // at the start of a launch
+uint32_t smem_offset(Thread& thread, const void* ptr, int size, Site site);
+void check_block_exit(Thread& last);  // nothing may be under way to a block that leaves
+void settle_mbarrier(MBarrier& bar);  // completes its phase if a thread waits for it and it can
+
+}  // namespace emu

@@ -1,0 +1,425 @@
+"""Every bad argument of the softmax family: the class of the error, its words, and nothing done.
+
+The words are ``<argument> must <requirement>, but <what came>[; <remedy>]``. On the emulator no
+kernel may have run; everywhere `out` must be as it was.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from numpy.exceptions import AxisError
+
+import cuattn
+from cuattn import SoftmaxState
+
+FORWARD = ["softmax", "log_softmax", "logsumexp"]
+TRANSFORMS = ["softmax", "log_softmax"]
+BACKWARD = ["softmax_backward", "log_softmax_backward"]
+ALL = [*FORWARD, *BACKWARD, "segment_softmax", "softmax_state"]
+
+
+class Refusing:
+    """A backend on which calls must be refused, and nothing may have been launched."""
+
+    def __init__(self, backend):
+        self.backend, self.xp = backend, backend.xp
+        self.x = self.array(np.arange(12, dtype=np.float32).reshape(3, 4) / 8)
+
+    def array(self, a):
+        return self.backend.asarray(np.asarray(a))
+
+    def call(self, name, *args, **options):
+        return getattr(cuattn, name)(*args, **options)
+
+    def refuses(self, error, argument, name, *args, words="", **options):
+        """`name` raises exactly this class of error about `argument`, containing `words`."""
+        with pytest.raises(error) as caught:
+            self.call(name, *args, **options)
+        message = str(caught.value)
+        if argument is not None:
+            pattern = rf"^{argument}\b.* must .+, but .+"
+            assert re.match(pattern, message, re.DOTALL), message
+        assert words in message, message
+        if self.backend.runtime is not None:
+            assert not self.backend.runtime.counters
+        return message
+
+    def arguments(self, name, x):
+        """Valid positional arguments of `name` around `x`."""
+        if name in BACKWARD:
+            return x, x
+        if name == "segment_softmax":
+            return x, self.array(np.array([0, 1, 3]))
+        return (x,)
+
+
+@pytest.fixture
+def refusing(backend):
+    return Refusing(backend)
+
+
+def first(name):
+    """The name of the first argument."""
+    return "grad" if name in BACKWARD else "x"
+
+
+# ---- what is not an array ----------------------------------------------------------------------
+
+
+class CpuTensor:
+    """A foreign array on the CPU."""
+
+    def __dlpack__(self, **options):
+        raise AssertionError("must not be asked for")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+class DeviceArray:
+    """A foreign array that says that it is on a device; its memory must not be touched."""
+
+    def __init__(self, shape=(3, 4), typestr="<f4"):
+        self.shape, self.typestr = shape, typestr
+
+    @property
+    def __cuda_array_interface__(self):
+        data = (0x7F0000000000, False)
+        return {"shape": self.shape, "typestr": self.typestr, "data": data, "version": 3}
+
+
+NOT_ARRAYS = [
+    [[1.0, 2.0], [3.0, 4.0]],
+    (1.0, 2.0),
+    3.0,
+    3,
+    None,
+    "abc",
+    b"abc",
+    np.float32(3),
+    {"a": 1},
+    memoryview(b"abcd"),
+    range(3),
+    CpuTensor(),
+    object(),
+]
+
+
+@pytest.mark.parametrize("value", NOT_ARRAYS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ALL)
+def test_not_an_array(refusing, name, value):
+    args = (value, *refusing.arguments(name, refusing.x)[1:])
+    refusing.refuses(TypeError, first(name), name, *args, words="cupy.asarray")
+
+
+@pytest.mark.parametrize("value", NOT_ARRAYS, ids=lambda value: type(value).__name__)
+def test_second_argument_is_not_an_array(refusing, value):
+    for name in BACKWARD:
+        refusing.refuses(TypeError, "y", name, refusing.x, value, words="cupy.asarray")
+    refusing.refuses(TypeError, "cu_seqlens", "segment_softmax", refusing.x, value)
+
+
+BAD_DTYPES = ["bool", "complex64", "complex128", "O", "U3", "S3", "M8[s]", "m8[s]", "V4", "i4,f4"]
+
+
+@pytest.mark.parametrize("dtype", BAD_DTYPES)
+@pytest.mark.parametrize("name", ALL)
+def test_dtype(refusing, name, dtype):
+    """Also a dtype that CuPy does not know, so that the array stays a NumPy one."""
+    a = np.zeros((3, 4), dtype)
+    a = refusing.array(a) if a.dtype.kind in "bc" else a
+    args = (a, *refusing.arguments(name, refusing.x)[1:])
+    refusing.refuses(TypeError, first(name), name, *args)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_swapped_bytes_are_refused_or_right(refusing, name):
+    if refusing.backend.name == "gpu":
+        pytest.skip("CuPy has no swapped bytes")
+    swapped = refusing.x.astype(refusing.x.dtype.newbyteorder())
+    try:
+        got = refusing.call(name, swapped)
+    except TypeError as error:
+        assert re.match(r"^x must .+, but .+", str(error))
+    else:
+        np.testing.assert_array_equal(got, refusing.call(name, refusing.x))
+
+
+# ---- axis --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "segment_softmax"])
+def test_axis(refusing, name):
+    args = refusing.arguments(name, refusing.x)
+    for axis in (2, -3, 10**30, (0, 2), (-3,)):
+        refusing.refuses(AxisError, None, name, *args, axis)
+    for axis in ((0, 0), (0, -2), (1, -1, 0)):
+        refusing.refuses(ValueError, "axis", name, *args, axis)
+    for axis in (1.0, np.float64(0), "0", (0, 1.0), (None,), [0], {0}, 1j, np.array([0, 1])):
+        refusing.refuses(TypeError, "axis", name, *args, axis)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "segment_softmax"])
+def test_axis_of_zero_dimensions(refusing, name):
+    """0 and -1 are the axis of a number, as in NumPy; there is no other."""
+    x = refusing.array(np.array(1.0, np.float32))
+    for axis in (1, -2):
+        refusing.refuses(AxisError, None, name, *refusing.arguments(name, x), axis)
+
+
+def test_axis_of_an_empty_array(refusing):
+    for name in FORWARD:
+        refusing.refuses(AxisError, None, name, refusing.array(np.zeros((0, 3), np.float32)), 2)
+
+
+# ---- out and dtype -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "segment_softmax"])
+def test_out(refusing, name):
+    args, xp = refusing.arguments(name, refusing.x), refusing.xp
+    for shape in [(4, 3), (3,), (3, 4, 1), (1, 3, 4), (3, 5), (), (12,)]:
+        refusing.refuses(ValueError, "out", name, *args, out=xp.zeros(shape, np.float32))
+    for dtype in (np.float64, np.float16, np.int32, np.bool_, np.complex64):
+        refusing.refuses(TypeError, "out", name, *args, out=xp.zeros((3, 4), dtype))
+    for out in ([0.0] * 12, 0.0, "abc", DeviceArray, CpuTensor()):
+        refusing.refuses(TypeError, "out", name, *args, out=out)
+
+
+def test_out_of_logsumexp(refusing):
+    x, xp = refusing.x, refusing.xp
+    for shape in [(3, 1), (4,), (1, 3), ()]:
+        refusing.refuses(ValueError, "out", "logsumexp", x, -1, out=xp.zeros(shape, np.float32))
+    out = xp.zeros(3, np.float32)
+    refusing.refuses(ValueError, "out", "logsumexp", x, -1, keepdims=True, out=out)
+    refusing.refuses(TypeError, "out", "logsumexp", x, -1, out=xp.zeros(3, np.float64))
+    refusing.refuses(ValueError, "out", "logsumexp", x, -1, out=x[:, 0])
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD])
+def test_out_tuple_for_one_result(refusing, name):
+    out = refusing.xp.zeros((3, 4), np.float32)
+    for given in ((out,), (out, out), ()):
+        args = refusing.arguments(name, refusing.x)
+        refusing.refuses((TypeError, ValueError), "out", name, *args, out=given)
+
+
+def test_out_for_two_results(refusing):
+    x, xp = refusing.x, refusing.xp
+    y, lse = xp.zeros((3, 4), np.float32), xp.zeros(3, np.float32)
+    for given in (y, (y,), (y, lse, lse), (), (lse, y), (y, None), (None, lse), [y, lse]):
+        refusing.refuses((TypeError, ValueError), "out", "softmax", x, out=given, return_lse=True)
+    for bad in (lse[:2], lse.reshape(3, 1)):
+        refusing.refuses(ValueError, "out", "softmax", x, out=(y, bad), return_lse=True)
+    bad = xp.zeros(3, np.float64)
+    refusing.refuses(TypeError, "out", "softmax", x, out=(y, bad), return_lse=True)
+    half = xp.zeros((3, 4), np.float16)  # the lse of float16 is float32
+    out = (half, xp.zeros(3, np.float16))
+    refusing.refuses(TypeError, "out", "softmax", x.astype(np.float16), out=out, return_lse=True)
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD])
+def test_out_is_read_only(refusing, name):
+    if refusing.backend.name == "gpu":
+        pytest.skip("CuPy has no read-only arrays")
+    out = np.zeros((3, 4), np.float32)
+    out.flags.writeable = False
+    refusing.refuses(ValueError, "out", name, *refusing.arguments(name, refusing.x), out=out)
+    out = np.broadcast_to(np.zeros(4, np.float32), (3, 4))
+    refusing.refuses(ValueError, "out", name, *refusing.arguments(name, refusing.x), out=out)
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "segment_softmax"])
+def test_out_overlaps_an_input(refusing, name):
+    """Exactly the same array is in place; anything between that and apart is a race."""
+    memory = refusing.array(np.arange(20, dtype=np.float32).reshape(4, 5))
+    before = refusing.backend.asnumpy(memory).copy()
+    for given, out in [
+        (memory[:3, :4], memory[:3, 1:]),
+        (memory[:3, :4], memory[1:, :4]),
+        (memory[:3, :4], memory[2::-1, :4]),
+        (memory[:4, :4], memory[:4, :4].T),
+    ]:
+        args = refusing.arguments(name, given)
+        if name == "segment_softmax":
+            args = given, refusing.array(np.array([0, 1, given.shape[0]]))
+        refusing.refuses(ValueError, "out", name, *args, out=out)
+    np.testing.assert_array_equal(refusing.backend.asnumpy(memory), before)
+
+
+def test_the_two_outs_overlap(refusing):
+    out = refusing.xp.zeros((3, 4), np.float32)
+    given = (out, out[:, 0])
+    refusing.refuses(ValueError, "out", "softmax", refusing.x, out=given, return_lse=True)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_dtype_option(refusing, name):
+    for dtype in (np.int32, bool, np.complex64, object, "U3", "M8[s]", "no such dtype", 7):
+        refusing.refuses(TypeError, "dtype", name, refusing.x, dtype=dtype)
+    out = refusing.xp.zeros((3, 4) if name in TRANSFORMS else (), np.float32)
+    refusing.refuses(TypeError, "out", name, refusing.x, dtype=np.float64, out=out)
+
+
+# ---- where, scale and b ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_where(refusing, name):
+    x, xp = refusing.x, refusing.xp
+    for dtype in (np.int32, np.float32, np.uint8):
+        refusing.refuses(TypeError, "where", name, x, where=xp.ones((3, 4), dtype))
+    for where in ([True] * 4, "yes", 1, 1.0):
+        refusing.refuses(TypeError, "where", name, x, where=where)
+    for shape in [(3,), (4, 3), (2, 4), (1, 3, 4), (2, 3, 4), (0,)]:
+        refusing.refuses(ValueError, "where", name, x, where=xp.ones(shape, bool))
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "softmax_state"])
+def test_scale(refusing, name):
+    args, xp = refusing.arguments(name, refusing.x), refusing.xp
+    for scale in ("2", 1j, [1.0], (1.0,), {}, object(), np.complex64(1), b"2"):
+        refusing.refuses(TypeError, "scale", name, *args, scale=scale)
+    for dtype in (bool, np.complex64):
+        refusing.refuses(TypeError, "scale", name, *args, scale=xp.ones((3, 1), dtype))
+    for shape in [(3,), (4,), (3, 4), (1, 4), (2, 1), (1, 3, 1), (0,), (3, 0)]:
+        refusing.refuses(ValueError, "scale", name, *args, scale=xp.ones(shape, np.float32))
+    refusing.refuses(ValueError, "scale", name, *args, 0, scale=xp.ones((3, 1), np.float32))
+
+
+def test_scale_of_segments(refusing):
+    args, xp = refusing.arguments("segment_softmax", refusing.x), refusing.xp
+    name = "segment_softmax"
+    for scale in ("2", 1j, [1.0]):
+        refusing.refuses(TypeError, "scale", name, *args, scale=scale)
+    refusing.refuses(TypeError, "scale", name, *args, scale=xp.ones(4, bool))
+    for shape in [(2,), (3,), (3, 1), (3, 4), (1, 2, 4), (2, 3)]:
+        refusing.refuses(ValueError, "scale", name, *args, scale=xp.ones(shape, np.float32))
+
+
+def test_weights(refusing):
+    x, xp = refusing.x, refusing.xp
+    for b in ("2", 1j, [1.0] * 4, object()):
+        refusing.refuses(TypeError, "b", "logsumexp", x, b=b)
+    refusing.refuses(TypeError, "b", "logsumexp", x, b=xp.ones((3, 4), np.complex64))
+    for shape in [(3,), (4, 3), (2, 4), (1, 3, 4), (2, 3, 4), (0,)]:
+        refusing.refuses(ValueError, "b", "logsumexp", x, b=xp.ones(shape, np.float32))
+
+
+# ---- two arrays that must agree ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gradient_and_result_agree(refusing, name):
+    x, xp = refusing.x, refusing.xp
+    for shape in [(4, 3), (3,), (1, 4), (3, 1), (3, 4, 1), ()]:
+        with pytest.raises(ValueError, match=r"^(grad|y) must .+, but .+"):
+            refusing.call(name, xp.zeros(shape, np.float32), x)
+    for dtype in (np.float64, np.float16, np.int32):
+        with pytest.raises(TypeError, match=r"^(grad|y) must .+, but .+"):
+            refusing.call(name, x.astype(dtype), x)
+    for dtype in (bool, np.complex64):
+        refusing.refuses(TypeError, "y", name, x, x.astype(dtype))
+
+
+def test_offsets(refusing):
+    name, x = "segment_softmax", refusing.x
+    for dtype in (np.float32, np.float64, np.int8, np.int16, np.uint32, np.uint64, bool):
+        bad = refusing.array(np.array([0, 1, 3]).astype(dtype))
+        refusing.refuses(TypeError, "cu_seqlens", name, x, bad)
+    for bad in (np.array(0), np.array([[0, 3]]), np.array([], np.int64)):
+        refusing.refuses(ValueError, "cu_seqlens", name, x, refusing.array(bad))
+    number = refusing.array(np.array(1.0, np.float32))
+    refusing.refuses(ValueError, "x", name, number, refusing.array(np.array([0, 1])))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [[1, 3], [-1, 3], [0, 2], [0, 4], [0, 2, 1, 3], [0, 4, 3], [3], [0], [3, 0], [0, -1, 3]],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_values_of_offsets(refusing, dtype, bad):
+    """Only where they lie on the host: reading a device array would wait for it."""
+    if refusing.backend.name == "gpu":
+        pytest.skip("offsets on the device are trusted")
+    offsets = np.array(bad, dtype)
+    refusing.refuses(ValueError, "cu_seqlens", "segment_softmax", refusing.x, offsets)
+
+
+def test_merge(refusing):
+    xp = refusing.xp
+    m, l = xp.zeros(3, np.float32), xp.ones(3, np.float32)  # noqa: E741
+    state = SoftmaxState(m, l)
+    for bad in (None, 3.0, m, (m, l), [m, l], "abc"):
+        refusing.refuses(TypeError, "a", "merge", bad, state)
+        refusing.refuses(TypeError, "b", "merge", state, bad)
+    for shape in [(4,), (3, 1), (1,), ()]:
+        other = SoftmaxState(xp.zeros(shape, np.float32), xp.ones(shape, np.float32))
+        with pytest.raises(ValueError, match=r"^[ab]\b.* must .+, but .+"):
+            refusing.call("merge", state, other)
+    for bad in (SoftmaxState(m, l[:2]), SoftmaxState([0.0] * 3, l), SoftmaxState(m, None)):
+        with pytest.raises((TypeError, ValueError), match=r"^[ab]\b.* must .+, but .+"):
+            refusing.call("merge", state, bad)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_two_homes(refusing, name):
+    """One array on the host and one on a device: the message names both."""
+    if refusing.backend.name == "gpu":
+        ones, where = np.ones((3, 1), np.float32), np.ones((3, 4), bool)
+        out = np.zeros((3, 4), np.float32)
+    else:
+        ones, where, out = DeviceArray((3, 1)), DeviceArray((3, 4), "|b1"), DeviceArray()
+    for key, value in {"scale": ones, "where": where, "out": out}.items():
+        with pytest.raises(TypeError) as caught:
+            refusing.call(name, refusing.x, **{key: value})
+        assert re.search(r"\bx\b", str(caught.value)) and key in str(caught.value)
+
+
+def test_two_homes_of_required_arguments(refusing):
+    gpu = refusing.backend.name == "gpu"
+    other = np.ones((3, 4), np.float32) if gpu else DeviceArray()
+    for name in BACKWARD:
+        for args in ((refusing.x, other), (other, refusing.x)):
+            with pytest.raises(TypeError) as caught:
+                refusing.call(name, *args)
+            assert re.search(r"\bgrad\b.*\by\b|\by\b.*\bgrad\b", str(caught.value))
+    if not gpu:
+        refusing.refuses(TypeError, None, "segment_softmax", refusing.x, DeviceArray((3,), "<i8"))
+
+
+# ---- how arguments are passed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_how_arguments_are_passed(refusing, name):
+    args = refusing.arguments(name, refusing.x)
+    names = {"segment_softmax": ["x", "cu_seqlens"]}.get(name, [first(name), "y"])[: len(args)]
+    refusing.refuses(TypeError, None, name)
+    refusing.refuses(TypeError, None, name, **dict(zip(names, args, strict=True)))
+    refusing.refuses(TypeError, None, name, *args, no_such_option=1)
+    extra = (None,) if name == "segment_softmax" else (-1, None)
+    refusing.refuses(TypeError, None, name, *args, *extra)
+
+
+def test_how_arguments_are_passed_to_merge(refusing):
+    state = SoftmaxState(refusing.xp.zeros(3), refusing.xp.ones(3))
+    refusing.refuses(TypeError, None, "merge", a=state, b=state)
+    refusing.refuses(TypeError, None, "merge", state)
+    refusing.refuses(TypeError, None, "merge", state, state, state)
+
+
+def test_signatures_are_those_of_the_reference():
+    """So that ``cuattn if xp is cupy else cuattn.reference`` works."""
+    import inspect
+
+    for name in [*ALL, "merge"]:
+        ours = inspect.signature(getattr(cuattn, name)).parameters.values()
+        theirs = inspect.signature(getattr(cuattn.reference, name)).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in ours] == [
+            (p.name, p.kind, p.default) for p in theirs
+        ]

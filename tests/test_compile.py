@@ -1,0 +1,109 @@
+"""Every configuration that the plans can ask for compiles for every architecture.
+
+A spill fails, and so does every other line of ptxas that a good kernel does not cause.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from configurations import TARGETS, kernels
+
+from cuattn import _nvrtc
+
+cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
+
+PARTS = 6  # tests an architecture, so that processes can share the work
+TOGETHER = 24  # instantiations a program: the headers are parsed once for all of them
+
+# What ptxas -v says of a kernel that is as it should be.
+EXPECTED = re.compile(
+    r"Compiling entry function|Function properties|Used \d+ registers|Compile time|bytes gmem"
+    r"|0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+)
+
+
+@pytest.fixture(autouse=True)
+def _nvrtc_is_there():
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except RuntimeError as error:
+        pytest.skip(f"no NVRTC: {error}")
+
+
+def compile_log(header: str, names: list[str], arch: str) -> str:
+    """What ptxas -v says of these instantiations."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(f"#include <{header}>\n", "configurations.cu", (), ())
+    try:
+        for name in names:
+            nvrtc.addNameExpression(program, name)
+        options = (*_nvrtc.compiler_options(arch), "--ptxas-options=-v")
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise AssertionError(nvrtc.getProgramLog(program)) from error
+        return nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def complaints(log: str) -> list[str]:
+    """Lines of a compiler log that a good kernel does not cause, each after its kernel's name."""
+    found, kernel = [], ""
+    for line in (line.strip(" \0") for line in log.splitlines()):
+        if "Compiling entry function" in line:
+            kernel = line.split("'")[1]
+        elif line and not EXPECTED.search(line):
+            found.append(f"{kernel}: {line}")
+    return found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("arch", TARGETS)
+def test_all_configurations(arch, part):
+    chosen = sorted(kernels(TARGETS[arch]).values(), key=lambda k: (k.header, k.name))[part::PARTS]
+    assert len(chosen) > 50
+    bad = []
+    for header, group in itertools.groupby(chosen, key=lambda kernel: kernel.header):
+        names = [kernel.name for kernel in group]
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            log = compile_log(header, some, arch)
+            assert log.count("Used ") == len(some)  # else the gate would look at nothing
+            bad += complaints(log)
+    assert not bad
+
+
+def test_one_module_one_kernel():
+    kernel = next(iter(kernels(90).values()))
+    cubin, _ = _nvrtc.compile_kernel(kernel.header, kernel.name, "sm_90")
+    assert _nvrtc.kernel_symbol(cubin).startswith("_Z")
+
+
+def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
+    source = """
+    extern "C" __global__ void __launch_bounds__(1024) spills(float* p, int n) {
+      float v[200];
+      for (int i = 0; i < 200; ++i) v[i] = p[i * n + threadIdx.x];
+      for (int r = 0; r < n; ++r)
+        for (int i = 0; i < 200; ++i) v[i] = v[i] * v[(i + 7) % 200] + p[r];
+      for (int i = 0; i < 200; ++i) p[i * n + threadIdx.x] = v[i];
+    }
+    """
+    (tmp_path / "softmax_rows.cuh").write_text(source)
+    monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
+    log = compile_log("softmax_rows.cuh", ["spills"], "sm_90")
+    assert any("spill" in line for line in complaints(log))
+
+
+def test_an_error_names_kernel_and_log():
+    with pytest.raises(
+        _nvrtc.CompileError, match=r"softmax_rows<int>.*softmax_rows\.cuh.*sm_80[\s\S]*error"
+    ):
+        _nvrtc.compile_kernel("softmax_rows.cuh", "softmax_rows<int>", "sm_80")

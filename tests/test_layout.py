@@ -1,0 +1,355 @@
+"""The layout rules as tests: what may stand where, and who may include or import whom.
+
+A rule is a function from files (path -> text) to its violations. Each is run twice: on the tree,
+where it has to find nothing, and on a small planted fault, which it has to find.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_HEADERS = {"cuda_fp16.h", "cuda_bf16.h"}
+PYTHON_BUDGET, CUDA_BUDGET = 300, 350  # lines
+
+
+def read(folder, pattern):
+    """All files of a folder by their path in it."""
+    base = ROOT / folder
+    files = [path for path in sorted(base.rglob(pattern)) if path.is_file()]
+    return {path.relative_to(base).as_posix(): path.read_text() for path in files}
+
+
+# -- CUDA C ------------------------------------------------------------------------------------
+
+
+def code(text):
+    """Text without comments and without the contents of string literals."""
+    token = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"'
+    return re.sub(token, lambda m: '""' if m[0][0] == '"' else " ", text, flags=re.DOTALL)
+
+
+def layer(path):
+    """ "primitives", "ptx", or "kernel" for a file at the top."""
+    return Path(path).parts[0] if "/" in path else "kernel"
+
+
+def includes(text):
+    """What a file includes, with its brackets."""
+    return re.findall(r'^\s*#\s*include\s*([<"][^>"]*[>"])', text, flags=re.MULTILINE)
+
+
+def own_includes(path, files):
+    return [name[1:-1] for name in includes(files[path]) if name[1:-1] in files]
+
+
+def asm_outside_ptx(files):
+    word = re.compile(r"\b(asm|__asm__|__asm)\b")
+    return [p for p, text in files.items() if layer(p) != "ptx" and word.search(code(text))]
+
+
+def shared_outside_smem(files):
+    return [p for p, t in files.items() if p != "ptx/smem.cuh" and "__shared__" in code(t)]
+
+
+def quoted_include(files):
+    return [f"{p}: {i}" for p, text in files.items() for i in includes(text) if i[0] == '"']
+
+
+def include_direction(files):
+    """Kernel -> primitives -> ptx; the CUDA headers for 16-bit types in numeric.cuh only."""
+    allowed = {"kernel": ("primitives/", "ptx/"), "primitives": ("primitives/", "ptx/"), "ptx": ()}
+    wrong = []
+    for path, text in files.items():
+        for name in (i[1:-1] for i in includes(text)):
+            ours = name in files and name.startswith(allowed[layer(path)])
+            if not ours and not (path == "primitives/numeric.cuh" and name in CUDA_HEADERS):
+                wrong.append(f"{path}: {name}")
+    return wrong
+
+
+def include_cycle(files):
+    """Files that reach themselves through what they include."""
+    reached = {path: set(own_includes(path, files)) for path in files}
+    for _ in files:
+        for seen in reached.values():
+            seen.update(*(reached[name] for name in list(seen)))
+    return [path for path, seen in reached.items() if path in seen]
+
+
+def conditional_code(files):
+    """Only the architecture may be asked for, and only in ptx/: no #ifdef for the emulator."""
+    line = re.compile(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b(.*)$", flags=re.MULTILINE)
+    wrong = []
+    for path, text in files.items():
+        for condition in line.findall(code(text)):
+            if layer(path) != "ptx" or set(re.findall(r"[A-Za-z_]\w*", condition)) - {
+                "__CUDA_ARCH__",
+                "defined",
+            }:
+                wrong.append(f"{path}: {condition.strip()}")
+    return wrong
+
+
+def kernels(text):
+    """Names of the `__global__` functions of a file."""
+    text = re.sub(r"__launch_bounds__\s*\(.*?\)|\b[A-Z_]+\s*\([^()]*\)", "", code(text))
+    return re.findall(r"__global__[^;{]*?(\w+)\s*\(", text)
+
+
+def kernel_per_file(files):
+    """One kernel for each file at the top, of the file's name, and none elsewhere."""
+    wrong = []
+    for path, text in files.items():
+        expected = [Path(path).stem] if layer(path) == "kernel" else []
+        if kernels(text) != expected:
+            wrong.append(f"{path}: {kernels(text)}")
+    return wrong
+
+
+def pragma_once(files):
+    return [path for path, text in files.items() if code(text).split()[:2] != ["#pragma", "once"]]
+
+
+def cuda_budget(files):
+    return [p for p, text in files.items() if len(text.splitlines()) > CUDA_BUDGET]
+
+
+CUDA_RULES = [
+    (asm_outside_ptx, {"primitives/warp.cuh": '__device__ void f() { asm volatile("nop;"); }'}),
+    (shared_outside_smem, {"softmax.cuh": "__global__ void softmax() { __shared__ float x[32]; }"}),
+    (quoted_include, {"softmax.cuh": '#include "ptx/math.cuh"', "ptx/math.cuh": ""}),
+    (include_direction, {"softmax.cuh": "#include <topk.cuh>", "topk.cuh": ""}),
+    (include_direction, {"primitives/x.cuh": "#include <topk.cuh>", "topk.cuh": ""}),
+    (include_direction, {"primitives/x.cuh": "#include <cuda_fp16.h>"}),
+    (include_direction, {"ptx/x.cuh": "#include <ptx/math.cuh>", "ptx/math.cuh": ""}),
+    (include_direction, {"softmax.cuh": "#include <primitives/missing.cuh>"}),
+    (include_direction, {"softmax.cuh": "#include <cuda/std/cstdint>"}),
+    (
+        include_cycle,
+        {
+            "primitives/a.cuh": "#include <primitives/b.cuh>",
+            "primitives/b.cuh": "#include <primitives/c.cuh>",
+            "primitives/c.cuh": "#include <primitives/a.cuh>",
+        },
+    ),
+    (conditional_code, {"ptx/math.cuh": "#ifdef CUATTN_EMULATOR\n#endif"}),
+    (
+        conditional_code,
+        {"ptx/math.cuh": "#if defined(__CUDA_ARCH__) && !defined(EMULATOR)\n#endif"},
+    ),
+    (conditional_code, {"softmax.cuh": "#if __CUDA_ARCH__ >= 900\n#endif"}),
+    (kernel_per_file, {"softmax.cuh": "__global__ void softmax() {}\n__global__ void two() {}"}),
+    (kernel_per_file, {"softmax.cuh": "template <int k> __global__ void other(int x) {}"}),
+    (kernel_per_file, {"softmax.cuh": "// __global__ void softmax() {}"}),
+    (kernel_per_file, {"primitives/x.cuh": "__global__ void __launch_bounds__(32) x(int a) {}"}),
+    (pragma_once, {"softmax.cuh": "// #pragma once\n#include <ptx/math.cuh>"}),
+    (cuda_budget, {"softmax.cuh": "\n" * (CUDA_BUDGET + 1)}),
+]
+
+
+@pytest.mark.parametrize("rule", dict.fromkeys(rule for rule, _ in CUDA_RULES))
+def test_cuda_sources_keep(rule):
+    files = read("cuda_src", "*")
+    assert {layer(path) for path in files} == {"kernel", "primitives", "ptx"}
+    assert rule(files) == []
+
+
+@pytest.mark.parametrize(("rule", "planted"), CUDA_RULES)
+def test_cuda_rule_sees(rule, planted):
+    assert rule(planted) != []
+
+
+def test_cuda_rules_accept_what_is_right():
+    files = {
+        "softmax.cuh": '// asm "x" __shared__ __global__ void no();\n#pragma once\n'
+        "#include <primitives/numeric.cuh>\n#include <ptx/math.cuh>\n"
+        "template <class T, int k>\n"
+        "__global__ void CLUSTER_DIMS(k) __launch_bounds__(32 * k) softmax(const T* x) {}",
+        "primitives/numeric.cuh": "#pragma once\n#include <cuda_fp16.h>\n#include <ptx/math.cuh>",
+        "ptx/math.cuh": '#pragma once\n#if __CUDA_ARCH__ >= 900\n#endif\nvoid f() { asm("nop;"); }',
+    }
+    assert {rule.__name__: rule(files) for rule, _ in CUDA_RULES if rule(files)} == {}
+
+
+# -- the emulator's twins of ptx/ ----------------------------------------------------------------
+
+
+def functions(text):
+    """Names of the functions that stand directly in ``namespace ptx``."""
+    names, depth, inside, head = set(), 0, None, ""
+    text = re.sub(r"^\s*#(?:[^\n]*\\\n)*[^\n]*", "", code(text), flags=re.MULTILINE)
+    for token in re.findall(r"[{};]|[^{};]+", text):
+        if token not in "{};":
+            head = token
+            continue
+        if token == "{" and inside is None and re.search(r"\bnamespace\s+ptx\s*$", head):
+            inside = depth + 1
+        elif token != "}" and depth == inside:
+            head = re.sub(r"\b(?:alignas|__attribute__|decltype|static_assert)\s*\(.*\)", "", head)
+            found = re.search(r"(\w+)\s*\(", head)
+            if found and not re.search(r"\b(?:using|typedef)\b", head):
+                names.add(found[1])
+        depth += {"{": 1, "}": -1, ";": 0}[token]
+        if inside is not None and depth < inside:
+            inside = None
+        head = ""
+    return names
+
+
+def missing_twins(ptx, twins):
+    """Files and functions that only one of the two folders has."""
+    wrong = [f"{path}: one side only" for path in sorted(ptx.keys() ^ twins.keys())]
+    for path in sorted(ptx.keys() & twins.keys()):
+        one_sided = functions(ptx[path]) ^ functions(twins[path])
+        wrong += [f"{path}: {name}" for name in sorted(one_sided)]
+    return wrong
+
+
+def test_ptx_wrappers_and_their_twins_agree():
+    ptx, twins = read("cuda_src/ptx", "*.cuh"), read("tests/emulator/ptx", "*.cuh")
+    assert all(functions(text) for text in ptx.values())
+    assert missing_twins(ptx, twins) == []
+
+
+def test_a_missing_twin_is_seen():
+    wrapper = """
+    #define MACRO(x) f(x)
+    namespace ptx {
+    struct Bits { int get() { return 0; } };
+    template <class T> using BitsOf = Other<sizeof(T)>;
+    // not_me(int x)
+    template <class T>
+    __device__ __forceinline__ T exp2_approx(T x) { if (x) { call(x); } return x; }
+    __device__ __forceinline__ int rank() { asm("mov %0;" : "=r"(r)); }
+    }  // namespace ptx
+    int outside() { return 0; }
+    """
+    assert functions(wrapper) == {"exp2_approx", "rank"}
+    twin = "namespace emu { void helper() {} }\nnamespace ptx { inline int rank() { return 0; } }"
+    assert functions(twin) == {"rank"}
+    assert missing_twins({"x.cuh": wrapper}, {"x.cuh": twin}) == ["x.cuh: exp2_approx"]
+    assert missing_twins({"x.cuh": twin}, {"x.cuh": wrapper}) == ["x.cuh: exp2_approx"]
+    assert missing_twins({"x.cuh": twin}, {}) == ["x.cuh: one side only"]
+    assert missing_twins({"x.cuh": twin}, {"x.cuh": twin}) == []
+
+
+# -- Python --------------------------------------------------------------------------------------
+
+# Module of the package -> (modules of ours, packages of others) that it may import, anywhere in it.
+# A module that is not named here is a public one.
+PYTHON_LAYERS = {
+    "_check": (set(), {"numpy"}),
+    "_plan": (set(), set()),
+    "_jit": (set(), {"cupy", "cuda", "numpy"}),  # cuda: cuda.pathfinder, which CuPy brings
+    "_call": ({"_check", "_plan", "_jit", "reference"}, {"numpy"}),
+    "reference": (set(), {"numpy"}),
+}
+PUBLIC = ({"_call", "_check", "_plan", "_jit", "reference"}, {"cupy", "numpy"})
+
+
+def imports(text, package="cuattn"):
+    """Modules of ours ("" is the package itself) and packages of others that a file imports."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
+            names = [f"{base}.{a.name}" for a in node.names] if base == package else [base]
+        else:
+            continue
+        for name in names:
+            top, *rest = name.split(".")
+            if top == package:
+                ours.add(rest[0] if rest else "")
+            elif top not in sys.stdlib_module_names:
+                others.add(top)
+    return ours, others
+
+
+def import_direction(files):
+    """Public function -> check, plan, compile and launch; the references stand alone."""
+    wrong = []
+    for path, text in files.items():
+        stem = Path(path).stem
+        if stem in ("__init__", "__main__"):
+            continue  # they may import everything; the cost of `import cuattn` is tested below
+        own, foreign = PYTHON_LAYERS.get(stem, PUBLIC)
+        ours, others = imports(text)
+        wrong += [
+            f"{path}: {name or 'cuattn'}" for name in sorted((ours - own) | (others - foreign))
+        ]
+    return wrong
+
+
+def private_in_bench(files):
+    """Benchmarks see what users see."""
+    return [p for p, t in files.items() if any(name[:1] == "_" for name in imports(t)[0])]
+
+
+def python_budget(files):
+    return [path for path, text in files.items() if len(text.splitlines()) > PYTHON_BUDGET]
+
+
+PYTHON_RULES = [
+    ("cuattn", import_direction, {"softmax.py": "from cuattn.topk import top_k"}),
+    ("cuattn", import_direction, {"softmax.py": "from . import topk"}),
+    ("cuattn", import_direction, {"softmax.py": "def f():\n    import cuattn.topk"}),
+    ("cuattn", import_direction, {"softmax.py": "import cuattn"}),
+    ("cuattn", import_direction, {"reference.py": "from ._check import axis"}),
+    ("cuattn", import_direction, {"reference.py": "import scipy.special"}),
+    ("cuattn", import_direction, {"_plan.py": "import numpy as np"}),
+    ("cuattn", import_direction, {"_check.py": "import cupy"}),
+    ("cuattn", import_direction, {"_jit.py": "from cuattn._plan import SoftmaxPlan"}),
+    ("cuattn", import_direction, {"_call.py": "from cuattn.softmax import SoftmaxState"}),
+    ("cuattn", python_budget, {"softmax.py": "\n" * (PYTHON_BUDGET + 1)}),
+    ("bench", private_in_bench, {"bench_softmax.py": "from cuattn._jit import launch"}),
+]
+
+
+@pytest.mark.parametrize(("folder", "rule"), dict.fromkeys(row[:2] for row in PYTHON_RULES))
+def test_python_modules_keep(folder, rule):
+    assert rule(read(folder, "*.py")) == []
+
+
+@pytest.mark.parametrize(("folder", "rule", "planted"), PYTHON_RULES)
+def test_python_rule_sees(folder, rule, planted):
+    assert rule(planted) != []
+
+
+def test_import_rule_accepts_what_is_right():
+    files = {
+        "softmax.py": "from cuattn import _check, _jit\nfrom ._plan import plan\nimport functools",
+        "reference.py": "from __future__ import annotations\nimport numpy as np",
+    }
+    assert import_direction(files) == []
+
+
+# -- what `import cuattn` pulls in -----------------------------------------------------------------
+
+HEAVY = {"cupy", "ml_dtypes", "scipy", "dask"}
+
+
+def loaded_after(statement):
+    """The heavy packages that a fresh interpreter has loaded after `statement`."""
+    script = f"import sys; {statement}; print(*({HEAVY!r} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return result.stdout.split()
+
+
+def test_import_is_light():
+    assert loaded_after("import cuattn; cuattn.softmax, cuattn.__version__") == []
+
+
+def test_a_heavy_import_is_seen():
+    pytest.importorskip("scipy")
+    assert "scipy" in loaded_after("import scipy")

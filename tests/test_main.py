@@ -1,0 +1,127 @@
+"""``python -m cuattn``: it runs everything there is on the sample, and it can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cuattn
+from cuattn import __main__ as job
+from cuattn import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["lighthouse", "harbour", "daughter", "lamp", "sea", "ferry", "fog", "captain"]  # best ones
+
+
+def run(*arguments, **environment):
+    """Output of ``python -m cuattn`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cuattn", "--repeat", "1", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+    )
+
+
+def public_operations():
+    """The functions of the package's ``__all__``."""
+    return {
+        name for name in cuattn.__all__ if isinstance(getattr(cuattn, name), types.FunctionType)
+    }
+
+
+def test_json_has_every_operation_within_its_bound():
+    done = run("--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    rows = result["operations"]
+    assert result["ok"] and result["version"] == cuattn.__version__
+    assert len(public_operations()) >= 8
+    assert {row["operation"] for row in rows} == public_operations()
+    assert {row["dtype"] for row in rows} >= {"float16", "float32", "float64"}
+    for row in rows:
+        assert row["ok"] and 0 <= row["max_error"] <= row["bound"] <= 2**-6, row
+        assert row["microseconds"] > 0 and row["device"], row
+
+
+def test_json_predicts_the_stored_words():
+    result = json.loads(run("--json").stdout)
+    assert [row["predicted"][0][0] for row in result["top5"]] == WORDS
+    for row in result["top5"]:
+        predicted, stored = zip(*row["predicted"], strict=True), zip(*row["stored"], strict=True)
+        (words, probs), (stored_words, stored_probs) = predicted, stored
+        assert words == stored_words and len(words) == 5
+        np.testing.assert_allclose(probs, stored_probs, rtol=1e-4)
+    assert all(check["ok"] for check in result["stored"].values())
+
+
+def test_table():
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    header, blank, columns, *rows = done.stdout.splitlines()
+    assert header.startswith(f"cuattn {cuattn.__version__}. ") and blank == ""
+    assert columns.split() == "operation shape dtype device error bound µs".split()
+    rows = rows[: rows.index("")]
+    assert {row.split()[0] for row in rows} == public_operations()
+    assert all(row.endswith("  ok") for row in rows)
+    assert "WRONG" not in done.stdout
+    assert "harbour 3.05 %  harbor 0.73 %" in done.stdout
+
+
+def test_without_a_gpu_it_says_so_in_one_line():
+    header = run(CUDA_VISIBLE_DEVICES="-1").stdout.splitlines()[0]
+    assert header.endswith("running the NumPy path.")
+
+
+def wrong(module, name):
+    """A stand-in for `module` whose function `name` is off by one part in fifty."""
+    stand_in = types.SimpleNamespace(**{n: getattr(module, n) for n in dir(module)})
+    setattr(stand_in, name, lambda *args, **kw: getattr(module, name)(*args, **kw) * 1.02)
+    return stand_in
+
+
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "softmax_backward", "segment_softmax"])
+@pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
+def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
+    """Wrong results and wrong expectations both end in exit code 1, and the table says where."""
+    monkeypatch.setattr(job, module.__name__.split(".")[-1], wrong(module, name))
+    assert job.main(["--json", "--repeat", "1"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert not result["ok"]
+    assert not any(row["ok"] for row in result["operations"] if row["operation"] == name)
+    assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
+
+
+@pytest.mark.parametrize(("stored", "check"), [("lse", "lse"), ("top5_indices", "top5_probs")])
+def test_a_wrong_stored_value_is_an_error(monkeypatch, capsys, stored, check):
+    sample = dict(np.load(ROOT / "cuattn" / "data" / "minilm.npz"))
+    sample[stored] = np.roll(sample[stored], 1)
+
+    class File(dict):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(job.np, "load", lambda path: File(sample))
+    assert job.main(["--repeat", "1"]) == 1
+    assert f"against the stored {check}: error" in (printed := capsys.readouterr().out)
+    assert printed.count("WRONG") == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_are_errors(bad):
+    got, expected = np.array([0.5, bad], np.float32), np.array([0.5, 0.5])
+    check = job.compare(got, expected)
+    assert not check["ok"] and json.loads(json.dumps(check, allow_nan=False)) == check
+    assert job.compare(expected.astype(np.float32), expected)["ok"]
