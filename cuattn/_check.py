@@ -1,4 +1,7 @@
-"""The only place that raises about arguments: `<argument> must <requirement>, but <what came>[; <remedy>]`."""
+"""The only place that raises about arguments.
+
+Messages read `<argument> must <requirement>, but <what came>[; <remedy>]`.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 def not_an_array(name: str, value: Any) -> TypeError:
     """The error for `value`, which is neither a NumPy nor a device array."""
     return TypeError(
-        f"{name} must be a cupy.ndarray, a numpy.ndarray or a CUDA array of another library, but it is "
-        f"{_kind(value)}; convert it with cupy.asarray({name})"
+        f"{name} must be a cupy.ndarray, a numpy.ndarray or a CUDA array of another library, "
+        f"but it is {_kind(value)}; convert it with cupy.asarray({name})"
     )
 
 
 def no_mix(name: str, value: Any, other: str, other_value: Any) -> TypeError:
     """The error for two arrays of different libraries."""
     return TypeError(
-        f"{name} must be an array of the same library as {other} ({_kind(other_value)}), but it is {_kind(value)}; "
-        f"move one of them with cupy.asarray({name}) or cupy.asnumpy({name})"
+        f"{name} must be an array of the same library as {other} ({_kind(other_value)}), "
+        f"but it is {_kind(value)}; move one with cupy.asarray or cupy.asnumpy"
     )
 
 
@@ -33,7 +36,8 @@ def one_device(name: str, device: int, other: str, other_device: int) -> None:
     """ValueError unless both arrays are on one GPU."""
     if device != other_device:
         raise ValueError(
-            f"{name} must be on the device of {other} ({other_device}), but it is on device {device}; copy one of them"
+            f"{name} must be on device {other_device}, as {other} is, but it is on {device}; "
+            "copy one of them"
         )
 
 
@@ -51,7 +55,8 @@ def floating(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is one of FLOATS."""
     if dtype.name not in FLOATS:
         raise TypeError(
-            f"{name} must be one of {', '.join(FLOATS)}, but its dtype is {dtype}; cast it with {name}.astype(...)"
+            f"{name} must be one of {', '.join(FLOATS)}, but its dtype is {dtype}; "
+            f"cast it with {name}.astype(...)"
         )
     _native(name, dtype)
 
@@ -78,7 +83,7 @@ def float_dtype(dtype: Any) -> np.dtype | None:
 
 
 def result_dtype(dtype: np.dtype | None, x: np.dtype, weight: np.dtype | None = None) -> np.dtype:
-    """Dtype of the result: `dtype` if given, else that of x (float64 for integers), widened by a floating weight."""
+    """`dtype` if given, else that of x (float64 for integers), widened by a floating weight."""
     if dtype is not None:
         return dtype
     result = np.dtype(np.float64) if x.name in INTEGERS else x
@@ -110,7 +115,7 @@ def axes(axis: Any, ndim: int) -> tuple[int, ...]:
             ) from None
         if not -max(ndim, 1) <= number < max(ndim, 1):
             raise AxisError(
-                f"axis must be in [{-ndim}, {ndim}) for an array of {ndim} dimensions, but it is {number}"
+                f"axis must be in [{-ndim}, {ndim}), as x has {ndim} dimensions, but it is {number}"
             )
         if ndim:
             numbers.append(number % ndim)
@@ -149,7 +154,9 @@ def real_scalar(name: str, value: Any) -> float:
         ) from None
 
 
-def same_shape_and_dtype(name: str, shape, dtype, other: str, other_shape, other_dtype) -> None:
+def same_shape_and_dtype(
+    name: str, shape: Any, dtype: Any, other: str, other_shape: Any, other_dtype: Any
+) -> None:
     """TypeError / ValueError unless two arrays agree."""
     if dtype != other_dtype:
         raise TypeError(
@@ -186,9 +193,14 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
 
 
 def no_partial_overlap(
-    name: str, array: Any, extent: tuple[int, int], other: str, input_: Any, input_extent
+    name: str,
+    array: Any,
+    extent: tuple[int, int],
+    other: str,
+    input_: Any,
+    input_extent: tuple[int, int],
 ) -> None:
-    """ValueError where writing `array` would change `input_` before it is read; being the same view is fine."""
+    """ValueError where writing `array` could change `input_` before it is read."""
     if extent[0] >= input_extent[1] or input_extent[0] >= extent[1]:
         return
     same = extent == input_extent and (array.shape, array.strides, array.dtype) == (
@@ -198,7 +210,8 @@ def no_partial_overlap(
     )
     if not same:
         raise ValueError(
-            f"{name} must be {other} itself or share no memory with it, but they overlap; pass a copy"
+            f"{name} must be {other} itself or share no memory with it, but they overlap; "
+            "pass a copy"
         )
 
 
@@ -207,9 +220,7 @@ def segments(offsets: Any, total: int, checked: bool) -> int:
     if offsets.dtype.name not in ("int32", "int64"):
         raise TypeError(f"cu_seqlens must be int32 or int64, but its dtype is {offsets.dtype}")
     if offsets.ndim != 1 or offsets.shape[0] == 0:
-        raise ValueError(
-            f"cu_seqlens must have shape (segments + 1,), but its shape is {offsets.shape}"
-        )
+        raise ValueError(f"cu_seqlens must have shape (segments + 1,), but it has {offsets.shape}")
     if checked:
         if offsets[0] != 0:
             raise ValueError(f"cu_seqlens must begin with 0, but it begins with {offsets[0]}")
@@ -217,7 +228,7 @@ def segments(offsets: Any, total: int, checked: bool) -> int:
             raise ValueError("cu_seqlens must never fall, but it does")
         if offsets[-1] != total:
             raise ValueError(
-                f"cu_seqlens must end with the length of x ({total}), but it ends with {offsets[-1]}"
+                f"cu_seqlens must end with the length of x, {total}, but its end is {offsets[-1]}"
             )
     return offsets.shape[0] - 1
 
@@ -226,7 +237,7 @@ def state(name: str, value: Any, kind: type) -> None:
     """TypeError unless `value` is a state."""
     if not isinstance(value, kind):
         raise TypeError(
-            f"{name} must be a {kind.__name__}, but it is {_kind(value)}; make one with softmax_state"
+            f"{name} must be a {kind.__name__}, but it is {_kind(value)}; use softmax_state"
         )
 
 

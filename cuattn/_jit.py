@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ class Limits(NamedTuple):
 
 
 class Cuda:
-    """Kernels on CUDA devices through CuPy; every launch goes to the device's current stream and returns at once."""
+    """Kernels on CUDA devices through CuPy, on the current stream, never waiting for it."""
 
     def __init__(self) -> None:
         import cupy
@@ -51,15 +50,13 @@ class Cuda:
         """Address of the first element."""
         return array.data.ptr
 
-    def empty(self, like: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Uninitialised C-contiguous array on the device of `like`."""
-        with self._on(like.data.device_id):
-            return self.xp.empty(shape, dtype)
+    def on(self, device: int) -> contextlib.AbstractContextManager[Any]:
+        """Context in which a device is the current one."""
+        return _nowhere if self._current_device() == device else self.xp.cuda.Device(device)
 
-    def full(self, like: Any, shape: tuple[int, ...], value: float, dtype: np.dtype) -> Any:
-        """Array of one value on the device of `like`."""
-        with self._on(like.data.device_id):
-            return self.xp.full(shape, value, dtype)
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Uninitialised C-contiguous array on the current device."""
+        return self.xp.empty(shape, dtype)
 
     def limits(self, device: int) -> Limits:
         """Limits of a device."""
@@ -73,22 +70,15 @@ class Cuda:
     def launch(
         self, kernel: Any, params: bytes, reads: tuple[Any, ...], writes: tuple[Any, ...]
     ) -> None:
-        """Launch a kernel (cuattn._plan.Kernel) whose single argument has these bytes."""
-        device = writes[0].data.device_id
-        function = self._kernels.get((kernel.name, device))
-        with self._on(device):
-            if function is None:
-                function = self._load(kernel, device)
-            argument = np.frombuffer(params, dtype=f"V{len(params)}")
-            function((kernel.grid,), (kernel.block,), (argument,))
+        """Launch a kernel (cuattn._plan.Kernel) on the current device and stream.
 
-    @contextlib.contextmanager
-    def _switched(self, device: int) -> Iterator[None]:
-        with self.xp.cuda.Device(device):
-            yield
-
-    def _on(self, device: int) -> contextlib.AbstractContextManager[None]:
-        return _nowhere if self._current_device() == device else self._switched(device)
+        `params` are the bytes of its single argument; `reads` and `writes` are the arrays it
+        points to, of which only the emulator takes notice.
+        """
+        device = self._current_device()
+        function = self._kernels.get((kernel.name, device)) or self._load(kernel, device)
+        argument = np.frombuffer(params, dtype=f"V{len(params)}")
+        function((kernel.grid,), (kernel.block,), (argument,))
 
     def _load(self, kernel: Any, device: int) -> Any:
         with self._lock:
@@ -108,7 +98,7 @@ class Cuda:
             return function
 
 
-_nowhere: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_nowhere: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _runtime_lock = threading.Lock()
 
 
@@ -131,7 +121,7 @@ def is_array(value: Any) -> bool:
 
 
 def adopt(array: Any) -> Any:
-    """A CuPy array, or without a copy the CUDA array of another library (DLPack, else CUDA array interface)."""
+    """A CUDA array of any library as a CuPy array, without a copy (DLPack, else its interface)."""
     if _is_cupy(array):
         return array
     try:

@@ -1,4 +1,4 @@
-"""Shapes and strides: from arrays of any layout to the rows and columns that a kernel walks over."""
+"""Shapes and strides: from arrays of any layout to the rows and columns that kernels walk over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Meta(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Row and column spaces after joining dimensions; strides in elements, one list an operand (OPERANDS)."""
+    """Rows and columns after joining dimensions; strides in elements, by operand (OPERANDS)."""
 
     row_size: tuple[int, ...]
     col_size: tuple[int, ...]
@@ -113,7 +113,7 @@ def expanded(array: Meta, axes: tuple[int, ...]) -> Meta:
 
 
 def element_strides(array: Meta | None, shape: tuple[int, ...]) -> tuple[int, ...] | None | bool:
-    """Strides in elements after broadcasting to `shape`; False where one is no whole number of elements."""
+    """Strides in elements after broadcasting to `shape`; False where they are no whole elements."""
     if array is None:
         return None
     itemsize, missing = array.dtype.itemsize, len(shape) - len(array.shape)

@@ -1,4 +1,4 @@
-"""Name expression → cubin: CUDA sources, NVRTC, and our disk cache of what it made. Needs no GPU."""
+"""Name expression → cubin: CUDA sources, NVRTC, and a disk cache of what it made. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ class CompileError(RuntimeError):
     """NVRTC rejected a kernel: its name and configuration, and the compiler's log."""
 
 
-# ---- Sources
-# ---------------------------------------------------------------------------------------------------------
+# ---- Sources ----
 
 
 @lru_cache(maxsize=1)
@@ -44,8 +43,7 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-# ---- Compiler
-# --------------------------------------------------------------------------------------------------------
+# ---- Compiler ----
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +64,7 @@ def _toolkit_headers() -> str:
 
 @lru_cache(maxsize=64)
 def architecture(compute_capability: int) -> str:
-    """Newest target NVRTC knows whose code runs on this compute capability: same major version, minor at most."""
+    """Newest target of NVRTC whose code runs on this compute capability: same major version."""
     from cupy.cuda import nvrtc
 
     known = [
@@ -76,7 +74,7 @@ def architecture(compute_capability: int) -> str:
     ]
     if not known:
         raise RuntimeError(
-            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; this one is "
+            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; it is "
             f"{'.'.join(map(str, nvrtc.getVersion()))}; install a newer CUDA toolkit"
         )
     return f"sm_{max(known)}"
@@ -147,8 +145,7 @@ def kernel_symbol(cubin: bytes) -> str:
     raise ValueError("the cubin holds no kernel")
 
 
-# ---- Disk cache
-# ------------------------------------------------------------------------------------------------------
+# ---- Disk cache ----
 
 
 def cache_directory() -> Path:
@@ -222,8 +219,8 @@ def _warn_once(directory: str, reason: str) -> None:
     if not _warned():
         _warned().add(directory)
         warnings.warn(
-            f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process compiles them anew; "
-            "set CUATTN_CACHE_DIR to a writable folder",
+            f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process "
+            "compiles them anew; set CUATTN_CACHE_DIR to a writable folder",
             RuntimeWarning,
             stacklevel=2,
         )

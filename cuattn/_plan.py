@@ -84,7 +84,7 @@ STATE_MERGE_THREADS = 128
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch: `grid` blocks (of which `cluster` neighbours form a cluster) of `block` threads."""
+    """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster."""
 
     header: str
     name: str
@@ -165,7 +165,7 @@ class SoftmaxProblem:
 
 @lru_cache(maxsize=4096)
 def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int) -> SoftmaxPlan:
-    """Kernels for one call on a device of this compute capability (90 for sm_90) with `num_sms` multiprocessors."""
+    """Kernels for one call on a device: compute capability (90 for sm_90), multiprocessors."""
     if problem.offsets is not None or not _rows_are_vectors(problem):
         return _plan_strided(problem, num_sms)
     if problem.reduces:
@@ -211,7 +211,7 @@ def _plan_resident(problem: SoftmaxProblem, compute_capability: int) -> SoftmaxP
 
 
 def _warp_fragments(problem: SoftmaxProblem) -> int:
-    """Most fragments a lane holds of a row that one warp holds: 32 words, and at least 2 K elements of 16 bits."""
+    """Most fragments a lane holds of a row of one warp: 32 words, but 64 elements of 16 bits."""
     return max(
         1,
         WORDS
@@ -261,7 +261,7 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
 
 
 def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
-    """softmax_strided: every layout in which the elements of a row are not neighbours, and ragged rows."""
+    """softmax_strided: layouts in which the elements of a row are not neighbours, ragged rows."""
     layout = problem.layout
     lanes = 1 if layout.rows == problem.segments else _lanes(layout)
     cols = layout.cols
@@ -289,7 +289,7 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
 
 
 def _lanes(layout: Layout) -> int:
-    """Neighbouring rows that are neighbours in memory, at most a warp of them; 1 where the columns lie closer."""
+    """Rows that are neighbours in memory, at most a warp of them; 1 where columns lie closer."""
     x = OPERANDS.index("x")
     row_stride, col_stride = abs(layout.row_stride[x][-1]), abs(layout.col_stride[x][-1])
     if layout.cols > 1 and (col_stride < row_stride or row_stride == 0):
@@ -300,7 +300,7 @@ def _lanes(layout: Layout) -> int:
 def _slices(
     cols: int, groups: int, num_sms: int, vec: int, least: int = SPLIT_MIN_SLICE
 ) -> tuple[int, int]:
-    """Slices of a row and columns of each: enough blocks to fill the device, but no slice under `least` columns."""
+    """Slices of a row and columns of each: blocks to fill the device, `least` columns or more."""
     wanted = _ceil_div(WAVES * num_sms, groups)
     splits = max(1, min(wanted, cols // least, SPLIT_MOST))
     slice_ = _ceil_div(_ceil_div(cols, splits), vec) * vec

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn import _call, _check, _jit, _plan, reference
+from cuattn import _call, _check, _jit, _plan, _run, reference
 from cuattn.reference import SoftmaxState
 
 Axis = int | tuple[int, ...] | None
@@ -57,7 +57,7 @@ def logsumexp(
     request = _call.Request(
         "lse",
         _check.axes(axis, x.ndim),
-        _call.Meta(x.shape, x.strides, x.dtype),
+        _call.meta(x),
         where=_call.meta(where),
         weight=_call.meta(weight),
         dtype=_check.float_dtype(dtype),
@@ -78,21 +78,15 @@ def logsumexp(
             dtype=expected.dtype,
             out=out,
         )
-    if b is not None:
-        weight = (
-            runtime.full(x, (), number, expected.acc)
-            if weight is None
-            else _call.cast(weight, expected.acc)
-        )
+    if weight is None and b is not None:
+        with runtime.on(runtime.device(x)):
+            weight = runtime.xp.full((), number, expected.acc)
         request = request._replace(weight=_call.meta(weight), dtype=expected.dtype)
-    return _call.run(
-        runtime, request, _call.Operands(x, where=where, weight=weight), 1.0, stat=out
-    )[1]
+    return _run.run(request, _run.Operands(x, where=where, weight=weight), stat=out).stat
 
 
 def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
-    """What a softmax needs to know of a row, in a form that merges: maximum and sum of
-    exponentials.
+    """What a softmax has to know of a row, in a form that merges.
 
     Parameters
     ----------
@@ -102,9 +96,9 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     Returns
     -------
     state : SoftmaxState
-        ``m = max(scale * x)`` and ``l = sum(exp(scale * x - m))``, shape of x without `axis`, float32 (float64 for float64
-        and integers). ``state.lse`` is ``m + log(l)``. Of nothing: ``(-inf, 0)``. Where m is
-        infinite, l is the sum without m.
+        ``m = max(scale * x)`` and ``l = sum(exp(scale * x - m))``, shape of x without `axis`,
+        float32 (float64 for float64 and integers). ``state.lse`` is ``m + log(l)``. The state of
+        nothing is ``(-inf, 0)``; where m is infinite, l is the sum without m.
 
     Raises
     ------
@@ -124,7 +118,7 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     request = _call.Request(
         "state",
         _check.axes(axis, x.ndim),
-        _call.Meta(x.shape, x.strides, x.dtype),
+        _call.meta(x),
         scale=_call.meta(scale_array),
     )
     expected = _call.results(request)
@@ -132,15 +126,12 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     if runtime is None:
         state = reference.softmax_state(x, request.axes, scale=scale)
         return SoftmaxState(*(np.asarray(part, expected.acc) for part in state))
-    scale_array = _call.cast(scale_array, expected.acc)
-    request = request._replace(scale=_call.meta(scale_array))
-    _, m, l = _call.run(runtime, request, _call.Operands(x, scale=scale_array), scale_value)  # noqa: E741
-    return SoftmaxState(m, l)
+    made = _run.run(request, _run.Operands(x, scale=scale_array), scale_value)
+    return SoftmaxState(made.stat, made.stat_l)
 
 
 def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
-    """State of a row from the states of two parts of it: associative, and commutative, up to
-    rounding.
+    """State of a row from the states of two parts of it: associative up to rounding.
 
     Parameters
     ----------
@@ -181,10 +172,12 @@ def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
     if runtime is None:
         both = reference.merge(a, b)
         return SoftmaxState(*(np.asarray(part, dtype) for part in both))
-    arrays = [runtime.xp.ascontiguousarray(array) for array in arrays]
-    m, l = (runtime.empty(arrays[0], shape, dtype) for _ in "ml")  # noqa: E741
-    if m.size:
-        addresses = (runtime.address(array) for array in (*arrays, m, l))
-        params = _plan.STATE_MERGE.pack(*addresses, m.size)
-        runtime.launch(_plan.plan_state_merge(dtype.name, m.size), params, tuple(arrays), (m, l))
+    with runtime.on(runtime.device(arrays[0])):
+        arrays = [runtime.xp.ascontiguousarray(array) for array in arrays]
+        m, l = (runtime.empty(shape, dtype) for _ in "ml")  # noqa: E741
+        if m.size:
+            addresses = (runtime.address(array) for array in (*arrays, m, l))
+            params = _plan.STATE_MERGE.pack(*addresses, m.size)
+            kernel = _plan.plan_state_merge(dtype.name, m.size)
+            runtime.launch(kernel, params, tuple(arrays), (m, l))
     return SoftmaxState(m, l)

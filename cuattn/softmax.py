@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn import _call, _check, _jit, reference
+from cuattn import _call, _check, _jit, _run, reference
 
 Axis = int | tuple[int, ...] | None
 
@@ -206,7 +206,7 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     request = _call.Request(
         "prob",
         (0,),
-        _call.Meta(x.shape, x.strides, x.dtype),
+        _call.meta(x),
         scale=_call.meta(scale_array),
         offsets=_call.meta(offsets),
     )
@@ -218,11 +218,8 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     if runtime is None:
         y = reference.segment_softmax(x, offsets, scale=scale, out=out)
         return y if out is not None else y.astype(expected.dtype)
-    offsets = runtime.xp.ascontiguousarray(offsets)
-    scale_array = _call.cast(scale_array, expected.acc)
-    request = request._replace(scale=_call.meta(scale_array))
-    operands = _call.Operands(x, scale=scale_array, offsets=offsets)
-    return _call.run(runtime, request, operands, scale_value, out)[0]
+    operands = _run.Operands(x, scale=scale_array, offsets=offsets)
+    return _run.run(request, operands, scale_value, out).out
 
 
 def _transform(
@@ -236,7 +233,7 @@ def _transform(
     request = _call.Request(
         result,
         _check.axes(axis, x.ndim),
-        _call.Meta(x.shape, x.strides, x.dtype),
+        _call.meta(x),
         where=_call.meta(where),
         scale=_call.meta(scale_array),
         dtype=_check.float_dtype(dtype),
@@ -250,15 +247,22 @@ def _transform(
     runtime = _jit.runtime_of(x)
     if runtime is None:
         return _reference_transform(result, x, request, scale, where, expected, y, lse, return_lse)
-    if scale_array is not None:
-        scale_array = _call.cast(scale_array, expected.acc)
-        request = request._replace(scale=_call.meta(scale_array))
-    operands = _call.Operands(x, where=where, scale=scale_array)
-    y, lse, _ = _call.run(runtime, request, operands, scale_value, y, lse, return_lse)
-    return (y, lse) if return_lse else y
+    operands = _run.Operands(x, where=where, scale=scale_array)
+    made = _run.run(request, operands, scale_value, y, lse, return_lse)
+    return (made.out, made.stat) if return_lse else made.out
 
 
-def _reference_transform(result, x, request, scale, where, expected, y, lse, return_lse):
+def _reference_transform(
+    result: str,
+    x: Any,
+    request: _call.Request,
+    scale: Any,
+    where: Any,
+    expected: _call.Results,
+    y: Any,
+    lse: Any,
+    return_lse: bool,
+) -> Any:
     options = {"scale": scale, "where": where, "dtype": expected.dtype}
     if result == "log_prob":
         return reference.log_softmax(x, request.axes, **options, out=y)
@@ -278,11 +282,11 @@ def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) 
     request = _call.Request(
         result,
         _check.axes(axis, grad.ndim),
-        _call.Meta(grad.shape, grad.strides, grad.dtype),
+        _call.meta(grad),
         y=_call.meta(y),
         scale=_call.meta(scale_array),
     )
-    expected = _call.results(request)
+    _call.results(request)
     if out is not None:
         inputs = [first, ("y", y), ("scale", scale_array)]
         (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
@@ -293,8 +297,5 @@ def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) 
         )
         dx = function(grad, y, request.axes, scale=scale, out=out)
         return dx if out is not None else dx.astype(grad.dtype)
-    scale_array = _call.cast(scale_array, expected.acc)
-    request = request._replace(scale=_call.meta(scale_array))
-    return _call.run(
-        runtime, request, _call.Operands(grad, y, scale=scale_array), scale_value, out
-    )[0]
+    operands = _run.Operands(grad, y, scale=scale_array)
+    return _run.run(request, operands, scale_value, out).out

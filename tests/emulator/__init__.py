@@ -6,6 +6,7 @@ as C++, one fiber per CUDA thread. ``launch_source()`` runs a kernel from a stri
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import itertools
@@ -345,13 +346,13 @@ class Runtime:
 
         return _jit.Limits(_arch_number(self.arch) // 10, self.num_sms)
 
-    def empty(self, like, shape, dtype):
+    def on(self, device):
+        """Context in which a device is the current one."""
+        return contextlib.nullcontext()
+
+    def empty(self, shape, dtype):
         """Poisoned memory, see `emulator.empty`."""
         return empty(shape, dtype)
-
-    def full(self, like, shape, value, dtype):
-        """Array of one value."""
-        return np.full(shape, value, dtype)
 
     def launch(self, kernel, params, reads, writes):
         """Runs `kernel` on `params`, its parameter struct's bytes; skips None among the arrays."""
