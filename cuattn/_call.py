@@ -125,20 +125,24 @@ def check_out(
     out: Any, expected: list[tuple[tuple[int, ...], np.dtype]], inputs: list[tuple[str, Any]]
 ) -> tuple[Any, ...]:
     """The arrays of `out`, fit for results of the expected shapes and dtypes."""
+    others = [(name, array, _extent(array)) for name, array in inputs if array is not None]
     arrays: list[Any] = []
-    given = _check.out_count(out, len(expected))
-    for i, (array, (shape, dtype)) in enumerate(zip(given, expected, strict=True)):
+    for i, (given, (shape, dtype)) in enumerate(
+        zip(_check.out_count(out, len(expected)), expected, strict=True)
+    ):
         name = "out" if len(expected) == 1 else f"out[{i}]"
-        array = enter(name, array, inputs[0])
+        array = enter(name, given, inputs[0])
         _check.out_array(name, array, shape, dtype)
-        for other, input_ in [*inputs, *((f"out[{j}]", a) for j, a in enumerate(arrays))]:
-            if input_ is None:
-                continue
-            _check.no_partial_overlap(name, array, _extent(array), other, input_, _extent(input_))
+        extent = _extent(array)
+        for other, input_, input_extent in others:
+            _check.no_partial_overlap(name, array, extent, other, input_, input_extent)
+        others.append((name, array, extent))
         arrays.append(array)
     return tuple(arrays)
 
 
 def _extent(array: Any) -> tuple[int, int]:
-    address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-    return _check.extent(address, array)
+    host = isinstance(array, np.ndarray)
+    address = array.__array_interface__["data"][0] if host else array.data.ptr
+    low, high = _check.span(array.shape, array.strides, array.itemsize)
+    return address + low, address + high

@@ -5,8 +5,8 @@ Messages read `<argument> must <requirement>, but <what came>[; <remedy>]`.
 
 from __future__ import annotations
 
-import math
 import operator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -186,10 +186,9 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
         raise ValueError(f"{name} must have shape {shape}, but its shape is {array.shape}")
     if not getattr(array.flags, "writeable", True):
         raise ValueError(f"{name} must be writeable, but it is read-only")
-    if any(
-        stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)
-    ):
-        raise ValueError(f"{name} must not overlap itself, but its strides are {array.strides}")
+    strides = array.strides
+    if 0 in strides and any(s == 0 and n > 1 for s, n in zip(strides, shape, strict=True)):
+        raise ValueError(f"{name} must not overlap itself, but its strides are {strides}")
 
 
 def no_partial_overlap(
@@ -247,13 +246,16 @@ def at_least_1d(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have at least one dimension, but its shape is ()")
 
 
-def extent(address: int, array: Any) -> tuple[int, int]:
-    """First and one-past-last byte of a view."""
-    low = high = address
-    for size, stride in zip(array.shape, array.strides, strict=True):
+@lru_cache(maxsize=4096)
+def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """First and one-past-last byte of a view, from the address of its first element."""
+    low = high = 0
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 0:
+            return 0, 0
         low += min(0, (size - 1) * stride)
         high += max(0, (size - 1) * stride)
-    return (low, high + array.dtype.itemsize) if math.prod(array.shape) else (low, low)
+    return low, high + itemsize
 
 
 def _native(name: str, dtype: np.dtype) -> None:

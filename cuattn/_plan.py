@@ -173,6 +173,7 @@ def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int)
     return _plan_resident(problem, compute_capability) or _plan_split(problem, num_sms)
 
 
+@lru_cache(maxsize=4096)
 def plan_state_merge(acc: str, n: int) -> Kernel:
     """Kernel that merges `n` pairs of states."""
     name = f"state_merge<{CTYPES[acc]}, {STATE_MERGE_THREADS}>"

@@ -39,6 +39,7 @@ class Made(NamedTuple):
 class Planned(NamedTuple):
     """Everything of a call that does not change with its pointers."""
 
+    expected: _call.Results
     plan: _plan.SoftmaxPlan | None  # None: nothing to launch
     out_order: tuple[int, ...] | None  # axes of a new result, slowest first; None: C order
 
@@ -55,7 +56,7 @@ def run(
     runtime = _jit.runtime_of(operands.x)
     device = runtime.device(operands.x)
     with runtime.on(device):
-        if operands.scale is not None or operands.weight is not None or request.offsets is not None:
+        if any(array is not None for array in operands[3:]):  # weight, scale, offsets
             request, operands = _cast(runtime.xp, request, operands)
         aligned = runtime.address(operands.x) % 16 == 0
         limits = runtime.limits(device)
@@ -134,7 +135,7 @@ def _planned(
     if layout is None:
         return None
     if layout.rows == 0 or layout.cols == 0:
-        return Planned(None, order)
+        return Planned(expected, None, order)
     first_bytes = [16 * bool(stride * x.dtype.itemsize % 16) for stride in layout.row_stride[0]]
     problem = _plan.SoftmaxProblem(
         result=request.result,
@@ -148,7 +149,8 @@ def _planned(
         offsets=None if request.offsets is None else request.offsets.dtype.name,
         segments=0 if request.offsets is None else expected.row_shape[0],
     )
-    return Planned(_plan.plan_softmax(problem, limits.compute_capability, limits.num_sms), order)
+    plan = _plan.plan_softmax(problem, limits.compute_capability, limits.num_sms)
+    return Planned(expected, plan, order)
 
 
 def _allocated(
@@ -161,7 +163,7 @@ def _allocated(
     wants_stat: bool,
 ) -> Made:
     """The results, new ones where none are given: the transform in the memory order of x."""
-    expected = _call.results(request)
+    expected = planned.expected
     stat_l = None
     if request.result in ("lse", "state"):
         wants_stat = True
@@ -180,15 +182,17 @@ def _allocated(
 
 
 def _cast(xp: Any, request: _call.Request, operands: Operands) -> tuple[_call.Request, Operands]:
-    """Scales, weights and offsets as kernels read them: accumulator's dtype; contiguous."""
+    """Scales, weights and offsets as kernels read them: the accumulator's dtype; contiguous."""
     expected = _call.results(request)
-    cast = {
-        name: array.astype(expected.acc, copy=False)
-        for name in ("scale", "weight")
-        if (array := getattr(operands, name)) is not None
-    }
-    if operands.offsets is not None:
+    cast = {}
+    for name in ("scale", "weight"):
+        array = getattr(operands, name)
+        if array is not None and array.dtype != expected.acc:
+            cast[name] = array.astype(expected.acc)
+    if operands.offsets is not None and operands.offsets.strides != (operands.offsets.itemsize,):
         cast["offsets"] = xp.ascontiguousarray(operands.offsets)
+    if not cast:
+        return request, operands
     metas: dict[str, Any] = {name: _call.meta(array) for name, array in cast.items()}
     return request._replace(**metas, dtype=expected.dtype), operands._replace(**cast)
 

@@ -121,11 +121,11 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
         _call.meta(x),
         scale=_call.meta(scale_array),
     )
-    expected = _call.results(request)
     runtime = _jit.runtime_of(x)
     if runtime is None:
+        acc = _call.results(request).acc
         state = reference.softmax_state(x, request.axes, scale=scale)
-        return SoftmaxState(*(np.asarray(part, expected.acc) for part in state))
+        return SoftmaxState(*(np.asarray(part, acc) for part in state))
     made = _run.run(request, _run.Operands(x, scale=scale_array), scale_value)
     return SoftmaxState(made.stat, made.stat_l)
 
@@ -153,27 +153,26 @@ def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
     ----------
     .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
     """
-    parts: list[tuple[str, Any]] = []
-    for name, state in (("a", a), ("b", b)):
-        _check.state(name, state, SoftmaxState)
-        for field, value in zip("ml", state, strict=True):
-            array = _call.enter(f"{name}.{field}", value, parts[0] if parts else None)
-            _check.floating(f"{name}.{field}", array.dtype)
-            if parts:
-                shape, dtype = parts[0][1].shape, parts[0][1].dtype
-                _check.same_shape_and_dtype(
-                    f"{name}.{field}", array.shape, array.dtype, "a.m", shape, dtype
-                )
-            parts.append((f"{name}.{field}", array))
-    arrays = [array for _, array in parts]
-    shape, dtype = arrays[0].shape, arrays[0].dtype
+    _check.state("a", a, SoftmaxState)
+    _check.state("b", b, SoftmaxState)
+    first = ("a.m", _call.enter("a.m", a.m))
+    arrays = [first[1]]
+    shape, dtype = first[1].shape, first[1].dtype
     _check.state_dtype(dtype)
+    for name, value in (("a.l", a.l), ("b.m", b.m), ("b.l", b.l)):
+        array = _call.enter(name, value, first)
+        if array.shape != shape or array.dtype != dtype:
+            _check.same_shape_and_dtype(name, array.shape, array.dtype, "a.m", shape, dtype)
+        arrays.append(array)
     runtime = _jit.runtime_of(arrays[0])
     if runtime is None:
         both = reference.merge(a, b)
         return SoftmaxState(*(np.asarray(part, dtype) for part in both))
     with runtime.on(runtime.device(arrays[0])):
-        arrays = [runtime.xp.ascontiguousarray(array) for array in arrays]
+        arrays = [
+            array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)
+            for array in arrays
+        ]
         m, l = (runtime.empty(shape, dtype) for _ in "ml")  # noqa: E741
         if m.size:
             addresses = (runtime.address(array) for array in (*arrays, m, l))

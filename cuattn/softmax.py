@@ -238,33 +238,26 @@ def _transform(
         scale=_call.meta(scale_array),
         dtype=_check.float_dtype(dtype),
     )
-    expected = _call.results(request)
     y = lse = None
     if out is not None:
+        expected = _call.results(request)
         inputs = [first, ("scale", scale_array), ("where", where)]
         shapes = [(x.shape, expected.dtype), (expected.stat_shape, expected.stat_dtype)]
         y, lse = (*_call.check_out(out, shapes[: 1 + return_lse], inputs), None)[:2]
     runtime = _jit.runtime_of(x)
     if runtime is None:
-        return _reference_transform(result, x, request, scale, where, expected, y, lse, return_lse)
+        return _reference_transform(request, x, scale, where, y, lse, return_lse)
     operands = _run.Operands(x, where=where, scale=scale_array)
     made = _run.run(request, operands, scale_value, y, lse, return_lse)
     return (made.out, made.stat) if return_lse else made.out
 
 
 def _reference_transform(
-    result: str,
-    x: Any,
-    request: _call.Request,
-    scale: Any,
-    where: Any,
-    expected: _call.Results,
-    y: Any,
-    lse: Any,
-    return_lse: bool,
+    request: _call.Request, x: Any, scale: Any, where: Any, y: Any, lse: Any, return_lse: bool
 ) -> Any:
+    expected = _call.results(request)
     options = {"scale": scale, "where": where, "dtype": expected.dtype}
-    if result == "log_prob":
+    if request.result == "log_prob":
         return reference.log_softmax(x, request.axes, **options, out=y)
     if not return_lse:
         return reference.softmax(x, request.axes, **options, out=y)
@@ -286,12 +279,13 @@ def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) 
         y=_call.meta(y),
         scale=_call.meta(scale_array),
     )
-    _call.results(request)
     if out is not None:
+        _call.results(request)
         inputs = [first, ("y", y), ("scale", scale_array)]
         (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
     runtime = _jit.runtime_of(grad)
     if runtime is None:
+        _call.results(request)
         function = (
             reference.softmax_backward if result == "grad" else reference.log_softmax_backward
         )

@@ -139,7 +139,8 @@ def runtime_library(compiler=None):
     )
     sources = [str(path) for path in sorted((HERE / "runtime").glob("*.cpp"))]
     path = _compile(stem, compiler, [*flags, soname, *sources], "the emulator's runtime")
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    # Local symbols: a kernel finds the runtime it was linked with, should there be two.
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
     library.emu_launch.restype = ctypes.c_int
     library.path = path
     return library

@@ -1,0 +1,117 @@
+"""Host cost of a warm call: all Python from the public function to the launch, which is a stub.
+
+No GPU and no CuPy: a stand-in module has the attributes of CuPy that cuattn touches, and everything
+of cuattn's own runs, down to the arguments of the kernel. `extra_info["microseconds"]` is the
+median, for which the contract allows 15.
+
+    python -m pytest bench/bench_host_cost.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import cuattn
+from cuattn import _jit
+
+LIMIT = 15e-6  # seconds
+
+
+class Array:
+    """What cuattn reads of a cupy.ndarray, at the cost of an attribute."""
+
+    __slots__ = ("shape", "strides", "dtype", "itemsize", "ndim", "size", "data", "flags")
+
+    def __init__(self, shape, dtype=np.float32, strides=None):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.ndim, self.itemsize = len(shape), self.dtype.itemsize
+        self.size = int(np.prod(shape))
+        packed = np.cumprod((self.itemsize, *shape[:0:-1]))[::-1]
+        self.strides = tuple(int(s) for s in packed[: self.ndim]) if strides is None else strides
+        self.data = types.SimpleNamespace(ptr=1 << 40, device_id=0)
+        self.flags = types.SimpleNamespace(c_contiguous=True)
+
+    def transpose(self, order):
+        return self
+
+
+class Empty:
+    """cupy.empty without the allocation: one array a shape and dtype."""
+
+    def __init__(self):
+        self.made = {}
+
+    def __call__(self, shape, dtype):
+        return self.made.get((shape, dtype)) or self.made.setdefault(
+            (shape, dtype), Array(shape, dtype)
+        )
+
+
+class Launches:
+    """The loaded kernel."""
+
+    count = 0
+
+    def __call__(self, grid, block, args):
+        self.count += 1
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDevice=lambda: 0))
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray, cupy.empty, cupy.cuda = Array, Empty(), cuda
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    launches = Launches()
+    monkeypatch.setattr(_jit.Cuda, "limits", lambda self, device: _jit.Limits(90, 132))
+    monkeypatch.setattr(_jit.Cuda, "_load", lambda self, kernel, device: launches)
+    _jit._cuda.cache_clear()
+    yield launches
+    _jit._cuda.cache_clear()
+
+
+x = Array((64, 1000))
+y = Array((64, 1000))
+y.data.ptr += 1 << 30
+lse = Array((64,))
+lse.data.ptr += 1 << 31
+transposed = Array((1000, 64), strides=(4, 4000))
+rows = Array((64, 1))
+mask = Array((64, 1000), bool)
+offsets = Array((3,), np.int64)
+state = cuattn.SoftmaxState(lse, lse)
+
+CALLS = {
+    "softmax": lambda: cuattn.softmax(x),
+    "softmax, axis 0": lambda: cuattn.softmax(x, axis=0),
+    "softmax, transposed": lambda: cuattn.softmax(transposed),
+    "softmax, scale": lambda: cuattn.softmax(x, scale=0.5),
+    "softmax, scale a row": lambda: cuattn.softmax(x, scale=rows),
+    "softmax, where": lambda: cuattn.softmax(x, where=mask),
+    "softmax, return_lse": lambda: cuattn.softmax(x, return_lse=True),
+    "softmax, out": lambda: cuattn.softmax(x, out=y),
+    "softmax, out and lse": lambda: cuattn.softmax(x, out=(y, lse), return_lse=True),
+    "log_softmax": lambda: cuattn.log_softmax(x),
+    "logsumexp": lambda: cuattn.logsumexp(x, axis=-1),
+    "softmax_backward": lambda: cuattn.softmax_backward(x, y),
+    "log_softmax_backward": lambda: cuattn.log_softmax_backward(x, y),
+    "segment_softmax": lambda: cuattn.segment_softmax(x, offsets),
+    "softmax_state": lambda: cuattn.softmax_state(x),
+    "merge": lambda: cuattn.merge(state, state),
+}
+
+
+@pytest.mark.benchmark(group="host cost of a warm call, launch stubbed")
+@pytest.mark.parametrize("name", CALLS)
+def bench_host_cost(benchmark, launches, name):
+    call = CALLS[name]
+    call()
+    assert launches.count > 0
+    benchmark(call)
+    median = benchmark.stats.stats.median
+    benchmark.extra_info["microseconds"] = 1e6 * median
+    benchmark.extra_info["limit_microseconds"] = 1e6 * LIMIT
