@@ -133,15 +133,20 @@ def compiler_options(arch: str) -> tuple[str, ...]:
 
 def kernel_symbol(cubin: bytes) -> str:
     """Mangled name of a cubin's only kernel, from the ELF section `.text.<name>`."""
-    table = int.from_bytes(cubin[40:48], "little")
-    entry, count, names = (int.from_bytes(cubin[at : at + 2], "little") for at in (58, 60, 62))
-    sections = [cubin[table + i * entry : table + (i + 1) * entry] for i in range(count)]
-    strings = int.from_bytes(sections[names][24:32], "little")
-    for section in sections:
-        start = strings + int.from_bytes(section[:4], "little")
-        text = cubin[start : cubin.index(b"\0", start)].decode()
-        if text.startswith(".text."):
-            return text.removeprefix(".text.")
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(cubin[at : at + size], "little")
+
+    programs, sections = number(32, 8), number(40, 8)
+    entry, count, names = number(58, 2), number(60, 2), number(62, 2)
+    end = max(programs + number(54, 2) * number(56, 2), sections + entry * count)
+    if cubin[:4] != b"\x7fELF" or end > len(cubin):
+        raise ValueError("the cubin is no whole ELF file")
+    strings = number(sections + names * entry + 24, 8)
+    for i in range(count):
+        start = strings + number(sections + i * entry, 4)
+        if cubin.startswith(b".text.", start):
+            return cubin[start + 6 : cubin.index(b"\0", start)].decode("ascii")
     raise ValueError("the cubin holds no kernel")
 
 

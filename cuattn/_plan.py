@@ -14,27 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._layout import OPERANDS, Layout
-
-CTYPES = {
-    "float16": "__half",
-    "bfloat16": "__nv_bfloat16",
-    "float32": "float",
-    "float64": "double",
-    "int8": "signed char",
-    "uint8": "unsigned char",
-    "int16": "short",
-    "uint16": "unsigned short",
-    "int32": "int",
-    "uint32": "unsigned int",
-    "int64": "long long",
-    "uint64": "unsigned long long",
-}
-ITEMSIZE = {
-    name: 8 if "64" in name else 4 if "32" in name else 2 if "16" in name else 1 for name in CTYPES
-}
-
-# enum SoftmaxResult (primitives/softmax_ops.cuh).
-RESULTS = {"prob": "kProb", "log_prob": "kLogProb", "lse": "kLse", "state": "kState"}
+from cuattn._problem import CTYPES, SoftmaxProblem, ceil_div
 
 # The pointers and scale_value of SoftmaxParams change from call to call; what follows them is
 # SoftmaxPlan.geometry.
@@ -75,7 +55,6 @@ STRIDED = (
 )
 
 SPLIT_THREADS = 256
-SPLIT_MIN_SLICE = 8192  # columns: one tile of 256 threads x 32 elements, 16 to 64 KB
 SPLIT_MOST = 1024  # slices of a row: every block reads the states of them all
 WAVES = 4  # blocks per SM that a split aims at
 MERGE_ROWS = 4  # warps, one a row, in a block of softmax_merge
@@ -102,67 +81,6 @@ class SoftmaxPlan:
     geometry: bytes
 
 
-@dataclass(frozen=True)
-class SoftmaxProblem:
-    """What a softmax kernel is chosen by.
-
-    `result` is a key of RESULTS, or "grad" / "log_grad"; dtypes are names (CTYPES); `aligned`: x
-    and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged rows' offsets, whose
-    columns are `layout`'s and `segments` their number.
-    """
-
-    result: str
-    x: str
-    acc: str
-    out: str
-    layout: Layout
-    masked: bool = False
-    weighted: bool = False
-    aligned: bool = False
-    offsets: str | None = None
-    segments: int = 0
-
-    @property
-    def backward(self) -> bool:
-        return self.result in ("grad", "log_grad")
-
-    @property
-    def reduces(self) -> bool:
-        return self.result in ("lse", "state")
-
-    @property
-    def op(self) -> str:
-        """Name of the op (primitives/softmax_ops.cuh)."""
-        ranks = f"{len(self.layout.row_size)}, {len(self.layout.col_size)}"
-        if self.backward:
-            log = _flag(self.result == "log_grad")
-            return f"SoftmaxBackward<{CTYPES[self.x]}, {CTYPES[self.acc]}, {log}, {ranks}>"
-        types = ", ".join(CTYPES[name] for name in (self.x, self.acc, self.out))
-        flags = f"{RESULTS[self.result]}, {_flag(self.masked)}, {_flag(self.weighted)}"
-        return f"SoftmaxForward<{types}, {flags}, {ranks}>"
-
-    @property
-    def vec(self) -> int:
-        """Elements of one fragment: 16 bytes of the wider of input and output."""
-        widest = ITEMSIZE[self.x] if self.reduces else max(ITEMSIZE[self.x], ITEMSIZE[self.out])
-        return 16 // widest
-
-    @property
-    def words(self) -> int:
-        """Register words an element takes."""
-        return ITEMSIZE[self.acc] // 4 * (2 if self.backward or self.weighted else 1)
-
-    @property
-    def state_bytes(self) -> int:
-        return ITEMSIZE[self.acc] * (1 if self.backward else 2)
-
-    @property
-    def fragments(self) -> int:
-        """Fragments that cover a row, wherever it starts."""
-        past = 0 if self.aligned else self.vec - 1
-        return _ceil_div(self.layout.cols + past, self.vec)
-
-
 @lru_cache(maxsize=4096)
 def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int) -> SoftmaxPlan:
     """Kernels for one call on a device: compute capability (90 for sm_90), multiprocessors."""
@@ -170,14 +88,15 @@ def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int)
         return _plan_strided(problem, num_sms)
     if problem.reduces:
         return _plan_split(problem, num_sms)
-    return _plan_resident(problem, compute_capability) or _plan_split(problem, num_sms)
+    resident = _plan_resident(problem, compute_capability, num_sms)
+    return resident or _plan_split(problem, num_sms)
 
 
 @lru_cache(maxsize=4096)
 def plan_state_merge(acc: str, n: int) -> Kernel:
     """Kernel that merges `n` pairs of states."""
     name = f"state_merge<{CTYPES[acc]}, {STATE_MERGE_THREADS}>"
-    return Kernel("state_merge.cuh", name, _ceil_div(n, STATE_MERGE_THREADS), STATE_MERGE_THREADS)
+    return Kernel("state_merge.cuh", name, ceil_div(n, STATE_MERGE_THREADS), STATE_MERGE_THREADS)
 
 
 def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
@@ -188,7 +107,9 @@ def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
     )
 
 
-def _plan_resident(problem: SoftmaxProblem, compute_capability: int) -> SoftmaxPlan | None:
+def _plan_resident(
+    problem: SoftmaxProblem, compute_capability: int, num_sms: int
+) -> SoftmaxPlan | None:
     """softmax_rows, where a row fits into the registers of a warp, a block or a cluster."""
     threads, rows_per_block, fragments, cluster = 0, 1, 0, 1
     if problem.fragments <= _warp_fragments(problem) * 32:
@@ -205,8 +126,12 @@ def _plan_resident(problem: SoftmaxProblem, compute_capability: int) -> SoftmaxP
                 break
         else:
             return None
+        # Few rows: smaller blocks in larger clusters hold as much, on more SMs.
+        blocks = problem.layout.rows * cluster
+        while compute_capability >= 90 and 2 * blocks <= num_sms and threads > 128 and cluster < 8:
+            threads, cluster, blocks = threads // 2, 2 * cluster, 2 * blocks
     name = f"softmax_rows<{problem.op}, {threads}, {rows_per_block}, {fragments}, {cluster}>"
-    grid = _ceil_div(problem.layout.rows, rows_per_block) * cluster
+    grid = ceil_div(problem.layout.rows, rows_per_block) * cluster
     kernel = Kernel("softmax_rows.cuh", name, grid, threads * rows_per_block, cluster)
     return SoftmaxPlan((kernel,), 0, _geometry(problem))
 
@@ -233,9 +158,9 @@ def _part_of_a_warp(problem: SoftmaxProblem) -> tuple[int, int, int]:
     needed = problem.fragments
     threads = min(8, _power_of_two(needed))
     threads = max(
-        threads, min(32, _power_of_two(_ceil_div(needed, min(4, _warp_fragments(problem)))))
+        threads, min(32, _power_of_two(ceil_div(needed, min(4, _warp_fragments(problem)))))
     )
-    return threads, 128 // threads, _power_of_two(_ceil_div(needed, threads))
+    return threads, 128 // threads, _power_of_two(ceil_div(needed, threads))
 
 
 def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
@@ -249,10 +174,11 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         threads, rows_per_block, fragments = SPLIT_THREADS, 1, most
         if problem.fragments <= 128 * most:
             threads = 128
-    groups = _ceil_div(layout.rows, rows_per_block)
+    groups = ceil_div(layout.rows, rows_per_block)
     splits, slice_ = 1, layout.cols + problem.vec
     if rows_per_block == 1:
-        splits, slice_ = _slices(layout.cols + problem.vec - 1, groups, num_sms, problem.vec)
+        tile = threads * fragments * problem.vec
+        splits, slice_ = _slices(layout.cols + problem.vec - 1, groups, num_sms, tile)
 
     def kernel(phase: str) -> Kernel:
         name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
@@ -267,17 +193,17 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     lanes = 1 if layout.rows == problem.segments else _lanes(layout)
     cols = layout.cols
     if problem.offsets is not None:
-        cols = 2 * _ceil_div(
+        cols = 2 * ceil_div(
             cols, max(1, problem.segments)
         )  # a segment of twice the mean length still is read once
     for threads, items, _ in STRIDED:
         items = max(1, items // problem.words // (2 if problem.acc == "float64" else 1))
         if cols <= threads // lanes * items:
             break
-    groups = _ceil_div(layout.rows, lanes)
+    groups = ceil_div(layout.rows, lanes)
     splits, slice_ = 1, layout.cols
     if problem.offsets is None:
-        splits, slice_ = _slices(layout.cols, groups, num_sms, 1, threads // lanes * items)
+        splits, slice_ = _slices(layout.cols, groups, num_sms, threads // lanes * items)
     offset = "void" if problem.offsets is None else CTYPES[problem.offsets]
 
     def kernel(phase: str) -> Kernel:
@@ -298,14 +224,12 @@ def _lanes(layout: Layout) -> int:
     return min(32, _power_of_two(layout.row_size[-1]))
 
 
-def _slices(
-    cols: int, groups: int, num_sms: int, vec: int, least: int = SPLIT_MIN_SLICE
-) -> tuple[int, int]:
-    """Slices of a row and columns of each: blocks to fill the device, `least` columns or more."""
-    wanted = _ceil_div(WAVES * num_sms, groups)
-    splits = max(1, min(wanted, cols // least, SPLIT_MOST))
-    slice_ = _ceil_div(_ceil_div(cols, splits), vec) * vec
-    return _ceil_div(cols, slice_), slice_
+def _slices(cols: int, groups: int, num_sms: int, tile: int) -> tuple[int, int]:
+    """Slices of a row and columns of each, whole tiles: enough blocks to fill the device."""
+    wanted = ceil_div(WAVES * num_sms, groups)
+    splits = max(1, min(wanted, cols // tile, SPLIT_MOST))
+    slice_ = ceil_div(ceil_div(cols, splits), tile) * tile
+    return ceil_div(cols, slice_), slice_
 
 
 def _in_two_passes(
@@ -320,7 +244,7 @@ def _in_two_passes(
     merge = Kernel(
         "softmax_merge.cuh",
         f"softmax_merge<{problem.op}, {MERGE_ROWS}>",
-        _ceil_div(problem.layout.rows, MERGE_ROWS),
+        ceil_div(problem.layout.rows, MERGE_ROWS),
         32 * MERGE_ROWS,
     )
     return SoftmaxPlan((kernel("kReduce"), merge), workspace, geometry)
@@ -333,14 +257,6 @@ def _geometry(problem: SoftmaxProblem, splits: int = 1, slice_: int = 0) -> byte
     values = [layout.rows, layout.cols, splits, slice_, width, *layout.row_size, *layout.col_size]
     values += itertools.chain(*layout.row_stride, *layout.col_stride)
     return struct.pack(f"{len(values)}q", *values)
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _power_of_two(n: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cuattn import _call, _jit, _layout, _plan
 from cuattn._layout import Meta
+from cuattn._problem import SoftmaxProblem
 
 UINT8 = np.dtype(np.uint8)
 
@@ -137,7 +138,7 @@ def _planned(
     if layout.rows == 0 or layout.cols == 0:
         return Planned(expected, None, order)
     first_bytes = [16 * bool(stride * x.dtype.itemsize % 16) for stride in layout.row_stride[0]]
-    problem = _plan.SoftmaxProblem(
+    problem = SoftmaxProblem(
         result=request.result,
         x=x.dtype.name,
         acc=expected.acc.name,

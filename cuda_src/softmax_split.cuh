@@ -54,13 +54,14 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
     for (int i = 0; i < kFragments; ++i) {
       op.template load<kPass == kNormalize>(items[i], first_col + i * kStep, begin, end);
     }
+    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
+    const int used = inside < kFragments ? static_cast<int>(inside) : kFragments;
     if constexpr (kPass == kReduce) {
-      const long long used = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
-      total = total.extend(op.template accumulate<1>(items, used < kFragments ? int(used) : kFragments, total));
+      total = total.extend(op.template accumulate<1>(items, used, total));
     } else {
 #pragma unroll
       for (int i = 0; i < kFragments; ++i) {
-        op.prepare(items[i], total);
+        if (i < used) op.prepare(items[i], total);
         op.template store<kThreadsPerRow % 32 == 0>(items[i], first_col + i * kStep, begin, end);
       }
     }

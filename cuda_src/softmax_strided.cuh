@@ -48,7 +48,7 @@ __device__ __forceinline__ int items_inside(long long cols) {
 
 template <class Op, SoftmaxPass kPass, class Offset, int kLanes, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_constant__ typename Op::Params params) {
-  constexpr int kStep = kThreads / kLanes;         // columns from one item of a thread to the next
+  constexpr int kStep = kThreads / kLanes;             // columns from one item of a thread to the next
   constexpr int kAhead = kItems > 1 ? kItems / 2 : 1;  // items in flight beyond the first tile
   using State = typename Op::State;
   using Items = typename Op::template Items<1>;
@@ -118,9 +118,10 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
     Items items[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) op.template load<true>(items[i], tile + thread + i * kStep, begin, end);
+    const int used = items_inside<kAhead, kStep>(end - tile - thread);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      op.prepare(items[i], total);
+      if (i < used) op.prepare(items[i], total);
       op.template store<false>(items[i], tile + thread + i * kStep, begin, end);
     }
   }

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cuattn import _layout, _plan
+from cuattn._problem import CTYPES, SoftmaxProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 TARGETS = {
@@ -33,7 +34,7 @@ FEW_LENGTHS = (5, 200, 1000, 3000, 30_000, 300_000)
 def layout(
     rows: int, cols: int, axis: int = -1, row_rank: int = 1, col_rank: int = 1
 ) -> _layout.Layout:
-    """A dense matrix reduced over `axis`; ranks are filled up with dimensions that cannot be joined."""
+    """A dense matrix reduced over `axis`; ranks are filled up with dimensions of size 1."""
     strides = {
         "x": (cols, 1),
         "y": (cols, 1),
@@ -63,40 +64,38 @@ def accumulator(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def problems() -> Iterator[_plan.SoftmaxProblem]:
+def problems() -> Iterator[SoftmaxProblem]:
     """Problems whose plans together hold every configuration."""
     for dtype in FLOATS:
         acc = accumulator(dtype)
         for result in ("prob", "log_prob", "grad", "log_grad", "lse", "state"):
             for cols in LENGTHS:
                 for aligned in (False, True):
-                    yield _plan.SoftmaxProblem(
+                    yield SoftmaxProblem(
                         result, dtype, acc, dtype, layout(4096, cols), aligned=aligned
                     )
             for cols in (2, 60, 5000):  # the reduced axis is not the last
                 for rows in (2, 10_000):
-                    yield _plan.SoftmaxProblem(
-                        result, dtype, acc, dtype, layout(cols, rows, axis=0)
-                    )
-            yield _plan.SoftmaxProblem(
+                    yield SoftmaxProblem(result, dtype, acc, dtype, layout(cols, rows, axis=0))
+            yield SoftmaxProblem(
                 result, dtype, acc, dtype, layout(10**6, 2, axis=0)
             )  # few long columns
+        for cols in (8000, 16_000, 30_000, 60_000, 120_000):  # few rows
+            for result in ("prob", "log_prob", "grad", "log_grad"):
+                for rows in (1, 2, 8, 30):
+                    yield SoftmaxProblem(result, dtype, acc, dtype, layout(rows, cols))
         for cols in LENGTHS:
             for result in ("prob", "log_prob"):
-                yield _plan.SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
+                yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
         for cols in FEW_LENGTHS:
             for masked in (False, True):
-                lse = _plan.SoftmaxProblem(
-                    "lse", dtype, acc, dtype, layout(64, cols), masked=masked
-                )
+                lse = SoftmaxProblem("lse", dtype, acc, dtype, layout(64, cols), masked=masked)
                 yield lse
-                yield _plan.SoftmaxProblem(
+                yield SoftmaxProblem(
                     "lse", dtype, acc, dtype, layout(64, cols), masked=masked, weighted=True
                 )
             for row_rank in _layout.RANKS[1:]:
-                yield _plan.SoftmaxProblem(
-                    "prob", dtype, acc, dtype, layout(64, cols, row_rank=row_rank)
-                )
+                yield SoftmaxProblem("prob", dtype, acc, dtype, layout(64, cols, row_rank=row_rank))
         for offsets in ("int32", "int64"):
             for width in (1, 100):
                 for mean in (10, 1000, 5000):
@@ -107,7 +106,7 @@ def problems() -> Iterator[_plan.SoftmaxProblem]:
                     ]
                     ragged = _layout.join_dimensions(shape, (1,), tuple(per_operand), True)
                     assert ragged is not None
-                    yield _plan.SoftmaxProblem(
+                    yield SoftmaxProblem(
                         "prob", dtype, acc, dtype, ragged, offsets=offsets, segments=1000
                     )
     for x, out in (
@@ -118,21 +117,21 @@ def problems() -> Iterator[_plan.SoftmaxProblem]:
     ):
         for cols in FEW_LENGTHS:
             for result in ("prob", "lse"):
-                yield _plan.SoftmaxProblem(result, x, accumulator(out), out, layout(64, cols))
-    for x in _plan.CTYPES:
+                yield SoftmaxProblem(result, x, accumulator(out), out, layout(64, cols))
+    for x in CTYPES:
         if x not in FLOATS:
-            yield _plan.SoftmaxProblem("prob", x, "float64", "float64", layout(64, 1000))
-            yield _plan.SoftmaxProblem("prob", x, "float64", "float64", layout(1000, 64, axis=0))
+            yield SoftmaxProblem("prob", x, "float64", "float64", layout(64, 1000))
+            yield SoftmaxProblem("prob", x, "float64", "float64", layout(1000, 64, axis=0))
     for rank in _layout.RANKS[1:]:
         for result in ("prob", "log_grad", "lse"):
-            yield _plan.SoftmaxProblem(
+            yield SoftmaxProblem(
                 result,
                 "float32",
                 "float32",
                 "float32",
                 layout(500, 64, axis=0, row_rank=rank, col_rank=rank),
             )
-        yield _plan.SoftmaxProblem(
+        yield SoftmaxProblem(
             "log_prob",
             "float32",
             "float32",

@@ -1,0 +1,97 @@
+"""What a softmax kernel is chosen by: dtypes, options, rows and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cuattn._layout import Layout
+
+CTYPES = {
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+    "float32": "float",
+    "float64": "double",
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "int16": "short",
+    "uint16": "unsigned short",
+    "int32": "int",
+    "uint32": "unsigned int",
+    "int64": "long long",
+    "uint64": "unsigned long long",
+}
+ITEMSIZE = {
+    name: 8 if "64" in name else 4 if "32" in name else 2 if "16" in name else 1 for name in CTYPES
+}
+
+# enum SoftmaxResult (primitives/softmax_ops.cuh).
+RESULTS = {"prob": "kProb", "log_prob": "kLogProb", "lse": "kLse", "state": "kState"}
+
+
+@dataclass(frozen=True)
+class SoftmaxProblem:
+    """What a softmax kernel is chosen by.
+
+    `result` is a key of RESULTS, or "grad" / "log_grad"; dtypes are names (CTYPES); `aligned`: x
+    and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged rows' offsets, whose
+    columns are `layout`'s and `segments` their number.
+    """
+
+    result: str
+    x: str
+    acc: str
+    out: str
+    layout: Layout
+    masked: bool = False
+    weighted: bool = False
+    aligned: bool = False
+    offsets: str | None = None
+    segments: int = 0
+
+    @property
+    def backward(self) -> bool:
+        return self.result in ("grad", "log_grad")
+
+    @property
+    def reduces(self) -> bool:
+        return self.result in ("lse", "state")
+
+    @property
+    def op(self) -> str:
+        """Name of the op (primitives/softmax_ops.cuh)."""
+        ranks = f"{len(self.layout.row_size)}, {len(self.layout.col_size)}"
+        if self.backward:
+            log = flag(self.result == "log_grad")
+            return f"SoftmaxBackward<{CTYPES[self.x]}, {CTYPES[self.acc]}, {log}, {ranks}>"
+        types = ", ".join(CTYPES[name] for name in (self.x, self.acc, self.out))
+        flags = f"{RESULTS[self.result]}, {flag(self.masked)}, {flag(self.weighted)}"
+        return f"SoftmaxForward<{types}, {flags}, {ranks}>"
+
+    @property
+    def vec(self) -> int:
+        """Elements of one fragment: 16 bytes of the wider of input and output."""
+        widest = ITEMSIZE[self.x] if self.reduces else max(ITEMSIZE[self.x], ITEMSIZE[self.out])
+        return 16 // widest
+
+    @property
+    def words(self) -> int:
+        """Register words an element takes."""
+        return ITEMSIZE[self.acc] // 4 * (2 if self.backward or self.weighted else 1)
+
+    @property
+    def state_bytes(self) -> int:
+        return ITEMSIZE[self.acc] * (1 if self.backward else 2)
+
+    @property
+    def fragments(self) -> int:
+        """Fragments that cover a row, wherever it starts."""
+        past = 0 if self.aligned else self.vec - 1
+        return ceil_div(self.layout.cols + past, self.vec)
+
+
+def flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,133 @@
+"""Global traffic, bank conflicts and exponentials of every regime, as the emulator counts them."""
+
+from __future__ import annotations
+
+import emulator
+import numpy as np
+import pytest
+
+import cuattn
+
+# Regime, architecture, rows, columns, reads and writes of the data: the table of README. Row
+# lengths are even multiples of nothing in particular; 50257 is GPT-2's vocabulary.
+ROWS = [
+    ("part of a warp", "sm_80", 64, 100, 1, 1),
+    ("a warp", "sm_80", 16, 1000, 1, 1),
+    ("a block", "sm_80", 300, 4001, 1, 1),
+    ("a block, 512 threads", "sm_80", 140, 16_001, 1, 1),
+    ("a block, 64 words", "sm_80", 140, 30_001, 1, 1),
+    ("a cluster of 2", "sm_90", 132, 30_001, 1, 1),
+    ("a cluster of 4", "sm_90", 132, 50_257, 1, 1),
+    ("a cluster of 8", "sm_90", 20, 100_003, 1, 1),
+    ("a cluster of 8, 64 words", "sm_90", 3, 250_007, 1, 1),
+    ("a cluster because rows are few", "sm_90", 2, 16_001, 1, 1),
+    ("split, no clusters", "sm_80", 20, 50_257, 2, 1),
+    ("split, longer than a cluster", "sm_90", 2, 400_009, 2, 1),
+]
+
+
+def aligned(rng, rows, cols):
+    return rng.standard_normal((rows, -(-cols // 8) * 8), np.float32)
+
+
+def odd(rng, rows, cols):
+    """Rows start at any element."""
+    return rng.standard_normal((rows, cols), np.float32)
+
+
+def sliced(rng, rows, cols):
+    """The result is aligned otherwise than the rows of x."""
+    return rng.standard_normal((rows, cols + 6), np.float32)[:, 3:-3]
+
+
+def counters_of(arch, call, num_sms=132):
+    """What `call` costs, and what it returns."""
+    with emulator.activate(arch=arch, num_sms=num_sms) as runtime:
+        result = call()
+        return runtime.total(), result, len(runtime.counters)
+
+
+@pytest.mark.parametrize("make", [aligned, odd, sliced])
+@pytest.mark.parametrize(
+    ("arch", "rows", "cols", "reads", "writes"),
+    [row[1:] for row in ROWS],
+    ids=[row[0].replace(" ", "-") for row in ROWS],
+)
+def test_softmax(rng, arch, rows, cols, reads, writes, make):
+    x = make(rng, min(rows, 33), cols)
+    x = np.lib.stride_tricks.as_strided(x, (min(rows, 33), x.shape[1]), x.strides)
+    total, y, launches = counters_of(arch, lambda: cuattn.softmax(x))
+    np.testing.assert_allclose(y, cuattn.reference.softmax(x), rtol=1e-5, atol=1e-7)
+    assert launches == reads
+    assert total.global_bytes_read == pytest.approx(reads * x.nbytes, rel=0.01)
+    assert total.global_bytes_written == pytest.approx(writes * x.nbytes, rel=0.01)
+    assert total.shared_wavefronts == total.shared_wavefronts_ideal
+    # One exponential an element and read, and one or two a thread and row to merge states.
+    assert reads * x.size <= total.exps <= reads * x.size * 1.15 + 64 * x.shape[0]
+    # Vectors: but for the ends of rows and of warps, every access moves 16 bytes.
+    assert total.loads_by_size[16] * 512 >= 0.9 * reads * x.nbytes
+    if cols > 128 or make is not sliced:  # lanes exchange elements within whole warps only
+        assert total.stores_by_size[16] * 512 >= 0.9 * writes * x.nbytes
+
+
+@pytest.mark.parametrize("make", [aligned, odd, sliced])
+@pytest.mark.parametrize("name", ["logsumexp", "softmax_state"])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (2, 50_257), (2, 300_001)])
+def test_reductions_read_once(rng, name, rows, cols, make):
+    x = make(rng, rows, cols)
+    total, _, _ = counters_of("sm_90", lambda: getattr(cuattn, name)(x, axis=-1))
+    assert total.global_bytes_read == pytest.approx(x.nbytes, rel=0.01)
+    results = rows * 4 * (2 if name == "softmax_state" else 1)
+    assert results <= total.global_bytes_written <= results + 0.01 * x.nbytes
+    assert total.shared_wavefronts == total.shared_wavefronts_ideal
+    assert x.size <= total.exps <= x.size * 1.15 + 600 * rows
+
+
+@pytest.mark.parametrize("make", [aligned, odd])
+@pytest.mark.parametrize("name", ["softmax_backward", "log_softmax_backward"])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (3, 50_257)])
+def test_backward_reads_both_once(rng, name, rows, cols, make):
+    grad, y = make(rng, rows, cols), make(rng, rows, cols)
+    total, _, _ = counters_of("sm_90", lambda: getattr(cuattn, name)(grad, y))
+    assert total.global_bytes_read == pytest.approx(2 * y.nbytes, rel=0.01)
+    assert total.global_bytes_written == pytest.approx(y.nbytes, rel=0.01)
+    assert total.shared_wavefronts == total.shared_wavefronts_ideal
+    most = y.size * 1.15 + 64 * rows if name == "log_softmax_backward" else 0
+    assert total.exps <= most
+
+
+# Length of the reduced axis, columns beside it, reads: what a thread block holds is read once.
+@pytest.mark.parametrize(
+    ("cols", "beside", "reads"), [(7, 200, 1), (60, 200, 1), (250, 128, 1), (1000, 128, 1.744)]
+)
+def test_reduced_axis_not_last(rng, cols, beside, reads):
+    x = rng.standard_normal((cols, beside), np.float32)
+    # One multiprocessor: more would share the columns of a narrow array, and read them twice.
+    total, y, _ = counters_of("sm_90", lambda: cuattn.softmax(x, axis=0), num_sms=1)
+    np.testing.assert_allclose(y, cuattn.reference.softmax(x, axis=0), rtol=1e-5, atol=1e-7)
+    assert total.global_bytes_read == pytest.approx(reads * x.nbytes, rel=0.01)
+    assert total.global_bytes_written == pytest.approx(x.nbytes, rel=0.01)
+    assert total.shared_wavefronts == total.shared_wavefronts_ideal
+    # Coalesced: hardly more 32-byte sectors than the data has.
+    assert total.global_sectors_read * 32 <= 1.15 * reads * x.nbytes
+    assert total.global_sectors_written * 32 <= 1.15 * x.nbytes
+
+
+def test_short_ragged_rows_are_read_once(rng):
+    lengths = rng.integers(0, 200, 100)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    x = rng.standard_normal(offsets[-1], np.float32)
+    total, y, _ = counters_of("sm_90", lambda: cuattn.segment_softmax(x, offsets))
+    expected = cuattn.reference.segment_softmax(x, offsets)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-7)
+    offsets_read = total.global_bytes_read - x.nbytes
+    assert 0 < offsets_read <= 16 * 32 * 4 * len(lengths)  # by every thread
+    assert total.global_bytes_written == x.nbytes
+
+
+def test_a_mask_costs_its_own_bytes(rng):
+    x = rng.standard_normal((33, 1000), np.float32)
+    mask = rng.random(x.shape) < 0.5
+    total, _, _ = counters_of("sm_90", lambda: cuattn.softmax(x, where=mask))
+    assert total.global_bytes_read == pytest.approx(x.nbytes + mask.nbytes, rel=0.01)
+    assert total.global_bytes_written == pytest.approx(x.nbytes, rel=0.01)
