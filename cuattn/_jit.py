@@ -137,9 +137,12 @@ def _is_cupy(value: Any) -> bool:
 
 
 def _is_foreign(value: Any) -> bool:
-    return _is_dlpack(value) or hasattr(type(value), "__cuda_array_interface__")
+    if hasattr(type(value), "__dlpack_device__"):
+        return _is_dlpack(value)  # whatever else the class has: a CPU tensor has the interface, too
+    return hasattr(type(value), "__cuda_array_interface__")
 
 
 def _is_dlpack(value: Any) -> bool:
-    device = getattr(value, "__dlpack_device__", None)
-    return callable(device) and int(device()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+    if not hasattr(type(value), "__dlpack_device__"):
+        return False
+    return int(value.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged

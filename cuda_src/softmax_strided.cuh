@@ -23,8 +23,10 @@ __device__ __forceinline__ State column_merge(State state) {
   State* slots = ptx::static_smem<State, kWarps * kLanes>();
   const int lane = threadIdx.x % 32;
   if (lane < kLanes) ptx::st_shared(slots + threadIdx.x / 32 * kLanes + lane, state);
-  __syncthreads();                              // every warp's states are written before any warp reads them all
-  constexpr int kSlots = kWarps * kLanes / 32;  // of each lane, if the lanes share a column's slots evenly
+  __syncthreads();  // every warp's states are written before any warp reads them all
+
+  // The lanes of a column share its slots: one each, some lanes the same one, or several each.
+  constexpr int kSlots = kWarps * kLanes / 32;
   if constexpr (kSlots <= 1) {
     constexpr int kSharing = kWarps < 32 / kLanes ? kWarps : 32 / kLanes;
     const int warp = lane / kLanes % kSharing;

@@ -30,7 +30,7 @@ struct Bits<16> {
 template <class T>
 using BitsOf = typename Bits<sizeof(T)>::Type;
 
-// ld.global.nc: memory that nothing writes while the kernel runs.
+// ld.global.nc: bytes that nothing has written since the kernel began.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-ld-global-nc
 template <class T>
 __device__ __forceinline__ T ld_global(const T* ptr) {

@@ -1,0 +1,61 @@
+"""Operands whose elements lie more than 2^31 elements apart: a few bytes of a sparse mapping."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import pytest
+from cases import draw
+from tolerance import NAIVE, assert_close, exact
+
+import cuattn
+from cuattn import reference
+
+FAR = 2**31 + 64  # elements; more than 2^32 bytes of float16
+
+
+def untouched(backend, count, dtype):
+    """A 1-D array that takes address space, but on the host no memory until it is touched."""
+    if backend.xp is not np:
+        return backend.xp.zeros(count, dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return np.frombuffer(mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=flags), dtype)
+
+
+def spread_out(backend, a, axis):
+    """`a` (2-D) with FAR elements from one index of `axis` to the next."""
+    strides = [FAR * a.itemsize if d == axis else a.itemsize for d in range(2)]
+    memory = untouched(backend, (a.shape[axis] - 1) * FAR + a.shape[1 - axis], a.dtype)
+    view = backend.xp.lib.stride_tricks.as_strided(memory, a.shape, strides)
+    view[...] = backend.asarray(a)
+    return view
+
+
+def verify(backend, x, x_view, axis, **options):
+    got = cuattn.softmax(x_view, axis, **options)
+    options = {key: backend.asnumpy(value) for key, value in options.items()}
+    ref = reference.softmax(exact(x), axis, **options)
+    assert_close(backend.asnumpy(got), ref, NAIVE["softmax"](x, axis, **options))
+
+
+@pytest.mark.parametrize("far_axis", [0, 1])
+def test_input(backend, rng, far_axis):
+    """Contiguous rows that are far apart; rows whose elements are."""
+    x = draw(rng, (2, 33) if far_axis == 0 else (33, 2), "float16")
+    verify(backend, x, spread_out(backend, x, far_axis), 1)
+
+
+def test_mask(backend, rng):
+    x, where = draw(rng, (2, 33)), rng.random((2, 33)) < 0.6
+    verify(backend, x, backend.asarray(x), 1, where=spread_out(backend, where, 0))
+
+
+def test_row_start(backend, rng):
+    """Input and output rows that begin beyond 2^32 bytes of their allocation."""
+    x = draw(rng, (133,), "float16")
+    memory = untouched(backend, FAR + 400, np.float16)
+    x_view, out = memory[FAR + 1 : FAR + 134], memory[FAR + 202 : FAR + 335]
+    x_view[...] = backend.asarray(x)
+    assert cuattn.softmax(x_view, out=out) is out
+    assert_close(backend.asnumpy(out), reference.softmax(exact(x)), NAIVE["softmax"](x))
