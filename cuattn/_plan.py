@@ -197,7 +197,9 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
             cols, max(1, problem.segments)
         )  # a segment of twice the mean length still is read once
     for threads, items, _ in STRIDED:
-        items = max(1, items // problem.words // (2 if problem.acc == "float64" else 1))
+        items = max(1, items // problem.words)
+        if problem.acc == "float64":
+            threads = min(threads, 256)  # its arithmetic takes more than 128 registers
         if cols <= threads // lanes * items:
             break
     groups = ceil_div(layout.rows, lanes)

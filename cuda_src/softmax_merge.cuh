@@ -5,7 +5,7 @@
 #include <primitives/softmax_ops.cuh>
 
 template <class Op, int kRowsPerBlock>
-__global__ void __launch_bounds__(32 * kRowsPerBlock)
+__global__ void __launch_bounds__(32 * kRowsPerBlock, 1)
     softmax_merge(const __grid_constant__ typename Op::Params params) {
   using State = typename Op::State;
   const int lane = threadIdx.x % 32;
