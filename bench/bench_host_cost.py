@@ -69,9 +69,9 @@ def launches(monkeypatch):
     launches = Launches()
     monkeypatch.setattr(_jit.Cuda, "limits", lambda self, device: _jit.Limits(90, 132))
     monkeypatch.setattr(_jit.Cuda, "_load", lambda self, kernel, device: launches)
-    _jit._cuda.cache_clear()
+    _jit._runtimes.clear()
     yield launches
-    _jit._cuda.cache_clear()
+    _jit._runtimes.clear()
 
 
 x = Array((64, 1000))

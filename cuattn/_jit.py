@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -99,13 +98,16 @@ class Cuda:
 
 
 _nowhere: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+_runtimes: dict[str, Cuda] = {}
 _runtime_lock = threading.Lock()
 
 
-@lru_cache(maxsize=1)
 def _cuda() -> Cuda:
-    with _runtime_lock:
-        return Cuda()
+    runtime = _runtimes.get("cuda")
+    if runtime is None:
+        with _runtime_lock:  # two threads must not load the same kernels into two runtimes
+            runtime = _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
+    return runtime
 
 
 def runtime_of(array: Any) -> Any:

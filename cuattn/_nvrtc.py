@@ -180,16 +180,22 @@ def load_or_compile(header: str, name: str, arch: str) -> tuple[Path | None, byt
     else under that key is removed.
     """
     key = cache_key(header, name, arch)
-    try:
-        for path in sorted(cache_directory().glob(f"{key}-*.cubin")):
+    for path in _cached(key):
+        with contextlib.suppress(OSError):
             cubin = path.read_bytes()
             if path.stem == f"{key}-{_short_digest(cubin)}":
                 return path, cubin
             path.unlink()
-    except OSError:
-        pass
     cubin, _ = compile_kernel(header, name, arch)
     return _write(f"{key}-{_short_digest(cubin)}.cubin", cubin), cubin
+
+
+def _cached(key: str) -> list[Path]:
+    """Files of the cache under this key, good or not."""
+    try:
+        return sorted(cache_directory().glob(f"{key}-*.cubin"))
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        return []
 
 
 def _short_digest(content: bytes) -> str:
@@ -198,16 +204,17 @@ def _short_digest(content: bytes) -> str:
 
 def _write(name: str, content: bytes) -> Path | None:
     """Write a file of the cache in one step; one warning a process where that is impossible."""
-    directory = cache_directory()
+    directory: Path | str = "the user's cache folder"
     temporary = None
     try:
+        directory = cache_directory()
         directory.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.replace(temporary, directory / name)
         return directory / name
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -178,7 +178,7 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     splits, slice_ = 1, layout.cols + problem.vec
     if rows_per_block == 1:
         tile = threads * fragments * problem.vec
-        splits, slice_ = _slices(layout.cols + problem.vec - 1, groups, num_sms, tile)
+        splits, slice_ = _slices(problem.fragments * problem.vec, groups, num_sms, tile)
 
     def kernel(phase: str) -> Kernel:
         name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
@@ -218,12 +218,13 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
 
 
 def _lanes(layout: Layout) -> int:
-    """Rows that are neighbours in memory, at most a warp of them; 1 where columns lie closer."""
+    """Rows beside each other in a warp: neighbours in memory; few where columns lie closer."""
     x = OPERANDS.index("x")
     row_stride, col_stride = abs(layout.row_stride[x][-1]), abs(layout.col_stride[x][-1])
+    most = min(32, _power_of_two(layout.row_size[-1]))
     if layout.cols > 1 and (col_stride < row_stride or row_stride == 0):
-        return 1
-    return min(32, _power_of_two(layout.row_size[-1]))
+        return min(most, max(1, 32 // _power_of_two(layout.cols)))
+    return most
 
 
 def _slices(cols: int, groups: int, num_sms: int, tile: int) -> tuple[int, int]:

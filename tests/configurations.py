@@ -109,6 +109,13 @@ def problems() -> Iterator[SoftmaxProblem]:
                     yield SoftmaxProblem(
                         "prob", dtype, acc, dtype, ragged, offsets=offsets, segments=1000
                     )
+    for cols in (2, 4, 8, 16, 32):  # every other column of short rows
+        strides = {"x": (2 * cols, 2), "out": (cols, 1)}
+        per_operand = tuple(strides.get(name) for name in _layout.OPERANDS)
+        sliced = _layout.join_dimensions((4096, cols), (1,), per_operand)
+        assert sliced is not None
+        for dtype in FLOATS:
+            yield SoftmaxProblem("prob", dtype, accumulator(dtype), dtype, sliced)
     for x, out in (
         ("float16", "float32"),
         ("float32", "float64"),
