@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -183,11 +184,26 @@ def load_or_compile(header: str, name: str, arch: str) -> tuple[Path | None, byt
     for path in _cached(key):
         with contextlib.suppress(OSError):
             cubin = path.read_bytes()
-            if path.stem == f"{key}-{_short_digest(cubin)}":
+            if path.name == _file_name(key, cubin):
+                _remove_others(key, path.name)
                 return path, cubin
-            path.unlink()
     cubin, _ = compile_kernel(header, name, arch)
-    return _write(f"{key}-{_short_digest(cubin)}.cubin", cubin), cubin
+    good = _file_name(key, cubin)
+    written = _write(good, cubin)
+    _remove_others(key, good)
+    return written, cubin
+
+
+def _file_name(key: str, cubin: bytes) -> str:
+    return f"{key}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
+
+
+def _remove_others(key: str, good: str) -> None:
+    """Remove bad files of a key; never by the good name, which another process may be writing."""
+    for path in _cached(key):
+        if path.name != good:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _cached(key: str) -> list[Path]:
@@ -196,10 +212,6 @@ def _cached(key: str) -> list[Path]:
         return sorted(cache_directory().glob(f"{key}-*.cubin"))
     except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return []
-
-
-def _short_digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _write(name: str, content: bytes) -> Path | None:
@@ -212,6 +224,7 @@ def _write(name: str, content: bytes) -> Path | None:
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        os.chmod(temporary, 0o644)  # others who share the cache may read it
         os.replace(temporary, directory / name)
         return directory / name
     except (OSError, RuntimeError) as error:
@@ -222,17 +235,18 @@ def _write(name: str, content: bytes) -> Path | None:
         return None
 
 
-@lru_cache(maxsize=1)
-def _warned() -> set[str]:
-    return set()
+_warned = threading.Event()
+_warning_lock = threading.Lock()
 
 
 def _warn_once(directory: str, reason: str) -> None:
-    if not _warned():
-        _warned().add(directory)
-        warnings.warn(
-            f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process "
-            "compiles them anew; set CUATTN_CACHE_DIR to a writable folder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    with _warning_lock:
+        if _warned.is_set():
+            return
+        _warned.set()
+    warnings.warn(
+        f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process "
+        "compiles them anew; set CUATTN_CACHE_DIR to a writable folder",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -177,8 +177,9 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     groups = ceil_div(layout.rows, rows_per_block)
     splits, slice_ = 1, layout.cols + problem.vec
     if rows_per_block == 1:
-        tile = threads * fragments * problem.vec
-        splits, slice_ = _slices(problem.fragments * problem.vec, groups, num_sms, tile)
+        step = threads * problem.vec
+        cols = problem.fragments * problem.vec
+        splits, slice_ = _slices(cols, groups, num_sms, step, fragments)
 
     def kernel(phase: str) -> Kernel:
         name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
@@ -205,7 +206,7 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     groups = ceil_div(layout.rows, lanes)
     splits, slice_ = 1, layout.cols
     if problem.offsets is None:
-        splits, slice_ = _slices(layout.cols, groups, num_sms, threads // lanes * items)
+        splits, slice_ = _slices(layout.cols, groups, num_sms, threads // lanes, items)
     offset = "void" if problem.offsets is None else CTYPES[problem.offsets]
 
     def kernel(phase: str) -> Kernel:
@@ -227,11 +228,11 @@ def _lanes(layout: Layout) -> int:
     return most
 
 
-def _slices(cols: int, groups: int, num_sms: int, tile: int) -> tuple[int, int]:
-    """Slices of a row and columns of each, whole tiles: enough blocks to fill the device."""
+def _slices(cols: int, groups: int, num_sms: int, step: int, items: int) -> tuple[int, int]:
+    """Slices of a row and columns of each, in steps of a block that holds `items` of them."""
     wanted = ceil_div(WAVES * num_sms, groups)
-    splits = max(1, min(wanted, cols // tile, SPLIT_MOST))
-    slice_ = ceil_div(ceil_div(cols, splits), tile) * tile
+    splits = max(1, min(wanted, cols // (step * items), SPLIT_MOST))
+    slice_ = ceil_div(ceil_div(cols, splits), step) * step
     return ceil_div(cols, slice_), slice_
 
 

@@ -47,12 +47,15 @@ def nvrtc():
 @pytest.fixture(autouse=True)
 def fresh():
     """What a process remembers, forgotten before and after."""
-    remembered = (_nvrtc.source_digest, _nvrtc.architecture, _nvrtc._warned)
-    for function in remembered:
-        function.cache_clear()
+
+    def forget():
+        _nvrtc.source_digest.cache_clear()
+        _nvrtc.architecture.cache_clear()
+        _nvrtc._warned.clear()
+
+    forget()
     yield
-    for function in remembered:
-        function.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -265,7 +268,6 @@ def test_a_folder_of_that_name(cache, compiled, cubins):
     assert path.read_bytes() == cubin == cubins[KERNELS[1]]
 
 
-@pytest.mark.xfail(reason="the search ends at the first entry that cannot be read")
 def test_a_folder_beside_a_good_file(cache, compiled, cubins):
     path, _ = _nvrtc.load_or_compile(*KERNEL)
     (cache / f"{_nvrtc.cache_key(*KERNEL)}-{'0' * 16}.cubin").mkdir()
@@ -388,7 +390,6 @@ def test_cache_directory(environment, expected, monkeypatch):
     assert _nvrtc.cache_directory() == Path(expected)
 
 
-@pytest.mark.xfail(reason="a user without a home folder gets Path.home's RuntimeError")
 def test_no_home(compiled, cubins, monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
@@ -463,15 +464,14 @@ def swap(folder):
     other.write_bytes(a)
 
 
-def move_a_byte(folder):
-    """From the end of one file to the beginning of the next."""
+def swallow(folder):
+    """One file becomes the end of the one before it, name and all."""
     one, other = folder / "softmax_merge.cuh", folder / "softmax_rows.cuh"
-    text = one.read_bytes()
-    one.write_bytes(text[:-1])
-    other.write_bytes(text[-1:] + other.read_bytes())
+    one.write_bytes(one.read_bytes() + b"softmax_rows.cuh\n" + other.read_bytes())
+    other.unlink()
 
 
-@pytest.mark.parametrize("edit", [append, same_length, rename, add, delete, swap, move_a_byte])
+@pytest.mark.parametrize("edit", [append, same_length, rename, add, delete, swap, swallow])
 def test_key_of_the_sources(edit, sources):
     before = key()
     edit(sources)
@@ -581,7 +581,7 @@ def test_kernel_symbol_of_garbage(cubins, rng):
     """ValueError or a string, whatever the bytes are, and never another error."""
     cubin = cubins[KERNEL]
     garbage = [b"\xff" * 5000, b"\x7fELF" + b"\xff" * 5000, b"\x7fELF" + bytes(5000), bytes(64)]
-    garbage += [rng.bytes(n) for n in (1, 63, 64, 1000)]
+    garbage += [b"\0" + cubin[1:], b"\0" * len(cubin), *(rng.bytes(n) for n in (1, 63, 64, 1000))]
     for bad in garbage:
         with pytest.raises(ValueError, match="cubin"):
             _nvrtc.kernel_symbol(bad)

@@ -224,9 +224,9 @@ def test_long_rows_fill_the_device():
         shape = layout(1, 2**24)
         (kernel, *_) = check(SoftmaxProblem(result, *["float32"] * 3, shape), 90).kernels
         assert SMS <= kernel.grid <= _plan.SPLIT_MOST
+        check(SoftmaxProblem(result, *["float32"] * 3, shape), 90, num_sms=1000)
 
 
-@pytest.mark.xfail(reason="a row of whole tiles counts as vec - 1 columns longer, also if aligned")
 def test_aligned_rows_split_into_even_slices():
     shape = layout(1, 2**20)
     problem = SoftmaxProblem("lse", *["float32"] * 3, shape, aligned=True)
@@ -267,7 +267,6 @@ def test_state_merge(acc, n):
     assert kernel.name == f"state_merge<{CTYPES[acc]}, {kernel.block}>"
 
 
-@pytest.mark.xfail(reason="one row a block where columns lie closer than rows: the grid overflows")
 def test_more_rows_than_a_grid_has_blocks():
     """x[:, ::2] of 2^31 short rows: 32 GB of float16."""
     strides = tuple({"x": (8, 2), "out": (4, 1)}.get(name) for name in _layout.OPERANDS)
@@ -446,10 +445,12 @@ def test_no_row_of_the_tables_is_idle():
                     threads, _, fragments, cluster = map(int, arguments)
                     words = fragments * problem.vec * problem.words
                     resident.add((threads, words, cluster))
+                elif name == "softmax_strided" and problem.acc == "float64":
+                    assert kernel.block <= 256  # its arithmetic takes more than 128 registers
                 elif name == "softmax_strided":
-                    strided.add(kernel.block)
+                    strided.add((kernel.block, int(arguments[4]) * problem.words))
     assert resident == {row[:3] for row in _plan.RESIDENT}
-    assert strided == {row[0] for row in _plan.STRIDED}
+    assert strided == {row[:2] for row in _plan.STRIDED}
     for *_, reason in (*_plan.RESIDENT, *_plan.STRIDED):
         assert isinstance(reason, str) and reason
 
