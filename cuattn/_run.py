@@ -106,7 +106,10 @@ def _launch(
 def _planned(
     request: _call.Request, out: Meta | None, stat: Meta | None, aligned: bool, limits: _jit.Limits
 ) -> Planned | None:
-    """Plan of a checked request; None if no kernel can follow the strides of its arrays."""
+    """Plan of a checked request; None if no kernel can follow the strides of its arrays.
+
+    `aligned`: the first element of x is on a 16-byte boundary.
+    """
     expected = _call.results(request)
     x = request.x
     order = _layout.memory_order(x)
@@ -120,10 +123,8 @@ def _planned(
         )
     if not request.keepdims:
         stat = _layout.expanded(stat, request.axes)
-    weight = request.weight and request.weight._replace(dtype=expected.acc)
-    scale = request.scale and request.scale._replace(dtype=expected.acc)
-    shape, axes = x.shape, request.axes
-    operands = [x, request.y, request.where, weight, scale, out, stat]
+    shape, axes, scale = x.shape, request.axes, request.scale
+    operands = [x, request.y, request.where, request.weight, scale, out, stat]
     if request.offsets is not None:
         # Ragged rows: a new first dimension, the segments, in which x and out do not move.
         shape, axes = (expected.row_shape[0], *shape), (1,)
@@ -137,7 +138,7 @@ def _planned(
         return None
     if layout.rows == 0 or layout.cols == 0:
         return Planned(expected, None, order)
-    first_bytes = [16 * bool(stride * x.dtype.itemsize % 16) for stride in layout.row_stride[0]]
+    steps = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]  # bytes
     problem = SoftmaxProblem(
         result=request.result,
         x=x.dtype.name,
@@ -145,8 +146,8 @@ def _planned(
         out=expected.dtype.name,
         layout=layout,
         masked=request.where is not None,
-        weighted=weight is not None,
-        aligned=aligned and not any(first_bytes),
+        weighted=request.weight is not None,
+        aligned=aligned and all(step % 16 == 0 for step in steps),
         offsets=None if request.offsets is None else request.offsets.dtype.name,
         segments=0 if request.offsets is None else expected.row_shape[0],
     )

@@ -12,7 +12,8 @@ from cuattn import _check, reference
 
 
 def verify_softmax(backend, x, axis=-1, **options):
-    got = backend.asnumpy(cuattn.softmax(backend.asarray(x), axis, **options))
+    device = {k: backend.asarray(v) if np.ndim(v) else v for k, v in options.items()}
+    got = backend.asnumpy(cuattn.softmax(backend.asarray(x), axis, **device))
     ref = reference.softmax(exact(x), axis, **options)
     assert_close(got, ref, NAIVE["softmax"](x, axis, **options), probabilities=True)
 
@@ -68,53 +69,45 @@ def test_offsets_outside(backend, rng, monkeypatch, index, columns):
         guard.check_rim()
 
 
-def counted(backend, function, *arrays, **options):
-    """What the launches of one call cost; None where that is not known."""
-    if backend.runtime is None:
-        function(*(backend.asarray(a) for a in arrays), **options)
-        return None
-    backend.runtime.clear()
-    function(*(backend.asarray(a) for a in arrays), **options)
-    return backend.runtime.total()
-
-
-# Part of a warp, a warp, a block, ragged ends; a strided row that stays in registers.
-@pytest.mark.parametrize(
-    "shape, axis", [((3, 33), 1), ((3, 1000), 1), ((5, 1025), 1), ((40, 129), 0), ((3, 700), 0)]
-)
-def test_every_element_moves_once(backend, rng, shape, axis):
-    """Threads without a row or a column move nothing, and nothing is read again."""
-    x = draw(rng, shape)
-    counters = counted(backend, cuattn.softmax, x, axis=axis)
-    if counters:
-        assert counters.global_bytes_read == counters.global_bytes_written == x.nbytes
-    counters = counted(backend, cuattn.logsumexp, x, axis=axis)
-    if counters:
-        assert counters.global_bytes_read == x.nbytes
-
-
-# Rows that start at every alignment; the result is packed otherwise than they are. The long one is
-# read twice.
-@pytest.mark.parametrize(
-    "dtype, shape, reads", [("float16", (5, 2047), 1), ("float32", (2, 300001), 2)]
-)
-def test_misaligned_rows_move_as_vectors(backend, rng, dtype, shape, reads):
-    x = LAYOUTS["misaligned"](draw(rng, shape, dtype))
-    counters = counted(backend, cuattn.softmax, x)
-    if counters:
-        assert counters.loads_by_size[16] * 16 > 0.97 * reads * x.nbytes
-        assert counters.stores_by_size[16] * 16 > 0.9 * x.nbytes
-    counters = counted(backend, cuattn.logsumexp, x, axis=-1)
-    if counters:
-        assert counters.loads_by_size[16] * 16 > 0.97 * x.nbytes
-
-
 def test_one_exponential_an_element(backend, rng):
-    """And one a thread for its factor; where warps merge, one more."""
-    for n, threads in ((1000, 32), (1025, 2 * 128)):
-        counters = counted(backend, cuattn.softmax, draw(rng, (4, n)))
-        if counters:
-            assert counters.exps <= 4 * (n + 8 + threads)
+    """And one a thread for its factor; where warps or slices merge, a few more."""
+    for shape, axis, most in [
+        ((4, 1000), 1, 4 * (1000 + 32)),
+        ((4, 1025), 1, 4 * (1025 + 7 + 2 * 128)),  # the ends of a row are whole fragments
+        ((1100, 8), 0, 1100 * 8 + 11 * 512),
+        ((1, 300_001), 1, 2 * 300_001 + 19 * (7 * 256 + 2 * 19) + 64),
+    ]:
+        x = backend.asarray(draw(rng, shape))
+        if backend.runtime:
+            backend.runtime.clear()
+        cuattn.softmax(x, axis)
+        if backend.runtime:
+            assert backend.runtime.total().exps <= most
+
+
+def test_misaligned_gradients_move_as_vectors(backend, rng):
+    """Fragments lie on the boundaries of grad, wherever those of the result are."""
+    y = reference.softmax(draw(rng, (5, 1025)), dtype=np.float32)
+    grad, y = (backend.asarray(LAYOUTS["misaligned"](a)) for a in (draw(rng, y.shape), y))
+    if backend.runtime:
+        backend.runtime.clear()
+    cuattn.softmax_backward(grad, y)
+    if backend.runtime:
+        assert backend.runtime.total().loads_by_size[16] * 512 > 0.97 * (grad.nbytes + y.nbytes)
+
+
+# Four warps, each with a part of every column.
+@pytest.mark.parametrize("columns", [2, 3, 8])
+def test_few_columns(backend, rng, columns):
+    verify_softmax(backend, draw(rng, (200, columns)), 0)
+    verify_logsumexp(backend, draw(rng, (200, columns)), 0)
+
+
+def test_scale_of_float64(backend, rng):
+    """One that float32 does not hold."""
+    x = draw(rng, (5, 33), "float64")
+    verify_softmax(backend, x, scale=0.1)
+    verify_softmax(backend, x, scale=np.full((5, 1), 0.1))
 
 
 def test_maximum_of_a_float64_state(backend):
