@@ -199,8 +199,8 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         )  # a segment of twice the mean length still is read once
     for threads, items, _ in STRIDED:
         items = max(1, items // problem.words)
-        if problem.acc == "float64":
-            threads = min(threads, 256)  # its arithmetic takes more than 128 registers
+        if problem.acc == "float64" or problem.offsets is not None:
+            threads = min(threads, 256)  # they take more than 128 registers
         if cols <= threads // lanes * items:
             break
     groups = ceil_div(layout.rows, lanes)

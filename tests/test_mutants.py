@@ -32,10 +32,32 @@ def test_falling_rows(backend, shape, axis):
     verify_logsumexp(backend, x, axis)
 
 
-def test_more_slices_than_threads(backend, rng):
-    """Each thread of a block has states of several slices to merge."""
-    verify_softmax(backend, draw(rng, (1, 2**21 + 2**17), "float16"))
-    verify_softmax(backend, draw(rng, (4700, 32)), 0)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_every_slice_counts(backend, rng, axis):
+    """In data of `draw`, a few outliers hold nearly all of the sum."""
+    x = rng.random((2, 300_001) if axis else (9000, 3), np.float32)
+    verify_softmax(backend, x, axis)
+    verify_logsumexp(backend, x, axis)
+
+
+# 272 slices for 256 threads; 18 for 16, strided; 40 for a warp. Tiles have 8192, 256 and 8192
+# columns, and the length of a row that may be misaligned is rounded up.
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("softmax", (1, 272 * 8192 - 7)),
+        ("softmax", (18 * 256, 32)),
+        ("logsumexp", (1, 40 * 8192 - 3)),
+    ],
+)
+def test_more_slices_than_threads(backend, rng, name, shape):
+    """Each thread has states of several slices to merge."""
+    x = rng.random(shape, np.float32)
+    if name == "logsumexp":
+        return verify_logsumexp(backend, x, 1)
+    if shape[0] == 1:
+        return verify_softmax(backend, x.astype(np.float16))
+    return verify_softmax(backend, x, 0)
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
@@ -69,20 +91,22 @@ def test_offsets_outside(backend, rng, monkeypatch, index, columns):
         guard.check_rim()
 
 
-def test_one_exponential_an_element(backend, rng):
-    """And one a thread for its factor; where warps or slices merge, a few more."""
-    for shape, axis, most in [
-        ((4, 1000), 1, 4 * (1000 + 32)),
-        ((4, 1025), 1, 4 * (1025 + 7 + 2 * 128)),  # the ends of a row are whole fragments
-        ((1100, 8), 0, 1100 * 8 + 11 * 512),
-        ((1, 300_001), 1, 2 * 300_001 + 19 * (7 * 256 + 2 * 19) + 64),
-    ]:
-        x = backend.asarray(draw(rng, shape))
-        if backend.runtime:
-            backend.runtime.clear()
-        cuattn.softmax(x, axis)
-        if backend.runtime:
-            assert backend.runtime.total().exps <= most
+# A warp; a block, where the ends of a row are whole fragments; columns; slices, by two passes.
+@pytest.mark.parametrize(
+    "shape, axis, reads, beside",
+    [((4, 1000), 1, 1, 4 * 32), ((4, 1025), 1, 1, 4 * 263), ((1100, 8), 0, 1, 11 * 512)]
+    + [((1, 300_001), 1, 2, None)],
+)
+def test_one_exponential_an_element(backend, rng, shape, axis, reads, beside):
+    """And a few a thread, for its factor and where warps or slices merge."""
+    x = draw(rng, shape)
+    if backend.runtime:
+        backend.runtime.clear()
+    verify_softmax(backend, x, axis)
+    if backend.runtime:
+        counters = backend.runtime.total()
+        blocks = counters.barriers  # of 256 threads, one in each
+        assert counters.exps <= reads * x.size + (4 * 256 * blocks if beside is None else beside)
 
 
 def test_misaligned_gradients_move_as_vectors(backend, rng):
@@ -101,6 +125,23 @@ def test_misaligned_gradients_move_as_vectors(backend, rng):
 def test_few_columns(backend, rng, columns):
     verify_softmax(backend, draw(rng, (200, columns)), 0)
     verify_logsumexp(backend, draw(rng, (200, columns)), 0)
+
+
+def test_ragged_columns(backend, rng):
+    """More threads than rows, by more than a segment has columns."""
+    lengths = [4, 1, 0, 7, 9]
+    cu_seqlens, x = np.cumsum([0, *lengths]), draw(rng, (sum(lengths), 5))
+    got = backend.asnumpy(cuattn.segment_softmax(backend.asarray(x), backend.asarray(cu_seqlens)))
+    naive = [NAIVE["softmax"](part, 0) for part in np.split(x, cu_seqlens[1:-1])]
+    assert_close(got, reference.segment_softmax(exact(x), cu_seqlens), np.concatenate(naive))
+
+
+def test_merge_of_many_states(backend, rng):
+    """More than one block of them."""
+    x = draw(rng, (300, 8))
+    parts = [cuattn.softmax_state(backend.asarray(part)) for part in np.split(x, 2, 1)]
+    got = backend.asnumpy(cuattn.merge(*parts).lse)
+    assert_close(got, reference.logsumexp(exact(x), 1), naive_logsumexp(x, 1, dtype=x.dtype))
 
 
 def test_scale_of_float64(backend, rng):

@@ -445,8 +445,8 @@ def test_no_row_of_the_tables_is_idle():
                     threads, _, fragments, cluster = map(int, arguments)
                     words = fragments * problem.vec * problem.words
                     resident.add((threads, words, cluster))
-                elif name == "softmax_strided" and problem.acc == "float64":
-                    assert kernel.block <= 256  # its arithmetic takes more than 128 registers
+                elif name == "softmax_strided" and (problem.acc == "float64" or problem.offsets):
+                    assert kernel.block <= 256  # they take more than 128 registers
                 elif name == "softmax_strided":
                     strided.add((kernel.block, int(arguments[4]) * problem.words))
     assert resident == {row[:3] for row in _plan.RESIDENT}
