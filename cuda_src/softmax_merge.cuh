@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock, 1)
 
   State total = State::identity();
   const State* partial = static_cast<const State*>(params.partial) + (exists ? row : 0) * params.splits;
-  for (long long i = lane; exists && i < params.splits; i += 32) total = total.merge(ptx::ld_global(partial + i));
+  for (long long i = lane; i < params.splits; i += 32) total = total.merge(ptx::ld_global(partial + i));
   total = total.template merge_group<32>();
 
   if (exists && lane == 0) {

@@ -28,9 +28,8 @@ __device__ __forceinline__ State column_merge(State state) {
   // The lanes of a column share its slots: one each, some lanes the same one, or several each.
   constexpr int kSlots = kWarps * kLanes / 32;
   if constexpr (kSlots <= 1) {
-    constexpr int kSharing = kWarps < 32 / kLanes ? kWarps : 32 / kLanes;
-    const int warp = lane / kLanes % kSharing;
-    return ptx::ld_shared(slots + warp * kLanes + lane % kLanes).template merge_group<kSharing, kLanes>();
+    const int warp = lane / kLanes % kWarps;
+    return ptx::ld_shared(slots + warp * kLanes + lane % kLanes).template merge_group<kWarps, kLanes>();
   } else {
     State slot[kSlots];
 #pragma unroll
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
       total = total.extend(op.template accumulate<1>(items, used, total));
     }
   } else {
-    for (long long i = thread; exists && i < splits; i += kStep) {
+    for (long long i = thread; i < splits; i += kStep) {
       total = total.merge(ptx::ld_global(partial + i));
     }
   }

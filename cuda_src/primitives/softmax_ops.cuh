@@ -132,7 +132,7 @@ struct SoftmaxForward {
 
   // `part`: the state whose m the items' exponentials are relative to; `total`: the whole row's.
   __device__ __forceinline__ void finish(State part, State total) {
-    shift = shift_of(total.m);
+    shift = total.m;  // where it is infinite, factor makes NaN or -inf of everything
     if constexpr (kResult == kProb) {
       factor = exp_natural(part.m - shift) / total.l;
       if (total.m == Limits<Acc>::infinity()) factor = Limits<Acc>::nan();  // exp(inf - inf)

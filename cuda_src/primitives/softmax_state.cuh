@@ -60,7 +60,7 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
     return {m, group_sum<kGroup>(l)};
   }
 
-  __device__ __forceinline__ Acc lse() const { return shift_of(m) + log_natural(l); }
+  __device__ __forceinline__ Acc lse() const { return m + log_natural(l); }
 };
 
 // The backward pass needs one plain sum per row; the same interface lets the kernels serve both.

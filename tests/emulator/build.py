@@ -79,10 +79,10 @@ def _identity(compiler):
 
 
 @functools.cache
-def _sources_digest(include_dirs=()):
+def _sources_digest(*roots):
     """Hash of every file that a translation unit can reach."""
     digest = hashlib.sha256()
-    for root in (HERE, CUDA_SRC, *include_dirs):
+    for root in roots:
         for path in sorted(Path(root).rglob("*")):
             if path.suffix in {".cuh", ".hpp", ".h", ".cpp"}:
                 digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -132,7 +132,7 @@ def runtime_library(compiler=None):
     """The runtime, loaded."""
     compiler = compiler or find_compiler()
     flags = [*RUNTIME_FLAGS, f"-I{HERE}"]
-    stem = _stem("runtime", _identity(compiler), *FLAGS, *RUNTIME_FLAGS, _sources_digest())
+    stem = _stem("runtime", _identity(compiler), *FLAGS, *RUNTIME_FLAGS, _sources_digest(HERE))
     name = f"{stem}.so"
     soname = (
         f"-Wl,-install_name,@rpath/{name}" if sys.platform == "darwin" else f"-Wl,-soname,{name}"
@@ -156,7 +156,7 @@ def kernel_library(source, name, arch, compiler=None, include_dirs=()):
     runtime = runtime_library(compiler)
     text = source + ENTRY.format(name=name)
     flags = [*KERNEL_FLAGS, f"-D__CUDA_ARCH__={arch}"]
-    digest = _sources_digest(tuple(include_dirs))
+    digest = _sources_digest(HERE, CUDA_SRC, *include_dirs)
     stem = _stem("kernel", _identity(compiler), *FLAGS, *flags, digest, runtime.path.name, text)
     unit = cache_dir() / f"{stem}.cpp"
     if not unit.with_suffix(".so").exists():

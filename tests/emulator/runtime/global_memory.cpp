@@ -37,9 +37,9 @@ const Region& find(const Thread& thread, uint64_t address, int size, uint8_t nee
   static uint64_t last = 0;
   const Region* region = nullptr;
   for (uint64_t i = 0, n = machine.launch.num_regions; i < n && !region; ++i) {
-    const uint64_t candidate = last + i < n ? last + i : last + i - n;
-    const Region& r = machine.launch.regions[candidate < n ? candidate : 0];
-    if (address >= r.address && address - r.address + size <= r.size) region = &r, last = candidate < n ? candidate : 0;
+    const uint64_t candidate = (last + i) % n;  // `last` may be of an earlier launch
+    const Region& r = machine.launch.regions[candidate];
+    if (address >= r.address && address - r.address + size <= r.size) region = &r, last = candidate;
   }
   if (address % size != 0)
     fault(thread, site, "%d bytes %s misaligned: address 0x%llx", size, verb, static_cast<unsigned long long>(address));

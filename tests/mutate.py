@@ -1,0 +1,335 @@
+"""Breaks the kernels in one place after another and sees that the tests notice.
+
+``python tests/mutate.py [--list] [--only WORD]``: mutations.txt holds mutations of ``cuda_src/``,
+each with the few tests of which one must fail. All happens in a copy of the tree. Exits with 1 if a
+mutation survives. pytest does not collect this file, and CI does not run it: it takes eight
+minutes.
+
+What it cannot reach: the twins of ``ptx/`` stand before those headers, so inline assembly and cache
+hints are not emulated; and a row number beyond 32 bits needs as many rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("cuda_src", "cuattn", "tests", "setup.cfg", "pyproject.toml")
+LIMIT = 30  # seconds; a kernel that never ends counts as noticed
+
+
+class Mutation(NamedTuple):
+    """`old`, which occurs `count` times in `file`, becomes `new`; one of `tests` must fail."""
+
+    file: str
+    breaks: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    count: int = 1
+
+
+def of(name, test, *parameters, arch="sm_90"):
+    """Node ID of one case of a test of tests/test_<name>.py, on the emulator."""
+    case = "-".join(("emulator", arch, *map(str, parameters)))
+    return f"tests/test_{name}.py::{test}[{case}]"
+
+
+# ---- selections: which configuration of which kernel runs, on what ------------------------------
+
+# softmax_rows: part of a warp, a warp, a block of several warps, a cluster.
+PART = (of("softmax", "test_length", 33, "softmax"),)
+WARP = (of("softmax", "test_length", 1000, "softmax"),)
+BLOCK = (of("softmax", "test_length", 1025, "softmax"),)
+CLUSTER = (of("softmax", "test_long_rows", 1, 32767),)
+CLUSTER_OF_8 = (of("softmax", "test_long_rows", 1, 70001),)
+LOG = (of("softmax", "test_length", 33, "log_softmax"),)
+DOUBLE = (
+    of("softmax", "test_dtype", "float64", 33, "softmax"),
+    of("softmax", "test_dtype", "float64", 33, "log_softmax"),
+    of("softmax_backward", "test_dtype", "float64", 33, "softmax"),
+)
+# softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.
+LSE = (of("logsumexp", "test_length", 33),)
+LSE_BLOCK = (of("logsumexp", "test_length", 4097),)
+LSE_SLICES = (of("logsumexp", "test_long_rows", 2, 300001),)
+SLICES = (of("softmax", "test_long_rows", 2, 300001),)
+LONG_FALL = (of("mutants", "test_falling_rows", "shape0", 1),)
+SLICES_FALL = (of("mutants", "test_falling_rows", "shape0", 1, arch="sm_80"),)
+EVEN_SLICES = (of("mutants", "test_every_slice_counts", 1),)
+MANY_SLICES = (
+    of("mutants", "test_more_slices_than_threads", "softmax-shape0"),
+    of("mutants", "test_more_slices_than_threads", "softmax-shape1"),
+)
+MANY_MERGED = (of("mutants", "test_more_slices_than_threads", "logsumexp-shape2"),)
+# softmax_strided: 32 columns in a warp, in four warps; one row in four warps; one pass and a rest;
+# slices.
+COLUMNS = (of("softmax", "test_first_axis", "float32", "shape0"),)
+COLUMNS_OF_4_WARPS = (of("softmax", "test_first_axis", "float32", "shape1"),)
+ONE_COLUMN = (of("softmax", "test_layout", "strided", 1025),)
+COLUMNS_AND_REST = (of("softmax", "test_first_axis", "float32", "shape2"),)
+COLUMN_SLICES = (of("softmax", "test_first_axis", "float32", "shape3"),)
+COLUMN_FALL = (
+    of("mutants", "test_falling_rows", "shape1", 0),
+    of("mutants", "test_falling_rows", "shape2", 0),
+)
+RAGGED = (of("mutants", "test_ragged_columns"),)
+BAD_OFFSETS = (of("mutants", "test_offsets_outside", "None", "int64"),)
+# Places and layouts.
+SHIFTED = (
+    of("softmax", "test_layout", "misaligned", 33),
+    of("softmax", "test_layout", "misaligned", 1025),
+)
+SHIFTED_LSE = (of("logsumexp", "test_layout", "misaligned", 33),)
+SHIFTED_OUT = (
+    of("softmax", "test_out", 1025, "misaligned", "softmax"),
+    of("softmax", "test_out", 33, "misaligned", "softmax"),
+)
+SHIFTED_HALVES = tuple(of("softmax", "test_every_alignment", shift) for shift in range(8))
+MIDDLE = (of("softmax", "test_middle_axis", 1),)
+HALF_FRAGMENTS = ("tests/test_primitives.py::test_fragments_move_any_row[__half-__half-8-true]",)
+ANY_STRIDES = (of("softmax", "test_not_collapsible", 2), of("softmax", "test_not_collapsible", 0))
+FAR = (of("large_offsets", "test_input", 0), of("large_offsets", "test_input", 1))
+OUT_STRIDES = (
+    of("softmax", "test_out_axis", 0),
+    of("softmax", "test_out", 33, "misaligned", "softmax"),
+    of("softmax", "test_out_with_lse", -1),
+)
+# Options and corners.
+SCALE = (of("softmax", "test_scale", 0.125, "softmax"),)
+SCALES = (of("softmax", "test_scale_array", "float32", "shape6"),)
+SCALES_AXIS = (of("softmax", "test_scale_array_axis", 0, "shape0"),)
+STATE_SCALES = (of("softmax_state", "test_scale"),)
+WHERE = (
+    of("softmax", "test_where", 33, "softmax"),
+    of("softmax", "test_where", 33, "log_softmax"),
+    of("softmax", "test_where_dtype", "float64"),
+)
+HIDDEN = (of("softmax", "test_where_hides_anything", "nan", "softmax"),)
+WEIGHTS = (of("logsumexp", "test_weights", 33),)
+ZERO_WEIGHTS = (of("logsumexp", "test_weight_zero_takes_out"),)
+SPECIAL = (
+    of("softmax", "test_special_values", 33, "softmax"),
+    of("softmax", "test_special_values", 1025, "softmax"),
+    of("softmax", "test_special_values", 33, "log_softmax"),
+    of("logsumexp", "test_special_values", 33, "float32"),
+    of("logsumexp", "test_special_values", 1025, "float32"),
+)
+SPECIAL_STATE = (of("softmax_state", "test_special_values", 33),)
+MERGE = (of("softmax_state", "test_merge_of_two_parts", "float32", 64),)
+MERGE_SPECIAL = (of("softmax_state", "test_merge_special_values"),)
+NEGATIVE = (of("mutants", "test_maximum_of_a_negative_row", "float32"),)
+OFFSET = (of("softmax", "test_large_offset", "float32", "softmax"),)
+BACK = (
+    of("softmax_backward", "test_length", 33, "softmax"),
+    of("softmax_backward", "test_length", 33, "log_softmax"),
+)
+BACK_BLOCK = (of("softmax_backward", "test_length", 1025, "softmax"),)
+BACK_COLUMNS = (
+    of("softmax_backward", "test_first_axis", "shape1", "softmax"),
+    of("softmax_backward", "test_first_axis", "shape3", "softmax"),
+)
+BACK_SLICES = (of("softmax_backward", "test_long_rows", 2, 300001, "softmax"),)
+BACK_STRIDES = (
+    of("softmax_backward", "test_layout", "strided", 33, "softmax"),
+    of("softmax_backward", "test_out", "strided", "softmax"),
+    of("softmax_backward", "test_layout", "padded", 33, "softmax"),
+    of("softmax_backward", "test_out", "misaligned", "softmax"),
+)
+BACK_SCALE = (of("softmax_backward", "test_scale", "softmax"),)
+# Costs.
+TRAFFIC = "tests/test_traffic.py::test_"
+VECTORS = (
+    TRAFFIC + "softmax[a-block-sliced]",
+    TRAFFIC + "reductions_read_once[2-300001-logsumexp-odd]",
+    TRAFFIC + "softmax[split,-no-clusters-sliced]",
+)
+READ_ONCE = (
+    TRAFFIC + "reductions_read_once[33-100-logsumexp-aligned]",
+    TRAFFIC + "reduced_axis_not_last[60-200-1]",
+)
+EXPONENTIALS = tuple(
+    of("mutants", "test_one_exponential_an_element", f"shape{i}-{parameters}")
+    for i, parameters in enumerate(("1-1-128", "1-1-1052", "0-1-5632", "1-2-None"))
+)
+
+
+SHARED_SLOTS = (of("softmax", "test_long_rows", 2, 50257),)
+SHIFTED_GRADIENTS = (of("softmax_backward", "test_layout", "misaligned", 33, "softmax"),)
+DOUBLE_MAXIMUM = (of("mutants", "test_maximum_of_a_float64_state"),)
+DOUBLE_CORNERS = (of("softmax", "test_special_values_dtype", "float64"), *WHERE)
+FAR_MASK = (of("large_offsets", "test_mask"),)
+DOUBLE_SCALE = (of("mutants", "test_scale_of_float64"),)
+GRADIENT_VECTORS = (of("mutants", "test_misaligned_gradients_move_as_vectors"),)
+FEW_COLUMNS = (of("mutants", "test_few_columns", 8),)
+EVEN_COLUMN_SLICES = (of("mutants", "test_every_slice_counts", 0),)
+LSE_COLUMNS = (of("logsumexp", "test_first_axis", "shape0"),)
+IN_PLACE_COLUMNS = (of("softmax", "test_in_place_axis", 0),)
+MANY_MERGES = (of("mutants", "test_merge_of_many_states"),)
+
+
+# ---- the table: mutations.txt -------------------------------------------------------------------
+
+FILE = re.compile(r"@ (\S+)")
+HEAD = re.compile(r"# (.*) \[([A-Z0-9_ +]+)\](?: x(\d+))?")
+
+
+def read_table(path):
+    """Mutations: under ``@ file``, ``# words [TESTS + TESTS] x2`` and lines with - and +."""
+    mutations, file = [], None
+    for block in path.read_text().strip().split("\n\n"):
+        if new_file := FILE.fullmatch(block):
+            file = new_file[1]
+            continue
+        head, *lines = block.split("\n")
+        breaks, selections, count = HEAD.fullmatch(head).groups()
+        old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in ("-", "+"))
+        tests = sum((globals()[name] for name in selections.split(" + ")), ())
+        mutations.append(Mutation(file, breaks, old, new, tests, int(count or 1)))
+    return mutations
+
+
+MUTATIONS = read_table(Path(__file__).with_name("mutations.txt"))
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+class Invalid(Exception):
+    """A mutation that breaks nothing, or too much: the table must be corrected."""
+
+
+def replaced(path, old, new, count=1):
+    """The text of `path` with `old`, which it holds `count` times, replaced."""
+    text = path.read_text()
+    if text.count(old) != count:
+        raise Invalid(f"{path.name} holds {text.count(old)} times, not {count} times: {old}")
+    return text.replace(old, new)
+
+
+def copy_tree(tree):
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
+
+
+def run_tests(tree, cache, tests, limit=None):
+    """Exit status and output of pytest; None where it ran longer than `limit` seconds."""
+    environment = os.environ | {
+        "CUATTN_CACHE_DIR": str(cache),
+        "CUATTN_TEST_SEED": os.environ.get("CUATTN_TEST_SEED", "1"),
+        "COLUMNS": "1000",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    options = "-x -q --tb=short -rfE -p no:cacheprovider -p no:xdist".split()
+    command = [sys.executable, "-m", "pytest", *options, *dict.fromkeys(tests)]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def verdict(status, output):
+    """What noticed a mutation: a test and its error; None where nothing has."""
+    if status is None:
+        return f"ran longer than {LIMIT} s"
+    if status < 0:
+        return f"signal {-status}"
+    if "does not compile" in output:
+        raise Invalid("it does not compile:\n" + output[-4000:])
+    if status == 0:
+        return None
+    failed = re.search(r"^FAILED tests/test_(\S+?\.py::.*?\](?= - |$))(?: - (.*))?", output, re.M)
+    if status != 1 or not failed:
+        raise Invalid(f"pytest ended with {status}:\n" + output[-4000:])
+    test, error = failed[1].replace(".py::", "::").replace("emulator-", ""), failed[2] or ""
+    error = " ".join(error.split()).removeprefix("emulator.")
+    return f"{test}: {re.sub('kernel .*?, thread [0-9]+: ', '', error)}"
+
+
+def progress(mutations):
+    """The mutations, with a line for each; tqdm's bar where there is tqdm."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for i, mutation in enumerate(mutations):
+            print(f"[{i + 1}/{len(mutations)}] {mutation.file}: {mutation.breaks}", flush=True)
+            yield mutation
+        return
+    with tqdm(total=len(mutations)) as bar:
+        for mutation in mutations:
+            bar.set_description(f"{mutation.file}: {mutation.breaks}"[:60].ljust(60))
+            yield mutation
+            bar.update()
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", metavar="WORD", help="mutations whose file or words hold WORD")
+    parser.add_argument("--list", action="store_true", help="print the table and run nothing")
+    return parser.parse_args()
+
+
+def try_mutation(mutation, tree, cache):
+    """Its verdict; the tree is as it was in the end."""
+    path = tree / "cuda_src" / mutation.file
+    whole = path.read_text()
+    path.write_text(replaced(path, mutation.old, mutation.new, mutation.count))
+    try:
+        return verdict(*run_tests(tree, cache, mutation.tests, LIMIT))
+    finally:
+        path.write_text(whole)
+
+
+def main():
+    arguments, start = parse(), time.monotonic()
+    chosen = [m for m in MUTATIONS if (arguments.only or "") in f"{m.file}: {m.breaks}"]
+    for mutation in MUTATIONS:
+        replaced(ROOT / "cuda_src" / mutation.file, mutation.old, mutation.new, mutation.count)
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.file}: {mutation.breaks}")
+        print(f"{len(chosen)} mutations")
+        return 0
+    rows, survivors = [], 0
+    with tempfile.TemporaryDirectory() as work:
+        tree, cache = Path(work) / "tree", Path(work) / "cache"
+        copy_tree(tree)
+        status, output = run_tests(tree, cache, [test for m in chosen for test in m.tests])
+        if status != 0:
+            raise Invalid("the tests do not pass on kernels as they are:\n" + output[-4000:])
+        print("kernels as they are:", output.strip().splitlines()[-1], flush=True)
+        for mutation in progress(chosen):
+            try:
+                caught = try_mutation(mutation, tree, cache)
+                survivors += caught is None
+                rows.append((mutation, caught or "SURVIVED"))
+            except Invalid as error:
+                survivors += 1
+                rows.append((mutation, f"INVALID: {error}"))
+    for mutation, result in rows:
+        print(f"{mutation.file}: {mutation.breaks}\n    {result[:300]}")
+    minutes = (time.monotonic() - start) / 60
+    print(f"\n{len(rows)} mutations, {survivors} not caught, {minutes:.1f} minutes")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Invalid as error:
+        sys.exit(f"{error}")
