@@ -151,7 +151,7 @@ TRAFFIC = "tests/test_traffic.py::test_"
 VECTORS = (
     TRAFFIC + "softmax[a-block-sliced]",
     TRAFFIC + "reductions_read_once[2-300001-logsumexp-odd]",
-    TRAFFIC + "softmax[split,-no-clusters-sliced]",
+    TRAFFIC + "softmax[split-without-clusters-sliced]",
 )
 READ_ONCE = (
     TRAFFIC + "reductions_read_once[33-100-logsumexp-aligned]",

@@ -374,14 +374,15 @@ class Runtime:
             self._seed + (next(self._launches) << 32),
         )
         self.counters.append(counters)
+        self.kernels.append(kernel)
 
     def total(self):
         """The sum of `counters`."""
         return sum(self.counters, Counters())
 
     def clear(self):
-        """Forgets the counters of the launches so far."""
-        self.counters = []
+        """Forgets the launches so far."""
+        self.counters, self.kernels = [], []
 
 
 def activate(arch="sm_90", num_sms=132, seed=None):
