@@ -124,6 +124,14 @@ def axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def misaligned(name: str, array: Any) -> ValueError:
+    """The error for an address that a device cannot load an element from."""
+    return ValueError(
+        f"{name} must start at a multiple of its itemsize ({array.itemsize} bytes), "
+        "but it does not; pass a copy"
+    )
+
+
 def broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
     """ValueError unless `shape` broadcasts to exactly `target`."""
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _call, _jit, _layout, _plan
+from cuattn import _call, _check, _jit, _layout, _plan
 from cuattn._layout import Meta
 from cuattn._problem import SoftmaxProblem
 
@@ -27,6 +27,13 @@ class Operands(NamedTuple):
     weight: Any = None
     scale: Any = None
     offsets: Any = None
+
+
+# What the fields of Operands are called by users: of a forward call, of a backward one.
+NAMES = (
+    ("x", "y", "where", "b", "scale", "cu_seqlens"),
+    ("grad", "y", "where", "b", "scale", "cu_seqlens"),
+)
 
 
 class Made(NamedTuple):
@@ -56,6 +63,10 @@ def run(
     """Launch a checked request on the device of x; results that are not given are allocated."""
     runtime = _jit.runtime_of(operands.x)
     device = runtime.device(operands.x)
+    for i, array in enumerate((*operands, out, stat)):
+        if array is not None and runtime.address(array) % array.itemsize:
+            _call.results(request)  # whose errors come first
+            raise _check.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
     with runtime.on(device):
         if any(array is not None for array in operands[3:]):  # weight, scale, offsets
             request, operands = _cast(runtime.xp, request, operands)

@@ -168,6 +168,9 @@ def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
     if runtime is None:
         both = reference.merge(a, b)
         return SoftmaxState(*(np.asarray(part, dtype) for part in both))
+    for name, array in zip(("a.m", "a.l", "b.m", "b.l"), arrays, strict=True):
+        if runtime.address(array) % array.itemsize:
+            raise _check.misaligned(name, array)
     with runtime.on(runtime.device(arrays[0])):
         arrays = [
             array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)

@@ -366,6 +366,26 @@ def test_merge(refusing):
             refusing.call("merge", state, bad)
 
 
+def test_address_between_elements(refusing):
+    """NumPy reads such an array, a device would fault."""
+    if refusing.backend.name == "gpu":
+        memory = refusing.backend.xp.zeros(64, np.uint8).data + 1
+        x = refusing.backend.xp.ndarray((3, 4), np.float32, memory)
+    else:
+        x = np.zeros(64, np.uint8)[1:49].view(np.float32).reshape(3, 4)
+    good = refusing.array(np.zeros((3, 4), np.float32))
+    if refusing.backend.name == "numpy":
+        np.testing.assert_array_equal(refusing.call("softmax", x), 0.25)
+        return
+    refusing.refuses(ValueError, "x", "softmax", x)
+    refusing.refuses(ValueError, "grad", "softmax_backward", x, good)
+    refusing.refuses(ValueError, "y", "softmax_backward", good, x)
+    refusing.refuses(ValueError, "out", "softmax", good, out=x)
+    refusing.refuses(ValueError, "scale", "softmax", good, axis=(), scale=x)
+    refusing.refuses(ValueError, "b", "logsumexp", good, b=x)
+    refusing.refuses(ValueError, "b.l", "merge", SoftmaxState(good, good), SoftmaxState(good, x))
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_two_homes(refusing, name):
     """One array on the host and one on a device: the message names both."""

@@ -252,7 +252,7 @@ PYTHON_LAYERS = {
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
     "_jit": ({"_nvrtc"}, {"cupy", "numpy"}),
     "_call": ({"_check", "_layout", "_jit"}, {"numpy"}),
-    "_run": ({"_call", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
+    "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
     "reference": (set(), {"numpy"}),
 }
 PUBLIC = ({"_call", "_run", "_check", "_plan", "_jit", "reference"}, {"numpy"})
