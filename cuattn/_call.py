@@ -45,18 +45,16 @@ def meta(array: Any) -> Any:
 
 def enter(name: str, value: Any, first: tuple[str, Any] | None = None) -> Any:
     """`value` as a NumPy or CuPy array, of the library and device of `first` (name and array)."""
-    if type(value) is np.ndarray and (first is None or isinstance(first[1], np.ndarray)):
-        return value
-    if not _jit.is_array(value):
+    host, cupy = isinstance(value, np.ndarray), _jit.is_cupy(value)
+    if not (host or cupy or _jit.is_array(value)):
         raise _check.not_an_array(name, value)
-    if first is not None and isinstance(value, np.ndarray) != isinstance(first[1], np.ndarray):
+    if first is not None and host != isinstance(first[1], np.ndarray):
         raise _check.no_mix(name, value, *first)
-    if isinstance(value, np.ndarray):
+    if host:
         return value
-    array = _jit.adopt(value)
-    if first is not None:
-        device = _jit.runtime_of(array).device
-        _check.one_device(name, device(array), first[0], device(first[1]))
+    array = value if cupy else _jit.adopt(value)
+    if first is not None and array.data.device_id != first[1].data.device_id:
+        raise _check.other_device(name, array.data.device_id, first[0], first[1].data.device_id)
     return array
 
 
@@ -134,8 +132,9 @@ def check_out(
         array = enter(name, given, inputs[0])
         _check.out_array(name, array, shape, dtype)
         extent = _extent(array)
-        for other, input_, input_extent in others:
-            _check.no_partial_overlap(name, array, extent, other, input_, input_extent)
+        for other, input_, (low, high) in others:
+            if extent[0] < high and low < extent[1]:
+                _check.same_view(name, array, extent, other, input_, (low, high))
         others.append((name, array, extent))
         arrays.append(array)
     return tuple(arrays)
@@ -145,4 +144,4 @@ def _extent(array: Any) -> tuple[int, int]:
     host = isinstance(array, np.ndarray)
     address = array.__array_interface__["data"][0] if host else array.data.ptr
     low, high = _check.span(array.shape, array.strides, array.itemsize)
-    return address + low, address + high
+    return (address + low, address + high) if low < high else (0, 0)

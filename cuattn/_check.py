@@ -32,13 +32,12 @@ def no_mix(name: str, value: Any, other: str, other_value: Any) -> TypeError:
     )
 
 
-def one_device(name: str, device: int, other: str, other_device: int) -> None:
-    """ValueError unless both arrays are on one GPU."""
-    if device != other_device:
-        raise ValueError(
-            f"{name} must be on device {other_device}, as {other} is, but it is on {device}; "
-            "copy one of them"
-        )
+def other_device(name: str, device: int, other: str, other_device: int) -> ValueError:
+    """The error for two arrays on different GPUs."""
+    return ValueError(
+        f"{name} must be on device {other_device}, as {other} is, but it is on {device}; "
+        "copy one of them"
+    )
 
 
 def floating_or_integer(name: str, dtype: np.dtype) -> None:
@@ -199,7 +198,7 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
         raise ValueError(f"{name} must not overlap itself, but its strides are {strides}")
 
 
-def no_partial_overlap(
+def same_view(
     name: str,
     array: Any,
     extent: tuple[int, int],
@@ -207,9 +206,7 @@ def no_partial_overlap(
     input_: Any,
     input_extent: tuple[int, int],
 ) -> None:
-    """ValueError where writing `array` could change `input_` before it is read."""
-    if extent[0] >= input_extent[1] or input_extent[0] >= extent[1]:
-        return
+    """ValueError unless two arrays that overlap are one view: else writing one spoils the other."""
     same = extent == input_extent and (array.shape, array.strides, array.dtype) == (
         input_.shape,
         input_.strides,

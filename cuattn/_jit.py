@@ -114,17 +114,17 @@ def runtime_of(array: Any) -> Any:
     """The runtime of a NumPy or CuPy array; None: cuattn.reference, or no such array."""
     if isinstance(array, np.ndarray):
         return emulator
-    return _cuda() if _is_cupy(array) else None
+    return _cuda() if is_cupy(array) else None
 
 
 def is_array(value: Any) -> bool:
     """Whether `value` is a NumPy, CuPy or other CUDA array."""
-    return isinstance(value, np.ndarray) or _is_cupy(value) or _is_foreign(value)
+    return isinstance(value, np.ndarray) or is_cupy(value) or _is_foreign(value)
 
 
 def adopt(array: Any) -> Any:
     """A CUDA array of any library as a CuPy array, without a copy (DLPack, else its interface)."""
-    if _is_cupy(array):
+    if is_cupy(array):
         return array
     try:
         import cupy
@@ -133,7 +133,8 @@ def adopt(array: Any) -> Any:
     return cupy.from_dlpack(array) if _is_dlpack(array) else cupy.asarray(array)
 
 
-def _is_cupy(value: Any) -> bool:
+def is_cupy(value: Any) -> bool:
+    """Whether `value` is a CuPy array."""
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(value, cupy.ndarray)
 
