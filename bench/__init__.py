@@ -1,0 +1,1 @@
+"""Benchmarks, the GPU check-up and the reports that are made from them; not installed."""

@@ -1,0 +1,141 @@
+"""What the peers share: the interface of a library, and how one says that it cannot do a case."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+# Inputs of each operation, in the order in which a contestant takes them. Rows lie along the last
+# axis of two-dimensional arrays; q, k and v are (batch, heads, seqlen, head_dim), and k and v may
+# have fewer heads, a divisor of those of q.
+OPERATIONS = {
+    "softmax": ("x",),
+    "log_softmax": ("x",),
+    "logsumexp": ("x",),
+    "softmax_backward": ("grad", "y"),
+    "log_softmax_backward": ("grad", "y"),
+    "top_k": ("x",),
+    "softmax_topk": ("x",),
+    "attention": ("q", "k", "v"),
+}
+
+# An attention that stores its scores does so up to this size; with the exponentials and the
+# quotient beside them, three times that is in use at once.
+SCORE_BYTES = 8 * 2**30
+
+Call = Callable[..., Any]
+
+
+class Unsupported(RuntimeError):
+    """This contestant cannot take these dtypes, shapes or options, or this kind of clock."""
+
+
+class Contestant(NamedTuple):
+    """One way of one library to do an operation."""
+
+    name: str
+    library: Library
+    call: Call  # arrays of the library, in the order of OPERATIONS, to an array or a tuple of them
+
+
+class Library:
+    """One package: its arrays, its streams, and its contestants.
+
+    `stream` is a CuPy stream throughout, or None for arrays on the CPU.
+    """
+
+    name: str
+    version: str
+    clock: Literal["events", "host"] = "events"  # can events on our stream time its work?
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """The ways of this library to do an operation; none where it does not have it."""
+        raise NotImplementedError
+
+    def asarray(self, array: Any) -> Any:
+        """A CuPy array, or a NumPy one on the CPU, as an array of this library."""
+        raise NotImplementedError
+
+    def asnumpy(self, native: Any) -> np.ndarray:
+        """An array of this library on the host; bfloat16 may come as the same float32 values."""
+        raise NotImplementedError
+
+    def on_stream(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        """While it lasts, calls of this library work on `stream`, where the library can."""
+        raise NotImplementedError
+
+    def capture(self, call: Callable[[], Any], stream: Any) -> Callable[[], Any]:
+        """The work of `call` as a CUDA graph: a function to call inside `on_stream`, to replay it.
+
+        `call` has warm-up runs first. The function holds all memory that the graph works in.
+        """
+        raise Unsupported(f"{self.name}: no CUDA graphs here")
+
+    def wait(self, native: Any) -> None:
+        """Return when `native`, which a call returned, has been computed."""
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """Device memory that `call` needs at its peak beside its inputs, its results included.
+
+        None where this cannot be known.
+        """
+        return None
+
+
+class BSHD:
+    """For a library whose native layout is (batch, seqlen, heads, head_dim).
+
+    Its users hold their arrays like that, so q, k and v are copied to that order when they are
+    handed over, before any clock runs, and the result is turned back for the comparison only.
+    """
+
+    def asarray(self, array: Any) -> Any:
+        """`array`, (batch, heads, seqlen, head_dim), in the order of the library."""
+        return super().asarray(array.swapaxes(1, 2).copy())  # type: ignore[misc]
+
+    def asnumpy(self, native: Any) -> np.ndarray:
+        """A result of the library as (batch, heads, seqlen, head_dim)."""
+        return super().asnumpy(native).swapaxes(1, 2)  # type: ignore[misc]
+
+
+def refusing(call: Call, *errors: type[Exception]) -> Call:
+    """`call`, with `errors` of it raised as `Unsupported`."""
+
+    @functools.wraps(call)
+    def guarded(*arrays: Any) -> Any:
+        try:
+            return call(*arrays)
+        except errors as error:
+            raise Unsupported(f"{type(error).__name__}: {error}") from error
+
+    return guarded
+
+
+def require_dtype(array: Any, *names: str) -> None:
+    """Raise `Unsupported` unless the dtype of an array of any library is one of `names`."""
+    name = str(array.dtype).removeprefix("torch.")
+    if name not in names:
+        raise Unsupported(f"takes {', '.join(names)}, not {name}")
+
+
+def require_scores(batch: int, heads: int, seqlen_q: int, seqlen_k: int, itemsize: int) -> None:
+    """Raise `Unsupported` if the scores of this attention are larger than `SCORE_BYTES`."""
+    size = batch * heads * seqlen_q * seqlen_k * itemsize
+    if size > SCORE_BYTES:
+        raise Unsupported(f"stores the scores: {size} bytes, more than {SCORE_BYTES} bytes")
+
+
+def top_left_causal(causal: bool, seqlen_q: int, seqlen_k: int) -> bool:
+    """Whether to ask for a causal mask where the library aligns it to the top left corner.
+
+    Ours is aligned to the bottom right one: a single query sees every key.
+    """
+    if not causal or seqlen_q == 1:
+        return False
+    if seqlen_q != seqlen_k:
+        raise Unsupported(f"top-left causal mask, but {seqlen_q} queries and {seqlen_k} keys")
+    return True

@@ -1,0 +1,163 @@
+"""CuPy: `cupyx.scipy.special`, and the expressions that its users write by hand.
+
+The same code runs on NumPy arrays with `Cupy(numpy, scipy.special)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bench.peers._base import Call, Contestant, Library, Unsupported, refusing, require_scores
+
+WARM_UPS = 3
+
+
+class Cupy(Library):
+    """CuPy arrays; a dtype that CuPy has no loops for (bfloat16 in places) is `Unsupported`."""
+
+    name = "cupy"
+
+    def __init__(self, xp: Any = None, special: Any = None) -> None:
+        if xp is None:
+            import cupy as xp
+            import cupyx.scipy.special as special
+        self.xp, self.special, self.version = xp, special, xp.__version__
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """The hand-written expression, and `cupyx.scipy.special` where it has the operation."""
+        own, library = getattr(self, operation), getattr(self.special, operation, None)
+        if operation in ("top_k", "softmax_topk"):
+            own = _with_k(own, k)
+        elif operation == "attention":
+            own = _with_causal(own, causal)
+        if library is not None:
+            yield self._contestant(f"{self.special.__name__}", lambda x: library(x, axis=-1))
+        if operation == "softmax_topk":
+            softmax = self.special.softmax
+            yield self._contestant(
+                f"{self.special.__name__}.softmax, argpartition",
+                lambda x: self.top_k(softmax(x, axis=-1), k),
+            )
+        yield self._contestant("CuPy expression", own)
+
+    def _contestant(self, name: str, call: Call) -> Contestant:
+        return Contestant(name, self, refusing(call, TypeError, NotImplementedError))
+
+    def softmax(self, x: Any) -> Any:
+        """Five kernels: maximum, difference, exponential, sum, quotient."""
+        e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    def log_softmax(self, x: Any) -> Any:
+        """The shifted row less the logarithm of its sum of exponentials."""
+        s = x - x.max(axis=-1, keepdims=True)
+        return s - self.xp.log(self.xp.exp(s).sum(axis=-1, keepdims=True))
+
+    def logsumexp(self, x: Any) -> Any:
+        """The maximum plus the logarithm of the shifted sum of exponentials."""
+        m = x.max(axis=-1, keepdims=True)
+        return m[:, 0] + self.xp.log(self.xp.exp(x - m).sum(axis=-1))
+
+    def softmax_backward(self, grad: Any, y: Any) -> Any:
+        """The product of the Jacobian of softmax and `grad`."""
+        return y * (grad - (grad * y).sum(axis=-1, keepdims=True))
+
+    def log_softmax_backward(self, grad: Any, y: Any) -> Any:
+        """The product of the Jacobian of log_softmax and `grad`."""
+        return grad - self.xp.exp(y) * grad.sum(axis=-1, keepdims=True)
+
+    def top_k(self, x: Any, k: int) -> tuple[Any, Any]:
+        """Select with argpartition, then sort the k best.
+
+        Of -x and from the small end: `argpartition(x, -k)` sorts the whole row in CuPy.
+        """
+        xp = self.xp
+        indices = xp.argpartition(-x, k - 1, axis=-1)[:, :k]
+        values = xp.take_along_axis(x, indices, -1)
+        order = xp.argsort(-values, axis=-1)
+        return xp.take_along_axis(values, order, -1), xp.take_along_axis(indices, order, -1)
+
+    def softmax_topk(self, x: Any, k: int) -> tuple[Any, Any]:
+        """The k best of the hand-written softmax."""
+        return self.top_k(self.softmax(x), k)
+
+    def attention(self, q: Any, k: Any, v: Any, causal: bool) -> Any:
+        """Product, softmax, product; the queries of heads that share a key head are one matrix."""
+        xp, (batch, heads, seqlen_q, head_dim) = self.xp, q.shape
+        kv_heads, seqlen_k = k.shape[1:3]
+        require_scores(batch, heads, seqlen_q, seqlen_k, q.dtype.itemsize)
+        scores = xp.matmul(q.reshape(batch, kv_heads, -1, head_dim), k.swapaxes(-1, -2))
+        scores *= head_dim**-0.5
+        if causal:
+            visible = xp.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool)
+            by_head = scores.reshape(batch, heads, seqlen_q, seqlen_k)
+            by_head += xp.where(visible, 0.0, -np.inf).astype(scores.dtype)
+        return xp.matmul(self.softmax(scores), v).reshape(*q.shape[:-1], v.shape[-1])
+
+    def asarray(self, array: Any) -> Any:
+        """`array` itself."""
+        return array
+
+    def asnumpy(self, native: Any) -> np.ndarray:
+        """The array on the host, in its dtype."""
+        return native if self.xp is np else self.xp.asnumpy(native)
+
+    def on_stream(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        """CuPy streams are context managers."""
+        return contextlib.nullcontext() if stream is None else stream
+
+    def capture(self, call: Callable[[], Any], stream: Any) -> Callable[[], Any]:
+        """What a capture allocates is from a pool of its own, which lives as long as the graph."""
+        if stream is None:
+            return super().capture(call, stream)
+        pool = self.xp.cuda.MemoryPool()
+        with stream, self.xp.cuda.using_allocator(pool.malloc):
+            for _ in range(WARM_UPS):
+                call()
+            stream.synchronize()
+            stream.begin_capture()
+            try:
+                result = call()
+            except Exception as error:
+                with contextlib.suppress(Exception):  # ends a capture that has been invalidated
+                    stream.end_capture()
+                raise Unsupported(f"cannot be captured: {error}") from error
+            graph = stream.end_capture()
+        return _Replay(graph, stream, (pool, result))
+
+    def wait(self, native: Any) -> None:
+        """Synchronise the device."""
+        if self.xp is not np:
+            self.xp.cuda.runtime.deviceSynchronize()
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """What a fresh memory pool takes from the device: it gives nothing back while it lives."""
+        if self.xp is np:
+            return None
+        pool = self.xp.cuda.MemoryPool()
+        with self.xp.cuda.using_allocator(pool.malloc):
+            result = call()
+        self.wait(result)
+        return pool.total_bytes()
+
+
+class _Replay:
+    """Launches a graph, and keeps the memory that it works in."""
+
+    def __init__(self, graph: Any, stream: Any, memory: Any) -> None:
+        self._graph, self._stream, self._memory = graph, stream, memory
+
+    def __call__(self) -> None:
+        self._graph.launch(self._stream)
+
+
+def _with_k(call: Call, k: int | None) -> Call:
+    return lambda x: call(x, k)
+
+
+def _with_causal(call: Call, causal: bool) -> Call:
+    return lambda q, k, v: call(q, k, v, causal)

@@ -1,0 +1,177 @@
+"""PyTorch: eager, `torch.compile`, `torch.topk`, and the backends of its fused attention."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.peers._base import (
+    Call,
+    Contestant,
+    Library,
+    Unsupported,
+    require_scores,
+    top_left_causal,
+)
+
+WARM_UPS = 3
+
+# torch.compile specialises on each shape (`dynamic=False`); beyond eight of them it would fall back
+# to eager, or raise with `fullgraph=True`.
+torch._dynamo.config.recompile_limit = 10_000
+torch._dynamo.config.accumulated_recompile_limit = 10_000
+
+
+def _softmax_then_topk(x: torch.Tensor, k: int) -> Any:
+    return torch.topk(torch.softmax(x, -1), k)
+
+
+def _topk_and_logsumexp(x: torch.Tensor, k: int) -> Any:
+    values, indices = torch.topk(x, k)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    lse = torch.logsumexp(x.to(wide), -1, keepdim=True)
+    return torch.exp(values - lse).to(x.dtype), indices
+
+
+FUNCTIONS: dict[str, Call] = {
+    "softmax": lambda x: torch.softmax(x, -1),
+    "log_softmax": lambda x: torch.log_softmax(x, -1),
+    "logsumexp": lambda x: torch.logsumexp(x, -1),
+    "softmax_backward": lambda grad, y: torch.ops.aten._softmax_backward_data(grad, y, -1, y.dtype),
+    "log_softmax_backward": lambda grad, y: torch.ops.aten._log_softmax_backward_data(
+        grad, y, -1, y.dtype
+    ),
+}
+SOFTMAX_TOPK = {
+    "softmax, topk": _softmax_then_topk,  # writes and reads all probabilities
+    "topk, logsumexp": _topk_and_logsumexp,  # reads the logits twice
+}
+SDPA = {  # backend -> its switch
+    "cuDNN": torch.backends.cuda.enable_cudnn_sdp,
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "math": torch.backends.cuda.enable_math_sdp,
+}
+NO_BACKEND = ("No available kernel", "No viable backend")  # what torch says on a GPU, on the CPU
+
+
+class Torch(Library):
+    """torch tensors that share the memory of CuPy's (or NumPy's) arrays."""
+
+    name = "torch"
+    version = torch.__version__
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Eager and compiled.
+
+        The mode of torch.compile is the default one, which users and the published comparisons
+        have; "max-autotune" would cost many more compilations for each shape.
+        """
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        if operation in FUNCTIONS:
+            yield Contestant("torch", self, FUNCTIONS[operation])
+            yield Contestant("torch.compile", self, compiled(FUNCTIONS[operation]))
+        elif operation == "top_k":
+            yield Contestant("torch.topk", self, lambda x: torch.topk(x, k))
+        elif operation == "softmax_topk":
+            for name, function in SOFTMAX_TOPK.items():
+                call = functools.partial(function, k=k)
+                yield Contestant(f"torch {name}", self, call)
+                yield Contestant(f"torch.compile {name}", self, compiled(call))
+        elif operation == "attention":
+            yield Contestant("torch", self, functools.partial(_eager_attention, causal=causal))
+            for name in ("cuDNN", "flash", "efficient"):
+                call = functools.partial(_sdpa, backend=name, causal=causal)
+                yield Contestant(f"torch SDPA {name}", self, call)
+
+    def asarray(self, array: Any) -> torch.Tensor:
+        """The same memory; bfloat16, which DLPack of NumPy and CuPy lacks, passes as int16."""
+        if array.dtype.name == "bfloat16":
+            return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_dlpack(array)
+
+    def asnumpy(self, native: torch.Tensor) -> np.ndarray:
+        """The tensor on the host; bfloat16 as the same values in float32."""
+        native = native.detach()
+        return (native.float() if native.dtype == torch.bfloat16 else native).cpu().numpy()
+
+    @contextlib.contextmanager
+    def on_stream(self, stream: Any) -> Iterator[None]:
+        """Also turns on inference mode, once for all calls."""
+        with torch.inference_mode():
+            if stream is None:
+                yield
+            else:
+                with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+                    yield
+
+    def capture(self, call: Callable[[], Any], stream: Any) -> Callable[[], Any]:
+        """The memory is from the graph's own pool."""
+        if stream is None:
+            return super().capture(call, stream)
+        with self.on_stream(stream):
+            for _ in range(WARM_UPS):
+                call()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                call()
+        return graph.replay
+
+    def wait(self, native: Any) -> None:
+        """Synchronise the device."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """What torch's allocator has handed out at once; what a library takes past it is unseen."""
+        if not torch.cuda.is_available():
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        self.wait(result)
+        return torch.cuda.max_memory_allocated() - before
+
+
+def _eager_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool
+) -> torch.Tensor:
+    """Product, softmax, product; the queries of heads that share a key head are one matrix."""
+    batch, heads, seqlen_q, head_dim = q.shape
+    kv_heads, seqlen_k = k.shape[1:3]
+    require_scores(batch, heads, seqlen_q, seqlen_k, q.itemsize)
+    scores = q.reshape(batch, kv_heads, -1, head_dim) @ k.mT
+    scores *= head_dim**-0.5
+    if causal:
+        hidden = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=q.device)
+        hidden = hidden.triu_(seqlen_k - seqlen_q + 1)
+        scores.view(batch, heads, seqlen_q, seqlen_k).masked_fill_(hidden, -torch.inf)
+    return (torch.softmax(scores, -1) @ v).view(*q.shape[:-1], v.shape[-1])
+
+
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backend: str, causal: bool
+) -> torch.Tensor:
+    """torch's fused attention with no other backend than this one.
+
+    The switches stay as they are: `torch.nn.attention.sdpa_kernel`, which turns them back, costs
+    the host several times what the call itself does.
+    """
+    is_causal = top_left_causal(causal, q.shape[2], k.shape[2])
+    for name, enable in SDPA.items():
+        enable(name == backend)
+    try:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    except RuntimeError as error:
+        if any(words in str(error) for words in NO_BACKEND):
+            raise Unsupported(f"the {backend} backend does not take this case") from error
+        raise

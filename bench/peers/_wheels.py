@@ -1,0 +1,167 @@
+"""Packages of kernels for torch tensors: FlashAttention 2, 3 and 4, QuACK, FlashInfer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from bench.peers._base import BSHD, Call, Contestant, Unsupported, refusing, require_dtype
+from bench.peers._torch import Torch
+
+# How these packages say that they do not take an argument.
+REFUSALS = (AssertionError, NotImplementedError, TypeError, ValueError)
+MAX_HEAD_DIM = 256  # elements, of all FlashAttentions
+WORKSPACE_BYTES = 128 * 2**20  # what FlashInfer recommends
+
+
+class FlashAttention2(BSHD, Torch):
+    """`flash_attn.flash_attn_func`."""
+
+    name = "flash_attn 2"
+
+    def __init__(self) -> None:
+        import flash_attn
+
+        self.version, self._function = flash_attn.__version__, flash_attn.flash_attn_func
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """The forward of attention; its causal mask is aligned as ours."""
+        if operation == "attention":
+
+            def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+                require_dtype(q, "float16", "bfloat16")
+                if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 8:
+                    raise Unsupported(f"head_dim must be 8, 16, ..., {MAX_HEAD_DIM}")
+                result = self._function(q, k, v, causal=causal)
+                return result[0] if isinstance(result, tuple) else result  # (out, lse) in some
+
+            yield Contestant(self.name, self, refusing(call, *REFUSALS))
+
+
+class FlashAttention3(FlashAttention2):
+    """`flash_attn_interface.flash_attn_func`, built from the folder `hopper` of FlashAttention."""
+
+    name = "flash_attn 3"
+
+    def __init__(self) -> None:
+        import flash_attn_interface
+
+        self._function = flash_attn_interface.flash_attn_func
+        self.version = metadata.version("flash_attn_3")
+
+
+class FlashAttention4(FlashAttention2):
+    """`flash_attn.cute.flash_attn_func`."""
+
+    name = "flash_attn 4"
+
+    def __init__(self) -> None:
+        import flash_attn.cute
+
+        self._function = flash_attn.cute.flash_attn_func
+        self.version = metadata.version("flash-attn-4")
+
+
+class Quack(Torch):
+    """QuACK: softmax and its backward, and a bitonic top-k for short rows."""
+
+    name = "quack"
+
+    def __init__(self) -> None:
+        import quack
+        from quack.softmax import softmax_bwd
+        from quack.topk import topk
+
+        self.version = quack.__version__
+        self._softmax, self._softmax_backward, self._topk = quack.softmax, softmax_bwd, topk
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Its top-k takes powers of two: up to 4096 columns, and k up to 128."""
+        calls: dict[str, Call] = {
+            "softmax": self._softmax,
+            "softmax_backward": self._softmax_backward,
+            "top_k": lambda x: self._topk(x, k),
+        }
+        if operation in calls:
+            yield Contestant("quack", self, refusing(calls[operation], *REFUSALS))
+
+
+class FlashInfer(Torch):
+    """FlashInfer: softmax, top-k, and batch prefill over ragged keys and values."""
+
+    name = "flashinfer"
+
+    def __init__(self) -> None:
+        import flashinfer
+
+        self.version, self._package = flashinfer.__version__, flashinfer
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Softmax computes in float32 and returns it, so it competes in float32 only."""
+        package = self._package
+
+        def softmax(x: torch.Tensor) -> torch.Tensor:
+            require_dtype(x, "float32")
+            return package.softmax(x)
+
+        def top_k(x: torch.Tensor) -> Any:
+            require_dtype(x, "float16", "bfloat16", "float32")
+            return package.top_k(x, k, sorted=True)
+
+        calls: dict[str, Call] = {
+            "softmax": softmax,
+            "top_k": top_k,
+            "softmax_topk": lambda x: top_k(softmax(x)),
+        }
+        if operation in calls:
+            yield Contestant("flashinfer", self, refusing(calls[operation], *REFUSALS))
+        elif operation == "attention":
+            library = _FlashInferBSHD()
+            call = _RaggedPrefill(package, causal)
+            yield Contestant("flashinfer", library, refusing(call, *REFUSALS))
+
+
+class _FlashInferBSHD(BSHD, FlashInfer):
+    """A ragged batch lies as (tokens, heads, head_dim)."""
+
+
+class _RaggedPrefill:
+    """Attention of a batch as `BatchPrefillWithRaggedKVCacheWrapper` does it.
+
+    The plan depends on the lengths only, and is made once for all layers of a model: here in the
+    first call with a shape, which is not a timed one.
+    """
+
+    __name__ = "ragged prefill"
+
+    def __init__(self, package: Any, causal: bool) -> None:
+        self._package, self._causal = package, causal
+        self._planned: tuple[Any, Any] = (None, None)
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q, k and v are contiguous, (batch, seqlen, heads, head_dim)."""
+        key = (q.shape, k.shape, v.shape, q.dtype)
+        if self._planned[0] != key:
+            self._planned = (key, self._plan(q, k, v))
+        out = self._planned[1].run(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        return out.unflatten(0, q.shape[:2])
+
+    def _plan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        require_dtype(q, "float16", "bfloat16")
+        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+        wrapper = self._package.BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD")
+        begins = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+        wrapper.plan(
+            begins * q.shape[1],
+            begins * k.shape[1],
+            q.shape[2],
+            k.shape[2],
+            q.shape[3],
+            head_dim_vo=v.shape[3],
+            causal=self._causal,
+            q_data_type=q.dtype,
+        )
+        return wrapper

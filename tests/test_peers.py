@@ -1,0 +1,594 @@
+"""Peers of the benchmarks: every contestant that is installed gives the right result on the CPU.
+
+NumPy stands in for CuPy; torch and JAX are tested where they are installed, on NumPy's memory, and
+Triton in its interpreter. The packages of GPU kernels are replaced by stubs with their signatures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import scipy.special
+from conftest import why_no_gpu
+
+from bench import peers
+from bench.peers import _base
+from bench.peers._cupy import Cupy
+from cuattn import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+NAMES = ["cupy", "torch", "jax", "triton", "flash_attn", "flash_attn_interface", "quack"]
+K = 9
+# What a few roundings of each dtype may cost, of the largest value of the result.
+ERROR = {"float16": 2.0**-7, "bfloat16": 2.0**-4, "float32": 2.0**-18, "float64": 2.0**-46}
+
+
+def random(rng, *shape, dtype):
+    return rng.normal(0, 2, shape).astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def inputs(operation, rng, dtype, shape=(13, 131), causal=False):
+    """Arrays as a contestant of the operation takes them, with sizes that nothing divides."""
+    if operation == "attention":
+        seqlen_k = 61 if causal else 83
+        return [
+            random(rng, 2, heads, seqlen, 32, dtype=dtype)
+            for heads, seqlen in ((6, 61), (3, seqlen_k), (3, seqlen_k))
+        ]
+    x = random(rng, *shape, dtype=dtype)
+    if operation in ("softmax_backward", "log_softmax_backward"):
+        forward = getattr(reference, operation.removesuffix("_backward"))
+        return [random(rng, *shape, dtype=dtype), forward(x).astype(x.dtype)]
+    return [x]
+
+
+def attention(q, k, v, causal):
+    """The formula in float64, causal to the bottom right corner."""
+    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    k, v = (np.repeat(a, q.shape[1] // a.shape[1], axis=1) for a in (k, v))
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    visible = np.tri(*scores.shape[-2:], scores.shape[-1] - scores.shape[-2], dtype=bool)
+    return reference.softmax(scores, where=visible if causal else None) @ v
+
+
+def check(operation, got, arrays, causal=False):
+    """A result on the host against the reference in float64."""
+    dtype = arrays[0].dtype.name
+    if operation in ("top_k", "softmax_topk"):
+        values, indices = got
+        x = arrays[0].astype(np.float64)
+        wanted = x if operation == "top_k" else reference.softmax(x)
+        picked = np.take_along_axis(wanted, np.asarray(indices, np.int64), -1)
+        assert values.shape == indices.shape == (len(x), K)
+        assert all(len(set(row)) == K for row in indices.tolist())
+        pairs = [(values, np.sort(wanted)[:, : -K - 1 : -1]), (picked, values.astype(np.float64))]
+    elif operation == "attention":
+        pairs = [(got, attention(*arrays, causal))]
+    else:
+        axis = {"axis": -1} if operation == "logsumexp" else {}
+        pairs = [(got, getattr(reference, operation)(*arrays, **axis))]
+    for value, wanted in pairs:
+        assert value.shape == wanted.shape
+        error = 0 if operation == "top_k" else ERROR[dtype] * abs(wanted).max()
+        np.testing.assert_allclose(value.astype(np.float64), wanted, rtol=0, atol=error)
+
+
+def run(contestant, arrays, stream=None):
+    """The result of a contestant on the host."""
+    library = contestant.library
+    with library.on_stream(stream):
+        result = contestant.call(*(library.asarray(a) for a in arrays))
+        library.wait(result)
+    return on_host(library, result)
+
+
+def on_host(library, result):
+    if isinstance(result, tuple):
+        return tuple(library.asnumpy(a) for a in result)
+    return library.asnumpy(result)
+
+
+def options(operation, causal=False):
+    return K if operation in ("top_k", "softmax_topk") else None, causal
+
+
+CASES = [(name, False) for name in peers.OPERATIONS] + [("attention", True)]
+cases = pytest.mark.parametrize(("operation", "causal"), CASES)
+
+
+# -- CuPy's expressions, on NumPy --------------------------------------------------------------
+
+
+@cases
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_cupy_expressions(operation, causal, dtype, rng):
+    arrays = inputs(operation, rng, dtype, causal=causal)
+    contestants = list(Cupy(np, scipy.special).contestants(operation, *options(operation, causal)))
+    library = ["softmax", "log_softmax", "logsumexp", "softmax_topk"]
+    assert len(contestants) == 1 + (operation in library)
+    for contestant in contestants:
+        check(operation, run(contestant, arrays), arrays, causal)
+
+
+def test_a_contestant_that_returns_something_else_is_seen(rng):
+    x = random(rng, 13, 131, dtype="float32")
+    y = reference.softmax(x)
+    y[3, 5] += 1e-4
+    with pytest.raises(AssertionError):
+        check("softmax", y, [x])
+    values, indices = Cupy(np, scipy.special).top_k(x, K)
+    indices[2, 3] = indices[2, 4]
+    with pytest.raises(AssertionError):
+        check("top_k", (values, indices), [x])
+
+
+def test_causal_expression_is_aligned_to_the_bottom_right(rng):
+    q, k, v = (random(rng, 1, 2, n, 8, dtype="float64") for n in (3, 7, 7))
+    (contestant,) = Cupy(np, scipy.special).contestants("attention", None, True)
+    check("attention", run(contestant, [q, k, v]), [q, k, v], causal=True)
+
+
+def test_a_dtype_without_loops_is_unsupported():
+    (_, contestant) = Cupy(np, scipy.special).contestants("softmax", None, False)
+    with pytest.raises(peers.Unsupported, match="TypeError"):
+        contestant.call(np.array([["a", "b"]]))
+
+
+def test_scores_over_the_budget_are_unsupported(rng, monkeypatch):
+    arrays = inputs("attention", rng, "float32")
+    size = 2 * 6 * 61 * 83 * 4
+    monkeypatch.setattr(_base, "SCORE_BYTES", size)
+    (contestant,) = Cupy(np, scipy.special).contestants("attention", None, False)
+    run(contestant, arrays)
+    monkeypatch.setattr(_base, "SCORE_BYTES", size - 1)
+    with pytest.raises(peers.Unsupported, match=f"{size} bytes"):
+        run(contestant, arrays)
+
+
+def test_native_layout_is_contiguous_and_turned_back(rng):
+    class Library(_base.BSHD, Cupy):
+        pass
+
+    array, library = random(rng, 2, 3, 5, 7, dtype="bfloat16"), Library(np, scipy.special)
+    native = library.asarray(array)
+    assert native.shape == (2, 5, 3, 7) and native.flags.c_contiguous
+    np.testing.assert_array_equal(library.asnumpy(native), array)
+
+
+@pytest.mark.parametrize(
+    ("causal", "queries", "keys", "asked"),
+    [(False, 3, 9, False), (True, 9, 9, True), (True, 1, 9, False), (True, 3, 9, None)],
+)
+def test_top_left_causal(causal, queries, keys, asked):
+    if asked is None:
+        with pytest.raises(peers.Unsupported, match="3 queries and 9 keys"):
+            _base.top_left_causal(causal, queries, keys)
+    else:
+        assert _base.top_left_causal(causal, queries, keys) is asked
+
+
+class Stream:
+    """Records what a capture does to it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def __getattr__(self, name):
+        return lambda: self.calls.append(name) or self
+
+    def launch(self, stream):
+        self.calls.append("launch")
+
+
+def cupy_stub(pools):
+    cuda = types.SimpleNamespace(
+        MemoryPool=lambda: pools.append(types.SimpleNamespace(malloc=None)) or pools[-1],
+        using_allocator=lambda malloc: contextlib.nullcontext(),
+    )
+    return types.SimpleNamespace(cuda=cuda, __version__="0")
+
+
+def test_cupy_capture():
+    stream, pools = Stream(), []
+    library = Cupy(cupy_stub(pools))
+    replay = library.capture(lambda: stream.calls.append("call"), stream)
+    assert stream.calls[-4:] == ["synchronize", "begin_capture", "call", "end_capture"]
+    assert stream.calls.count("call") > 1 and len(pools) == 1
+    replay()
+    assert stream.calls[-1] == "launch"
+
+
+def test_cupy_capture_that_fails_is_ended():
+    stream = Stream()
+
+    def call():
+        if "begin_capture" in stream.calls:
+            raise ValueError("device to host")
+
+    with pytest.raises(peers.Unsupported, match="device to host"):
+        Cupy(cupy_stub([])).capture(call, stream)
+    assert stream.calls[-1] == "end_capture"
+
+
+def test_no_graph_and_no_device_memory_on_the_cpu():
+    library = Cupy(np, scipy.special)
+    with pytest.raises(peers.Unsupported, match="CUDA graphs"):
+        library.capture(lambda: None, None)
+    assert library.peak_bytes(lambda: np.zeros(9)) is None
+
+
+def test_cupy_has_what_is_used_of_it():
+    cupy = pytest.importorskip("cupy")
+    import cupyx.scipy.special as special
+
+    for name in ("argpartition", "argsort", "asnumpy", "exp", "log", "matmul", "tri", "where"):
+        assert callable(getattr(cupy, name))
+    assert {"a", "indices", "axis"} == set(inspect.signature(cupy.take_along_axis).parameters)
+    for name in ("softmax", "log_softmax", "logsumexp"):
+        assert "axis" in inspect.signature(getattr(special, name)).parameters
+    for name in ("begin_capture", "end_capture", "synchronize", "__enter__"):
+        assert callable(getattr(cupy.cuda.Stream, name))
+    assert callable(cupy.cuda.Graph.launch)
+    assert callable(cupy.cuda.MemoryPool.total_bytes)
+    assert callable(cupy.cuda.runtime.deviceSynchronize)
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc):
+        pass
+
+
+# -- the registry --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing is found yet, and of the packages nothing can be imported."""
+    for name in list(sys.modules):
+        if name.startswith("bench.peers._") and name != "bench.peers._base":
+            monkeypatch.delitem(sys.modules, name)
+    for name in peers._LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
+    peers._libraries.cache_clear()
+    yield monkeypatch
+    peers._libraries.cache_clear()
+
+
+def test_importing_the_peers_imports_no_library():
+    code = f"import sys, bench.peers; print({{*{NAMES}}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_missing_packages_are_listed_with_the_reason(fresh):
+    found, missing = peers.find()
+    assert found == {} and missing.keys() == peers._LIBRARIES.keys()
+    assert missing["cupy"] == missing["torch"] == missing["jax"] == "not installed"
+    assert missing["quack"] == "needs torch, which is not installed"
+    assert all(peers.contestants(name, k=K) == [] for name in peers.OPERATIONS)
+
+
+def test_a_package_that_breaks_at_import_is_missing(fresh, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise RuntimeError('no driver\\nsecond line')")
+    (tmp_path / "jax.py").write_text("raise ImportError('wrong ABI')")
+    fresh.syspath_prepend(tmp_path)
+    for name in ("cupy", "jax"):
+        fresh.delitem(sys.modules, name)
+    _, missing = peers.find()
+    assert missing["cupy"] == "RuntimeError: no driver"
+    assert missing["jax"] == "ImportError: wrong ABI"
+
+
+def test_packages_are_looked_for_once(fresh):
+    before = peers.find()
+    fresh.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    assert peers.find() == before
+
+
+def test_found_packages_compete(fresh):
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = "1.2"
+    fresh.setitem(sys.modules, "cupy", cupy)
+    for name in ("cupyx", "cupyx.scipy", "cupyx.scipy.special"):
+        fresh.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["cupyx.scipy.special"].softmax = scipy.special.softmax
+    sys.modules["cupyx"].scipy = sys.modules["cupyx.scipy"]
+    sys.modules["cupyx.scipy"].special = sys.modules["cupyx.scipy.special"]
+    assert peers.find()[0] == {"cupy": "1.2"}
+    names = [contestant.name for contestant in peers.contestants("softmax")]
+    assert names == ["cupyx.scipy.special", "CuPy expression"]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="softmaxx"):
+        peers.contestants("softmaxx")
+    with pytest.raises(ValueError, match="k must be given for top_k"):
+        peers.contestants("top_k")
+
+
+# -- torch, JAX and Triton, where they are installed ---------------------------------------------
+
+GPU_ONLY = {"torch SDPA cuDNN", "torch SDPA efficient", "jax.nn cuDNN"}
+
+
+def refuses(name, dtype):
+    """What a contestant does not take on the CPU."""
+    return name in GPU_ONLY or (name, dtype) == ("jax.nn XLA", "float64")
+
+
+def elsewhere(name, dtype):
+    """What has a test of its own, and what XLA cannot compile for the CPU."""
+    return name.startswith("torch.compile") or (name, dtype) == ("jax.nn XLA", "float16")
+
+
+def installed(name):
+    """The library, as it is found."""
+    pytest.importorskip(name)
+    found = peers._libraries()[0]
+    assert name in found, peers.find()[1]
+    return found[name]
+
+
+@cases
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_contestants(name, operation, causal, dtype, rng):
+    arrays = inputs(operation, rng, dtype, causal=causal)
+    contestants = list(installed(name).contestants(operation, *options(operation, causal)))
+    assert contestants
+    for contestant in contestants:
+        if refuses(contestant.name, dtype):
+            with pytest.raises(peers.Unsupported):
+                run(contestant, arrays)
+        elif not elsewhere(contestant.name, dtype):
+            check(operation, run(contestant, arrays), arrays, causal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", [name for name in peers.OPERATIONS if name != "attention"])
+def test_torch_compile(operation, rng):
+    """Also more shapes than it compiles for by itself."""
+    contestants = list(installed("torch").contestants(operation, *options(operation)))
+    compiled = [one for one in contestants if one.name.startswith("torch.compile")]
+    assert len(compiled) == {"top_k": 0, "softmax_topk": 2}.get(operation, 1)
+    for contestant in compiled:
+        for cols in range(131, 142) if operation == "logsumexp" else (131,):
+            arrays = inputs(operation, rng, "float32", shape=(13, cols))
+            check(operation, run(contestant, arrays), arrays)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_arrays_pass_unchanged(name, dtype, rng):
+    library, array = installed(name), random(rng, 3, 129, dtype=dtype)
+    native = library.asarray(array)
+    assert str(native.dtype).removeprefix("torch.") == dtype
+    got = library.asnumpy(native)
+    assert got.dtype.name == ("float32" if (name, dtype) == ("torch", "bfloat16") else dtype)
+    np.testing.assert_array_equal(got.astype(np.float64), array.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_shares_the_memory(dtype, rng):
+    library, array = installed("torch"), random(rng, 3, 129, dtype=dtype)
+    assert library.asarray(array).data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_no_graph_without_a_stream(name):
+    library = installed(name)
+    with pytest.raises(peers.Unsupported, match="CUDA graphs"):
+        library.capture(lambda: None, None)
+    assert library.clock == ("host" if name == "jax" else "events")
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_other_causal_masks_are_unsupported(name, rng):
+    q, k, v = (random(rng, 1, 2, n, 16, dtype="float32") for n in (3, 7, 7))
+    for contestant in installed(name).contestants("attention", None, True):
+        if contestant.name == "torch":
+            check("attention", run(contestant, [q, k, v]), [q, k, v], causal=True)
+        else:
+            with pytest.raises(peers.Unsupported):
+                run(contestant, [q, k, v])
+
+
+INTERPRET = """
+import pickle, sys
+sys.path.append("tests")
+import numpy as np
+from bench.peers import _triton
+from test_peers import check, inputs, run
+rng, library = np.random.default_rng(int(sys.argv[1])), _triton.Triton()
+(softmax,) = library.contestants("softmax", None, False)
+for dtype in ("float16", "bfloat16", "float32"):
+    x = inputs("softmax", rng, dtype)
+    check("softmax", run(softmax, x), x)
+for causal in (False, True):
+    (attention,) = library.contestants("attention", None, causal)
+    qkv = inputs("attention", rng, "float16", causal=causal)
+    check("attention", run(attention, qkv), qkv, causal)
+qkv = [a[:, :, :n] for a, n in zip(qkv, (21, 61, 61), strict=True)]
+qkv = [np.ascontiguousarray(a) for a in qkv]
+check("attention", run(attention, qkv), qkv, causal=True)
+print("right")
+"""
+
+
+def test_triton_kernels_in_the_interpreter(rng):
+    """In a process of its own, since Triton decides at its import; bfloat16 products it cannot."""
+    installed("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRET, str(rng.integers(2**32))],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout.strip() == "right", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("operation", "dtype", "shape", "match"),
+    [
+        ("softmax", "float64", (3, 5), "not float64"),
+        ("softmax", "float32", (1, 65537), "65537"),
+        ("attention", "float32", (1, 1, 8, 16), "not float32"),
+        ("attention", "float16", (1, 1, 8, 24), "24"),
+    ],
+)
+def test_triton_refuses(operation, dtype, shape, match, rng):
+    library = installed("triton")
+    (contestant,) = library.contestants(operation, None, False)
+    arrays = [random(rng, *shape, dtype=dtype) for _ in peers.OPERATIONS[operation]]
+    with pytest.raises(peers.Unsupported, match=match):
+        run(contestant, arrays)
+
+
+# -- packages of GPU kernels, replaced by stubs --------------------------------------------------
+
+
+def stub_attention(q, k, v, causal=False):
+    """(batch, seqlen, heads, head_dim) in and out, contiguous."""
+    import torch
+
+    assert q.is_contiguous() and k.is_contiguous() and v.is_contiguous()
+    arrays = [a.transpose(1, 2).numpy() for a in (q, k, v)]
+    return torch.from_numpy(attention(*arrays, causal)).transpose(1, 2).to(q.dtype)
+
+
+class StubWrapper:
+    plans = 0
+
+    def __init__(self, workspace, layout):
+        assert workspace.nbytes == 128 * 2**20 and layout == "NHD"
+
+    def plan(self, qo, kv, heads, kv_heads, head_dim, *, head_dim_vo, causal, q_data_type):
+        StubWrapper.plans += 1
+        self.lengths, self.causal = (qo.diff().tolist(), kv.diff().tolist()), causal
+        self.expected = (heads, kv_heads, head_dim, head_dim_vo, q_data_type)
+
+    def run(self, q, k, v):
+        import torch
+
+        assert self.expected == (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.dtype)
+        parts = zip(q.split(self.lengths[0]), *(a.split(self.lengths[1]) for a in (k, v)))  # noqa: B905
+        done = [stub_attention(*(a[None] for a in part), self.causal)[0] for part in parts]
+        return torch.cat(done)
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    """All packages, each with the function that we call, in the signature of its wheel."""
+    torch = pytest.importorskip("torch")
+
+    def module(name, version="0", **contents):
+        made = types.ModuleType(name)
+        made.__dict__.update(contents, __version__=version, __path__=[])
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    def topk(x, k, softmax=False):
+        assert k == 2 ** int(np.log2(k)), "k must be a power of 2"
+        return torch.topk(x, k)
+
+    def top_k(input, k, sorted=False):
+        return torch.topk(input, k, sorted=sorted)
+
+    with_lse = {"flash_attn_func": lambda *args, **kw: (stub_attention(*args, **kw), None)}
+    cute = module("flash_attn.cute", **with_lse)
+    module("flash_attn", "2", flash_attn_func=stub_attention, cute=cute)
+    module("flash_attn_interface", flash_attn_func=stub_attention)
+    module("quack", "5", softmax=lambda x: torch.softmax(x, -1))
+    module("quack.softmax", softmax_bwd=lambda dy, y: y * (dy - (dy * y).sum(-1, keepdim=True)))
+    module("quack.topk", topk=topk)
+    softmax = lambda logits: torch.softmax(logits.float(), -1)  # noqa: E731
+    wrapper = {"BatchPrefillWithRaggedKVCacheWrapper": StubWrapper}
+    module("flashinfer", "6", softmax=softmax, top_k=top_k, **wrapper)
+    from bench.peers import _wheels
+
+    monkeypatch.setattr(_wheels.metadata, "version", {"flash_attn_3": "3", "flash-attn-4": "4"}.get)
+    names = ["FlashAttention2", "FlashAttention3", "FlashAttention4", "Quack", "FlashInfer"]
+    return [getattr(_wheels, name)() for name in names]
+
+
+@cases
+def test_wheels_are_called_as_they_are_to_be(stubs, operation, causal, rng):
+    assert [library.version for library in stubs] == ["2", "3", "4", "5", "6"]
+    contestants = [
+        one for each in stubs for one in each.contestants(operation, *options(operation, causal))
+    ]
+    counts = {"softmax": 2, "softmax_backward": 1, "top_k": 2, "softmax_topk": 1, "attention": 4}
+    assert len(contestants) == counts.get(operation, 0)
+    dtype = "float16" if operation == "attention" else "float32"
+    arrays = inputs(operation, rng, dtype, causal=causal)
+    for contestant in contestants:
+        if contestant.name == "quack" and operation == "top_k":
+            with pytest.raises(peers.Unsupported, match="power of 2"):
+                run(contestant, arrays)
+        else:
+            check(operation, run(contestant, arrays), arrays, causal)
+
+
+def test_flashinfer_plans_once_for_a_shape(stubs, rng):
+    (contestant,) = stubs[-1].contestants("attention", None, True)
+    before = StubWrapper.plans
+    for _ in range(3):
+        arrays = inputs("attention", rng, "float16", causal=True)
+        check("attention", run(contestant, arrays), arrays, causal=True)
+    assert StubWrapper.plans == before + 1
+    shorter = [np.ascontiguousarray(a[:, :, :17]) for a in arrays]
+    check("attention", run(contestant, shorter), shorter, causal=True)
+    assert StubWrapper.plans == before + 2
+
+
+def test_wheels_refuse_other_dtypes(stubs, rng):
+    for library in stubs:
+        for contestant in library.contestants("attention", None, False):
+            with pytest.raises(peers.Unsupported, match="not float32"):
+                run(contestant, inputs("attention", rng, "float32"))
+
+
+# -- on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@cases
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_all_contestants_on_the_gpu(operation, causal, dtype, rng):
+    """Results on our stream, and again from a replayed graph, where the contestant can."""
+    if reason := why_no_gpu():
+        pytest.skip(reason)
+    import cupy
+
+    arrays = inputs(operation, rng, dtype, causal=causal)
+    on_device, stream = [cupy.asarray(a) for a in arrays], cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.runtime.deviceSynchronize()
+    ran = []
+    for contestant in peers.contestants(operation, k=K, causal=causal):
+        library = contestant.library
+        with contextlib.suppress(peers.Unsupported):
+            check(operation, run(contestant, on_device, stream), arrays, causal)
+            ran.append(contestant.name)
+            native, kept = [library.asarray(a) for a in on_device], []
+            call = lambda: kept.append(contestant.call(*native))  # noqa: B023, E731
+            assert library.peak_bytes(call) != 0
+            replay = library.capture(call, stream)
+            with library.on_stream(stream):
+                replay()
+            library.wait(kept[-1])
+            check(operation, on_host(library, kept[-1]), arrays, causal)
+    assert ran
