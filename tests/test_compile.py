@@ -11,6 +11,7 @@ import re
 import pytest
 from configurations import TARGETS, kernels
 
+from bench import inside
 from cuattn import _nvrtc
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
@@ -37,20 +38,8 @@ def _nvrtc_is_there():
 
 def compile_log(header: str, names: list[str], arch: str) -> str:
     """What ptxas -v says of these instantiations."""
-    from cupy.cuda import nvrtc
-
-    program = nvrtc.createProgram(f"#include <{header}>\n", "configurations.cu", (), ())
-    try:
-        for name in names:
-            nvrtc.addNameExpression(program, name)
-        options = (*_nvrtc.compiler_options(arch), "--ptxas-options=-v")
-        try:
-            nvrtc.compileProgram(program, options)
-        except nvrtc.NVRTCError as error:
-            raise AssertionError(nvrtc.getProgramLog(program)) from error
-        return nvrtc.getProgramLog(program)
-    finally:
-        nvrtc.destroyProgram(program)
+    _, log, _ = inside.compile_together(header, names, arch, ("--ptxas-options=-v",))
+    return log
 
 
 def complaints(log: str) -> list[str]:

@@ -161,6 +161,18 @@ def test_cuda_sources_keep(rule):
     assert rule(files) == []
 
 
+INCLUDE_RULES = (include_direction, include_cycle)  # baselines include <baselines/...>, too
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in dict.fromkeys(r for r, _ in CUDA_RULES) if rule not in INCLUDE_RULES]
+)
+def test_baselines_keep(rule):
+    files = read("bench/baselines", "*.cuh")
+    assert {layer(path) for path in files} == {"kernel", "primitives"}
+    assert rule(files) == []
+
+
 @pytest.mark.parametrize(("rule", "planted"), CUDA_RULES)
 def test_cuda_rule_sees(rule, planted):
     assert rule(planted) != []
@@ -294,11 +306,13 @@ def import_direction(files):
 
 
 def private_in_bench(files):
-    """Benchmarks see what users see; only the host cost is measured at the seam to the device."""
+    """Benchmarks see what users see; two files look inside: one measures the host cost at the seam
+    to the device, and one hands tools what they need."""
+    inside = {"bench_host_cost.py", "inside.py"}
     return [
         path
         for path, text in files.items()
-        if any(name[:1] == "_" for name in imports(text)[0]) and path != "bench_host_cost.py"
+        if any(name[:1] == "_" for name in imports(text)[0]) and path not in inside
     ]
 
 
@@ -319,6 +333,8 @@ PYTHON_RULES = [
     ("cuattn", import_direction, {"_call.py": "from cuattn.softmax import SoftmaxState"}),
     ("cuattn", python_budget, {"softmax.py": "\n" * (PYTHON_BUDGET + 1)}),
     ("bench", private_in_bench, {"bench_softmax.py": "from cuattn._jit import launch"}),
+    ("bench", private_in_bench, {"peers/inside.py": "from cuattn import _plan"}),
+    ("bench", python_budget, {"harness.py": "\n" * (PYTHON_BUDGET + 1)}),
 ]
 
 
