@@ -1,0 +1,196 @@
+"""Every shape that is benchmarked, of all operations, in one table.
+
+A *cell* is one operation on one shape and dtype. `GRIDS` holds the tables by name, each with the
+source of its shapes. A cell's priority says when it is measured if time is short: 1 first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One operation on one shape and dtype; sizes in elements, `causal`, `transposed` 0 or 1."""
+
+    operation: str
+    grid: str
+    dtype: str
+    sizes: tuple[tuple[str, int], ...]
+    priority: int
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Name to size."""
+        return dict(self.sizes)
+
+    @property
+    def key(self) -> str:
+        """The cell's name, unique among all cells."""
+        sizes = "-".join(f"{name}{size}" for name, size in self.sizes)
+        return f"{self.operation}/{self.grid}/{sizes}/{self.dtype}"
+
+
+class Grid(NamedTuple):
+    """A table of shapes: who published it, the operations and dtypes it is for."""
+
+    source: str
+    operations: dict[str, int]  # name to priority
+    dtypes: tuple[str, ...]
+    shapes: Callable[[], Iterable[dict[str, int]]]
+
+
+BOTH = ("bfloat16", "float32")
+HALF = ("bfloat16",)
+SINGLE = ("float32",)
+VOCABULARIES = (32_000, 50_257, 128_256, 151_936, 201_088)
+
+
+def quack_shapes() -> Iterator[dict[str, int]]:
+    for exponent in range(8, 19):
+        cols = 1 << exponent
+        yield {"rows": min(32_768, (1 << 31) // cols), "cols": cols}
+
+
+def paper_shapes() -> Iterator[dict[str, int]]:
+    for rows in (4000, 10):
+        for exponent in range(12):
+            yield {"rows": rows, "cols": 63 << exponent}
+
+
+def vocabulary_shapes() -> Iterator[dict[str, int]]:
+    for cols in VOCABULARIES:
+        for rows in (1, 8, 64, 512):
+            yield {"rows": rows, "cols": cols}
+
+
+def small_shapes() -> Iterator[dict[str, int]]:
+    for rows, cols in ((1, 10), (1, 1000), (32, 128), (128, 1000), (1024, 64), (1024, 1024)):
+        yield {"rows": rows, "cols": cols}
+
+
+def column_shapes() -> Iterator[dict[str, int]]:
+    for rows, cols in ((1 << 20, 64), (65_536, 1000), (16_384, 16_384)):
+        yield {"rows": rows, "cols": cols, "transposed": 1}
+
+
+def ragged_shapes() -> Iterator[dict[str, int]]:
+    for segments, cols in ((1 << 20, 30), (65_536, 500), (1024, 30_000)):
+        yield {"segments": segments, "cols": cols}
+
+
+def with_k(shapes: Callable[[], Iterable[dict[str, int]]], *ks: int):
+    """The same shapes for each number of selected elements."""
+    return lambda: ({**shape, "k": k} for k in ks for shape in shapes() if shape["cols"] >= k)
+
+
+def router_shapes() -> Iterator[dict[str, int]]:
+    for cols, k in ((8, 2), (64, 6), (128, 8), (256, 8)):
+        yield {"rows": 65_536, "cols": cols, "k": k}
+
+
+def attention_shape(batch, heads, kv_heads, seqlen, head_dim, causal) -> dict[str, int]:
+    return {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "seqlen_q": seqlen,
+        "seqlen_k": seqlen,
+        "head_dim": head_dim,
+        "causal": causal,
+    }
+
+
+def flash_attention_shapes() -> Iterator[dict[str, int]]:
+    for head_dim in (64, 128, 256):
+        heads = 2048 // head_dim
+        for causal in (0, 1):
+            for exponent in range(9, 15):
+                batch = 16_384 >> exponent
+                yield attention_shape(batch, heads, heads, 1 << exponent, head_dim, causal)
+
+
+def llama_shapes() -> Iterator[dict[str, int]]:
+    for causal in (0, 1):
+        for exponent in range(11, 16):
+            yield attention_shape(1, 64, 8, 1 << exponent, 128, causal)
+
+
+def small_attention_shapes() -> Iterator[dict[str, int]]:
+    for batch, heads, seqlen, head_dim in ((1, 12, 128, 64), (1, 16, 512, 64), (8, 12, 77, 64)):
+        yield attention_shape(batch, heads, heads, seqlen, head_dim, 0)
+
+
+TRANSFORMS = {
+    "softmax": 1,
+    "logsumexp": 2,
+    "softmax_backward": 2,
+    "log_softmax": 3,
+    "log_softmax_backward": 3,
+}
+FORWARD = {"softmax": 1, "logsumexp": 2, "log_softmax": 3}
+
+GRIDS = {
+    "quack": Grid("QuACK, benchmarks/benchmark_softmax.py", TRANSFORMS, BOTH, quack_shapes),
+    "vocabulary": Grid(
+        "vocabularies of Llama 2, GPT-2, Llama 3, Qwen 2.5 and gpt-oss; batch 1 to 512",
+        FORWARD,
+        BOTH,
+        vocabulary_shapes,
+    ),
+    "small": Grid("calls that Python and the launch rule", TRANSFORMS, SINGLE, small_shapes),
+    "paper": Grid(
+        "Milakov & Gimelshein, arXiv:1805.02867, section 5: batch 4000 and 10",
+        {"softmax": 2},
+        SINGLE,
+        paper_shapes,
+    ),
+    "columns": Grid("the reduced axis is not the last", {"softmax": 3}, SINGLE, column_shapes),
+    "ragged": Grid("rows of mean length `cols`", {"segment_softmax": 3}, SINGLE, ragged_shapes),
+    "paper-topk": Grid(
+        "Milakov & Gimelshein, arXiv:1805.02867, section 5: K = 5",
+        {"softmax_topk": 1},
+        SINGLE,
+        with_k(paper_shapes, 5),
+    ),
+    "vocabulary-topk": Grid(
+        "sampling and beam search over the same vocabularies",
+        {"softmax_topk": 1, "top_k": 2},
+        BOTH,
+        with_k(vocabulary_shapes, 5, 50, 256),
+    ),
+    "router": Grid(
+        "mixture-of-experts routers", {"softmax_topk": 2, "top_k": 3}, BOTH, router_shapes
+    ),
+    "flash-attention": Grid(
+        "FlashAttention-2 and -3: 16 K tokens, hidden size 2048",
+        {"attention": 1},
+        HALF,
+        flash_attention_shapes,
+    ),
+    "llama": Grid(
+        "cuDNN's published table: Llama 3.1, 64 query and 8 key heads",
+        {"attention": 1},
+        HALF,
+        llama_shapes,
+    ),
+    "small-attention": Grid(
+        "calls that Python and the launch rule", {"attention": 2}, HALF, small_attention_shapes
+    ),
+}
+
+
+def cells(operations: Iterable[str]) -> list[Cell]:
+    """All cells of these operations, the most important first."""
+    wanted = set(operations)
+    found = [
+        Cell(operation, name, dtype, tuple(shape.items()), priority)
+        for name, grid in GRIDS.items()
+        for operation, priority in grid.operations.items()
+        if operation in wanted
+        for dtype in grid.dtypes
+        for shape in grid.shapes()
+    ]
+    return sorted(found, key=lambda cell: cell.priority)  # stable: tables stay together
