@@ -1,0 +1,266 @@
+"""What the compiler made of every kernel: registers, spills, occupancy, instruction mix, and what
+bounds it.
+
+    python -m bench.kernel_report --arch sm_90 --match softmax_rows --markdown kernels.md
+
+Needs no GPU. The bound comes from a model of one warp's pass through the kernel's main region
+(`bench.sass`) on a multiprocessor that is kept busy: cycles of the SM that the warp takes from each
+resource, the largest being the bound. No latencies, no cache hits, no bank conflicts; bytes that
+TMA moves are not in the SASS and count as none.
+
+    HBM             bytes of global memory / (HBM bytes/s / SMs / clock)
+    issue           instructions / 4 slots, or the arithmetic of a slower float32 or float64 pipe
+    exponential     MUFU lanes / 16
+    shared memory   wavefronts of 128 bytes
+    tensor          FLOPs / the dense bf16 rate
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import multiprocessing
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from bench import disassembly, inside, sass
+from bench.disassembly import WHEEL, find_nvdisasm
+
+TOGETHER = 24  # kernels that are compiled and disassembled at once
+ISSUE_SLOTS = 4  # warp instructions a cycle and SM
+MUFU_LANES = 16  # a cycle and SM
+REGISTERS = 65536  # an SM
+REGISTER_UNIT, WARP_UNIT = 256, 4  # registers of a warp, warps of an SM: what is allocated at once
+
+
+class Gpu(NamedTuple):
+    """What the model knows of a GPU; rates of an SM are per cycle."""
+
+    name: str
+    sms: int
+    clock: float  # Hz, boost
+    hbm: float  # bytes/s
+    warps: int  # an SM
+    blocks: int  # an SM
+    shared: int  # bytes an SM
+    reserved: int  # bytes of it a block, for the system
+    shared_unit: int  # bytes
+    float_lanes: int  # float32 multiply-adds
+    float64_lanes: int
+    tensor: int  # dense bf16 FLOPs (T4: float16), accumulated in float32
+
+
+# CUDA Programming Guide, "Technical Specifications per Compute Capability" and "Throughput of
+# Native Arithmetic Instructions"; SMs, clock and memory: the GPU's datasheet or architecture
+# whitepaper. Tensor: the datasheet's dense FLOP/s / SMs / clock.
+GPUS = {
+    "sm_75": Gpu("T4", 40, 1.59e9, 320e9, 32, 16, 64 << 10, 0, 256, 64, 2, 1024),
+    "sm_80": Gpu("A100 80 GB SXM", 108, 1.41e9, 2039e9, 64, 32, 164 << 10, 1024, 128, 64, 32, 2048),
+    "sm_86": Gpu("A10", 72, 1.695e9, 600e9, 48, 16, 100 << 10, 1024, 128, 128, 2, 1024),
+    "sm_89": Gpu("L4", 58, 2.04e9, 300e9, 48, 24, 100 << 10, 1024, 128, 128, 2, 1024),
+    "sm_90": Gpu("H200 SXM", 132, 1.98e9, 4800e9, 64, 32, 228 << 10, 1024, 128, 128, 64, 4096),
+    "sm_100": Gpu("B200", 148, 1.965e9, 8000e9, 64, 32, 228 << 10, 1024, 128, 128, 64, 8192),
+    "sm_120": Gpu("RTX 5090", 170, 2.407e9, 1792e9, 48, 24, 100 << 10, 1024, 128, 128, 2, 512),
+}
+
+
+# ---- Model ----
+
+
+def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> dict[str, Any]:
+    """Blocks and warps an SM holds, and the resource that allows no more.
+
+    Blocks of `threads` threads with `registers` each and `shared` bytes of shared memory.
+    """
+    warps = -(-threads // 32)
+    per_warp = _round_up(max(1, registers) * 32, REGISTER_UNIT)
+    per_block = _round_up(shared + gpu.reserved, gpu.shared_unit)
+    limits = {
+        "warps": gpu.warps // warps,
+        "blocks": gpu.blocks,
+        "registers": REGISTERS // per_warp // WARP_UNIT * WARP_UNIT // warps,
+        "shared memory": gpu.shared // per_block if per_block else gpu.blocks,
+    }
+    limit = min(limits, key=lambda name: limits[name])
+    resident = limits[limit] * warps
+    percent = round(100 * resident / gpu.warps)
+    return {"blocks": limits[limit], "warps": resident, "percent": percent, "limit": limit}
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def cycles(gpu: Gpu, mix: dict[str, int]) -> dict[str, float]:
+    """Cycles of an SM that a warp's pass through its main region takes from each resource."""
+    bytes_per_cycle = gpu.hbm / gpu.sms / gpu.clock
+    issue = max(
+        mix["total"] / ISSUE_SLOTS,
+        32 * mix["float"] / gpu.float_lanes,
+        32 * mix["float64"] / gpu.float64_lanes,
+    )
+    found = {
+        "HBM": 32 * (mix["read_bytes"] + mix["written_bytes"]) / bytes_per_cycle,
+        "issue": issue,
+        "exponential": 32 * mix["mufu"] / MUFU_LANES,
+        "shared memory": mix["wavefronts"],
+        "tensor": mix["tensor_flops"] / gpu.tensor,
+    }
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def bound(cycles: dict[str, float]) -> tuple[str, float]:
+    """The resource that takes the most cycles, and the runner-up's cycles as a fraction of its."""
+    first, second = sorted(cycles, key=lambda name: cycles[name], reverse=True)[:2]
+    return first, round(cycles[second] / cycles[first], 3)
+
+
+# ---- Rows ----
+
+
+def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
+    """The report on kernels of one file; without nvdisasm, what the compiler says."""
+    gpu = GPUS[arch]
+    found = []
+    for kernel, code in zip(kernels, disassembly.compile_kernels(kernels, arch), strict=True):
+        held = occupancy(gpu, kernel.block, code.registers, code.smem_bytes)
+        row = {
+            "arch": arch,
+            "gpu": gpu.name,
+            "kernel": kernel.name,
+            "header": kernel.header,
+            "threads": kernel.block,
+            "cluster": kernel.cluster,
+            "registers": code.registers,
+            "spill_bytes": code.spill_bytes,
+            "smem_bytes": code.smem_bytes,
+            "occupancy": held,
+            **dict.fromkeys(("region", "mix", "global_bytes", "cycles", "bound", "headroom")),
+            "note": code.note,
+        }
+        if code.sass is not None:
+            row |= predicted(gpu, sass.main_region(sass.parse(code.sass)))
+        found.append(row)
+    return found
+
+
+def predicted(gpu: Gpu, region: sass.Region) -> dict[str, Any]:
+    """What a row says of the main region: its mix, and what the model makes of it."""
+    mix = sass.mix(region.path)
+    used = cycles(gpu, mix)
+    first, headroom = bound(used)
+    return {
+        "region": region.kind,
+        "mix": mix,
+        "global_bytes": {"read": mix["read_bytes"], "written": mix["written_bytes"]},
+        "cycles": used,
+        "bound": first,
+        "headroom": headroom,
+        "note": "tensor FLOPs unknown" if mix["tensor"] and not mix["tensor_flops"] else "",
+    }
+
+
+def report(
+    archs: list[str], match: str | None = None, jobs: int = 2, limit_seconds: float | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of all shipped kernels whose name expression holds the regular expression `match`.
+
+    `jobs` processes work on them; after `limit_seconds` no kernel is begun. The second result names
+    architecture and kernel of those that the limit left out.
+    """
+    tasks = [
+        (kernels[i : i + TOGETHER], arch)
+        for arch in archs
+        for kernels in _by_file(arch, match)
+        for i in range(0, len(kernels), TOGETHER)
+    ]
+    with (  # not forked: the caller may have a CUDA context
+        concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=sum(len(kernels) for kernels, _ in tasks), unit="kernel", disable=None) as bar,
+    ):
+        futures = [pool.submit(rows_of, *task) for task in tasks]
+        for future in futures:
+            future.add_done_callback(lambda f: bar.update(0 if f.cancelled() else len(f.result())))
+        concurrent.futures.wait(futures, limit_seconds, return_when="FIRST_EXCEPTION")
+        pool.shutdown(cancel_futures=True)
+    done = list(zip(tasks, futures, strict=True))
+    rows = [row for _, future in done if not future.cancelled() for row in future.result()]
+    left_out = [task for task, future in done if future.cancelled()]
+    return rows, [f"{arch} {kernel.name}" for kernels, arch in left_out for kernel in kernels]
+
+
+def _by_file(arch: str, match: str | None) -> list[list[Any]]:
+    """The wanted kernels of each source file."""
+    files: dict[str, list[Any]] = {}
+    for kernel in inside.kernels(inside.TARGETS[arch]).values():
+        if re.search(match or "", kernel.name):
+            files.setdefault(kernel.header, []).append(kernel)
+    return list(files.values())
+
+
+# ---- Output ----
+
+
+def markdown(rows: list[dict[str, Any]], left_out: list[str]) -> str:
+    """Summary, and one table an architecture."""
+    lines = ["| architecture | kernels | with spills | bound |", "|---|--:|--:|---|"]
+    groups = [(arch, list(group)) for arch, group in itertools.groupby(rows, lambda r: r["arch"])]
+    for arch, group in groups:
+        bounds = Counter(r["bound"] or "unknown" for r in group).most_common()
+        spills = sum(r["spill_bytes"] > 0 for r in group)
+        text = ", ".join(f"{name} {count}" for name, count in bounds)
+        lines.append(f"| {arch} ({group[0]['gpu']}) | {len(group)} | {spills} | {text} |")
+    if left_out:
+        lines += ["", f"{len(left_out)} kernels are left out: the time limit."]
+    lines += ["", *sorted({r["note"] for r in rows if r["note"]})]
+    columns = "kernel|regs|spills|smem|warps/SM|instructions|MUFU|LDS/STS|bytes|bound|headroom"
+    for arch, group in groups:
+        lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 8 + "|---|--:|"]
+        lines += [_line(r) for r in group]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [f"`{row['kernel']}`", row["registers"], row["spill_bytes"]]
+    cells += [row["smem_bytes"], row["occupancy"]["warps"]]
+    if mix := row["mix"]:
+        cells += [mix["total"], mix["mufu"], f"{mix['shared_load']}/{mix['shared_store']}"]
+        cells += [f"{mix['read_bytes']} + {mix['written_bytes']}", row["bound"], row["headroom"]]
+    else:
+        cells += [""] * 6
+    return f"|{'|'.join(map(str, cells))}|"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser("bench.kernel_report", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--arch", nargs="+", default=["sm_80", "sm_90"], choices=[*GPUS, "all"])
+    add("--match", metavar="REGEX", help="only kernels whose name expression holds it")
+    add("--json", type=Path, metavar="FILE")
+    add("--markdown", type=Path, metavar="FILE", help="standard output if neither file is given")
+    add("--limit-seconds", type=float, metavar="S")
+    add("--jobs", type=int, default=2)
+    given = parser.parse_args(arguments)
+    archs = list(GPUS) if "all" in given.arch else given.arch
+    rows, left_out = report(archs, given.match, given.jobs, given.limit_seconds)
+    if given.json:
+        given.json.write_text(json.dumps({"kernels": rows, "left_out": left_out}, indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(markdown(rows, left_out))
+    if not (given.json or given.markdown):
+        print(markdown(rows, left_out), end="")
+    if rows and find_nvdisasm() is None:
+        print(f"no instruction mix: pip install {WHEEL}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

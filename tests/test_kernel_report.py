@@ -1,0 +1,370 @@
+"""The kernel report: parser and instruction mix on hand-written SASS, the model, real kernels."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import disassembly, inside, kernel_report, sass
+
+GPU = kernel_report.GPUS["sm_90"]
+
+
+def listing(*lines: str) -> str:
+    """Text as nvdisasm prints it: an address before each instruction, none before a label."""
+    text, address = "", 0
+    for line in lines:
+        if line.endswith(":"):
+            text += f"{line}\n"
+        else:
+            text += f"        /*{address:04x}*/                   {line} ;\n"
+            address += 16
+    return text
+
+
+def main_opcodes(*lines: str) -> list[str]:
+    """Opcodes on the path through the main region."""
+    return [i.opcode for i in sass.main_region(sass.parse(listing(*lines))).path]
+
+
+def mix(*lines: str) -> dict[str, int]:
+    return sass.mix(sass.main_region(sass.parse(listing(*lines))).path)
+
+
+TRAP = (".L_x_99:", "BRA `(.L_x_99)", "NOP", "NOP")
+
+
+# ---- Parser: blocks, loops, paths ----
+
+
+def test_a_line_becomes_an_instruction():
+    (block,) = sass.parse("        /*0a30*/              @!P0 LDG.E.U8 R6, desc[UR4][R10.64+0x4] ;")
+    (instruction,) = block.instructions
+    assert instruction.address == 0xA30
+    assert instruction.predicate == "!P0"
+    assert instruction.opcode == "LDG.E.U8"
+    assert instruction.operands == "R6, desc[UR4][R10.64+0x4]"
+    assert instruction.width == 1
+
+
+def test_blocks_end_at_labels_and_jumps():
+    blocks = sass.parse(
+        listing(
+            "@P0 BRA `(.L_x_0)",
+            "BRA P1, `(.L_x_0)",  # conditional too
+            "BRA `(.L_x_1)",
+            ".L_x_0:",
+            "@!P0 EXIT",
+            "BSSY B0, `(.L_x_1)",  # names a label, but does not jump
+            ".L_x_1:",
+            "EXIT",
+            *TRAP,
+        )
+    )
+    assert [b.next for b in blocks] == [[3, 1], [3, 2], [5], [4], [5], [], [6], []]
+
+
+def test_straight_code_is_the_body():
+    region = sass.main_region(
+        sass.parse(listing("LDG.E R0, [R2.64]", "STG.E [R4.64], R0", "EXIT", *TRAP))
+    )
+    assert region.kind == "body"
+    assert [i.opcode for i in region.path] == ["LDG.E", "STG.E", "EXIT"]
+
+
+def test_nested_loops():
+    """The loop that moves the most is the main one; a spin loop inside it is left out."""
+    code = (
+        "LDG.E R0, [R2.64]",
+        ".L_x_0:",
+        "LDG.E.128 R4, [R2.64]",
+        ".L_x_1:",
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R8",
+        "@!P0 BRA `(.L_x_1)",
+        "FADD R4, R4, R5",
+        "@P1 BRA `(.L_x_0)",
+        ".L_x_2:",
+        "LDG.E.64 R4, [R2.64]",
+        "@P2 BRA `(.L_x_2)",
+        "EXIT",
+        *TRAP,
+    )
+    region = sass.main_region(sass.parse(listing(*code)))
+    assert region.kind == "loop"
+    assert [i.opcode for i in region.path] == ["LDG.E.128", "FADD", "BRA"]
+
+
+def test_code_moved_behind_the_end_is_no_loop():
+    code = (
+        "@P0 BRA `(.L_x_2)",
+        ".L_x_1:",
+        "STG.E [R2.64], R0",
+        "EXIT",
+        ".L_x_2:",
+        "LDG.E R0, [R2.64]",
+        "BRA `(.L_x_1)",
+        *TRAP,
+    )
+    assert main_opcodes(*code) == ["BRA", "LDG.E", "BRA", "STG.E", "EXIT"]
+
+
+def test_edges_and_options_are_left_out():
+    code = (
+        "@P0 BRA `(.L_x_0)",
+        *["@!P1 LDG.E R4, [R2.64]"] * 4,  # element by element: an unaligned end
+        "BRA `(.L_x_1)",
+        ".L_x_0:",
+        "LDG.E.128 R4, [R2.64]",
+        ".L_x_1:",
+        "LDG.E.U8 R8, [R6.64]",  # a mask
+        "@P2 BRA `(.L_x_2)",  # skips the arithmetic
+        "FMUL R4, R4, R9",
+        ".L_x_2:",
+        "STG.E.128 [R2.64], R4",
+        "@P3 EXIT",
+        "MUFU.LG2 R0, R1",
+        "STG.E [R10.64], R0",  # an optional statistic
+        "EXIT",
+    )
+    assert main_opcodes(*code) == [
+        "BRA", "LDG.E.128", "LDG.E.U8", "BRA", "FMUL", "STG.E.128", "EXIT",
+    ]  # fmt: skip
+
+
+# ---- Instructions: categories, widths, FLOPs ----
+
+
+@pytest.mark.parametrize(
+    ("category", "opcodes"),
+    [
+        ("global_load", "LDG.E.EF.128 LD.E"),
+        ("global_store", "STG.E.EF.128 REDG.E.ADD.F32.FTZ.RN ATOMG.E.ADD"),
+        ("local", "LDL.64 STL"),
+        ("shared_load", "LDS.128 LDSM.16.M88.4"),
+        ("shared_store", "STS.64 STAS.64 STSM.16.M88.4 ATOMS.ADD"),
+        ("mufu", "MUFU.EX2 MUFU.RCP64H"),
+        ("float", "FFMA.FTZ FMNMX.FTZ FSETP.NEU.FTZ.AND HFMA2.BF16_V2 HADD2"),
+        ("float64", "DFMA DSETP.LEU.AND"),
+        ("integer", "IMAD.WIDE.U32 UIADD3 ULOP3.LUT FSEL PRMT UMOV"),
+        ("conversion", "F2FP.BF16.F32.PACK_AB F2F.F64.F32 I2FP.F32.S32 HADD2.F32"),
+        ("shuffle", "SHFL.BFLY VOTEU.ALL VOTE.ANY REDUX.MAX.S32"),
+        ("barrier", "BAR.SYNC.DEFER_BLOCKING SYNCS.PHASECHK.TRANS64.TRYWAIT UCGABAR_WAIT"),
+        ("barrier", "WARPGROUP.DEPBAR.LE LDGDEPBAR DEPBAR.LE MEMBAR.ALL.GPU"),
+        ("branch", "BRA.DIV BSSY BSYNC.RECONVERGENT WARPSYNC.ALL EXIT CALL.REL.NOINC"),
+        ("tensor", "HMMA.16816.F32.BF16 HGMMA.64x128x16.F32.BF16 IMMA.16832.S8.S8 DMMA.884"),
+        ("tensor", "QGMMA.64x256x32.F32.E4M3.E4M3 UTCHMMA"),
+        ("async_copy", "LDGSTS.E.BYPASS.128 UBLKCP.S.G UTMALDG.4D UTMASTG.4D"),
+        ("other", "ULDC.64 S2R CS2R NOP"),
+    ],
+)
+def test_category(category, opcodes):
+    found = {opcode: sass.Instruction(0, "", opcode, "").category for opcode in opcodes.split()}
+    assert found == dict.fromkeys(opcodes.split(), category)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "flops", "of_a_warp"),
+    [
+        ("HMMA.16816.F32.BF16", 2 * 16 * 8 * 16, 2 * 16 * 8 * 16),
+        ("HMMA.1688.F32.TF32", 2 * 16 * 8 * 8, 2 * 16 * 8 * 8),
+        ("IMMA.16832.S8.S8", 2 * 16 * 8 * 32, 2 * 16 * 8 * 32),
+        ("DMMA.884", 2 * 8 * 8 * 4, 2 * 8 * 8 * 4),
+        ("HGMMA.64x128x16.F32.BF16", 2 * 64 * 128 * 16, 2 * 64 * 128 * 16 // 4),
+        ("QGMMA.64x256x32.F32.E4M3.E4M3", 2 * 64 * 256 * 32, 2 * 64 * 256 * 32 // 4),
+        ("UTCHMMA.2CTA", 0, 0),
+        ("LDSM.16.M88.4", 0, 0),
+    ],
+)
+def test_tensor_flops(opcode, flops, of_a_warp):
+    instruction = sass.Instruction(0, "", opcode, "")
+    assert (instruction.flops, sass.mix([instruction])["tensor_flops"]) == (flops, of_a_warp)
+
+
+def test_mix_of_an_attention_loop():
+    code = (
+        "LDG.E.128 R4, [R2.64]",  # Q, once
+        ".L_x_0:",
+        *["LDGSTS.E.BYPASS.128 [R4], desc[UR4][R6.64]"] * 2,
+        "LDSM.16.M88.4 R8, [R3]",
+        "LDSM.16.M88 R8, [R3]",
+        "LDS.64 R8, [R3]",
+        "STS [R3], R8",
+        *["HMMA.16816.F32.BF16 R4, R8, R10, R4"] * 3,
+        "MUFU.EX2 R4, R4",
+        "@P0 BRA `(.L_x_0)",
+        "EXIT",
+        *TRAP,
+    )
+    found = mix(*code)
+    assert found["total"] == sum(found[name] for name in sass.CATEGORIES) == 11
+    assert found["global_load"] == 0 and found["async_copy"] == 2
+    assert (found["read_bytes"], found["written_bytes"]) == (32, 0)
+    assert found["wavefronts"] == 2 * 4 + 4 + 1 + 2 + 1
+    assert found["tensor_flops"] == 3 * 2 * 16 * 8 * 16
+    assert found["mufu"] == found["branch"] == 1
+
+
+# ---- Model ----
+
+
+@pytest.mark.parametrize(
+    ("arch", "threads", "registers", "shared", "blocks", "limit"),
+    [
+        ("sm_90", 512, 64, 128, 2, "registers"),
+        ("sm_90", 512, 65, 0, 1, "registers"),  # 65 registers are allocated as 72
+        ("sm_90", 256, 128, 0, 2, "registers"),
+        ("sm_90", 128, 32, 0, 16, "warps"),
+        ("sm_90", 32, 16, 0, 32, "blocks"),
+        ("sm_90", 96, 168, 0, 4, "registers"),  # 12 warps fit
+        ("sm_90", 128, 32, 112 << 10, 2, "shared memory"),  # with 1 KiB each: 226 of 228 KiB
+        ("sm_90", 128, 32, 114 << 10, 1, "shared memory"),
+        ("sm_86", 128, 32, 0, 12, "warps"),
+        ("sm_75", 128, 32, 32 << 10, 2, "shared memory"),
+    ],
+)
+def test_occupancy(arch, threads, registers, shared, blocks, limit):
+    gpu = kernel_report.GPUS[arch]
+    found = kernel_report.occupancy(gpu, threads, registers, shared)
+    assert (found["blocks"], found["limit"]) == (blocks, limit)
+    assert found["warps"] == blocks * -(-threads // 32)
+    assert found["percent"] == round(100 * found["warps"] / gpu.warps)
+
+
+@pytest.mark.parametrize(
+    ("lines", "bound", "cycles"),
+    [
+        (["LDG.E.128 R0, [R2.64]"], "HBM", 32 * 16 / (4800e9 / 132 / 1.98e9)),
+        (["MUFU.EX2 R0, R1"] * 3, "exponential", 6),
+        (["IADD3 R0, R1, R2, R3"] * 8, "issue", 9 / 4),
+        (["DFMA R0, R2, R4, R6"] * 8, "issue", 8 * 32 / 64),
+        (["LDS.128 R0, [R4]", "STS.64 [R4], R0"], "shared memory", 6),
+        (["HGMMA.64x128x16.F32.BF16 R4, R8, gdesc[UR4], R4"], "tensor", 2 * 64 * 128 * 4 / 4096),
+    ],
+)
+def test_planted_bound(lines, bound, cycles):
+    region = sass.main_region(sass.parse(listing(*lines, "EXIT", *TRAP)))
+    found = kernel_report.predicted(GPU, region)
+    assert found["bound"] == bound
+    assert found["cycles"][bound] == pytest.approx(cycles, abs=0.01)
+    runner_up = sorted(found["cycles"].values())[-2]
+    assert found["headroom"] == pytest.approx(runner_up / cycles, abs=0.01)
+
+
+def test_compiler_figures():
+    log = (
+        "ptxas         .     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n"
+        "ptxas info    : Used 56 registers, used 1 barriers, 128 bytes smem\n"
+    )
+    assert disassembly.figures(log) == (56, 28, 128)
+
+
+# ---- Real kernels ----
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        pytest.skip(f"no NVRTC: {error}")
+
+
+@pytest.fixture
+def nvdisasm(nvrtc):
+    if disassembly.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm")
+
+
+def row_of(compute_capability, name):
+    """The row of one shipped kernel."""
+    kernel = inside.kernels(compute_capability)[name]
+    (row,) = kernel_report.rows_of([kernel], f"sm_{compute_capability}")
+    return row
+
+
+REAL = [  # kernel, region, elements a thread, bytes read and written of each, MUFU.EX2
+    ("softmax_rows<SoftmaxForward<float, float, float, kProb, false, false, 1, 1>, 512, 1, 8, 1>",
+     "body", 32, 4, 4, 32),
+    ("softmax_rows<SoftmaxForward<__nv_bfloat16, float, __nv_bfloat16, kProb, false, false, 1, 1>,"
+     " 8, 16, 2, 1>", "body", 16, 2, 2, 16),
+    ("softmax_rows<SoftmaxForward<float, float, float, kProb, true, false, 1, 1>, 32, 4, 4, 1>",
+     "body", 16, 4 + 1, 4, 16),
+    ("softmax_rows<SoftmaxBackward<float, float, false, 1, 1>, 512, 1, 8, 8>", "body", 32, 8, 4, 0),
+    ("softmax_rows<SoftmaxForward<double, double, double, kProb, false, false, 1, 1>, 32, 4, 4, 1>",
+     "body", 8, 8, 8, 0),
+    ("softmax_split<SoftmaxForward<float, float, float, kProb, false, false, 1, 1>,"
+     " kReduce, 256, 1, 8>", "loop", 32, 4, 0, 32),
+    ("softmax_split<SoftmaxForward<float, float, float, kProb, false, false, 1, 1>,"
+     " kNormalize, 256, 1, 8>", "loop", 32, 4, 4, 32),
+    ("softmax_strided<SoftmaxForward<__half, float, __half, kProb, false, false, 1, 1>,"
+     " kFused, void, 32, 128, 16>", "body", 16, 2, 2, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "region", "elements", "read", "written", "exponentials"), REAL)
+def test_real_kernel(nvdisasm, name, region, elements, read, written, exponentials):
+    row = row_of(90, name)
+    assert row["region"] == region
+    scale = 8 if "double" in name else 4  # bytes, which each thread may load beside
+    assert row["global_bytes"]["read"] - elements * read in (0, scale)
+    assert row["global_bytes"]["written"] == elements * written
+    # Beside the exponentials: a reciprocal, and those of rescales and of the merge of a block.
+    assert 0 <= row["mix"]["mufu"] - exponentials <= 9
+    assert row["spill_bytes"] == row["mix"]["local"] == 0
+    assert row["mix"]["total"] == sum(row["mix"][name] for name in sass.CATEGORIES)
+    assert row["mix"]["other"] < row["mix"]["total"] / 4
+    assert set(row["cycles"]) == {"HBM", "issue", "exponential", "shared memory", "tensor"}
+
+
+def test_kernels_compiled_together_are_told_apart(nvdisasm):
+    found = [
+        kernel for kernel in inside.kernels(90).values() if kernel.header == "softmax_merge.cuh"
+    ]
+    assert len(found) > 3
+    alone = [kernel_report.rows_of([kernel], "sm_90")[0] for kernel in found]
+    assert kernel_report.rows_of(found, "sm_90") == alone
+    assert len({str(row["mix"]) for row in alone}) > 1
+
+
+def test_state_merge(nvdisasm):
+    row = row_of(80, "state_merge<float, 128>")
+    assert row["global_bytes"] == {"read": 16, "written": 8}
+    assert (row["bound"], row["threads"], row["occupancy"]["warps"]) == ("HBM", 128, 64)
+
+
+def test_without_nvdisasm(nvrtc, monkeypatch):
+    monkeypatch.setattr(disassembly, "find_nvdisasm", lambda: None)
+    row = row_of(90, "state_merge<float, 128>")
+    assert row["registers"] > 0 and row["occupancy"]["blocks"] > 0
+    assert row["mix"] is row["bound"] is row["cycles"] is None
+    assert disassembly.WHEEL in row["note"]
+    assert disassembly.WHEEL in kernel_report.markdown([row], [])
+
+
+# ---- Command line ----
+
+
+def test_command_line(nvdisasm, tmp_path, capsys):
+    files = tmp_path / "kernels.json", tmp_path / "kernels.md"
+    arguments = ["--arch", "sm_80", "sm_90", "--match", "^state_merge<float", "--jobs", "1"]
+    assert not kernel_report.main(
+        [*arguments, "--json", str(files[0]), "--markdown", str(files[1])]
+    )
+    written = json.loads(files[0].read_text())
+    assert [row["arch"] for row in written["kernels"]] == ["sm_80", "sm_90"]
+    assert written["left_out"] == []
+    table = files[1].read_text()
+    assert table.count("\n|`state_merge<float, 128>`|") == 2
+    assert "| sm_90 (H200 SXM) | 1 | 0 | HBM 1 |" in table
+    assert capsys.readouterr().out == ""
+
+
+def test_the_time_limit_shows(nvrtc, monkeypatch):
+    monkeypatch.setattr(kernel_report, "TOGETHER", 1)
+    rows, left_out = kernel_report.report(["sm_90"], "softmax_merge", jobs=1, limit_seconds=0)
+    wanted = [f"sm_90 {name}" for name in inside.kernels(90) if "softmax_merge" in name]
+    assert left_out
+    assert sorted([*left_out, *(f"sm_90 {row['kernel']}" for row in rows)]) == sorted(wanted)
+    assert f"{len(left_out)} kernels are left out" in kernel_report.markdown(rows, left_out)
