@@ -1,0 +1,261 @@
+"""The check-up: parts that fail, crash and hang cost only themselves, and the report names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import pytest
+
+from bench import checkup, environment, grids, measure, parts, processes, report, schema
+
+
+def python(script):
+    return [sys.executable, "-c", script]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "detail"),
+    [
+        ("print('one'); print('two'); print()", "ok", "two"),
+        ("print('why'); raise SystemExit(3)", "failed", "why"),
+        ("print('no NVRTC'); raise SystemExit(77)", "skipped", "no NVRTC"),
+        ("import os; print('then', flush=True); os.abort()", "crashed", "signal 6; then"),
+        ("import time; print(1, flush=True); time.sleep(60)", "timeout", "stopped after 2 s; 1"),
+    ],
+)
+def test_a_part_ends_with_a_status(tmp_path, script, status, detail):
+    began = time.monotonic()
+    assert processes.execute(python(script), 2, tmp_path / "log") == (status, detail)
+    assert time.monotonic() - began < 20
+
+
+def test_what_a_hanging_part_started_is_stopped_too(tmp_path):
+    file = tmp_path / "pid"
+    child = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert processes.execute(python(parent), 3, tmp_path / "log")[0] == "timeout"
+    pid = int(file.read_text())
+    for _ in range(100):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                if stat.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except OSError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the child of a part is still there")
+
+
+CELLS = [
+    grids.Cell("softmax", "quack", "float32", (("rows", 1 << i), ("cols", 8)), 1) for i in range(4)
+]
+
+# Stands for bench.measure: the second cell has a contestant that hangs, the third one that crashes,
+# and so has the fourth, where it is cuattn.
+MEASURE = """
+import os, sys, time
+from pathlib import Path
+from bench import measure
+from test_checkup import CELLS, record
+journal = measure.Journal(Path(sys.argv[1]))
+done = {measure.key_of(cell) for cell in journal.cells()}
+for cell, trouble in zip(CELLS, (None, ("torch", "hang"), ("jax", "crash"), ("cuattn", "crash"))):
+    if cell.key in done:
+        continue
+    excluded = journal.excluded().get(cell.key, {})
+    for name in ("cuattn", "torch", "jax"):
+        journal.begin(cell.key, name)
+        if trouble and trouble[0] == name and name not in excluded:
+            time.sleep(60) if trouble[1] == "hang" else os.abort()
+    journal.append(record(cell, excluded))
+    journal.end()
+"""
+
+
+def record(cell, excluded):
+    """A measured cell."""
+    entry = {"plan": None, "max_error": None, "allowed_error": None, "peak_bytes": None}
+    contestants = []
+    for name in ("cuattn", "torch", "jax"):
+        ok = name not in excluded
+        samples = [2e-3, 1e-3, 3e-3] if ok else []
+        more = {"cold": samples, "warm": samples, "clock": "events" if ok else None}
+        status = excluded.get(name, "ok")
+        contestants.append({"name": name, "status": status, "detail": "", **entry, **more})
+    return {
+        "operation": cell.operation,
+        "grid": cell.grid,
+        "shape": cell.shape,
+        "dtype": cell.dtype,
+        "priority": cell.priority,
+        "work": {"bytes": 1000, "flops": 0, "formula": "read x + write y"},
+        "ceiling": "copy",
+        "contestants": contestants,
+    }
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    here = os.path.dirname(__file__)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, str(environment.ROOT)]))
+    return measure.Journal(tmp_path / "cells.jsonl")
+
+
+def test_who_hangs_or_crashes_is_left_out_and_the_rest_goes_on(tmp_path, journal):
+    command = [*python(MEASURE), str(tmp_path / "cells.jsonl")]
+    status, detail = processes.supervise(
+        command, journal, 120, tmp_path / "log", contestant_seconds=2, poll=0.05
+    )
+    assert status == "ok"
+    cells = journal.cells()
+    assert [measure.key_of(cell) for cell in cells] == [cell.key for cell in CELLS]
+    statuses = [[entry["status"] for entry in cell["contestants"]] for cell in cells]
+    assert statuses == [
+        ["ok", "ok", "ok"],
+        ["ok", "hung", "ok"],
+        ["ok", "ok", "crashed"],
+        ["crashed", "ok", "ok"],
+    ]
+    for name, cell in zip(("torch", "jax", "cuattn"), CELLS[1:], strict=True):
+        assert f"{name} on {cell.key}" in detail
+    result = checkup.empty_result()
+    result["cells"] = cells
+    schema.validate(result)
+    assert "hung" in report.markdown(result)
+
+
+def test_a_benchmark_that_cannot_start_is_a_failure(tmp_path, journal):
+    command = [*python("raise SystemExit('no kernel image')"), "x"]
+    found = processes.supervise(command, journal, 60, tmp_path / "log", poll=0.05)
+    assert found == ("failed", "no kernel image")
+
+
+def test_a_half_written_cell_is_measured_again(tmp_path, journal):
+    journal.append(record(CELLS[0], {}))
+    with open(tmp_path / "cells.jsonl", "a") as file:
+        file.write('{"operation": "soft')
+    assert [measure.key_of(cell) for cell in journal.cells()] == [CELLS[0].key]
+
+
+def check_up(tmp_path, gpu, *rows, minutes=1.0):
+    """The parts of a result after parts (name, needs_gpu, what it returns)."""
+    ran = []
+
+    def part(name, needs_gpu, outcome):
+        def run(run, seconds):
+            ran.append((name, seconds))
+            return outcome
+
+        return checkup.Part(name, needs_gpu, 0.5, run)
+
+    result = checkup.empty_result()
+    result["environment"]["gpu"] = gpu
+    run = checkup.Run(tmp_path, time.monotonic() + 60 * minutes, result)
+    checkup.check_up(run, tuple(part(*row) for row in rows), minutes)
+    return ran, {row["name"]: (row["status"], row["detail"]) for row in result["parts"]}
+
+
+def test_without_a_gpu_only_what_needs_none_runs(tmp_path):
+    rows = [("tests", True, ("ok", "")), ("ladder", False, ("failed", "why"))]
+    ran, found = check_up(tmp_path, None, *rows)
+    assert [name for name, _ in ran] == ["ladder"]
+    assert found == {"tests": ("skipped", "no GPU"), "ladder": ("failed", "why")}
+
+
+def test_parts_share_the_time(tmp_path):
+    rows = [("tests", True, ("timeout", "slow")), ("ladder", False, ("ok", ""))]
+    ran, found = check_up(tmp_path, {"name": "H200"}, *rows)
+    assert [seconds for _, seconds in ran] == [pytest.approx(30, abs=1)] * 2
+    assert found["tests"] == ("timeout", "slow")
+    ran, found = check_up(tmp_path, {"name": "H200"}, *rows, minutes=0.1)  # less than the reserve
+    assert ran == []
+    assert found["ladder"] == ("skipped", "no time left")
+
+
+def test_failed_tests_are_named(tmp_path):
+    junit = tmp_path / "tests.xml"
+    junit.write_text(
+        "<testsuites><testsuite><testcase name='a'/><testcase name='b'><failure/></testcase>"
+        "<testcase name='c'><error/></testcase><testcase name='d'><skipped/></testcase>"
+        "</testsuite></testsuites>"
+    )
+    assert checkup.failed_tests(junit) == ["b", "c"]
+
+
+def executable(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A folder of programs that come before all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def run_in(folder):
+    return checkup.Run(folder, time.monotonic() + 600, checkup.empty_result())
+
+
+def test_sanitizer_findings_fail_the_part(tmp_path, programs, monkeypatch):
+    monkeypatch.setattr(checkup.shutil, "which", lambda name: None)
+    assert checkup.sanitizer(run_in(tmp_path), 60)[0] == "skipped"
+    monkeypatch.setattr(checkup.shutil, "which", lambda name: str(programs / name))
+    clean = "echo '========= ERROR SUMMARY: 0 errors'"
+    executable(programs / "compute-sanitizer", clean)
+    assert checkup.sanitizer(run_in(tmp_path), 60)[0] == "ok"
+    faulty = f'if [ "$2" = racecheck ]; then echo "ERROR SUMMARY: 2 errors"; exit 86; fi; {clean}'
+    executable(programs / "compute-sanitizer", faulty)
+    status, detail = checkup.sanitizer(run_in(tmp_path), 60)
+    assert status == "failed"
+    assert "racecheck: failed, ERROR SUMMARY: 2 errors" in detail
+    assert "memcheck: ok" in detail
+
+
+def test_gpu_clocks_come_from_nvidia_smi(programs):
+    executable(programs / "nvidia-smi", "echo '580.1, 1980, 1980, 3201, 700.00, [N/A]'")
+    assert environment.clocks() == {
+        "driver": "580.1",
+        "sm_mhz": 1980,
+        "sm_mhz_max": 1980,
+        "memory_mhz": 3201,
+        "power_limit_w": 700.0,
+        "temperature_c": None,
+    }
+    executable(programs / "nvidia-smi", "exit 9")
+    assert set(environment.clocks().values()) == {None, "unknown"}
+
+
+def test_a_check_up_leaves_a_valid_result_and_a_report(tmp_path, capsys):
+    """One real part in a process of its own, through to the files."""
+    only = ["--only", "environment", "--only", "import_time"]
+    code = checkup.main([*only, "--out", str(tmp_path), "--minutes", "2"])
+    path = tmp_path / os.path.basename(capsys.readouterr().out.strip())
+    assert code == 0
+    result = schema.load(path)
+    assert {part["name"]: part["status"] for part in result["parts"]} == {
+        "environment": "ok",
+        "import_time": "ok",
+    }
+    assert len(result["import_time"]["cuattn"]) == parts.IMPORTS
+    assert "cuattn" in path.with_suffix(".md").read_text()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_result_can_be_resumed(tmp_path, capsys):
+    result = checkup.empty_result()
+    result["cells"] = [record(CELLS[0], {})]
+    result["import_time"]["numpy"] = [1.0]
+    schema.save(result, tmp_path / "earlier.json")
+    resume = ["--resume", str(tmp_path / "earlier.json"), "--minutes", "2"]
+    checkup.main([*resume, "--only", "import_time", "--out", str(tmp_path / "new")])
+    (path,) = (tmp_path / "new").glob("*.json")
+    resumed = json.loads(path.read_text())
+    assert resumed["cells"] == result["cells"]
+    assert resumed["import_time"]["numpy"] != [1.0]
