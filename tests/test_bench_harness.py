@@ -9,7 +9,7 @@ import pytest
 
 import cuattn
 from bench import analysis, grids, harness, inside, schema
-from bench.bench_softmax import OPERATIONS
+from bench.bench_softmax import CHECKED, OPERATIONS, places
 from bench.peers import Contestant, Library, Unsupported
 
 CELL = grids.Cell("softmax", "quack", "float32", (("rows", 7), ("cols", 33)), 1)
@@ -22,13 +22,15 @@ class Device:
     xp, stream = np, None
 
     def __init__(self):
-        self.now, self.log, self.hot, self.lost = 0.0, [], set(), False
+        self.now, self.log, self.operands, self.hot = 0.0, [], [], set()
+        self.lost, self.busy = False, False
 
     def current(self):
         return contextlib.nullcontext()
 
     def flush(self):
         self.now += FLUSH
+        self.busy = True
         self.hot.clear()
         self.log.append("flush")
 
@@ -45,6 +47,7 @@ class Device:
     def synchronize(self):
         if self.lost:
             raise RuntimeError("an illegal memory access was encountered")
+        self.busy = False
 
     def free_bytes(self):
         return 1 << 30
@@ -81,14 +84,17 @@ class Arrays(Library):
 
 def contestant(device, name, cold, warm, function=cuattn.softmax, library=None):
     """Takes `cold` seconds of the device, or `warm` where its operand is in the cache."""
+    library = library or Arrays()
 
     def call(x, **options):
+        assert library.clock == "events" or not device.busy  # or the clock sees what was before
         device.log.append(name)
+        device.operands.append(id(x))
         device.now += warm if id(x) in device.hot else cold
         device.hot.add(id(x))
         return function(x, **options)
 
-    return Contestant(name, library or Arrays(), call)
+    return Contestant(name, library, call)
 
 
 def measure(device, ours, *peers, **options):
@@ -115,6 +121,10 @@ def test_a_sample_is_the_time_of_one_call(device, cold, warm, clock):
     least, _ = harness.ROUNDS
     assert ours["cold"] == pytest.approx([cold] * least)
     assert ours["warm"] == pytest.approx([warm] * least)
+    calls = 1 if clock == "events" else min(harness.MOST_CALLS, round(harness.SAMPLE / cold))
+    *_, last_cold, before, last_warm = np.array(device.operands[-3 * calls :]).reshape(3, calls)
+    assert len(set(last_cold)) == calls  # none is hot because of the one before
+    assert set(last_warm) == set(before) == {device.operands[0]}
 
 
 def test_short_calls_that_cannot_be_captured_are_launched(device):
@@ -190,6 +200,7 @@ def test_our_wrong_result_stops_the_cell(device, function, why):
     (entry,) = cell["contestants"]
     assert (entry["status"], entry["cold"]) == ("wrong", [])
     assert why in entry["detail"]
+    assert entry["max_error"] is None or np.isfinite(entry["max_error"])
     assert "peer" not in device.log
 
 
@@ -230,13 +241,17 @@ def test_a_peer_that_fails_while_it_is_timed_has_no_samples(device):
     cell = measure(device, contestant(device, "cuattn", 3e-3, 2e-3), peer)
     entry = analysis.entry(cell, "peer")
     assert (entry["status"], entry["cold"], entry["clock"]) == ("failed", [], None)
+    assert count == 10  # it is not asked again
     assert len(analysis.entry(cell)["cold"]) == harness.ROUNDS[0]
 
 
-def test_a_lost_device_ends_the_process(device):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_lost_device_ends_the_process(device, at_once):
     def crash(x):
         device.lost = True
-        raise RuntimeError("an illegal memory access was encountered")
+        if at_once:
+            raise RuntimeError("an illegal memory access was encountered")
+        return cuattn.softmax(x)
 
     told = []
     peer = contestant(device, "peer", 1e-3, 1e-3, crash)
@@ -290,6 +305,15 @@ def test_every_operation_verifies(device, operation, dtype):
         measured = harness.measure(cell, table, ours, [], device, seconds=0, plan=plan)
         assert analysis.status(measured) == status, measured["contestants"]
         assert measured["work"]["bytes"] % (np.prod([n for _, n in sizes])) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5000, 10**6])
+def test_first_last_and_other_rows_are_verified(rows):
+    found = places(rows, 4096)
+    assert found[0].start == 0
+    assert found[-1].stop == rows
+    assert all(0 < part.stop - part.start <= max(1, CHECKED // 4096) for part in found)
+    assert len({places(rows, 4096)[len(found) // 2].start for _ in range(20)}) > (rows > 5000)
 
 
 def test_transposed_rows_are_a_view():

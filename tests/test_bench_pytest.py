@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from test_checkup import CELLS, record
 
-from bench import environment
+from bench import conftest, environment
 
 # A benchmark file and a conftest.py as in bench/, on cells that have been measured elsewhere.
 CONFTEST = """
@@ -52,9 +53,9 @@ def stored(tmp_path_factory):
 
 def test_the_statistics_are_those_of_the_samples(stored):
     for benchmark in stored[0]["benchmarks"]:
-        stats = benchmark["stats"]
-        assert stats["data"] == pytest.approx([2e-3, 1e-3, 3e-3])
-        assert (stats["median"], stats["rounds"]) == (pytest.approx(2e-3), 3)
+        cold, stats = benchmark["group"].endswith("cold"), benchmark["stats"]
+        assert stats["data"] == pytest.approx([2e-3, 1e-3, 3e-3] if cold else [1e-3, 1e-3, 2e-3])
+        assert (stats["median"], stats["rounds"]) == (pytest.approx(2e-3 if cold else 1e-3), 3)
 
 
 def test_contestants_of_a_cell_and_state_are_a_group(stored):
@@ -76,10 +77,20 @@ def test_rates_and_the_machine_are_stored(stored):
     assert document["machine_info"]["gpu"] == environment.gpu()
     assert document["machine_info"]["packages"]["numpy"]
     for benchmark in document["benchmarks"]:
-        extra = benchmark["extra_info"]
-        assert (extra["rate"], extra["unit"]) == (pytest.approx(1000 / 2e-3), "B/s")
-        assert extra["percent_of_ceiling"] == pytest.approx(25)
+        extra, warmth = benchmark["extra_info"], 1 + benchmark["group"].endswith("warm")
+        assert (extra["rate"], extra["unit"]) == (pytest.approx(warmth * 1000 / 2e-3), "B/s")
+        assert extra["percent_of_ceiling"] == pytest.approx(warmth * 25)
         assert extra["formula"] == "read x + write y"
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"), [("cuattn", pytest.fail.Exception), ("torch", pytest.skip.Exception)]
+)
+def test_a_wrong_result_has_no_statistics(name, outcome):
+    cell = record(CELLS[0], {name: "wrong"})
+    with pytest.raises(BaseException, match="wrong") as caught:  # a skip must not pass for a fail
+        conftest.Measured(cell, name, "cold", {"ceilings": {}}).replay(None)
+    assert caught.type is outcome
 
 
 def test_without_a_gpu_the_benchmarks_are_skipped():

@@ -81,8 +81,8 @@ def record(cell, excluded):
     contestants = []
     for name in ("cuattn", "torch", "jax"):
         ok = name not in excluded
-        samples = [2e-3, 1e-3, 3e-3] if ok else []
-        more = {"cold": samples, "warm": samples, "clock": "events" if ok else None}
+        cold, warm = ([2e-3, 1e-3, 3e-3], [1e-3, 1e-3, 2e-3]) if ok else ([], [])
+        more = {"cold": cold, "warm": warm, "clock": "events" if ok else None}
         status = excluded.get(name, "ok")
         contestants.append({"name": name, "status": status, "detail": "", **entry, **more})
     return {
@@ -252,6 +252,8 @@ def test_a_result_can_be_resumed(tmp_path, capsys):
     result = checkup.empty_result()
     result["cells"] = [record(CELLS[0], {})]
     result["import_time"]["numpy"] = [1.0]
+    row = {"name": "import_time", "status": "failed", "seconds": 1.0, "detail": "why"}
+    result["parts"] = [row]
     schema.save(result, tmp_path / "earlier.json")
     resume = ["--resume", str(tmp_path / "earlier.json"), "--minutes", "2"]
     checkup.main([*resume, "--only", "import_time", "--out", str(tmp_path / "new")])
@@ -259,3 +261,12 @@ def test_a_result_can_be_resumed(tmp_path, capsys):
     resumed = json.loads(path.read_text())
     assert resumed["cells"] == result["cells"]
     assert resumed["import_time"]["numpy"] != [1.0]
+    assert [(part["name"], part["status"]) for part in resumed["parts"]] == [("import_time", "ok")]
+
+
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), ("timeout", 1), ("skipped", 0)])
+def test_the_exit_status_and_standard_error_tell(tmp_path, monkeypatch, capsys, status, code):
+    part = checkup.Part("tests", False, 1.0, lambda run, seconds: (status, "why it is so"))
+    monkeypatch.setattr(checkup, "PARTS", (part,))
+    assert checkup.main(["--out", str(tmp_path)]) == code
+    assert (f"tests: {status}: why it is so" in capsys.readouterr().err) is bool(code)
