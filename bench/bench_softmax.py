@@ -31,9 +31,16 @@ def normal(xp, rng, shape, dtype, transform=lambda z: z):
     generator = xp.random.default_rng(int(rng.integers(1 << 62)))
     for start in range(0, values.size, CHUNK):
         size = min(CHUNK, values.size - start)
-        draw = generator.standard_normal(size, dtype=np.float32)
-        values[start : start + size] = transform(draw)
+        draw = transform(generator.standard_normal(size, dtype=np.float32))
+        values[start : start + size] = rounded(draw) if dtype == "bfloat16" else draw
     return values.reshape(shape)
+
+
+def rounded(draw):
+    """Finite float32 values as bfloat16, to nearest even; CuPy cannot cast to it everywhere."""
+    bits = draw.view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return nearest.astype(np.uint16).view(inside.dtype_of("bfloat16"))
 
 
 def rows_of(cell, xp, rng, transform=lambda z: z):

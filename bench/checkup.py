@@ -128,11 +128,12 @@ def benchmarks(run: Run, seconds: float) -> tuple[str, str]:
     for cell in run.result["cells"]:
         done.append(cell)
     command = [sys.executable, "-m", "bench.measure", "--journal", str(journal)]
-    status, detail = processes.supervise(command, done, seconds, run.out / "benchmarks.log")
+    log = run.out / "benchmarks.log"
+    status, detail = processes.supervise(command, done, seconds, log)
     run.result["cells"] = done.cells()
     for path in run.out.glob(f"{journal.name}*"):
         path.unlink()
-    return status, f"{len(run.result['cells'])} cells; {detail}"
+    return status, f"{processes.last_line(log)}; {detail}" if status == "ok" else detail
 
 
 PARTS = (

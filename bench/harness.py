@@ -107,6 +107,8 @@ def measure(
     entries = [_entry(contestant, excluded) for contestant in (ours, *peers)]
     runners: list[tuple[dict[str, Any], Runner]] = []
     with device.current():
+        for contestant in (ours, *peers):
+            contestant.library.release()
         if entries[0]["status"] == "ok":
             note(ours.name)
             with _failures_into(entries[0], device):
@@ -217,11 +219,12 @@ class Runner:
         once = [native]
         for _ in range(2):  # compiled and allocated, and then as fast as it gets
             estimate, self._host_seconds = self._enqueue(self._plain(once))
+        free, size = device.free_bytes(), sum(array.nbytes for array in inputs)
+        self._large = 16 * size > free  # the caches of all contestants may not fit side by side
         calls = 1
         if estimate < SHORT:
-            free = device.free_bytes() // 4
-            size = sum(array.nbytes for array in inputs)
-            calls = max(1, min(math.ceil(SAMPLE / max(estimate, 1e-7)), MOST_CALLS, free // size))
+            most = min(MOST_CALLS, free // 4 // size)
+            calls = max(1, min(math.ceil(SAMPLE / max(estimate, 1e-7)), most))
         self._calls = calls
         copies = [tuple(array.copy(order="K") for array in inputs) for _ in range(calls - 1)]
         operands = once + [tuple(map(library.asarray, copy)) for copy in copies]
@@ -240,9 +243,11 @@ class Runner:
         self._note(self._contestant.name)
         run = self._cold if cold else self._warm
         with self._contestant.library.on_stream(self._device.stream):
-            if not cold:
-                run()
-            return self._timed(run, cold) / self._calls
+            run()  # what it allocates is there, and in a warm cache its operands
+            seconds = self._timed(run, cold)
+        if self._large and not cold:  # the last of its turn
+            self._contestant.library.release()
+        return seconds / self._calls
 
     def _plain(self, operands: list[tuple[Any, ...]]) -> Callable[[], Any]:
         call = self._contestant.call
@@ -283,9 +288,6 @@ class Runner:
 def _time(runners: list[tuple[dict[str, Any], Runner]], device: Any, seconds: float) -> None:
     """Rounds in which every contestant has one cold and one warm sample, each round in turn."""
     least, most = ROUNDS
-    for entry, runner in runners:
-        with _failures_into(entry, device):
-            runner.sample(cold=True)  # pools have grown to what all contestants need
     end = time.perf_counter() + seconds
     for done in range(most):
         if done >= least and time.perf_counter() > end:

@@ -9,7 +9,8 @@ import types
 import numpy as np
 import pytest
 
-from bench import ceilings, device
+from bench import ceilings, device, grids, harness, measure
+from bench.bench_softmax import OPERATIONS, rounded
 
 L2 = 120 << 20  # bytes
 
@@ -121,6 +122,23 @@ def test_a_ceiling_is_the_fastest_way_that_works():
     assert ceilings._best(clock, [("broken", broken)], "B/s", 100, "") is None
 
 
+@pytest.mark.parametrize("backend", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cell_on_a_gpu(backend, dtype):
+    """The whole of the harness on the real thing: a short call, and every peer that is there."""
+    gpu = device.CudaDevice()
+    with gpu.current():
+        start = gpu.mark()
+        gpu.delay(1e-3)
+        assert 1e-3 <= gpu.seconds(start, gpu.mark()) < 5e-3
+    cell = grids.Cell("softmax", "small", dtype, (("rows", 32), ("cols", 1000)), 1)
+    ours, *peers = measure.measure_cell(cell, OPERATIONS["softmax"], gpu)["contestants"]
+    assert (ours["status"], ours["clock"]) == ("ok", "graph")
+    assert len(ours["cold"]) == len(ours["warm"]) >= harness.ROUNDS[0]
+    assert 0 < min(ours["cold"]) < 1e-3
+    assert [peer["name"] for peer in peers if peer["status"] in ("wrong", "failed")] == []
+
+
 def test_the_installed_cupy_has_what_is_used():
     cupy = pytest.importorskip("cupy")
     for owner, names in {
@@ -136,6 +154,12 @@ def test_the_installed_cupy_has_what_is_used():
     }.items():
         missing = [name for name in names.split() if not hasattr(owner, name)]
         assert missing == [], owner
+
+
+def test_bfloat16_is_rounded_to_nearest_even(rng):
+    draw = rng.standard_normal(100_000, np.float32)
+    draw[:4] = np.array([0x3F808000, 0x3F818000, 0x3F818001, 0xBF817FFF], np.uint32).view("f4")
+    assert (rounded(draw) == draw.astype(rounded(draw).dtype)).all()
 
 
 def test_the_delay_compiles():

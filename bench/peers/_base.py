@@ -78,6 +78,9 @@ class Library:
     def wait(self, native: Any) -> None:
         """Return when `native`, which a call returned, has been computed."""
 
+    def release(self) -> None:
+        """Give memory that is cached and not in use back to the device, for other libraries."""
+
     def peak_bytes(self, call: Callable[[], Any]) -> int | None:
         """Device memory that `call` needs at its peak beside its inputs, its results included.
 

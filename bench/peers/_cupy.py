@@ -134,6 +134,11 @@ class Cupy(Library):
         if self.xp is not np:
             self.xp.cuda.runtime.deviceSynchronize()
 
+    def release(self) -> None:
+        """Empty CuPy's default pool."""
+        if self.xp is not np:
+            self.xp.get_default_memory_pool().free_all_blocks()
+
     def peak_bytes(self, call: Callable[[], Any]) -> int | None:
         """What a fresh memory pool takes from the device: it gives nothing back while it lives."""
         if self.xp is np:

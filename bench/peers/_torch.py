@@ -128,6 +128,11 @@ class Torch(Library):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
+    def release(self) -> None:
+        """Empty torch's cache."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def peak_bytes(self, call: Callable[[], Any]) -> int | None:
         """What torch's allocator has handed out at once; what a library takes past it is unseen."""
         if not torch.cuda.is_available():
