@@ -208,6 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     result = schema.load(given.resume) if given.resume else empty_result()
+    commit = environment.facts()["commit"]
+    if result["environment"]["commit"] != commit:
+        parser.error(f"{given.resume} is of another commit than this one, {commit}")
     run = Run(given.out.resolve(), time.monotonic() + 60 * given.minutes, result)
     if result["environment"]["gpu"] is None:
         print("No GPU: only what needs none is run.", file=sys.stderr)

@@ -264,6 +264,15 @@ def test_a_result_can_be_resumed(tmp_path, capsys):
     assert [(part["name"], part["status"]) for part in resumed["parts"]] == [("import_time", "ok")]
 
 
+def test_results_of_two_commits_are_not_mixed(tmp_path, capsys):
+    result = checkup.empty_result()
+    result["environment"]["commit"] = "0" * 40
+    schema.save(result, tmp_path / "earlier.json")
+    with pytest.raises(SystemExit):
+        checkup.main(["--resume", str(tmp_path / "earlier.json"), "--out", str(tmp_path)])
+    assert "of another commit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), ("timeout", 1), ("skipped", 0)])
 def test_the_exit_status_and_standard_error_tell(tmp_path, monkeypatch, capsys, status, code):
     part = checkup.Part("tests", False, 1.0, lambda run, seconds: (status, "why it is so"))
