@@ -94,6 +94,23 @@ def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> dict[str, 
     return {"blocks": limits[limit], "warps": resident, "percent": percent, "limit": limit}
 
 
+def loads_in_flight(path: list[sass.Instruction]) -> int:
+    """Most global loads that are under way at once, each from its issue to the first instruction
+    that names one of its registers: what hides the latency of memory within a thread."""
+    pending: dict[str, int] = {}  # register to the address of its load
+    most = 0
+    for instruction in path:
+        for register in re.findall(r"\bR\d+\b", instruction.operands):
+            awaited = pending.get(register)
+            pending = {name: load for name, load in pending.items() if load != awaited}
+        if instruction.access == "load":
+            first = re.match(r"R(\d+)", instruction.operands)
+            for i in range(max(1, instruction.width // 4) if first else 0):
+                pending[f"R{int(first[1]) + i}"] = instruction.address
+        most = max(most, len(set(pending.values())))
+    return most
+
+
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
@@ -153,7 +170,7 @@ def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
 
 def predicted(gpu: Gpu, region: sass.Region) -> dict[str, Any]:
     """What a row says of the main region: its mix, and what the model makes of it."""
-    mix = sass.mix(region.path)
+    mix = sass.mix(region.path) | {"loads_in_flight": loads_in_flight(region.path)}
     used = cycles(gpu, mix)
     first, headroom = bound(used)
     return {
@@ -220,9 +237,10 @@ def markdown(rows: list[dict[str, Any]], left_out: list[str]) -> str:
     if left_out:
         lines += ["", f"{len(left_out)} kernels are left out: the time limit."]
     lines += ["", *sorted({r["note"] for r in rows if r["note"]})]
-    columns = "kernel|regs|spills|smem|warps/SM|instructions|MUFU|LDS/STS|bytes|bound|headroom"
+    columns = "kernel|regs|spills|smem|warps/SM|instructions|MUFU|LDS/STS|bytes|in flight"
+    columns += "|bound|headroom"
     for arch, group in groups:
-        lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 8 + "|---|--:|"]
+        lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 9 + "|---|--:|"]
         lines += [_line(r) for r in group]
     return "\n".join(lines) + "\n"
 
@@ -232,9 +250,10 @@ def _line(row: dict[str, Any]) -> str:
     cells += [row["smem_bytes"], row["occupancy"]["warps"]]
     if mix := row["mix"]:
         cells += [mix["total"], mix["mufu"], f"{mix['shared_load']}/{mix['shared_store']}"]
-        cells += [f"{mix['read_bytes']} + {mix['written_bytes']}", row["bound"], row["headroom"]]
+        cells += [f"{mix['read_bytes']} + {mix['written_bytes']}", mix["loads_in_flight"]]
+        cells += [row["bound"], row["headroom"]]
     else:
-        cells += [""] * 6
+        cells += [""] * 7
     return f"|{'|'.join(map(str, cells))}|"
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._layout import OPERANDS, Layout
-from cuattn._problem import CTYPES, SoftmaxProblem, ceil_div
+from cuattn._problem import CTYPES, ITEMSIZE, SoftmaxProblem, ceil_div
 
 # The pointers and scale_value of SoftmaxParams change from call to call; what follows them is
 # SoftmaxPlan.geometry.
@@ -116,8 +116,9 @@ def _plan_resident(
         threads, rows_per_block, fragments = _part_of_a_warp(problem)
     else:
         for threads, words, cluster, at_least, _ in RESIDENT:
-            if words == WORDS_MOST and (problem.masked or problem.acc == "float64"):
-                continue  # mask bits and float64 arithmetic take the registers that 64 words leave
+            wide = problem.masked or problem.acc == "float64" or ITEMSIZE[problem.x] == 8
+            if words == WORDS_MOST and wide:
+                continue  # masks and 8-byte elements take the registers that 64 words leave
             fragments = words // problem.words // problem.vec
             if (
                 compute_capability >= at_least

@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS
 
   // Load the row, all of it before the first use.
   typename Op::template Items<Op::kVec> items[kFragments];
-#pragma unroll
-  for (int i = 0; i < kFragments; ++i) op.template load<true>(items[i], first_col + i * kStep, 0, cols);
+  load_tile<true, kStep, Op::kVec, kFragments>(op, items, first_col, 0, cols);
 
   // Reduce: lanes, warps, blocks.
   const int used = (cols - first_col + kStep - 1) / kStep;  // fragments that begin inside the row

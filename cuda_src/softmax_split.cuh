@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
     softmax_split(const __grid_constant__ typename Op::Params params) {
   constexpr int kGroup = kThreadsPerRow < 32 ? kThreadsPerRow : 32;
   constexpr int kWarpsPerRow = kThreadsPerRow / kGroup;
-  constexpr long long kStep = kThreadsPerRow * Op::kVec;
+  constexpr int kStep = kThreadsPerRow * Op::kVec;
   static_assert(kThreadsPerRow * kRowsPerBlock % 32 == 0, "collectives need whole warps");
   static_assert(kRowsPerBlock == 1 || kWarpsPerRow == 1, "a block merges the warps of one row");
   using State = typename Op::State;
@@ -50,10 +50,7 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
   for (long long tile = slice_start; tile < end; tile += kStep * kFragments) {
     const long long first_col = tile + thread * Op::kVec;
     typename Op::template Items<Op::kVec> items[kFragments];
-#pragma unroll
-    for (int i = 0; i < kFragments; ++i) {
-      op.template load<kPass == kNormalize>(items[i], first_col + i * kStep, begin, end);
-    }
+    load_tile<kPass == kNormalize, kStep, Op::kVec, kFragments>(op, items, first_col, begin, end);
     const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
     const int used = inside < kFragments ? static_cast<int>(inside) : kFragments;
     if constexpr (kPass == kReduce) {

@@ -78,13 +78,11 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   if constexpr (kPass != kNormalize) {
     // Reduce: the first tile, which stays, then the others.
     const long long first_col = begin + thread;
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) op.template load<false>(first[i], first_col + i * kStep, begin, end);
+    load_tile<false, kStep, 1, kItems>(op, first, first_col, begin, end);
     first_part = total = op.template accumulate<1>(first, items_inside<kItems, kStep>(end - first_col), total);
     for (long long tile = begin + kItems * kStep; tile < end; tile += kAhead * kStep) {
       Items items[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) op.template load<false>(items[i], tile + thread + i * kStep, begin, end);
+      load_tile<false, kStep, 1, kAhead>(op, items, tile + thread, begin, end);
       const int used = items_inside<kAhead, kStep>(end - tile - thread);
       total = total.extend(op.template accumulate<1>(items, used, total));
     }
@@ -117,8 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   op.finish(total, total);
   for (long long tile = rest; tile < end; tile += kAhead * kStep) {
     Items items[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) op.template load<true>(items[i], tile + thread + i * kStep, begin, end);
+    load_tile<true, kStep, 1, kAhead>(op, items, tile + thread, begin, end);
     const int used = items_inside<kAhead, kStep>(end - tile - thread);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {

@@ -116,6 +116,7 @@ WHERE = (
 )
 HIDDEN = (of("softmax", "test_where_hides_anything", "nan", "softmax"),)
 WEIGHTS = (of("logsumexp", "test_weights", 33),)
+MASKED_WEIGHTS = (of("logsumexp", "test_where_with_weights"),)
 ZERO_WEIGHTS = (of("logsumexp", "test_weight_zero_takes_out"),)
 SPECIAL = (
     of("softmax", "test_special_values", 33, "softmax"),

@@ -251,6 +251,22 @@ def test_planted_bound(lines, bound, cycles):
     assert found["headroom"] == pytest.approx(runner_up / cycles, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("lines", "most"),
+    [
+        (["LDG.E.128 R4, [R2.64]", "LDG.E R8, [R2.64+0x10]", "FADD R1, R4, R8"], 2),
+        (["LDG.E.128 R4, [R2.64]", "FADD R1, R7, R7", "LDG.E R8, [R2.64+0x10]"], 1),
+        (["LDG.E.64 R4, [R2.64]", "FADD R6, R1, R1", "LDG.E R8, [R2.64]", "FADD R1, R5, R8"], 2),
+        (["LDG.E R4, [R2.64]", "LDG.E R4, [R2.64]"], 1),  # the second waits for the register
+        (["LDG.E.64 R2, [R2.64]", "LDG.E R4, [R2.64]"], 1),  # and here for its address
+        (["FADD R1, R7, R7"], 0),
+    ],
+)
+def test_loads_in_flight(lines, most):
+    (block,) = sass.parse(listing(*lines, "EXIT"))
+    assert kernel_report.loads_in_flight(block.instructions) == most
+
+
 def test_compiler_figures():
     log = (
         "ptxas         .     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n"
@@ -316,6 +332,26 @@ def test_real_kernel(nvdisasm, name, region, elements, read, written, exponentia
     assert row["mix"]["total"] == sum(row["mix"][name] for name in sass.CATEGORIES)
     assert row["mix"]["other"] < row["mix"]["total"] / 4
     assert set(row["cycles"]) == {"HBM", "issue", "exponential", "shared memory", "tensor"}
+
+
+FORWARD = "SoftmaxForward<{0}, float, {0}, {1}, {2}, false, 1, 1>"
+
+
+@pytest.mark.parametrize(
+    ("name", "loads"),
+    [
+        (f"softmax_rows<{FORWARD.format('float', 'kProb', 'false')}, 512, 1, 8, 1>", 8),
+        (f"softmax_rows<{FORWARD.format('__nv_bfloat16', 'kProb', 'false')}, 512, 1, 4, 1>", 4),
+        (f"softmax_rows<{FORWARD.format('__half', 'kLogProb', 'false')}, 512, 1, 4, 8>", 4),
+        (f"softmax_rows<{FORWARD.format('float', 'kProb', 'true')}, 32, 4, 4, 1>", 8),
+        ("softmax_rows<SoftmaxBackward<__nv_bfloat16, float, false, 1, 1>, 512, 1, 2, 1>", 4),
+        (f"softmax_split<{FORWARD.format('__half', 'kLse', 'false')}, kReduce, 256, 1, 4>", 4),
+        (f"softmax_split<{FORWARD.format('float', 'kProb', 'false')}, kNormalize, 256, 1, 8>", 8),
+    ],
+)
+def test_a_thread_has_its_whole_tile_in_flight(nvdisasm, name, loads):
+    """No load waits for the one before: elements are unpacked when all are under way."""
+    assert row_of(90, name)["mix"]["loads_in_flight"] >= loads
 
 
 def test_kernels_compiled_together_are_told_apart(nvdisasm):

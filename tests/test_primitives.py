@@ -102,20 +102,29 @@ def test_merge(rng, dtype):
 
 COPY = """
 #include <primitives/vector.cuh>
-struct Params { const void* x; void* y; long long begin; long long end; };
+struct Params { const void* x; void* y; void* outside; long long begin; long long end; };
 template <class In, class Out, int kCount, bool kWholeWarps>
 __global__ void copy(const Params p) {
   const In* x = static_cast<const In*>(p.x);
   Out* y = static_cast<Out*>(p.y);
   const int col = static_cast<int>(threadIdx.x) * kCount - elements_past_boundary<In, kCount>(x);
+  const Packed<In, kCount> loaded = load_fragment<true, kCount>(x, col, int(p.begin), int(p.end));
   float value[kCount];
-  for (int i = 0; i < kCount; ++i) value[i] = -1;
-  load_fragment<true>(x, col, int(p.begin), int(p.end), value);
+  for (int i = 0; i < kCount; ++i) {
+    value[i] = to_acc<float>(loaded.element(i));
+    const bool outside = col + i < p.begin || col + i >= p.end;
+    if (outside) ptx::st_global(static_cast<float*>(p.outside) + threadIdx.x, value[i]);
+  }
   store_fragment<kWholeWarps>(y, col, int(p.begin), int(p.end), value);
 }
 """
 
-TYPES = {"__half": np.float16, "__nv_bfloat16": ml_dtypes.bfloat16, "float": np.float32}
+TYPES = {
+    "__half": np.float16,
+    "__nv_bfloat16": ml_dtypes.bfloat16,
+    "float": np.float32,
+    "signed char": np.int8,
+}
 
 
 @pytest.mark.parametrize("whole_warps", ["true", "false"])
@@ -126,10 +135,12 @@ TYPES = {"__half": np.float16, "__nv_bfloat16": ml_dtypes.bfloat16, "float": np.
         ("__half", "__half", 8),
         ("__nv_bfloat16", "float", 4),
         ("float", "__half", 4),
+        ("signed char", "float", 4),
     ],
 )
 def test_fragments_move_any_row(rng, x_type, y_type, count, whole_warps):
-    """Every alignment of input and output; bytes beside the row stay as they were."""
+    """Every alignment of input and output; bytes beside the row stay as they were, and are not
+    read: the elements there count as zeros."""
     room = THREADS * count
     for x_past in range(count):
         for y_past in range(count):
@@ -137,9 +148,11 @@ def test_fragments_move_any_row(rng, x_type, y_type, count, whole_warps):
             x = rng.integers(-100, 100, room + count).astype(TYPES[x_type])
             y = np.full(room + count, 77, TYPES[y_type])
             row, out = x[x_past : x_past + n], y[y_past : y_past + n]
-            params = emulator.pack(row, out, 0, n)
+            outside = np.zeros(THREADS, np.float32)
+            params = emulator.pack(row, out, outside, 0, n)
             name = f"copy<{x_type}, {y_type}, {count}, {whole_warps}>"
-            run(COPY, name, params, [row], [out])
+            run(COPY, name, params, [row], [out, outside])
+            assert not outside.any()
             np.testing.assert_array_equal(out.astype(float), row.astype(float))
             assert (y[:y_past] == 77).all() and (y[y_past + n :] == 77).all()
 

@@ -2,7 +2,8 @@
 //
 // Every op has the same members. A thread holds elements as Items<kCount> (one fragment of a contiguous row, or one
 // element of a strided one: kCount = 1) and their reduction as a State:
-//   load        elements of the row; what is outside or masked counts for nothing
+//   load        elements of the row as they lie in memory, into Loaded<kCount>: nothing waits for them
+//   unpack      the same as Items; what is outside or masked counts for nothing
 //   accumulate  the state of a tile of items: tile maximum first, then one exponential an element
 //   finish      takes the reduction of the whole row
 //   prepare     brings items that never went through accumulate to where accumulate leaves them
@@ -30,6 +31,17 @@ __device__ __forceinline__ void store_items(const Params& params, Out* out, Inde
   }
 }
 
+// Items from first_col on, kStep columns apart: all loads are under way before the first is waited for.
+template <bool kStreaming, int kStep, int kCount, int kTile, class Op, class Index>
+__device__ __forceinline__ void load_tile(const Op& op, typename Op::template Items<kCount> (&items)[kTile],
+                                          Index first_col, Index begin, Index end) {
+  typename Op::template Loaded<kCount> loaded[kTile];
+#pragma unroll
+  for (int i = 0; i < kTile; ++i) op.template load<kStreaming>(loaded[i], first_col + i * kStep, begin, end);
+#pragma unroll
+  for (int i = 0; i < kTile; ++i) op.unpack(items[i], loaded[i], first_col + i * kStep, begin, end);
+}
+
 // softmax, log_softmax, logsumexp (with weights b) and softmax_state of t = scale * x.
 template <class In, class Acc, class Out, SoftmaxResult kResult, bool kMasked, bool kWeighted, int kRowRank,
           int kColRank>
@@ -38,6 +50,13 @@ struct SoftmaxForward {
   using Params = SoftmaxParams<kRowRank, kColRank>;
   static constexpr int kVec = kResult <= kLogProb ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
   static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
+
+  template <int kCount>
+  struct Loaded {
+    Packed<In, kCount> x;
+    Acc w[kCount];       // kWeighted
+    bool where[kCount];  // kMasked
+  };
 
   template <int kCount>
   struct Items {
@@ -67,31 +86,43 @@ struct SoftmaxForward {
   __device__ __forceinline__ int past_boundary() const { return elements_past_boundary<In, kVec>(x); }
 
   template <bool kStreaming, int kCount, class Index>
-  __device__ __forceinline__ void load(Items<kCount>& items, Index col, Index begin, Index end) const {
-    bool whole = col >= begin && col < end;
+  __device__ __forceinline__ void load(Loaded<kCount>& loaded, Index col, Index begin, Index end) const {
     if constexpr (kCount > 1) {
-      whole = load_fragment<kStreaming>(x, col, begin, end, items.t);
-    } else if (whole) {
+      loaded.x = load_fragment<kStreaming, kCount>(x, col, begin, end);
+    } else if (col >= begin && col < end) {
       const In* ptr = x + params.col_offset(kX, col);
-      items.t[0] = to_acc<Acc>(kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
+      loaded.x.set(0, kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
     }
-    if (whole && !kMasked && !kWeighted) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) items.t[i] *= scale;
+    for (int i = 0; i < kCount; ++i) {
+      const bool inside = col + i >= begin && col + i < end;
+      if constexpr (kMasked) {
+        loaded.where[i] = inside && ptx::ld_global(where + params.col_offset(kWhere, col + i));
+      }
+      if constexpr (kWeighted) {
+        loaded.w[i] = inside ? ptx::ld_global(weight + params.col_offset(kWeight, col + i)) : Acc(0);
+      }
+    }
+  }
+
+  template <int kCount, class Index>
+  __device__ __forceinline__ void unpack(Items<kCount>& items, const Loaded<kCount>& loaded, Index col, Index begin,
+                                         Index end) const {
+    if (!kMasked && !kWeighted && col >= begin && col + kCount <= end) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) items.t[i] = to_acc<Acc>(loaded.x.element(i)) * scale;
       return;
     }
     items.present = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       bool present = col + i >= begin && col + i < end;
-      if constexpr (kMasked) {
-        if (present) present = ptx::ld_global(where + params.col_offset(kWhere, col + i));
-      }
+      if constexpr (kMasked) present = loaded.where[i];
       if constexpr (kWeighted) {
-        items.w[i] = present ? ptx::ld_global(weight + params.col_offset(kWeight, col + i)) : Acc(0);
+        items.w[i] = !kMasked || present ? loaded.w[i] : Acc(0);
         present = items.w[i] != 0;  // b = 0 takes out even an inf or a NaN
       }
-      items.t[i] = present ? items.t[i] * scale : -Limits<Acc>::infinity();
+      items.t[i] = present ? to_acc<Acc>(loaded.x.element(i)) * scale : -Limits<Acc>::infinity();
       items.present |= unsigned(present) << i;
     }
   }
@@ -176,6 +207,12 @@ struct SoftmaxBackward {
   static constexpr int kVec = kFragmentOf<T, T>;
 
   template <int kCount>
+  struct Loaded {
+    Packed<T, kCount> g;
+    Packed<T, kCount> y;
+  };
+
+  template <int kCount>
   struct Items {
     Acc g[kCount];
     Acc y[kCount];  // probabilities, once accumulated
@@ -200,15 +237,24 @@ struct SoftmaxBackward {
   __device__ __forceinline__ int past_boundary() const { return elements_past_boundary<T, kVec>(grad); }
 
   template <bool kStreaming, int kCount, class Index>
-  __device__ __forceinline__ void load(Items<kCount>& items, Index col, Index begin, Index end) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) items.g[i] = items.y[i] = 0;
+  __device__ __forceinline__ void load(Loaded<kCount>& loaded, Index col, Index begin, Index end) const {
     if constexpr (kCount > 1) {
-      load_fragment<kStreaming>(grad, col, begin, end, items.g);
-      load_fragment<kStreaming>(y, col, begin, end, items.y);
-    } else if (col >= begin && col < end) {
-      items.g[0] = to_acc<Acc>(ptx::ld_global(grad + params.col_offset(kX, col)));
-      items.y[0] = to_acc<Acc>(ptx::ld_global(y + params.col_offset(kY, col)));
+      loaded.g = load_fragment<kStreaming, kCount>(grad, col, begin, end);
+      loaded.y = load_fragment<kStreaming, kCount>(y, col, begin, end);
+    } else {
+      const bool inside = col >= begin && col < end;
+      loaded.g.set(0, inside ? ptx::ld_global(grad + params.col_offset(kX, col)) : T());
+      loaded.y.set(0, inside ? ptx::ld_global(y + params.col_offset(kY, col)) : T());
+    }
+  }
+
+  template <int kCount, class Index>
+  __device__ __forceinline__ void unpack(Items<kCount>& items, const Loaded<kCount>& loaded, Index, Index,
+                                         Index) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      items.g[i] = to_acc<Acc>(loaded.g.element(i));  // zeros outside the row
+      items.y[i] = to_acc<Acc>(loaded.y.element(i));
     }
   }
 

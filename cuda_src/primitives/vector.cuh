@@ -13,36 +13,65 @@ struct alignas(sizeof(T) * kCount) Fragment {
   T element[kCount];
 };
 
+template <bool kFirst, class A, class B>
+struct Select {
+  using Type = A;
+};
+template <class A, class B>
+struct Select<false, A, B> {
+  using Type = B;
+};
+
+// A fragment as it was loaded. Narrow elements stay together in words until they are used: to take them apart is to
+// wait for them, and the next load would not be under way.
+template <class T, int kCount>
+struct Packed {
+  static constexpr int kPerWord = sizeof(T) < 4 && kCount * sizeof(T) % 4 == 0 ? 4 / sizeof(T) : 1;
+  using Word = typename Select<(kPerWord > 1), unsigned int, T>::Type;
+  using Bits = typename Select<sizeof(T) == 1, unsigned char, unsigned short>::Type;
+  Fragment<Word, kCount / kPerWord> words;
+
+  __device__ __forceinline__ T element(int i) const {
+    if constexpr (kPerWord == 1) {
+      return words.element[i];
+    } else {
+      const Bits bits = static_cast<Bits>(words.element[i / kPerWord] >> 8 * sizeof(T) * (i % kPerWord));
+      return reinterpret_cast<const T&>(bits);
+    }
+  }
+
+  // Sets elements in the order of i.
+  __device__ __forceinline__ void set(int i, T value) {
+    if constexpr (kPerWord == 1) {
+      words.element[i] = value;
+    } else {
+      const unsigned int bits = reinterpret_cast<const Bits&>(value) << 8 * sizeof(T) * (i % kPerWord);
+      words.element[i / kPerWord] = i % kPerWord == 0 ? bits : words.element[i / kPerWord] | bits;
+    }
+  }
+};
+
 // Elements from the fragment boundary at or before `row` to `row` itself.
 template <class T, int kCount>
 __device__ __forceinline__ int elements_past_boundary(const T* row) {
   return static_cast<int>(reinterpret_cast<unsigned long long>(row) % (sizeof(T) * kCount) / sizeof(T));
 }
 
-// Columns col … col + kCount - 1 of row[begin, end); those outside stay as they were. Returns whether none is outside.
-// kStreaming: nothing reads these bytes again.
-template <bool kStreaming, int kCount, class T, class Acc, class Index>
-__device__ __forceinline__ bool load_fragment(const T* row, Index col, Index begin, Index end, Acc (&value)[kCount]) {
+// Columns col … col + kCount - 1 of row[begin, end), zeros outside. kStreaming: nothing reads these bytes again.
+template <bool kStreaming, int kCount, class T, class Index>
+__device__ __forceinline__ Packed<T, kCount> load_fragment(const T* row, Index col, Index begin, Index end) {
+  Packed<T, kCount> packed;
   const T* ptr = row + col;
-  const bool whole = col >= begin && col + kCount <= end;
-  if (whole && elements_past_boundary<T, kCount>(ptr) == 0) {
-    using Vector = Fragment<T, kCount>;
-    const Vector* vector_ptr = reinterpret_cast<const Vector*>(ptr);
-    Vector vector;
-    if constexpr (kStreaming) {
-      vector = ptx::ld_global_streaming(vector_ptr);
-    } else {
-      vector = ptx::ld_global(vector_ptr);
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) value[i] = to_acc<Acc>(vector.element[i]);
+  if (col >= begin && col + kCount <= end && elements_past_boundary<T, kCount>(ptr) == 0) {
+    const auto* vector_ptr = reinterpret_cast<const decltype(packed.words)*>(ptr);
+    packed.words = kStreaming ? ptx::ld_global_streaming(vector_ptr) : ptx::ld_global(vector_ptr);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (col + i >= begin && col + i < end) value[i] = to_acc<Acc>(ptx::ld_global(ptr + i));
+      packed.set(i, col + i >= begin && col + i < end ? ptx::ld_global(ptr + i) : T());
     }
   }
-  return whole;
+  return packed;
 }
 
 // Bytes shift … shift + n - 1 of the 2n bytes (low, high), n the size of a fragment, as a fragment.
