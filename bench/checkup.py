@@ -167,11 +167,12 @@ def empty_result() -> dict[str, Any]:
 def check_up(run: Run, parts: tuple[Part, ...], minutes: float) -> None:
     """Run the parts; the result says what became of each."""
     has_gpu = run.result["environment"]["gpu"] is not None
+    more = max(1.0, 1 / sum(part.share for part in parts))  # few parts share the whole time
     bar = tqdm(parts, unit="part", file=sys.stderr)
     for part in bar:
         bar.set_postfix_str(part.name)
         began = time.monotonic()
-        seconds = min(60 * minutes * part.share, run.seconds_left())
+        seconds = min(60 * minutes * part.share * more, run.seconds_left())
         if part.needs_gpu and not has_gpu:
             status, detail = "skipped", "no GPU"
         elif seconds <= 0:

@@ -140,7 +140,7 @@ def test_a_half_written_cell_is_measured_again(tmp_path, journal):
     assert [measure.key_of(cell) for cell in journal.cells()] == [CELLS[0].key]
 
 
-def check_up(tmp_path, gpu, *rows, minutes=1.0):
+def check_up(tmp_path, gpu, *rows, minutes=1.0, share=0.5):
     """The parts of a result after parts (name, needs_gpu, what it returns)."""
     ran = []
 
@@ -149,7 +149,7 @@ def check_up(tmp_path, gpu, *rows, minutes=1.0):
             ran.append((name, seconds))
             return outcome
 
-        return checkup.Part(name, needs_gpu, 0.5, run)
+        return checkup.Part(name, needs_gpu, share, run)
 
     result = checkup.empty_result()
     result["environment"]["gpu"] = gpu
@@ -170,6 +170,10 @@ def test_parts_share_the_time(tmp_path):
     ran, found = check_up(tmp_path, {"name": "H200"}, *rows)
     assert [seconds for _, seconds in ran] == [pytest.approx(30, abs=1)] * 2
     assert found["tests"] == ("timeout", "slow")
+    ran, _ = check_up(tmp_path, {"name": "H200"}, *rows, share=0.2)  # what nobody wants is shared
+    assert [seconds for _, seconds in ran] == [pytest.approx(30, abs=1)] * 2
+    ran, _ = check_up(tmp_path, {"name": "H200"}, *rows, share=0.6)
+    assert [seconds for _, seconds in ran] == [pytest.approx(36, abs=1)] * 2
     ran, found = check_up(tmp_path, {"name": "H200"}, *rows, minutes=0.1)  # less than the reserve
     assert ran == []
     assert found["ladder"] == ("skipped", "no time left")
