@@ -28,8 +28,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The cell's name, unique among all cells."""
-        sizes = "-".join(f"{name}{size}" for name, size in self.sizes)
+        """The cell's name, unique among all cells, in whatever order its sizes were stored."""
+        sizes = "-".join(f"{name}{size}" for name, size in sorted(self.sizes))
         return f"{self.operation}/{self.grid}/{sizes}/{self.dtype}"
 
 

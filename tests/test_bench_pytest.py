@@ -62,7 +62,7 @@ def test_contestants_of_a_cell_and_state_are_a_group(stored):
     groups: dict[str, int] = {}
     for benchmark in stored[0]["benchmarks"]:
         groups[benchmark["group"]] = groups.get(benchmark["group"], 0) + 1
-    key = "softmax/quack/rows{}-cols8/float32 {}"
+    key = "softmax/quack/cols8-rows{}/float32 {}"
     assert groups == {  # the wrong peer is skipped
         key.format(1, "cold"): 2,
         key.format(1, "warm"): 2,

@@ -140,6 +140,39 @@ def test_a_half_written_cell_is_measured_again(tmp_path, journal):
     assert [measure.key_of(cell) for cell in journal.cells()] == [CELLS[0].key]
 
 
+def test_a_stored_cell_is_not_measured_again(tmp_path):
+    """A cell is known by its name after a result has been written and read, of every grid."""
+    operations = {name for grid in grids.GRIDS.values() for name in grid.operations}
+    cells = grids.cells(operations)
+    result = checkup.empty_result()
+    result["cells"] = [record(cell, {}) for cell in cells]
+    schema.save(result, tmp_path / "result.json")
+    stored = schema.load(tmp_path / "result.json")["cells"]
+    assert [measure.key_of(cell) for cell in stored] == [cell.key for cell in cells]
+
+
+def test_resumed_benchmarks_begin_with_what_is_missing(tmp_path, monkeypatch):
+    result = checkup.empty_result()
+    result["cells"] = [record(cell, {}) for cell in CELLS[:2]]
+    schema.save(result, tmp_path / "result.json")
+    todo = []
+
+    def supervise(command, journal, seconds, log):
+        done = {measure.key_of(cell) for cell in journal.cells()}
+        todo.extend(cell for cell in CELLS if cell.key not in done)
+        for cell in todo:
+            journal.append(record(cell, {}))
+        log.write_text("4 of 4 cells")
+        return "ok", "hung or crashed: none"
+
+    monkeypatch.setattr(processes, "supervise", supervise)
+    run = checkup.Run(tmp_path, time.monotonic() + 60, schema.load(tmp_path / "result.json"))
+    assert checkup.benchmarks(run, 10)[1] == "4 of 4 cells; hung or crashed: none"
+    assert todo == CELLS[2:]
+    assert {measure.key_of(cell) for cell in run.result["cells"]} == {cell.key for cell in CELLS}
+    assert len(run.result["cells"]) == len(CELLS)
+
+
 def check_up(tmp_path, gpu, *rows, minutes=1.0, share=0.5):
     """The parts of a result after parts (name, needs_gpu, what it returns)."""
     ran = []

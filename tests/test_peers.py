@@ -458,6 +458,14 @@ def test_triton_refuses(operation, dtype, shape, match, rng):
         run(contestant, arrays)
 
 
+def test_triton_refuses_rows_that_are_not_contiguous(rng):
+    library = installed("triton")
+    (contestant,) = library.contestants("softmax", None, False)
+    x = library.asarray(rng.standard_normal((5, 3), np.float32))
+    with pytest.raises(peers.Unsupported, match="contiguous"):
+        contestant.call(x.mT)
+
+
 # -- packages of GPU kernels, replaced by stubs --------------------------------------------------
 
 

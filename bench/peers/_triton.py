@@ -44,6 +44,8 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     """Softmax of each row of a contiguous two-dimensional tensor."""
     require_dtype(x, "float16", "bfloat16", "float32")
     rows, cols = x.shape
+    if not x.is_contiguous():
+        raise Unsupported("takes contiguous rows")
     if cols > MAX_COLS:
         raise Unsupported(f"takes rows of up to {MAX_COLS} elements, not {cols}")
     y = torch.empty_like(x)
