@@ -75,4 +75,36 @@ __device__ __forceinline__ void st_shared(T* smem_ptr, T value) {
   *reinterpret_cast<BitsOf<T>*>(smem_ptr) = reinterpret_cast<BitsOf<T>&>(value);
 }
 
+// ld.relaxed.cta.shared, 4 or 8 bytes: may race with other relaxed accesses to the same object; orders nothing.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-ld
+template <class T>
+__device__ __forceinline__ T ld_shared_relaxed(const T* smem_ptr) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a relaxed access moves 4 or 8 bytes");
+  const unsigned int address = static_cast<unsigned int>(__cvta_generic_to_shared(smem_ptr));
+  if constexpr (sizeof(T) == 4) {
+    unsigned int bits;
+    asm volatile("ld.relaxed.cta.shared.u32 %0, [%1];" : "=r"(bits) : "r"(address) : "memory");
+    return reinterpret_cast<T&>(bits);
+  } else {
+    unsigned long long bits;
+    asm volatile("ld.relaxed.cta.shared.u64 %0, [%1];" : "=l"(bits) : "r"(address) : "memory");
+    return reinterpret_cast<T&>(bits);
+  }
+}
+
+// st.relaxed.cta.shared, 4 or 8 bytes: may race with other relaxed accesses to the same object; orders nothing.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-st
+template <class T>
+__device__ __forceinline__ void st_shared_relaxed(T* smem_ptr, T value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a relaxed access moves 4 or 8 bytes");
+  const unsigned int address = static_cast<unsigned int>(__cvta_generic_to_shared(smem_ptr));
+  if constexpr (sizeof(T) == 4) {
+    const unsigned int bits = reinterpret_cast<unsigned int&>(value);
+    asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(bits) : "memory");
+  } else {
+    const unsigned long long bits = reinterpret_cast<unsigned long long&>(value);
+    asm volatile("st.relaxed.cta.shared.u64 [%0], %1;" ::"r"(address), "l"(bits) : "memory");
+  }
+}
+
 }  // namespace ptx

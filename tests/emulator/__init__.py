@@ -2,6 +2,13 @@
 
 ``activate()`` makes NumPy arrays given to the public API run through the real kernels, compiled
 as C++, one fiber per CUDA thread. ``launch_source()`` runs a kernel from a string.
+
+With ``profile=True`` either counts ``Counters.cost``, a relative number of executed instructions:
+the bytes of CPU code of each basic block, as often as the warp runs it. Between two points where
+all lanes meet (a collective of the whole warp, a barrier of the block, the end) that is as often as
+the lane that runs it most; lanes that run it in different iterations of a loop without meeting
+count as if together. It compares inputs of one kernel under one compiler: it is no SASS, and an
+instruction that the emulator implements by a call, an exponential or a shuffle, costs that call.
 """
 
 from __future__ import annotations
@@ -47,6 +54,7 @@ class Counters:
     cluster_barriers: int = 0
     mbarrier_waits: int = 0  # by thread
     st_async_bytes: int = 0
+    cost: int = 0  # bytes of code that warps ran; only with profile=True
 
     def __add__(self, other):
         total = Counters()
@@ -319,8 +327,8 @@ class Runtime:
 
     xp = np
 
-    def __init__(self, arch="sm_90", num_sms=132, seed=None):
-        self.arch, self.num_sms = arch, num_sms
+    def __init__(self, arch="sm_90", num_sms=132, seed=None, profile=False):
+        self.arch, self.num_sms, self.profile = arch, num_sms, profile
         self._seed = 0 if seed is None else seed
         self._launches = itertools.count()
         self._previous = None
@@ -357,7 +365,10 @@ class Runtime:
     def launch(self, kernel, params, reads, writes):
         """Runs `kernel` on `params`, its parameter struct's bytes; skips None among the arrays."""
         library = build.kernel_library(
-            f"#include <{kernel.header}>\n", kernel.name, _arch_number(self.arch)
+            f"#include <{kernel.header}>\n",
+            kernel.name,
+            _arch_number(self.arch),
+            profile=self.profile,
         )
         counters = _launch(
             library,
@@ -385,11 +396,11 @@ class Runtime:
         self.counters, self.kernels = [], []
 
 
-def activate(arch="sm_90", num_sms=132, seed=None):
+def activate(arch="sm_90", num_sms=132, seed=None, profile=False):
     """Makes the public API run NumPy arrays on the emulator; also a context manager."""
     from cuattn import _jit
 
-    runtime = Runtime(arch, num_sms, seed)
+    runtime = Runtime(arch, num_sms, seed, profile)
     runtime._previous = _jit.emulator
     _jit.emulator = runtime
     return runtime
@@ -417,13 +428,16 @@ def launch_source(
     seed=0,
     compiler=None,
     include_dirs=(),
+    profile=False,
 ):
     """Runs the kernel `name` of the CUDA C text `source`; returns its `Counters`.
 
     `params` is the struct's bytes, see `pack`. Call sites in `source` are named "source:<line>".
     """
     text = f'#line 1 "source"\n{source}\n'
-    library = build.kernel_library(text, name, _arch_number(arch), compiler, tuple(include_dirs))
+    library = build.kernel_library(
+        text, name, _arch_number(arch), compiler, tuple(include_dirs), profile
+    )
     runtime = build.runtime_library(compiler)
     return _launch(
         library,

@@ -123,6 +123,21 @@ def _compile(stem, compiler, arguments, what):
     return target
 
 
+@functools.cache
+def coverage_flags(compiler):
+    """What makes a compiler call ``__sanitizer_cov_trace_pc`` at the start of every basic block."""
+    if sys.platform != "linux":
+        raise RuntimeError("profile=True works on Linux only")
+    for kinds in ("trace-pc,no-prune", "trace-pc"):  # clang leaves blocks out unless told not to
+        flags = (f"-fsanitize-coverage={kinds}", "-fno-optimize-sibling-calls")
+        probe = [*compiler, *flags, "-x", "c++", "-E", os.devnull]
+        if subprocess.run(probe, capture_output=True).returncode == 0:
+            return flags
+    raise RuntimeError(
+        f"profile=True needs a compiler with -fsanitize-coverage=trace-pc; {compiler[0]} has none"
+    )
+
+
 def _stem(kind, *parts):
     return f"{kind}_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
 
@@ -147,15 +162,16 @@ def runtime_library(compiler=None):
 
 
 @functools.cache
-def kernel_library(source, name, arch, compiler=None, include_dirs=()):
+def kernel_library(source, name, arch, compiler=None, include_dirs=(), profile=False):
     """The kernel `name` of the translation unit `source`, loaded.
 
-    The library has ``emu_params_size()`` and ``emu_call(params)``.
+    The library has ``emu_params_size()`` and ``emu_call(params)``. With `profile` it counts cost.
     """
     compiler = compiler or find_compiler()
     runtime = runtime_library(compiler)
     text = source + ENTRY.format(name=name)
     flags = [*KERNEL_FLAGS, f"-D__CUDA_ARCH__={arch}"]
+    flags += coverage_flags(compiler) if profile else ()
     digest = _sources_digest(HERE, CUDA_SRC, *include_dirs)
     stem = _stem("kernel", _identity(compiler), *FLAGS, *flags, digest, runtime.path.name, text)
     unit = cache_dir() / f"{stem}.cpp"

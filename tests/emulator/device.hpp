@@ -27,9 +27,15 @@ void global_load(const void* ptr, void* out, int size, Site site);
 void global_store(void* ptr, const void* value, int size, Site site);
 void shared_load(const void* ptr, void* out, int size, Site site);
 void shared_store(void* ptr, const void* value, int size, Site site);
+void shared_load_relaxed(const void* ptr, void* out, int size, Site site);
+void shared_store_relaxed(void* ptr, const void* value, int size, Site site);
 void* atomic_target(void* ptr, int size, Site site);  // host address of a global or shared object
 void* static_smem(const void* key, long long bytes);  // one allocation per key
 void* dynamic_smem();
+
+// Computed with subnormals kept, although kernels run with them flushed.
+float fma_rn(float a, float b, float c);
+double fma_rn(double a, double b, double c);
 
 // Barriers of the block. `op` says what the block's values are combined to.
 enum class Combine { kNone, kOr, kAnd, kCount };

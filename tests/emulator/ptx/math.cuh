@@ -14,4 +14,8 @@ inline double exp_f64(double x) {
   return ::exp(x);
 }
 
+inline float fma_rn(float a, float b, float c) { return ::emu::fma_rn(a, b, c); }
+
+inline double fma_rn(double a, double b, double c) { return ::emu::fma_rn(a, b, c); }
+
 }  // namespace ptx

@@ -9,6 +9,11 @@ constexpr void check_access_size() {
                 "one instruction moves 1, 2, 4, 8 or 16 bytes");
 }
 
+template <class T>
+constexpr void check_relaxed_size() {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a relaxed access moves 4 or 8 bytes");
+}
+
 }  // namespace emu
 
 namespace ptx {
@@ -49,6 +54,20 @@ template <class T>
 __forceinline__ void st_shared(T* smem_ptr, T value, EMU_SITE) {
   ::emu::check_access_size<T>();
   ::emu::shared_store(smem_ptr, &value, sizeof(T), site);
+}
+
+template <class T>
+__forceinline__ T ld_shared_relaxed(const T* smem_ptr, EMU_SITE) {
+  ::emu::check_relaxed_size<T>();
+  alignas(16) unsigned char bits[sizeof(T)];
+  ::emu::shared_load_relaxed(smem_ptr, bits, sizeof(T), site);
+  return reinterpret_cast<T&>(bits);
+}
+
+template <class T>
+__forceinline__ void st_shared_relaxed(T* smem_ptr, T value, EMU_SITE) {
+  ::emu::check_relaxed_size<T>();
+  ::emu::shared_store_relaxed(smem_ptr, &value, sizeof(T), site);
 }
 
 }  // namespace ptx

@@ -65,17 +65,13 @@ inline void* prepare_stack(char* top, void (*entry)()) {
   return frame;
 }
 
-// Flushes subnormal operands and results to zero, as -ftz=true does; returns what to restore.
-inline uint64_t flush_subnormals() {
+inline uint64_t float_mode() {
 #if defined(__x86_64__)
-  const unsigned int old = __builtin_ia32_stmxcsr();
-  __builtin_ia32_ldmxcsr(old | 0x8040);
-  return old;
+  return __builtin_ia32_stmxcsr();
 #else
-  uint64_t old;
-  asm volatile("mrs %0, fpcr" : "=r"(old));
-  asm volatile("msr fpcr, %0" ::"r"(old | uint64_t(1) << 24));
-  return old;
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
 #endif
 }
 
@@ -85,6 +81,26 @@ inline void restore_float_mode(uint64_t old) {
 #else
   asm volatile("msr fpcr, %0" ::"r"(old));
 #endif
+}
+
+#if defined(__x86_64__)
+constexpr uint64_t kFlushBits = 0x8040;  // operands and results
+#else
+constexpr uint64_t kFlushBits = uint64_t(1) << 24;
+#endif
+
+// Flushes subnormal operands and results to zero, as -ftz=true does; returns what to restore.
+inline uint64_t flush_subnormals() {
+  const uint64_t old = float_mode();
+  restore_float_mode(old | kFlushBits);
+  return old;
+}
+
+// The opposite; returns what to restore.
+inline uint64_t keep_subnormals() {
+  const uint64_t old = float_mode();
+  restore_float_mode(old & ~kFlushBits);
+  return old;
 }
 
 }  // namespace emu

@@ -237,7 +237,10 @@ void thread_exit(Thread& thread) {
   warp.exited |= 1u << thread.lane;
   machine.counters.exps += thread.exp_calls;
   if (++block.exited == machine.block_threads) check_block_exit(thread);
-  if (static_cast<uint32_t>(__builtin_popcount(warp.exited)) == static_cast<uint32_t>(warp.size)) flush_log(warp);
+  if (static_cast<uint32_t>(__builtin_popcount(warp.exited)) == static_cast<uint32_t>(warp.size)) {
+    flush_log(warp);
+    flush_profile(warp);
+  }
 }
 
 void fiber_main() {
@@ -385,10 +388,13 @@ int block_barrier(Combine op, int value, Site site) {
     ++block.epoch;
     ++machine.counters.barriers;
     for (int i = 0; i < machine.block_threads; ++i) {
-      block.threads[i].stamp = 0;
+      block.threads[i].stamp = block.threads[i].strong_stamp = 0;
       block.threads[i].result = static_cast<uint64_t>(block.combined);
     }
-    for (Warp& warp : block.warps) flush_log(warp);
+    for (Warp& warp : block.warps) {
+      flush_log(warp);
+      flush_profile(warp);
+    }
     wake_all(Thread::kBlockBarrier, 0, block.threads, machine.block_threads);
   }
   return static_cast<int>(thread.result);
@@ -497,6 +503,7 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
     if (mask >> lane & 1) memcpy(known_row(warp.threads[lane]) + begin, joined.data(), count * sizeof(uint32_t));
   }
   if (mask == everyone) flush_log(warp);
+  if ((mask | warp.exited) == everyone) flush_profile(warp);
 }
 
 void complete_collective(Warp& warp, const Thread& last) {
@@ -614,10 +621,12 @@ extern "C" __attribute__((visibility("default"))) int emu_launch(const emu::Laun
   const uint64_t float_mode = emu::flush_subnormals();
   {
     emu::SegmentationGuard guard;
+    emu::begin_profile();
     for (size_t i = 0; i < order.size() && !machine.failed; ++i) {
       emu::run_cluster(static_cast<uint64_t>(order[i]) * launch->cluster);
     }
   }
+  emu::end_profile();
   emu::restore_float_mode(float_mode);
   *launch->counters = machine.counters;
   return machine.failed ? 1 : 0;

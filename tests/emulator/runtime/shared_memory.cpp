@@ -1,4 +1,5 @@
-// Shared memory: allocation, bounds, poison and races. Each byte knows its last writer and up to two readers.
+// Shared memory: allocation, bounds, poison and races. Each byte knows its last writer and up to two readers, and as
+// many strong accesses, which is PTX's word for atomics and relaxed loads and stores.
 #include "state.hpp"
 
 namespace emu {
@@ -25,11 +26,16 @@ bool in_an_array(uint32_t offset, int size) {
   return false;
 }
 
-// Two atomics never race with each other.
-bool conflicts(const Thread& thread, uint32_t stamp, bool atomic) {
+// What a plain access is to, where a strong one has strong_object().
+constexpr int kPlainAccess = -1;
+
+int strong_object(uint32_t offset, int size) { return static_cast<int>(offset) * 32 + size; }
+
+// Strong accesses to exactly the same bytes never race with each other.
+bool conflicts(const Thread& thread, uint32_t stamp, int object) {
   if (stamp == 0 || stamp == thread.stamp) return false;
   const Stamp& earlier = machine.stamps[stamp];
-  if (atomic && earlier.kind == Stamp::kAtomic) return false;
+  if (earlier.kind == Stamp::kStrong && earlier.object == object) return false;
   return !ordered(thread, earlier);
 }
 
@@ -54,33 +60,85 @@ void check_async(Thread& thread, const Stamp& stamp, uint32_t offset, const char
         verb, offset);
 }
 
-void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, bool atomic, const char* verb, Site site) {
+void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, int object, const char* verb, Site site) {
   const Stamp& stamp = machine.stamps[writer];
   if (stamp.kind == Stamp::kMBarrier)
     fault(thread, site, "%s shared byte %u, which is part of an mbarrier", verb, offset);
   if (stamp.kind == Stamp::kAsync) return check_async(thread, stamp, offset, verb, site);
-  if (conflicts(thread, writer, atomic)) fault_race(thread, site, verb, offset, writer, "wrote");
+  if (conflicts(thread, writer, object)) fault_race(thread, site, verb, offset, writer, "wrote");
 }
 
-// Keeps readers of two warps: whoever writes next is of another warp than at least one of them.
-void add_reader(const Thread& thread, ShadowByte& byte, uint32_t stamp) {
-  if (byte.reader[0] == stamp) return;
-  const Stamp& first = machine.stamps[byte.reader[0]];
-  const bool replace = byte.reader[0] == 0 ||
-                       (first.thread / 32 == thread.index / 32 && first.rank == thread.block->rank) ||
+// Keeps stamps of two warps: whoever conflicts with all of them later is of another warp than at least one.
+void keep(const Thread& thread, uint32_t (&kept)[2], uint32_t stamp) {
+  if (kept[0] == stamp) return;
+  const Stamp& first = machine.stamps[kept[0]];
+  const bool replace = kept[0] == 0 || (first.thread / 32 == thread.index / 32 && first.rank == thread.block->rank) ||
                        ordered(thread, first);
-  byte.reader[replace ? 0 : 1] = stamp;
+  kept[replace ? 0 : 1] = stamp;
 }
 
-void check_write(Thread& thread, Block& target, uint32_t offset, int size, bool atomic, Site site) {
+void check_none_conflicts(Thread& thread, const uint32_t (&stamps)[2], uint32_t offset, int object, const char* verb,
+                          const char* other_verb, Site site) {
+  for (const uint32_t stamp : stamps) {
+    if (conflicts(thread, stamp, object)) fault_race(thread, site, verb, offset, stamp, other_verb);
+  }
+}
+
+void check_read(Thread& thread, const Block& block, uint32_t offset, int size, int object, Site site) {
+  uint32_t checked = object == kPlainAccess ? thread.stamp : 0;
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    const ShadowByte& byte = block.shadow[b];
+    if (byte.writer == 0) fault(thread, site, "reads shared byte %u, which was never written", b);
+    if (byte.writer != checked) check_against_writer(thread, byte.writer, b, object, "reads", site);
+    checked = byte.writer;
+    if (byte.strong == 0) continue;
+    const StrongAccesses& strong = block.strong[byte.strong];
+    check_none_conflicts(thread, strong.writer, b, object, "reads", "writes relaxed or atomically", site);
+  }
+}
+
+void check_write(Thread& thread, const Block& target, uint32_t offset, int size, int object, Site site) {
   for (uint32_t b = offset; b < offset + size; ++b) {
     const ShadowByte& byte = target.shadow[b];
     if (byte.writer != 0 && byte.writer != thread.stamp) {
-      check_against_writer(thread, byte.writer, b, atomic, "writes", site);
+      check_against_writer(thread, byte.writer, b, object, "writes", site);
     }
-    for (const uint32_t reader : byte.reader) {
-      if (conflicts(thread, reader, atomic)) fault_race(thread, site, "writes", b, reader, "reads");
+    check_none_conflicts(thread, byte.reader, b, object, "writes", "reads", site);
+    if (byte.strong == 0) continue;
+    const StrongAccesses& strong = target.strong[byte.strong];
+    check_none_conflicts(thread, strong.writer, b, object, "writes", "writes relaxed or atomically", site);
+    check_none_conflicts(thread, strong.reader, b, object, "writes", "reads relaxed", site);
+  }
+}
+
+// A plain write, checked before: whatever else comes to these bytes is ordered after it, or an error.
+void begin_anew(Block& target, uint32_t offset, int size, uint32_t writer) {
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    ShadowByte& byte = target.shadow[b];
+    if (byte.strong != 0) target.strong[byte.strong] = {};
+    byte = {writer, {0, 0}, byte.strong};
+  }
+}
+
+enum class Strong { kRead, kWrite };
+
+void record_strong(Thread& thread, uint32_t offset, int size, Strong what) {
+  Block& block = *thread.block;
+  const int object = strong_object(offset, size);
+  if (thread.strong_stamp == 0 || machine.stamps[thread.strong_stamp].object != object) {
+    thread.strong_stamp = static_cast<uint32_t>(machine.stamps.size());
+    machine.stamps.push_back(make_stamp(thread, Stamp::kStrong));
+    machine.stamps.back().object = object;
+  }
+  for (uint32_t b = offset; b < offset + size; ++b) {
+    ShadowByte& byte = block.shadow[b];
+    if (byte.strong == 0) {
+      byte.strong = static_cast<uint32_t>(block.strong.size());
+      block.strong.emplace_back();
     }
+    StrongAccesses& strong = block.strong[byte.strong];
+    keep(thread, what == Strong::kWrite ? strong.writer : strong.reader, thread.strong_stamp);
+    if (what == Strong::kWrite && byte.writer == 0) byte.writer = thread.strong_stamp;
   }
 }
 
@@ -96,6 +154,7 @@ void begin_shared_memory() {
     }
     if (machine.smem_arrays.empty()) machine.smem_top = round_up(machine.launch.dynamic_smem + kRedZone);
     poison(block, 0, machine.smem_top);
+    block.strong.assign(1, {});
   }
 }
 
@@ -148,19 +207,8 @@ void shared_load(const void* ptr, void* out, int size, Site site) {
   Thread& thread = running();
   Block& block = *thread.block;
   const uint32_t offset = smem_offset(thread, ptr, size, site), me = stamp_of(thread);
-  uint32_t checked = me;
-  for (uint32_t b = offset; b < offset + size; ++b) {
-    ShadowByte& byte = block.shadow[b];
-    if (byte.writer == 0) fault(thread, site, "reads shared byte %u, which was never written", b);
-    if (byte.writer != checked) check_against_writer(thread, byte.writer, b, false, "reads", site);
-    checked = byte.writer;
-    for (const uint32_t reader : byte.reader) {  // an atomic is kept as a reader too
-      if (machine.stamps[reader].kind == Stamp::kAtomic && conflicts(thread, reader, false)) {
-        fault_race(thread, site, "reads", b, reader, "updates atomically");
-      }
-    }
-    add_reader(thread, byte, me);
-  }
+  check_read(thread, block, offset, size, kPlainAccess, site);
+  for (uint32_t b = offset; b < offset + size; ++b) keep(thread, block.shadow[b].reader, me);
   memcpy(out, ptr, size);
   log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
 }
@@ -169,8 +217,26 @@ void shared_store(void* ptr, const void* value, int size, Site site) {
   Thread& thread = running();
   Block& block = *thread.block;
   const uint32_t offset = smem_offset(thread, ptr, size, site), me = stamp_of(thread);
-  check_write(thread, block, offset, size, false, site);
-  for (uint32_t b = offset; b < offset + size; ++b) block.shadow[b] = {me, {0, 0}};
+  check_write(thread, block, offset, size, kPlainAccess, site);
+  begin_anew(block, offset, size, me);
+  memcpy(ptr, value, size);
+  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+}
+
+void shared_load_relaxed(const void* ptr, void* out, int size, Site site) {
+  Thread& thread = running();
+  const uint32_t offset = smem_offset(thread, ptr, size, site);
+  check_read(thread, *thread.block, offset, size, strong_object(offset, size), site);
+  record_strong(thread, offset, size, Strong::kRead);
+  memcpy(out, ptr, size);
+  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+}
+
+void shared_store_relaxed(void* ptr, const void* value, int size, Site site) {
+  Thread& thread = running();
+  const uint32_t offset = smem_offset(thread, ptr, size, site);
+  check_write(thread, *thread.block, offset, size, strong_object(offset, size), site);
+  record_strong(thread, offset, size, Strong::kWrite);
   memcpy(ptr, value, size);
   log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
 }
@@ -179,25 +245,23 @@ void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site) {
   const int64_t distance = static_cast<uint8_t*>(ptr) - thread.block->arena_start;
   if (distance < 0 || distance >= kArenaBytes) return nullptr;
   const uint32_t offset = smem_offset(thread, ptr, size, site);
-  const uint32_t me = static_cast<uint32_t>(machine.stamps.size());
-  machine.stamps.push_back(make_stamp(thread, Stamp::kAtomic));
-  check_write(thread, *thread.block, offset, size, true, site);
+  const Block& block = *thread.block;
   for (uint32_t b = offset; b < offset + size; ++b) {
-    ShadowByte& byte = thread.block->shadow[b];
-    if (byte.writer == 0) fault(thread, site, "atomic update of shared byte %u, which was never written", b);
-    byte.writer = me;
-    add_reader(thread, byte, me);
+    if (block.shadow[b].writer == 0) {
+      fault(thread, site, "atomic update of shared byte %u, which was never written", b);
+    }
   }
+  check_write(thread, block, offset, size, strong_object(offset, size), site);
+  record_strong(thread, offset, size, Strong::kWrite);
   return ptr;
 }
 
 // Makes `stamp` the writer of these bytes of `target`, checking that nobody else uses them.
 void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp& stamp, Site site) {
   stamp_of(thread);
-  check_write(thread, target, offset, size, false, site);
-  const uint32_t number = static_cast<uint32_t>(machine.stamps.size());
+  check_write(thread, target, offset, size, kPlainAccess, site);
+  begin_anew(target, offset, size, static_cast<uint32_t>(machine.stamps.size()));
   machine.stamps.push_back(stamp);
-  for (uint32_t b = offset; b < offset + size; ++b) target.shadow[b] = {number, {0, 0}};
 }
 
 }  // namespace emu

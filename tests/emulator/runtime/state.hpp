@@ -19,6 +19,7 @@ struct Counters {
   uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes a lane
   uint64_t shared_wavefronts, shared_wavefronts_ideal;
   uint64_t exps, barriers, warp_collectives, cluster_barriers, mbarrier_waits, st_async_bytes;
+  uint64_t cost;
 };
 
 enum Access : uint8_t { kRead = 1, kWrite = 2 };
@@ -50,20 +51,26 @@ struct Launch {
 
 // When a thread accessed memory. Stamps of a cluster are numbered; 0 is "never".
 struct Stamp {
-  enum Kind : uint8_t { kPlain, kAtomic, kAsync, kMBarrier };
+  enum Kind : uint8_t { kPlain, kStrong, kAsync, kMBarrier };
   Kind kind;
   uint8_t rank;            // of the thread's block in the cluster
   uint16_t thread;         // in its block
   uint32_t epoch;          // block barriers completed
   uint32_t clock;          // the thread's own clock
   uint32_t cluster_count;  // cluster_arrives of the thread
-  int object;              // kAsync: the phase that delivers the bytes; kMBarrier: the mbarrier
+  int object;  // kStrong: what was accessed; kAsync: the phase that delivers the bytes; kMBarrier: the mbarrier
 };
 
 // What is known of one byte of shared memory.
 struct ShadowByte {
-  uint32_t writer;
-  uint32_t reader[2];  // of two different warps
+  uint32_t writer;     // the last plain one; where there was none, a strong one
+  uint32_t reader[2];  // plain ones, of two different warps
+  uint32_t strong;     // number of its StrongAccesses in the block; 0: none
+};
+
+// The atomics and relaxed accesses to a byte since the last plain write, of two different warps each.
+struct StrongAccesses {
+  uint32_t writer[2], reader[2];
 };
 
 // The bytes st_async sends to one phase of an mbarrier.
@@ -111,8 +118,9 @@ struct Thread : ThreadHead {
   Wait wait;
   Site site;  // where it waits
   uint32_t clock, cluster_arrives, cluster_waits;
-  uint32_t stamp;     // number of its current stamp; 0: none yet since the last synchronisation
-  int checked_async;  // last AsyncPhase whose bytes it may read
+  uint32_t stamp;         // number of its current stamp; 0: none yet since the last synchronisation
+  uint32_t strong_stamp;  // the same for its last strong access
+  int checked_async;      // last AsyncPhase whose bytes it may read
   // Operands and result of a warp collective.
   Collective what;
   uint32_t mask;
@@ -142,6 +150,9 @@ struct Warp {
   int size;
   uint32_t exited;  // lanes
   std::vector<AccessSite> sites;
+  // Since all lanes last met, with a profiled kernel only: how often each lane ran each basic block, and the
+  // blocks that any lane ran.
+  std::vector<uint32_t> block_counts, blocks_run;
 };
 
 struct NamedBarrier {
@@ -167,6 +178,7 @@ struct Block {
   bool crosses_warps;
   std::vector<uint8_t> arena;  // dynamic shared memory, then the static arrays
   std::vector<ShadowByte> shadow;
+  std::vector<StrongAccesses> strong;
   uint8_t* arena_start;
 };
 
@@ -226,7 +238,7 @@ void wake_all(Thread::Wait what, int object, Thread* first, int count);  // thos
 bool ordered(const Thread& thread, const Stamp& earlier);  // does `thread` come after `earlier`?
 uint32_t stamp_of(Thread& thread);                         // number of its current stamp
 Stamp make_stamp(const Thread& thread, Stamp::Kind kind);
-inline void advance(Thread& thread) { ++thread.clock, thread.stamp = 0; }
+inline void advance(Thread& thread) { ++thread.clock, thread.stamp = thread.strong_stamp = 0; }
 inline uint32_t* known_row(const Thread& thread) {
   return thread.block->known.data() + static_cast<size_t>(thread.index) * machine.block_threads;
 }
@@ -237,6 +249,9 @@ void acquire_from(const std::vector<uint32_t>& row, Thread& thread);
 
 void log_access(Thread& thread, AccessSite::Kind kind, const void* caller, uint64_t address, int size);
 void flush_log(Warp& warp);
+void begin_profile();
+void end_profile();
+void flush_profile(Warp& warp);  // where all lanes of a warp meet
 
 // -- parts --------------------------------------------------------------------------------------------
 
