@@ -1,9 +1,15 @@
-"""NumPy-style softmax for CuPy arrays; the same calls run on NumPy arrays in float64."""
+"""NumPy-style softmax and top-k for CuPy arrays; the same calls run on NumPy arrays in float64."""
 
 from __future__ import annotations
 
-from cuattn.logsumexp import logsumexp, merge, softmax_state
-from cuattn.reference import SoftmaxState
+from cuattn.logsumexp import logsumexp
+from cuattn.reference import (
+    SoftmaxState,
+    SoftmaxTopK,
+    SoftmaxTopKLse,
+    SoftmaxTopKState,
+    TopK,
+)
 from cuattn.softmax import (
     log_softmax,
     log_softmax_backward,
@@ -11,11 +17,17 @@ from cuattn.softmax import (
     softmax,
     softmax_backward,
 )
+from cuattn.state import merge, softmax_state, softmax_topk_state
+from cuattn.topk import softmax_topk, top_k
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SoftmaxState",
+    "SoftmaxTopK",
+    "SoftmaxTopKLse",
+    "SoftmaxTopKState",
+    "TopK",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
@@ -24,4 +36,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "softmax_state",
+    "softmax_topk",
+    "softmax_topk_state",
+    "top_k",
 ]

@@ -22,6 +22,7 @@ import numpy as np
 import cuattn
 from cuattn import reference
 
+BEST = 5  # words that are shown
 NUM_CHUNKS = 4  # the vocabulary in as many parts, for the mergeable state
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 MARK = {True: "ok", False: "WRONG"}
@@ -45,7 +46,7 @@ class Case(NamedTuple):
     operation: str
     data: np.ndarray
     call: Callable[[], Any]
-    expected: np.ndarray
+    expected: Any
 
 
 def find_device() -> Device:
@@ -86,6 +87,19 @@ def segment_case(scores: np.ndarray, tokens: np.ndarray, device: Device) -> Case
     return Case("segment_softmax", x, call, reference.segment_softmax(x, cu_seqlens))
 
 
+def topk_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
+    """The best words of the vocabulary, at once and merged from those of its parts."""
+    x, parts, start = device.xp.asarray(logits), [], 0
+    for part in device.xp.array_split(x, NUM_CHUNKS, axis=-1):
+        parts.append(cuattn.softmax_topk_state(part, BEST, index_offset=start))
+        start += part.shape[-1]
+    for name in ("top_k", "softmax_topk", "softmax_topk_state"):
+        call = functools.partial(getattr(cuattn, name), x, BEST)
+        yield Case(name, logits, call, getattr(reference, name)(logits, BEST))
+    merged = functools.partial(functools.reduce, cuattn.merge, parts)
+    yield Case("merge", logits, merged, reference.softmax_topk_state(logits, BEST))
+
+
 def state_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
     """The state of the whole vocabulary, and those of its parts merged: the same log-sum-exp."""
     x, expected = device.xp.asarray(logits), reference.logsumexp(logits, axis=-1)
@@ -103,6 +117,7 @@ def all_cases(sample: dict[str, np.ndarray], scores: np.ndarray, device: Device)
     yield from row_cases(scores, device)
     yield segment_case(scores, sample["tokens"], device)
     yield from state_cases(sample["logits"], device)
+    yield from topk_cases(sample["logits"], device)
 
 
 def compare(got: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
@@ -113,11 +128,23 @@ def compare(got: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     return {"max_error": max_error, "bound": bound, "ok": max_error <= bound}
 
 
+def logarithms(best: Any) -> Any:
+    """Values of a selection; of a state the logarithms of its probabilities."""
+    if isinstance(best, cuattn.SoftmaxTopKState):
+        return best.values - best.lse[..., None]
+    return best.values
+
+
 def run_case(case: Case, device: Device, repeat: int) -> dict[str, Any]:
     """Check, then time: the first call compiles and is not counted."""
-    got = case.call()
+    got: Any = case.call()
+    expected, same = case.expected, True
     if isinstance(got, cuattn.SoftmaxState):
-        got = device.xp.add(got.m, device.xp.log(got.l))
+        got = got.lse
+    elif hasattr(got, "indices"):
+        same = np.array_equal(device.to_host(got.indices), expected.indices)
+        got, expected = logarithms(got), logarithms(expected)
+    checked = compare(device.to_host(got), expected)
 
     def call_and_wait() -> None:
         case.call()
@@ -129,19 +156,19 @@ def run_case(case: Case, device: Device, repeat: int) -> dict[str, Any]:
         "shape": list(case.data.shape),
         "dtype": case.data.dtype.name,
         "device": device.name,
-        **compare(device.to_host(got), case.expected),
+        **(checked | {"ok": checked["ok"] and same}),
         "microseconds": 1e6 * statistics.median(seconds),
     }
 
 
 def predict(sample: dict[str, np.ndarray], device: Device) -> tuple[list[Any], dict[str, Any]]:
     """The five most probable words of each kept token beside the stored ones."""
-    logits = device.xp.asarray(sample["logits"])
-    p = device.to_host(cuattn.softmax(logits, dtype=np.float32))  # as float16 many would tie
-    best, stored = np.argsort(-p, axis=-1, kind="stable")[:, :5], sample["top5_indices"]
-    words = np.full(p.shape[-1], "?", dtype=object)
+    logits = device.xp.asarray(sample["logits"].astype(np.float32))  # as float16 many would tie
+    found = cuattn.softmax_topk(logits, BEST)
+    got, best = device.to_host(found.values), device.to_host(found.indices)
+    stored = sample["top5_indices"]
+    words = np.full(logits.shape[-1], "?", dtype=object)
     words[stored] = sample["top5_words"]
-    got = np.take_along_axis(p, best, axis=-1)
     tables = words[best], got, sample["top5_words"], sample["top5_probs"]
     top5 = []
     for token, *row in zip(sample["tokens"][sample["logit_rows"]], *tables, strict=True):

@@ -38,6 +38,26 @@ class Results(NamedTuple):
     stat_shape: tuple[int, ...]
 
 
+class TopKRequest(NamedTuple):
+    """One call of a selection without its data; `axis` is not negative."""
+
+    result: str  # "top_k", or a key of _plan_topk.OUTPUTS: what softmax_topk returns, "state"
+    axis: int
+    k: int
+    x: Meta
+    where: Meta | None = None
+    scale: Meta | None = None
+
+
+class TopKResults(NamedTuple):
+    """Dtypes and shapes of a selection: values and indices, and one number a row."""
+
+    dtype: np.dtype
+    acc: np.dtype
+    shape: tuple[int, ...]
+    stat_shape: tuple[int, ...]
+
+
 def meta(array: Any) -> Any:
     """Meta of an array, None of None."""
     return None if array is None else Meta(array.shape, array.strides, array.dtype)
@@ -91,6 +111,24 @@ def mask(where: Any, first: tuple[str, Any]) -> Any:
     return enter("where", where, first)
 
 
+def rows(x: Any, axis: Any, scale: Any = None, where: Any = None) -> tuple[Any, int, Any, Any]:
+    """x, one axis of it, scale and where; axis None is that of all elements, in C order."""
+    axis = None if axis is None else _check.one_axis(axis, x.ndim)
+    if axis is not None and x.ndim:
+        return x, axis, scale, where
+    if where is not None and x.ndim:
+        _check.broadcastable("where", where.shape, x.shape, "the shape of x")
+        runtime = _jit.runtime_of(x)
+        where = (np if runtime is None else runtime.xp).broadcast_to(where, x.shape)
+    one = scale is not None and scale.size == 1 and scale.ndim <= x.ndim
+    return (
+        x.reshape(-1),
+        0,
+        scale.reshape(1) if one else scale,
+        where if where is None else where.reshape(-1),
+    )
+
+
 @lru_cache(maxsize=4096)
 def results(request: Request) -> Results:
     """Check metas and options, and say what comes out."""
@@ -117,6 +155,27 @@ def results(request: Request) -> Results:
     if not request.keepdims:
         stat_shape = tuple(size for d, size in enumerate(row_shape) if d not in request.axes)
     return Results(dtype, acc, dtype if request.result == "lse" else acc, row_shape, stat_shape)
+
+
+@lru_cache(maxsize=4096)
+def topk_results(request: TopKRequest) -> TopKResults:
+    """Check metas and options, and say what comes out."""
+    x, axis = request.x, request.axis
+    if request.result == "top_k":
+        _check.floating_or_integer("x", x.dtype)
+    else:
+        _check.floating("x", x.dtype)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    if request.scale is not None:
+        target = (*before, 1, *after)
+        _check.broadcastable("scale", request.scale.shape, target, "one value a row")
+    if request.where is not None:
+        _check.where_dtype(request.where.dtype)
+        _check.broadcastable("where", request.where.shape, x.shape, "the shape of x")
+    acc = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
+    if request.result == "state":  # where the selected elements lie on the last axis
+        return TopKResults(acc, acc, (*before, *after, request.k), before + after)
+    return TopKResults(x.dtype, acc, (*before, request.k, *after), before + after)
 
 
 def check_out(

@@ -42,22 +42,12 @@ def other_device(name: str, device: int, other: str, other_device: int) -> Value
 
 def floating_or_integer(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is a real number's."""
-    if dtype.name not in FLOATS and dtype.name not in INTEGERS:
-        raise TypeError(
-            f"{name} must be {', '.join(FLOATS)} or an integer dtype, but its dtype is {dtype}"
-            f"; cast it with {name}.astype(...)"
-        )
-    _native(name, dtype)
+    _dtype(name, dtype, FLOATS + INTEGERS, f"{', '.join(FLOATS)} or an integer dtype")
 
 
 def floating(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is one of FLOATS."""
-    if dtype.name not in FLOATS:
-        raise TypeError(
-            f"{name} must be one of {', '.join(FLOATS)}, but its dtype is {dtype}; "
-            f"cast it with {name}.astype(...)"
-        )
-    _native(name, dtype)
+    _dtype(name, dtype, FLOATS, f"one of {', '.join(FLOATS)}")
 
 
 def real(name: str, dtype: np.dtype) -> None:
@@ -121,6 +111,35 @@ def axes(axis: Any, ndim: int) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"axis must name each dimension once, but it is {axis!r}")
     return tuple(sorted(numbers))
+
+
+def one_axis(axis: Any, ndim: int) -> int:
+    """One non-negative axis."""
+    if isinstance(axis, tuple):
+        raise TypeError(f"axis must be an int or None, but it is {axis!r}")
+    return (*axes(axis, ndim), 0)[0]
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer of any kind but bool."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer, but it is {_kind(value)}")
+    return operator.index(value)
+
+
+def count(name: str, value: Any, most: int | None = None) -> int:
+    """An integer from 0 to `most`."""
+    number = integer(name, value)
+    if number < 0 or (most is not None and number > most):
+        upper = "" if most is None else f" and at most {most}, the length of the axis"
+        raise ValueError(f"{name} must be at least 0{upper}, but it is {number}")
+    return number
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError unless the option is one of its words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but it is {value!r}")
 
 
 def misaligned(name: str, array: Any) -> ValueError:
@@ -263,7 +282,11 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tup
     return low, high + itemsize
 
 
-def _native(name: str, dtype: np.dtype) -> None:
+def _dtype(name: str, dtype: np.dtype, known: tuple[str, ...], what: str) -> None:
+    if dtype.name not in known:
+        raise TypeError(
+            f"{name} must be {what}, but its dtype is {dtype}; cast it with {name}.astype(...)"
+        )
     if not dtype.isnative:
         raise TypeError(f"{name} must be in native byte order, but its dtype is {dtype!r}; cast it")
 

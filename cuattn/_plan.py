@@ -134,7 +134,7 @@ def _plan_resident(
     name = f"softmax_rows<{problem.op}, {threads}, {rows_per_block}, {fragments}, {cluster}>"
     grid = ceil_div(problem.layout.rows, rows_per_block) * cluster
     kernel = Kernel("softmax_rows.cuh", name, grid, threads * rows_per_block, cluster)
-    return SoftmaxPlan((kernel,), 0, _geometry(problem))
+    return SoftmaxPlan((kernel,), 0, geometry(problem.layout))
 
 
 def _warp_fragments(problem: SoftmaxProblem) -> int:
@@ -215,7 +215,9 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         return Kernel("softmax_strided.cuh", name, groups * splits, threads)
 
     if splits == 1 and not problem.reduces:
-        return SoftmaxPlan((kernel("kFused"),), 0, _geometry(problem, 1, slice_))
+        return SoftmaxPlan(
+            (kernel("kFused"),), 0, geometry(problem.layout, 1, slice_, problem.segments)
+        )
     return _in_two_passes(problem, kernel, splits, slice_)
 
 
@@ -241,24 +243,23 @@ def _in_two_passes(
     problem: SoftmaxProblem, kernel: Callable[[str], Kernel], splits: int, slice_: int
 ) -> SoftmaxPlan:
     workspace = problem.layout.rows * splits * problem.state_bytes
-    geometry = _geometry(problem, splits, slice_)
+    fixed = geometry(problem.layout, splits, slice_, problem.segments)
     if not problem.reduces:
-        return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, geometry)
+        return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, fixed)
     if splits == 1:
-        return SoftmaxPlan((kernel("kReduce"),), 0, geometry)
+        return SoftmaxPlan((kernel("kReduce"),), 0, fixed)
     merge = Kernel(
         "softmax_merge.cuh",
         f"softmax_merge<{problem.op}, {MERGE_ROWS}>",
         ceil_div(problem.layout.rows, MERGE_ROWS),
         32 * MERGE_ROWS,
     )
-    return SoftmaxPlan((kernel("kReduce"), merge), workspace, geometry)
+    return SoftmaxPlan((kernel("kReduce"), merge), workspace, fixed)
 
 
-def _geometry(problem: SoftmaxProblem, splits: int = 1, slice_: int = 0) -> bytes:
+def geometry(layout: Layout, splits: int = 1, slice_: int = 0, segments: int = 0) -> bytes:
     """SoftmaxParams from `rows` on."""
-    layout = problem.layout
-    width = layout.rows // max(1, problem.segments)
+    width = layout.rows // max(1, segments)
     values = [layout.rows, layout.cols, splits, slice_, width, *layout.row_size, *layout.col_size]
     values += itertools.chain(*layout.row_stride, *layout.col_stride)
     return struct.pack(f"{len(values)}q", *values)

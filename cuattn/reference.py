@@ -10,24 +10,13 @@ Notation of Milakov & Gimelshein, "Online normalizer calculation for softmax" (a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = [
-    "SoftmaxState",
-    "log_softmax",
-    "log_softmax_backward",
-    "logsumexp",
-    "merge",
-    "segment_softmax",
-    "softmax",
-    "softmax_backward",
-    "softmax_state",
-]
-
 Axis = int | tuple[int, ...] | None
+Option = ArrayLike | None
 _quiet = np.errstate(all="ignore")
 
 
@@ -47,13 +36,52 @@ class SoftmaxState(NamedTuple):
             return np.add(self.m, np.log(self.l))
 
 
+class TopK(NamedTuple):
+    """The k best elements of each row, best first, and their indices."""
+
+    values: Any
+    indices: Any
+
+
+class SoftmaxTopK(NamedTuple):
+    """Probabilities, their logarithms or the logits of the k best elements, and their indices."""
+
+    values: Any
+    indices: Any
+
+
+class SoftmaxTopKLse(NamedTuple):
+    """A `SoftmaxTopK` with the natural log-sum-exp of the whole row."""
+
+    values: Any
+    indices: Any
+    lse: Any
+
+
+class SoftmaxTopKState(NamedTuple):
+    """A `SoftmaxState` and, on the last axis, the k best scores; what a row lacks is (-inf, -1)."""
+
+    m: Any
+    l: Any  # noqa: E741 - the name in the papers
+    values: Any
+    indices: Any
+
+    @property
+    def lse(self) -> Any:
+        """Natural log-sum-exp of the row."""
+        return SoftmaxState(self.m, self.l).lse
+
+
+State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
+
+
 def _wide(x: ArrayLike) -> np.ndarray:
     """`x` in float64, or in its own type where that is wider."""
     x = np.asarray(x)
     return x.astype(np.result_type(x.dtype, np.float64))
 
 
-def _scores(x: ArrayLike, scale: ArrayLike | None, where: ArrayLike | None) -> np.ndarray:
+def _scores(x: ArrayLike, scale: Option, where: Option) -> np.ndarray:
     """The scaled scores; an element that does not take part is -inf, whatever it holds."""
     s = _wide(x) if scale is None else _wide(x) * _wide(scale)
     return s if where is None else np.where(where, s, -np.inf)
@@ -83,8 +111,8 @@ def softmax(
     /,
     axis: Axis = -1,
     *,
-    scale: ArrayLike | None = None,
-    where: ArrayLike | None = None,
+    scale: Option = None,
+    where: Option = None,
     dtype: DTypeLike | None = None,
     out: Any = None,
     return_lse: bool = False,
@@ -111,8 +139,8 @@ def log_softmax(
     /,
     axis: Axis = -1,
     *,
-    scale: ArrayLike | None = None,
-    where: ArrayLike | None = None,
+    scale: Option = None,
+    where: Option = None,
     dtype: DTypeLike | None = None,
     out: Any = None,
 ) -> Any:
@@ -129,8 +157,8 @@ def logsumexp(
     /,
     axis: Axis = None,
     *,
-    b: ArrayLike | None = None,
-    where: ArrayLike | None = None,
+    b: Option = None,
+    where: Option = None,
     keepdims: bool = False,
     dtype: DTypeLike | None = None,
     out: Any = None,
@@ -147,13 +175,7 @@ def logsumexp(
 
 @_quiet
 def softmax_backward(
-    grad: ArrayLike,
-    y: ArrayLike,
-    /,
-    axis: Axis = -1,
-    *,
-    scale: ArrayLike | None = None,
-    out: Any = None,
+    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
 ) -> Any:
     """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x)."""
     grad, y = _wide(grad), _wide(y)
@@ -163,13 +185,7 @@ def softmax_backward(
 
 @_quiet
 def log_softmax_backward(
-    grad: ArrayLike,
-    y: ArrayLike,
-    /,
-    axis: Axis = -1,
-    *,
-    scale: ArrayLike | None = None,
-    out: Any = None,
+    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
 ) -> Any:
     """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``."""
     grad, y = _wide(grad), _wide(y)
@@ -179,7 +195,7 @@ def log_softmax_backward(
 
 @_quiet
 def segment_softmax(
-    x: ArrayLike, cu_seqlens: ArrayLike, /, *, scale: ArrayLike | None = None, out: Any = None
+    x: ArrayLike, cu_seqlens: ArrayLike, /, *, scale: Option = None, out: Any = None
 ) -> Any:
     """`softmax` over axis 0 of each segment ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``.
 
@@ -194,9 +210,7 @@ def segment_softmax(
 
 
 @_quiet
-def softmax_state(
-    x: ArrayLike, /, axis: Axis = -1, *, scale: ArrayLike | None = None
-) -> SoftmaxState:
+def softmax_state(x: ArrayLike, /, axis: Axis = -1, *, scale: Option = None) -> SoftmaxState:
     """The state of each row, without the reduced axes (paper, Algorithm 3, lines 1-6)."""
     s = _scores(x, scale, None)
     m = _max(s, axis)
@@ -205,8 +219,77 @@ def softmax_state(
 
 
 @_quiet
-def merge(a: SoftmaxState, b: SoftmaxState, /) -> SoftmaxState:
+def merge(a: State, b: State, /) -> State:
     """The state of two parts of a row (paper, eq. 4): a commutative monoid up to rounding."""
     m = np.maximum(a.m, b.m)
     l = sum(_wide(part.l) * np.exp(_wide(part.m) - _shift(m)) for part in (a, b))  # noqa: E741
-    return SoftmaxState(_wide(m), _result(l))
+    if isinstance(a, SoftmaxState):
+        return SoftmaxState(_wide(m), _result(l))
+    values, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
+    order = np.lexsort((indices, -_wide(values), indices == -1))  # the last key counts most
+    best = order[..., : a.indices.shape[-1]]
+    values, indices = (np.take_along_axis(both, best, -1) for both in (_wide(values), indices))
+    return SoftmaxTopKState(_wide(m), _result(l), values, indices)
+
+
+@_quiet
+def top_k(
+    x: ArrayLike, k: int, /, *, axis: int | None = -1, mode: str = "largest", sorted: bool = True
+) -> TopK:
+    """The k best of each row, best first: ties in order of index, NaN after every number."""
+    x = np.atleast_1d(np.asarray(x))
+    integer = x.dtype.kind in "iu"
+    key = x if integer else _wide(x)
+    if mode == "largest":
+        key = ~key if integer else -key  # ~ turns the order round as - does, without overflow
+    indices = np.argsort(key, axis, kind="stable").take(np.arange(k), axis)
+    return TopK(np.take_along_axis(x, indices, axis), indices)
+
+
+def _logits(x: np.ndarray, scale: Option, where: Option) -> np.ndarray:
+    """The scores, rounded to what a kernel computes in: float32, or float64 for float64."""
+    acc = np.dtype(np.float32) if x.itemsize <= 4 else x.dtype
+    t = x.astype(acc) * np.asarray(1 if scale is None else scale, acc)
+    return _wide(t if where is None else np.where(where, t, -np.inf))
+
+
+@_quiet
+def softmax_topk(
+    x: ArrayLike,
+    k: int,
+    /,
+    *,
+    axis: int | None = -1,
+    scale: Option = None,
+    where: Option = None,
+    renormalize: bool = False,
+    output: str = "prob",
+    return_lse: bool = False,
+) -> SoftmaxTopK | SoftmaxTopKLse:
+    """`softmax` or `log_softmax` at the `top_k` of the logits; `renormalize`: of these k only."""
+    x = np.atleast_1d(np.asarray(x))
+    part = np.broadcast_to(True if where is None else where, x.shape)
+    s, t = _scores(x, scale, part), _logits(x, scale, part)
+    indices = top_k(t, k, axis=axis).indices
+    function = log_softmax if output == "log_prob" else softmax
+    full = t if output == "logit" else function(s, axis, where=part)
+    values, s_k, part_k = (np.take_along_axis(a, indices, axis) for a in (full, s, part))
+    if renormalize and output != "logit":
+        values = function(s_k, axis, where=part_k)
+    best = SoftmaxTopK(values, indices)
+    return SoftmaxTopKLse(*best, logsumexp(s, axis)) if return_lse else best
+
+
+@_quiet
+def softmax_topk_state(
+    x: ArrayLike, k: int, /, *, axis: int | None = -1, scale: Option = None, index_offset: int = 0
+) -> SoftmaxTopKState:
+    """`softmax_state` and `top_k` of the logits of each row, which may be shorter than k."""
+    t = _logits(np.atleast_1d(np.asarray(x)), scale, None)
+    t = t.reshape(-1) if axis is None else np.moveaxis(t, axis, -1)
+    n = t.shape[-1]
+    best = top_k(t, min(k, n))
+    lack = [(0, 0)] * (t.ndim - 1) + [(0, max(k - n, 0))]
+    values = np.pad(best.values, lack, constant_values=-np.inf)
+    indices = np.pad(best.indices + index_offset, lack, constant_values=-1)
+    return SoftmaxTopKState(*softmax_state(t), values, indices)

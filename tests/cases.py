@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 from tolerance import dtype_of
 
@@ -38,6 +39,21 @@ LONG = [
     (1, 70001),  # more than one block's shared memory: a cluster, where there are clusters
     (2, 300001),  # more than a cluster's: split over blocks and merged
 ]
+
+# Both sides of what the lanes of a warp hold together, one element each, two, four, eight.
+KS = [1, 2, 5, 8, 9, 31, 32, 33, 64, 65, 128, 129, 255, 256, 257, 1000]
+# Row lengths on both sides of a warp, of tiles, and of what a block holds.
+RANKED_LENGTHS = [
+    1,
+    2,
+    3,
+    *(n + d for n in (32, 64, 256, 512, 1024, 2048, 4096) for d in (-1, 0, 1)),
+]
+
+
+def any_k(rng, n):
+    """One of KS that a row of n has, or all of it, or all but one."""
+    return int(rng.choice([*(k for k in KS if k < n), n - 1, n]))
 
 
 def draw(rng, shape, dtype="float32", spread=3.0):
@@ -121,6 +137,75 @@ def special_rows(rng, columns, dtype="float32"):
         row = np.full(columns, a).astype(dtype_of(dtype))
         row[columns // 3] = b
         yield name, row
+
+
+def nans(rng, shape, dtype="float32"):
+    """NaN of both signs, quiet and signalling, with any payload."""
+    dtype = dtype_of(dtype)
+    word, mantissa = np.dtype(f"u{dtype.itemsize}"), ml_dtypes.finfo(dtype).nmant
+    sign = rng.integers(0, 2, shape).astype(word) << (8 * dtype.itemsize - 1)
+    exponent = (1 << (8 * dtype.itemsize - 1)) - (1 << mantissa)
+    payload = rng.integers(1, 1 << mantissa, shape).astype(word)
+    return (sign | exponent | payload).view(dtype)
+
+
+def border_row(rng, n, k):
+    """From 0 to 3, with ones on both sides of the k-th largest and of the k-th smallest."""
+    row, places = np.ones(n), rng.permutation(n)
+    few = min(k // 2, n // 3)
+    row[places[:few]] = 1 + rng.integers(1, 3, few)
+    row[places[n - few :]] = 0
+    return row
+
+
+def ranking_rows(rng, n, k, dtype="float32"):
+    """(what, row): rows in which the order of the k best can go wrong."""
+    dtype = dtype_of(dtype)
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        row = rng.integers(low, high, n, dtype, endpoint=True)
+        yield "random", row
+        yield "ascending", np.sort(row)
+        yield "descending", np.sort(row)[::-1]
+        yield "extremes", rng.choice(np.array([low, low + 1, 0, 1, high - 1, high], dtype), n)
+        yield "lowest", np.full(n, low, dtype)
+        yield "highest", np.full(n, high, dtype)
+        yield "at the border", border_row(rng, n, k).astype(dtype)
+        return
+    sorted_row = np.sort(draw(rng, n, "float64"))
+    infinite = np.where(rng.random(n) < 0.3, rng.choice([INF, -INF], n), draw(rng, n, "float64"))
+    for name, row in {
+        "random": draw(rng, n, "float64"),
+        "ascending": sorted_row,
+        "descending": sorted_row[::-1],
+        "constant": np.full(n, 2.5),
+        "quantised": rng.integers(-3, 4, n) / 2,
+        "at the border": border_row(rng, n, k),
+        "at the border of negatives": -border_row(rng, n, k),
+        "infinities": infinite,
+        "zeros": rng.choice([0.0, -0.0, 1.0, -1.0], n, p=[0.48, 0.48, 0.02, 0.02]),
+    }.items():
+        yield name, row.astype(dtype)
+    for name, numbers in {
+        "nan": n - int(rng.integers(n // 2 + 1)),
+        "fewer numbers than k": int(rng.integers(min(k, n + 1))) if k else 0,
+        "no number": 0,
+    }.items():
+        row = nans(rng, n, dtype)
+        places = rng.permutation(n)[:numbers]
+        row[places] = rng.choice([INF, -INF, 0.0, -0.0, 1.5, 2.0], numbers).astype(dtype)
+        yield name, row
+
+
+def ranking_stack(rng, n, k, dtype="float32", special=False):
+    """Rows of `ranking_rows` in random order, so that they meet other neighbours; of long ones 10.
+
+    With `special` also those of `special_rows`, and ordinary ones.
+    """
+    rows = [row for _, row in ranking_rows(rng, n, k, dtype)]
+    if special:
+        rows += [*(row for _, row in special_rows(rng, n, dtype)), *draw(rng, (5, n), dtype)]
+    return np.stack([rows[i] for i in rng.permutation(len(rows))[: max(10, 10000 // n)]])
 
 
 def random_view(rng, dtype):

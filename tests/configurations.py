@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn import _layout, _plan
-from cuattn._problem import CTYPES, SoftmaxProblem
+from cuattn import _layout, _plan, _plan_radix, _plan_topk
+from cuattn._problem import CTYPES, SoftmaxProblem, TopKProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 TARGETS = {
@@ -148,13 +148,67 @@ def problems() -> Iterator[SoftmaxProblem]:
         )
 
 
+def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> _layout.Layout:
+    """As `layout`, with the results of a selection, which have their own length along the axis."""
+    found = layout(rows, cols, axis, rank)
+    out = _layout.OPERANDS.index("out")
+    columns = list(found.col_stride)
+    columns[out] = (1,)
+    return _layout.Layout(found.row_size, found.col_size, found.row_stride, tuple(columns))
+
+
+def topk_problems() -> Iterator[TopKProblem]:
+    """Selections whose plans together hold every configuration that the dtypes stress."""
+    lists = [most for most, _, _ in _plan_topk.LISTS]
+    for softmax in (False, True):
+        for k in lists:  # a warp a row, a block, and a block of slices
+            for rows, cols in ((10**5, 5000), (64, 5000)):
+                yield TopKProblem("float32", selection(rows, cols), k, softmax)
+        for k in (5, lists[-1]):  # clusters, and rows that are split
+            for rows in (60, 30, 1):
+                yield TopKProblem("float32", selection(rows, 50_000), k, softmax)
+            for dtype in FLOATS:
+                for rows, cols in ((64, 5000), (1, 50_000), (1, 10**6)):
+                    yield TopKProblem(dtype, selection(rows, cols), k, softmax)
+        for k in (1, 2, 4, 8):  # routers
+            for cols in (8, 64, 256):
+                yield TopKProblem("float32", selection(10**5, cols), k, softmax)
+        for dtype in FLOATS:
+            yield TopKProblem(dtype, selection(10**5, 256), 8, softmax)
+            yield TopKProblem(dtype, selection(100, 10**4, axis=0), 8, softmax)  # columns
+            yield TopKProblem(dtype, selection(5000, 100, axis=0), 100, softmax)
+            for k, cols in ((300, 500), (300, 1500), (10**4, 10**5)):
+                yield TopKProblem(dtype, selection(2, cols), k, softmax)
+        yield TopKProblem("float32", selection(5000, 100, axis=0), 300, softmax)
+    for dtype in FLOATS:
+        for k, cols in ((5, 64), (5, 5000), (lists[-1], 5000), (300, 500), (300, 10**5)):
+            yield TopKProblem(dtype, selection(64, cols), k, softmax=True, masked=True)
+    for dtype in CTYPES:
+        if dtype not in FLOATS:
+            for k, cols in ((4, 64), (lists[1], 5000), (300, 10**5)):
+                yield TopKProblem(dtype, selection(64, cols), k)
+    for rank in _layout.RANKS[1:]:
+        for softmax in (False, True):
+            for k, cols in ((5, 64), (5, 5000), (300, 500), (300, 10**5)):
+                yield TopKProblem("float32", selection(64, cols, rank=rank), k, softmax)
+    for k in (5, lists[-1], 300):  # rows too long for an index of 32 bits
+        for dtype in ("float16", "int8"):
+            yield TopKProblem(dtype, selection(1, 2**33), k, softmax=dtype == "float16")
+
+
 def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, _plan.Kernel] = {}
     for problem in problems():
         for kernel in _plan.plan_softmax(problem, compute_capability, SMS).kernels:
             found.setdefault(kernel.name, kernel)
+    for selected in topk_problems():
+        for kernel, _ in _plan_topk.plan_topk(selected, compute_capability, SMS).launches:
+            found.setdefault(kernel.name, kernel)
     for acc in ("float32", "float64"):
-        kernel = _plan.plan_state_merge(acc, 1000)
-        found[kernel.name] = kernel
+        for kernel in (
+            _plan.plan_state_merge(acc, 1000),
+            _plan_radix.plan_topk_state_merge(acc, 1000, 5),
+        ):
+            found[kernel.name] = kernel
     return found

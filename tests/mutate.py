@@ -178,6 +178,108 @@ IN_PLACE_COLUMNS = (of("softmax", "test_in_place_axis", 0),)
 MANY_MERGES = (of("mutants", "test_merge_of_many_states"),)
 
 
+# Selection by radix: one sort; runs that are merged; rows of one block; and the merge of lists.
+def radix(test, *parameters, arch="sm_90"):
+    """Node IDs of cases of tests/test_radix.py, which run on the emulator only."""
+    return (f"tests/test_radix.py::test_{test}[{'-'.join(map(str, (arch, *parameters)))}]",)
+
+
+RADIX = radix("k", 1000)
+RADIX_RUNS = radix("k", 5002)
+RADIX_INTEGERS = radix("dtype", "int8", 300)
+RADIX_CONSTANT = radix("constant", 2000) + radix("constant", 20000)
+RADIX_INT32 = radix("dtype", "int32", 300)
+RADIX_NAN = ("tests/test_radix.py::test_ranking[float32-4098]",)
+RADIX_NARROW = radix("narrow_range", 700, "float32")
+RADIX_WHOLE = radix("the_bin_is_taken_whole")
+RADIX_SLICES = radix("slices", 2, 50257, 5)
+RADIX_SHIFTED = ("tests/test_radix.py::test_every_alignment[3]",)
+RADIX_GROUPS = radix("groups_of_rows", 300)
+RADIX_RUN_GROUPS = radix("groups_of_rows", 2500)
+RADIX_RENORMALIZED = radix("softmax", 5003, 300, "prob", True)
+RADIX_SHORT_SOFTMAX = radix("softmax", 2047, 300, "prob", False)
+RADIX_STORE = radix("softmax", 5003, 5000, "prob", False)
+RADIX_BEYOND = radix("state_beyond_the_row", 700, 500)
+RADIX_BEYOND_RUNS = radix("state_beyond_the_row", 700, 3001)
+RADIX_READS = ("tests/test_radix.py::test_reads[float32-4-50257-2.25]",)
+LISTS_MERGED = radix("merge", 7, 100, "float32", "special")
+LISTS_BITS = radix("merge_keeps_bits")
+LISTS_STATES = radix("merge_of_states")
+
+
+# Selection by lists: a warp a row, a block, a cluster, slices that a second launch merges.
+def reads(name, k, regime):
+    """Node ID of a case of tests/test_topk_traffic.py, which also verifies what is selected."""
+    return f"tests/test_topk_traffic.py::test_one_read[{name}-{k}-{regime}]"
+
+
+LISTS_WARP = tuple(reads("top_k", k, "a-warp-a-row") for k in (5, 64, 256))
+LISTS_BLOCK = (reads("top_k", 256, "a-block-a-row"), reads("top_k", 5, "a-block-a-row"))
+LISTS_CLUSTER = (of("top_k", "test_long_rows", 64), of("softmax_topk", "test_long_rows", 8))
+LISTS_SPLIT = (
+    reads("top_k", 50, "a-row-over-the-chip"),
+    reads("top_k", 256, "a-row-over-the-chip"),
+)
+LISTS_STATES_SPLIT = (of("softmax_topk", "test_long_rows", 8, arch="sm_80"),)
+LISTS_WIDE = (of("top_k", "test_long_rows_dtype", "float64", 5),)
+LISTS_SHIFTED = (of("top_k", "test_layout", "misaligned"),)
+LISTS_COLUMNS = (
+    of("top_k", "test_first_axis", "shape0"),
+    of("top_k", "test_axis", 0, "contiguous"),
+)
+LISTS_SPECIAL = tuple(
+    of("softmax_topk", "test_special_values", n, k, flag, output)
+    for n, k in ((3, 3), (33, 9), (310, 9))
+    for flag in (False, True)
+    for output in ("prob", "log_prob")
+)
+LISTS_HIDDEN = tuple(
+    of("softmax_topk", "test_where_beside_special_values", flag, output)
+    for flag in (False, True)
+    for output in ("prob", "log_prob")
+)
+LISTS_STATE = tuple(of("softmax_topk_state", "test_length", n) for n in (33, 129))
+LISTS_COST = tuple(
+    f"tests/test_topk_traffic.py::test_no_order_costs_much_more_than_a_random_one[{case}]"
+    for case in ("5-a-warp-a-row", "256-a-block-a-row", "5-a-row-over-the-chip")
+)
+LISTS_TIES = (of("mutants", "test_ties_beyond_a_tile", 50257),)
+LISTS_READ = (reads("softmax_topk", 5, "a-warp-a-row"),)
+KEYS = (
+    of("top_k", "test_every_bit_pattern", "bfloat16", 100),
+    of("top_k", "test_subnormals", "float32", "largest"),
+    of("top_k", "test_dtype", "float64"),
+    of("top_k", "test_dtype", "int32"),
+    of("top_k", "test_dtype", "uint64"),
+    of("top_k", "test_integers_beyond_float64", "int64", "smallest"),
+)
+
+
+# topk_lanes: rows of a router, groups of every size, several tiles, columns.
+LANES_TEST = "tests/test_lanes.py::test_"
+LANES = (LANES_TEST + "every_k[257-7]", LANES_TEST + "every_group[4-8]")
+LANES_WIDE = (LANES_TEST + "dtype[300-int64]", LANES_TEST + "dtype[300-float64]")
+LANES_FEW = (LANES_TEST + "every_k[8-3]",)
+LANES_GROUP = tuple(
+    f"{LANES_TEST}every_group[{shape}]" for shape in ("2-8", "4-8", "8-8", "32-8", "32-2")
+)
+LANES_COLUMNS = (LANES_TEST + "first_axis[3-1100]", LANES_TEST + "first_axis[8-100]")
+LANES_SHIFTED = (LANES_TEST + "misaligned[float32]", LANES_TEST + "misaligned[int8]")
+LANES_NAN = tuple(f"{LANES_TEST}state[1-{n}]" for n in (5, 9)) + (LANES_TEST + "every_k[257-8]",)
+LANES_MANY = (LANES_TEST + "rows[64-33]", LANES_TEST + "rows[64-2049]")
+LANES_TILES = tuple(
+    f"{LANES_TEST}many_tiles[{softmax}-{kind}]"
+    for softmax in (False, True)
+    for kind in ("ascending", "random")
+)
+LANES_TILES_SHIFTED = tuple(f"{LANES_TEST}every_group[{group}-8]" for group in (1, 4, 16))
+LANES_TILES_FALL = (LANES_TEST + "many_tiles[True-descending]", LANES_TEST + "first_axis[70-1100]")
+LANES_SOFTMAX = (LANES_TEST + "output[log_prob-False]",)
+LANES_VECTORS = (LANES_TEST + "misaligned_rows_move_as_vectors[257]",)
+LANES_NORM = (LANES_TEST + "output[prob-True]",)
+LANES_ROW = (LANES_TEST + "output[prob-False]",)
+
+
 # ---- the table: mutations.txt -------------------------------------------------------------------
 
 FILE = re.compile(r"@ (\S+)")

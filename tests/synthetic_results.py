@@ -111,6 +111,28 @@ def top_k_cells() -> list[dict[str, Any]]:
     return cells
 
 
+def paper_cells() -> list[dict[str, Any]]:
+    """3 cells of the paper's top-k; torch is wrong in one, the paper's kernels faster in one."""
+    cells = []
+    for (rows, cols), paper, torch in (
+        ((4000, 63), 5.0, 2.0),
+        ((4000, 126), 2.5, None),
+        ((10, 63), 0.5, 1.5),
+    ):
+        seconds = 10 * MICROSECOND
+        entries = [
+            contestant("cuattn", seconds),
+            contestant("paper: safe softmax, then top-5", seconds * paper),
+            contestant("torch softmax, topk", seconds * torch)
+            if torch
+            else contestant("torch softmax, topk", status="wrong"),
+        ]
+        shape = {"rows": rows, "cols": cols, "k": 5}
+        where = ("softmax_topk", "paper-topk", shape, "float32")
+        cells.append(cell(*where, entries, (4 * rows * cols, 0), "read"))
+    return cells
+
+
 def attention_cells() -> list[dict[str, Any]]:
     """6 lengths, three head dimensions, causal or not; plain products need quadratic memory."""
     cells = []

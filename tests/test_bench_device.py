@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import ceilings, device, grids, harness, measure
-from bench.bench_softmax import OPERATIONS, rounded
+from bench.bench_softmax import rounded
 
 L2 = 120 << 20  # bytes
 
@@ -123,16 +123,25 @@ def test_a_ceiling_is_the_fastest_way_that_works():
 
 
 @pytest.mark.parametrize("backend", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cell_on_a_gpu(backend, dtype):
+@pytest.mark.parametrize(
+    ("operation", "dtype", "k"),
+    [
+        ("softmax", "float32", ()),
+        ("softmax", "bfloat16", ()),
+        ("top_k", "float32", (("k", 5),)),
+        ("softmax_topk", "float32", (("k", 5),)),
+    ],
+)
+def test_a_cell_on_a_gpu(backend, operation, dtype, k):
     """The whole of the harness on the real thing: a short call, and every peer that is there."""
     gpu = device.CudaDevice()
     with gpu.current():
         start = gpu.mark()
         gpu.delay(1e-3)
         assert 1e-3 <= gpu.seconds(start, gpu.mark()) < 5e-3
-    cell = grids.Cell("softmax", "small", dtype, (("rows", 32), ("cols", 1000)), 1)
-    ours, *peers = measure.measure_cell(cell, OPERATIONS["softmax"], gpu)["contestants"]
+    grid = "paper-topk" if operation == "softmax_topk" else "small"  # with the paper's kernels
+    cell = grids.Cell(operation, grid, dtype, (("rows", 32), ("cols", 1000), *k), 1)
+    ours, *peers = measure.measure_cell(cell, measure.operations()[operation], gpu)["contestants"]
     assert (ours["status"], ours["clock"]) == ("ok", "graph")
     assert len(ours["cold"]) == len(ours["warm"]) >= harness.ROUNDS[0]
     assert 0 < min(ours["cold"]) < 1e-3

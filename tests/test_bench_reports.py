@@ -58,6 +58,7 @@ def test_units():
     [
         ({"rows": 3, "cols": 40}, "3 × 40"),
         ({"rows": 3, "cols": 40, "k": 5, "transposed": 1}, "3 × 40, k 5, transposed"),
+        ({"rows": 3, "cols": 40, "k": 5, "ascending": 1}, "3 × 40, k 5, ascending"),
         ({"segments": 3, "cols": 40}, "segments 3, cols 40"),
         (
             {"heads": 8, "kv_heads": 8, "seqlen_q": 64, "seqlen_k": 64, "causal": 1},
@@ -137,6 +138,19 @@ def test_what_is_not_ok_is_named_with_its_cells_and_has_no_ratio(text):
     assert "`cupyx` 4.00× (clock: events) |" in table  # torch.compile is wrong there
     assert re.search(r"\| 64 × 201088, k 5 \| float32 \| – \| \*\*wrong\*\* \|.*`cupy` – \|", text)
     assert "`matmul` **failed**: out of \\| memory" in text
+
+
+def test_on_the_paper_s_shapes_every_speed_up_is_beside_its_baseline():
+    result = synthetic.full() | {"cells": synthetic.paper_cells()}
+    assert schema.validate(result) is True
+    table = section(report.markdown(result), "softmax_topk, paper-topk")
+    assert "| over `paper: safe softmax, then top-5` | over `torch softmax, topk` |\n" in table
+    assert "| 4000 × 63, k 5 | float32 | 5.00× | 2.00× |\n" in table
+    assert "| 4000 × 126, k 5 | float32 | 2.50× | – |\n" in table  # torch is wrong there
+    assert "| 10 × 63, k 5 | float32 | **0.500×** | 1.50× |\n" in table
+    cells = [cell | {"contestants": cell["contestants"][::2]} for cell in synthetic.paper_cells()]
+    other = report.markdown(result | {"cells": cells})
+    assert "over each contestant" in table and "over each contestant" not in other
 
 
 def test_the_report_has_what_needs_no_gpu_and_says_so(text):

@@ -29,14 +29,15 @@ def test_cost(rng, shape):
     groups = {"softmax": [3, 4, 3, 2], "softmax+topk": [5, 1, 1]}
     for group, accesses in groups.items():
         found = [row["accesses"] for row in counted if row["group"] == group]
-        assert found == pytest.approx(accesses[: len(found)], rel=0.01)
-        assert len(found) >= 2
+        assert found == pytest.approx(accesses, rel=0.01)
     for row in counted:
         reads, writes, exponentials = COST[row["algorithm"]]
         assert row["reads"] == pytest.approx(reads, rel=0.01)
         assert row["writes"] == pytest.approx(writes, rel=0.01, abs=0.01)
-        # The merges of the 256 threads, and of their warps, come on top.
-        assert exponentials <= row["exponentials"] <= exponentials + 600 / shape[1] + 0.15
+        # The merges of the 256 threads of a block, and of their warps, come on top.
+        blocks = 4 if row["algorithm"] == "cuattn.softmax_topk" else 1  # a cluster shares a row
+        most = exponentials + 600 * blocks / shape[1] + 0.15
+        assert exponentials <= row["exponentials"] <= most
         assert row["overflows"] is (row["algorithm"] == "naive softmax")
         assert (ladder.README.parent / row["file"]).is_file()
         assert row["ours"] is row["file"].startswith("cuda_src/")

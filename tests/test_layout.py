@@ -99,7 +99,7 @@ def conditional_code(files):
 
 def kernels(text):
     """Names of the `__global__` functions of a file."""
-    text = re.sub(r"__launch_bounds__\s*\(.*?\)|\b[A-Z_]+\s*\([^()]*\)", "", code(text))
+    text = re.sub(r"(?:__launch_bounds__|\b[A-Z_]+)\s*\((?:[^()]|\([^()]*\))*\)", "", code(text))
     return re.findall(r"__global__[^;{]*?(\w+)\s*\(", text)
 
 
@@ -265,9 +265,20 @@ PYTHON_LAYERS = {
     "_jit": ({"_nvrtc"}, {"cupy", "numpy"}),
     "_call": ({"_check", "_layout", "_jit"}, {"numpy"}),
     "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
+    "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
+    "_plan_radix": ({"_layout", "_problem", "_plan"}, set()),
+    "_plan_topk": ({"_layout", "_problem", "_plan", "_plan_lanes", "_plan_radix"}, set()),
+    "_run_topk": (
+        {"_call", "_check", "_layout", "_problem", "_plan", "_plan_radix", "_plan_topk", "_run"}
+        | {"_jit", "reference"},
+        {"numpy"},
+    ),
     "reference": (set(), {"numpy"}),
 }
-PUBLIC = ({"_call", "_run", "_check", "_plan", "_jit", "reference"}, {"numpy"})
+PUBLIC = (
+    {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"},
+    {"numpy"},
+)
 
 
 def imports(text, package="cuattn"):

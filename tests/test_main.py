@@ -85,11 +85,21 @@ def test_without_a_gpu_it_says_so_in_one_line():
 def wrong(module, name):
     """A stand-in for `module` whose function `name` is off by one part in fifty."""
     stand_in = types.SimpleNamespace(**{n: getattr(module, n) for n in dir(module)})
-    setattr(stand_in, name, lambda *args, **kw: getattr(module, name)(*args, **kw) * 1.02)
+
+    def off(*args, **options):
+        result = getattr(module, name)(*args, **options)
+        if not isinstance(result, tuple):
+            return result * 1.02
+        return result._replace(values=result.values * 1.02)
+
+    setattr(stand_in, name, off)
     return stand_in
 
 
-@pytest.mark.parametrize("name", ["softmax", "logsumexp", "softmax_backward", "segment_softmax"])
+@pytest.mark.parametrize(
+    "name",
+    ["softmax", "logsumexp", "softmax_backward", "segment_softmax", "top_k", "softmax_topk"],
+)
 @pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
 def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     """Wrong results and wrong expectations both end in exit code 1, and the table says where."""
@@ -99,6 +109,16 @@ def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     assert not result["ok"]
     assert not any(row["ok"] for row in result["operations"] if row["operation"] == name)
     assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
+
+
+def test_a_wrong_index_is_an_error(monkeypatch, capsys):
+    right = cuattn.top_k
+    monkeypatch.setattr(
+        cuattn, "top_k", lambda x, k: right(x, k)._replace(indices=right(x, k)[1] + 1)
+    )
+    assert job.main(["--json", "--repeat", "1"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert [row["operation"] for row in result["operations"] if not row["ok"]] == ["top_k"]
 
 
 @pytest.mark.parametrize(("stored", "check"), [("lse", "lse"), ("top5_indices", "top5_probs")])

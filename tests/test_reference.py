@@ -1,4 +1,4 @@
-"""The references against SciPy, against finite differences, and against the laws of a monoid."""
+"""The references against SciPy, finite differences, Python's sort, and the laws of a monoid."""
 
 from __future__ import annotations
 
@@ -285,3 +285,146 @@ def test_state_scale(rng):
     state = reference.softmax_state(x, scale=scale)
     check(state.m, (x * scale).max(-1))
     check(state.lse, reference.logsumexp(x * scale, -1))
+
+
+# ---- top-k -------------------------------------------------------------------------------------
+
+
+def ranking(row, k, mode="largest"):
+    """Places of the k best, by Python's sort of Python's numbers."""
+    sign = -1 if mode == "largest" else 1
+    keys = [(1, 0, i) if v != v else (0, sign * v, i) for i, v in enumerate(row.tolist())]
+    return [i for *_, i in sorted(keys)[:k]]
+
+
+TIES = [NAN, -NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0]
+
+
+@pytest.mark.parametrize("mode", ["largest", "smallest"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int64", "uint64"])
+def test_top_k_is_a_sort(rng, dtype, mode):
+    dtype = np.dtype(dtype)
+    pool = TIES
+    if dtype.kind != "f":
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        pool = [low, low + 1, high - 1, high]
+    for n in range(9):
+        x = rng.choice(np.array(pool, dtype), (20, n))
+        for k in range(n + 1):
+            values, indices = reference.top_k(x, k, mode=mode)
+            assert values.dtype == dtype and indices.dtype == np.int64
+            assert indices.tolist() == [ranking(row, k, mode) for row in x]
+            want = np.take_along_axis(x, indices, -1)
+            assert values.tobytes() == want.tobytes()  # -0.0 and NaN as they were
+
+
+def test_top_k_axes(rng):
+    x = np.round(rng.standard_normal((4, 5, 6)) * 2)
+    for axis in (0, 1, 2, -1, -3):
+        last = reference.top_k(np.moveaxis(x, axis, -1), 3)
+        for got, want in zip(reference.top_k(x, 3, axis=axis), last, strict=True):
+            np.testing.assert_array_equal(got, np.moveaxis(want, -1, axis))
+    for one in (x, x.T):
+        flat = reference.top_k(one.ravel(), 7)
+        for got, want in zip(reference.top_k(one, 7, axis=None), flat, strict=True):
+            np.testing.assert_array_equal(got, want)
+    for axis in (-1, 0, None):
+        assert [part.tolist() for part in reference.top_k(np.array(3), 1, axis=axis)] == [[3], [0]]
+
+
+def test_softmax_topk_is_softmax_in_order(special, rng):
+    x = rng.standard_normal((4, 5, 6)) * 5
+    for axis in (-1, 0, 1, None):
+        indices = reference.top_k(x, 3, axis=axis).indices
+        for output, function in (("prob", special.softmax), ("log_prob", special.log_softmax)):
+            got = reference.softmax_topk(x, 3, axis=axis, output=output, return_lse=True)
+            assert isinstance(got, reference.SoftmaxTopKLse)
+            np.testing.assert_array_equal(got.indices, indices)
+            check(got.values, np.take_along_axis(function(x, axis=axis), indices, axis))
+            check(got.lse, special.logsumexp(x, axis=axis))
+        logits = reference.softmax_topk(x, 3, axis=axis, output="logit")
+        assert isinstance(logits, reference.SoftmaxTopK)
+        check(logits.values, np.take_along_axis(x, indices, axis))
+
+
+@pytest.mark.parametrize("output", ["prob", "log_prob"])
+def test_softmax_topk_renormalized(rng, output):
+    x = rng.standard_normal((4, 9)) * 5
+    function = reference.softmax if output == "prob" else reference.log_softmax
+    got = reference.softmax_topk(x, 4, renormalize=True, output=output, return_lse=True)
+    check(got.values, function(-np.sort(-x)[:, :4]))
+    check(got.lse, reference.logsumexp(x, -1))
+    flat = reference.softmax_topk(x, 4, axis=None, renormalize=True, output=output)
+    check(flat.values, function(-np.sort(-x, None)[:4]))
+
+
+@pytest.mark.parametrize("output, nothing", [("prob", 0), ("log_prob", -INF), ("logit", -INF)])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_softmax_topk_where_is_compression(rng, output, nothing, renormalize):
+    """First the elements that take part, as if there were no others; then those in order."""
+    x, where = rng.standard_normal((6, 9)), rng.random((6, 9)) < 0.5
+    x[~where] = rng.choice([NAN, INF, -INF], np.count_nonzero(~where))
+    where[2] = False
+    how = {"output": output, "renormalize": renormalize, "return_lse": True}
+    got = reference.softmax_topk(x, 4, where=where, scale=0.5, **how)
+    for row, part, values, indices, lse in zip(x, where, *got, strict=True):
+        inside, outside = np.flatnonzero(part), np.flatnonzero(~part)
+        k = min(4, len(inside))
+        alone = reference.softmax_topk(row[part], k, scale=0.5, **how)
+        assert indices.tolist() == [*inside[alone.indices], *outside[: 4 - k]]
+        check(values, [*alone.values, *[nothing] * (4 - k)])
+        check(np.asarray(lse), alone.lse)
+
+
+@pytest.mark.parametrize("row", CORNERS)
+@pytest.mark.parametrize("output", ["prob", "log_prob"])
+def test_softmax_topk_corners(special, row, output):
+    function = special.softmax if output == "prob" else special.log_softmax
+    x = np.array(row)
+    values, indices = reference.softmax_topk(x, len(row), output=output)
+    assert indices.tolist() == ranking(x, len(row))
+    check(values, scipy_quiet(function, x, axis=-1)[indices])
+
+
+def test_softmax_topk_orders_rounded_logits():
+    """In float32 two neighbours may have one logit; in float64 they have two."""
+    x = np.float32(1.9375) + np.arange(64, dtype=np.float32) * np.float32(2**-23)
+    narrow = reference.softmax_topk(x, 64, scale=1.0625, output="logit")
+    assert narrow.indices.tolist() == ranking(x * np.float32(1.0625), 64)
+    assert narrow.indices.tolist() != ranking(x, 64)
+    np.testing.assert_array_equal(narrow.values, (x * np.float32(1.0625))[narrow.indices])
+    wide = reference.softmax_topk(x.astype(np.float64), 64, scale=1.0625)
+    assert wide.indices.tolist() == ranking(x, 64)
+
+
+def test_topk_state_of_short_rows(rng):
+    """The k best are padded, whatever the axis; offsets do not reach what is missing."""
+    x = rng.standard_normal((3, 4))
+    for axis, rows in ((-1, x), (0, x.T), (None, x.reshape(1, 12))):
+        state = reference.softmax_topk_state(x, 14, axis=axis, scale=-2, index_offset=100)
+        n, flat = rows.shape[1], (-1, 14)
+        plain = reference.softmax_state(x, axis, scale=-2)
+        check(state.m, plain.m)
+        check(state.l, plain.l)
+        check(np.asarray(state.lse), reference.logsumexp(-2 * x, axis))
+        values, indices = reference.top_k(-2 * rows, n)
+        np.testing.assert_array_equal(state.values.reshape(flat)[:, :n], values)
+        np.testing.assert_array_equal(state.indices.reshape(flat)[:, :n], indices + 100)
+        assert (state.values[..., n:] == -INF).all() and (state.indices[..., n:] == -1).all()
+        assert state.values.shape == state.indices.shape == (*state.m.shape, 14)
+
+
+@pytest.mark.parametrize("split", range(10))
+@pytest.mark.parametrize("k", [0, 1, 3, 9, 12])
+def test_merge_of_topk_states_is_the_whole(rng, k, split):
+    x = rng.choice([NAN, INF, -INF, 0.0, -0.0, 1.0, 2.0, 3.0], (50, 9), p=[0.1] * 3 + [0.14] * 5)
+    a = reference.softmax_topk_state(x[:, :split], k)
+    b = reference.softmax_topk_state(x[:, split:], k, index_offset=split)
+    whole = reference.softmax_topk_state(x, k)
+    for merged in (reference.merge(a, b), reference.merge(b, a)):
+        assert isinstance(merged, reference.SoftmaxTopKState)
+        np.testing.assert_array_equal(merged.indices, whole.indices)
+        np.testing.assert_array_equal(merged.values, whole.values)
+        np.testing.assert_array_equal(merged.m, whole.m)
+        check(merged.l, whole.l)
+        check(merged.lse, reference.logsumexp(x, -1))

@@ -143,12 +143,14 @@ struct SoftmaxForward {
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
+      Acc sum = 0;  // of a fragment: short sums round less
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
         const Acc e = exp_natural(tile[i].t[j] - shift_of(m));
-        l += kWeighted ? e * tile[i].w[j] : e;
+        sum += kWeighted ? e * tile[i].w[j] : e;
         if (kResult == kProb) tile[i].t[j] = e;
       }
+      l += sum;
     }
     return {m, l};
   }

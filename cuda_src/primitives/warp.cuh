@@ -21,3 +21,11 @@ __device__ __forceinline__ T group_sum(T value) {
   }
   return value;
 }
+
+// Of neighbouring lanes, and of integers too.
+template <int kGroup, class T>
+__device__ __forceinline__ T group_min(T value) {
+#pragma unroll
+  for (int mask = 1; mask < kGroup; mask *= 2) value = min(value, __shfl_xor_sync(0xffffffff, value, mask));
+  return value;
+}

@@ -1,0 +1,129 @@
+"""Which kernels select the k best elements of rows, and why: template arguments, grids, parameters.
+
+As `_plan`: plain integers in, frozen dataclasses out.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cuattn import _plan_lanes, _plan_radix
+from cuattn._layout import OPERANDS
+from cuattn._plan import Kernel, geometry
+from cuattn._problem import TopKProblem, ceil_div
+
+# TopKParams behind the parameters of the rows (primitives/topk_ops.cuh): indices, lists, k,
+# index_offset, tiles, tile_step, output, renormalize.
+TAIL = struct.Struct("2Q6q")
+
+# enum TopKOutput; "state" is what merges.
+OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
+
+# Candidates of a list that a warp keeps sorted in registers: (k at most, candidates a lane, why).
+LISTS = (
+    (32, 1, "one a lane: a batch of 32 is merged with 5 exchanges"),
+    (64, 2, "two a lane"),
+    (128, 4, "four a lane; from here on batches are of 64, to merge half as often"),
+    (256, 8, "eight a lane are 16 registers; beyond that a histogram is cheaper than a list"),
+)
+LIST_MOST = LISTS[-1][0]
+
+WARPS = 8  # of a block
+ITEMS = 16  # elements a thread has in registers, and as many under way
+SMEM_MOST = 48 * 1024  # static shared memory
+COLUMNS_MOST = 4096  # columns of that length go to lanes only where they occupy the chip
+ROWS_PER_SM = 16  # rows that keep a multiprocessor busy with a warp each
+CLUSTER_COLS = 1 << 19  # longest row of a cluster: 8 blocks, below 64 K elements each
+WAVES = 2  # blocks per multiprocessor that a split aims at
+SPLIT_MOST = 1024
+
+
+@dataclass(frozen=True)
+class TopKPlan:
+    """Launches of one call, in order, each with the end of its parameters.
+
+    Parameters of a launch: those of the rows (HEAD and `geometry`), TAIL; by radix also the address
+    of the workspace (_plan_radix.WORKSPACE) and what comes with the kernel.
+    """
+
+    launches: tuple[tuple[Kernel, bytes], ...]
+    workspace_bytes: int
+    geometry: bytes
+    lists_offset: int = 0  # where in the workspace the lists begin, behind the states
+    tiles: int = 1
+    tile_step: int = 1
+    radix: bool = False  # in SoftmaxTopK the state of the rows is an input
+
+
+@lru_cache(maxsize=4096)
+def plan_topk(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
+    """Kernels of one call on a device, by k and by the length of rows."""
+    if problem.k > LIST_MOST:
+        radix = _plan_radix.plan_radix(problem, num_sms)
+        launches = tuple((launch.kernel, launch.geometry) for launch in radix.launches)
+        return TopKPlan(launches, radix.workspace_bytes, geometry(problem.layout), radix=True)
+    strided = problem.layout.col_stride[OPERANDS.index("x")] != (1,)
+    kernel = _plan_lanes.plan_lanes(problem, strided)
+    few = strided and problem.layout.cols > COLUMNS_MOST  # a few lanes would walk for long
+    if kernel is not None and not (few and kernel.grid < num_sms):
+        return TopKPlan(((kernel, b""),), 0, geometry(problem.layout))
+    return _plan_lists(problem, compute_capability, num_sms)
+
+
+def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
+    """topk_rows: every element is read once."""
+    per_lane = next(per_lane for most, per_lane, _ in LISTS if problem.k <= most)
+    vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1
+    fragments = max(1, min(ITEMS, 128 // problem.candidate_bytes) // vec)
+    queue_bytes = 32 * (vec * fragments + 2) * problem.candidate_bytes
+    warps = WARPS if WARPS * queue_bytes <= SMEM_MOST else WARPS // 2
+
+    rows, cols = problem.layout.rows, problem.layout.cols
+    if vec > 1:
+        cols = problem.fragments * vec
+    warp_tile = 32 * vec * fragments
+    cluster, splits, warps_per_row, rows_per_block = 1, 1, 1, warps
+    if rows < ROWS_PER_SM * num_sms and cols > 2 * warp_tile:
+        warps_per_row, rows_per_block = warps, 1
+        tiles = ceil_div(cols, warps * warp_tile)
+        if compute_capability >= 90 and cols <= CLUSTER_COLS:
+            while (
+                cluster < min(8, warps) and 2 * cluster * rows <= num_sms and 2 * cluster <= tiles
+            ):
+                cluster *= 2
+            splits = cluster
+        else:
+            splits = max(1, min(WAVES * num_sms // rows, tiles // 2, SPLIT_MOST))
+    tile = warps_per_row * warp_tile
+    tiles = ceil_div(ceil_div(cols, tile), splits)
+    if cluster == 1:
+        splits = ceil_div(ceil_div(cols, tile), tiles)
+
+    shape = f"{warps_per_row}, {rows_per_block}, {per_lane}, {vec}, {fragments}, {cluster}"
+    grid = ceil_div(rows, rows_per_block) * splits
+    first = Kernel("topk_rows.cuh", f"topk_rows<{problem.op}, {shape}>", grid, 32 * warps, cluster)
+    kernels, states, workspace = [first], 0, 0
+    if splits > cluster:
+        merge = f"topk_merge<{problem.op}, {WARPS}, {per_lane}>"
+        kernels.append(Kernel("topk_merge.cuh", merge, rows, 32 * WARPS))
+        states = ceil_div(rows * splits * problem.state_bytes, 16) * 16
+        workspace = states + rows * splits * problem.k * problem.candidate_bytes
+    return TopKPlan(
+        tuple((kernel, b"") for kernel in kernels),
+        workspace,
+        geometry(problem.layout, splits, tiles * tile),
+        states,
+        tiles,
+        _golden_step(tiles),
+    )
+
+
+def _golden_step(tiles: int) -> int:
+    """Step that visits all tiles, each far from those before: coprime, about 0.618 of them."""
+    step = max(1, round(tiles * (math.sqrt(5) - 1) / 2))
+    while math.gcd(step, tiles) != 1:
+        step += 1
+    return step if tiles > 1 else 1

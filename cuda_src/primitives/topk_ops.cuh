@@ -1,0 +1,214 @@
+// What the selection kernels do to a row, apart from how they walk over it: TopK, and SoftmaxTopK, which keeps the
+// row's softmax state beside the selection.
+//
+// Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax_ops.cuh):
+//   best        the largest key of a tile of items, NaN apart; nothing() where there is no number
+//   candidate   element j of an item
+//   selected    the state of one selected element
+//   store       result e of the row, after selection; norm: the state that probabilities are relative to
+//   store_row   what there is one of for each row
+#pragma once
+
+#include <primitives/candidate.cuh>
+#include <primitives/softmax_ops.cuh>
+
+enum TopKOutput { kOutProb, kOutLogProb, kOutLogit, kOutState };
+
+// Packed by cuattn/_plan_topk.py (same order).
+template <int kRowRank>
+struct TopKParams {
+  SoftmaxParams<kRowRank, 1> row;  // out: the values; stat, stat_l: lse, or m and l; scale_value is 1 or -1 in TopK
+  void* indices;                   // long long, laid out as the values
+  void* lists;                     // Candidate [rows, splits, k], between the kernels of a split row
+  long long k;
+  long long index_offset;  // added to every index
+  long long tiles;         // of a slice
+  long long tile_step;     // coprime with tiles
+  long long output;        // TopKOutput
+  long long renormalize;   // probabilities of the selected elements among themselves
+
+  __device__ __forceinline__ long long result_offset(long long row_index, long long e) const {
+    return row.row_offset(kOut, row_index) + e * row.col_stride[kOut][0];
+  }
+  __device__ __forceinline__ void store_index(long long offset, long long index) const {
+    ptx::st_global(static_cast<long long*>(indices) + offset, index < 0 ? index : index + index_offset);
+  }
+};
+
+// A plain selection keeps no state.
+struct NoState {
+  static __device__ __forceinline__ NoState identity() { return {}; }
+  __device__ __forceinline__ NoState extend(NoState) const { return {}; }
+  __device__ __forceinline__ NoState merge(NoState) const { return {}; }
+  template <int kGroup, int kStride = 1>
+  __device__ __forceinline__ NoState merge_group() const {
+    return {};
+  }
+};
+
+// The k largest elements (scale_value 1) or the k smallest (-1).
+template <class In, class Value_, class Candidate_, int kRowRank>
+struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> {
+  using Base = SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1>;
+  using Params = TopKParams<kRowRank>;
+  using Value = Value_;
+  using Candidate = Candidate_;
+  using Key = typename Candidate::Key;
+  using State = NoState;
+
+  template <int kCount>
+  struct Items {
+    Key key[kCount];
+  };
+
+  const Params& params;
+  long long row;
+
+  __device__ __forceinline__ TopK(const Params& p, long long row) : Base(p.row, row), params(p), row(row) {}
+
+  // Elements outside have the key 0.
+  template <int kCount, class Index>
+  __device__ __forceinline__ void unpack(Items<kCount>& items, const typename Base::template Loaded<kCount>& loaded,
+                                         Index col, Index begin, Index end) const {
+    const bool whole = col >= begin && col + kCount <= end;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const bool inside = whole || (col + j >= begin && col + j < end);
+      items.key[j] = inside ? sort_key(to_acc<Value>(loaded.x.element(j)), this->scale) : 0;
+    }
+  }
+
+  template <int kGroup, int kTile, int kCount>
+  __device__ __forceinline__ State accumulate(const Items<kCount> (&)[kTile], int, State) const {
+    return {};
+  }
+
+  static __device__ __forceinline__ Key nothing() { return 0; }
+
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Key best(const Items<kCount> (&tile)[kTile]) const {
+    Key key = nothing();
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) key = max(key, tile[i].key[j]);
+    }
+    return key;
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ Candidate candidate(const Items<kCount>& items, int j, long long col) const {
+    return Candidate::make(items.key[j], col);
+  }
+
+  __device__ __forceinline__ State selected(Candidate) const { return {}; }
+
+  __device__ __forceinline__ void store(long long e, Candidate candidate, State) const {
+    const Value value = sorted_value<Value>(candidate.key(), this->scale);
+    In result = from_acc<In>(value);
+    // A key does not tell the sign of a zero, nor what a NaN holds.
+    if (!(value > 0) && !(value < 0)) {
+      result = ptx::ld_global(this->x + params.row.col_offset(kX, candidate.index()));
+    }
+    const long long offset = params.result_offset(row, e);
+    ptx::st_global(static_cast<In*>(params.row.out) + offset, result);
+    params.store_index(offset, candidate.index());
+  }
+
+  __device__ __forceinline__ void store_row(State) const {}
+};
+
+// Milakov & Gimelshein, arXiv:1805.02867, algorithm 4, ordered by t = scale * x as it is rounded. An element that the
+// mask takes out counts as -inf.
+template <class In, class Acc, class Candidate_, bool kMasked, int kRowRank>
+struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRank, 1> {
+  using Base = SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRank, 1>;
+  using Params = TopKParams<kRowRank>;
+  using Candidate = Candidate_;
+  using Key = typename Candidate::Key;
+  using State = typename Base::State;
+  template <int kCount>
+  using Items = typename Base::template Items<kCount>;
+
+  const Params& params;
+  long long row;
+
+  __device__ __forceinline__ SoftmaxTopK(const Params& p, long long row) : Base(p.row, row), params(p), row(row) {}
+
+  static __device__ __forceinline__ Key nothing() { return sort_key(-Limits<Acc>::infinity(), Acc(1)); }
+
+  // Of the tile's numbers: a NaN can only be selected while k numbers are not known, and then every key is enough.
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Key best(const Items<kCount> (&tile)[kTile]) const {
+    Acc t = -Limits<Acc>::infinity();
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) t = max_number(t, tile[i].t[j]);
+    }
+    return sort_key(t, Acc(1));
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ Candidate candidate(const Items<kCount>& items, int j, long long col) const {
+    return Candidate::make(sort_key(items.t[j], Acc(1)), col);
+  }
+
+  __device__ __forceinline__ State selected(Candidate candidate) const {
+    if (candidate.is_none()) return State::identity();
+    const Acc t = sorted_value<Acc>(candidate.key(), Acc(1));
+    return {t, exp_natural(t - shift_of(t))};
+  }
+
+  __device__ __forceinline__ void store(long long e, Candidate candidate, State norm) const {
+    const bool none = candidate.is_none();
+    const Acc infinity = Limits<Acc>::infinity();
+    const Acc t = none ? -infinity : sorted_value<Acc>(candidate.key(), Acc(1));
+    const long long offset = params.result_offset(row, e);
+    params.store_index(offset, none ? -1 : candidate.index());
+    if (params.output == kOutState) {
+      ptx::st_global(static_cast<Acc*>(params.row.out) + offset, t);
+      return;
+    }
+    Acc value = t;
+    if (params.output == kOutProb) {
+      value = norm.m == infinity ? Limits<Acc>::nan() : exp_natural(t - norm.m) / norm.l;
+    } else if (params.output == kOutLogProb) {
+      value = t - norm.m - log_natural(norm.l);
+    }
+    if (kMasked && t == -infinity && !ptx::ld_global(this->where + params.row.col_offset(kWhere, candidate.index()))) {
+      value = params.output == kOutProb ? Acc(0) : -infinity;
+    }
+    ptx::st_global(static_cast<In*>(params.row.out) + offset, from_acc<In>(value));
+  }
+
+  __device__ __forceinline__ void store_row(State total) const {
+    if (params.output == kOutState) {
+      this->store_stat(total, row);
+    } else if (params.row.stat) {
+      ptx::st_global(static_cast<Acc*>(params.row.stat) + params.row.row_offset(kStat, row), total.lse());
+    }
+  }
+};
+
+// The k results of a row and what there is one of; a whole warp calls it, with the row's list (warp_list.cuh) and
+// state.
+template <class Op, int kPerLane>
+__device__ __forceinline__ void store_selection(const Op& op, const typename Op::Candidate (&best)[kPerLane],
+                                                typename Op::State total) {
+  const int lane = threadIdx.x % 32;
+  typename Op::State norm = total;
+  if (op.params.renormalize) {
+    norm = Op::State::identity();
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      if (r * 32 + lane < op.params.k) norm = norm.merge(op.selected(best[r]));
+    }
+    norm = norm.template merge_group<32>();
+  }
+#pragma unroll
+  for (int r = 0; r < kPerLane; ++r) {
+    if (r * 32 + lane < op.params.k) op.store(r * 32 + lane, best[r], norm);
+  }
+  if (lane == 0) op.store_row(total);
+}

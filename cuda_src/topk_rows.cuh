@@ -1,0 +1,171 @@
+// The k best elements of each row, k <= 32 * kPerLane, and in SoftmaxTopK its softmax state: one read, and nothing of
+// the row's length is written.
+//
+//   each warp, tile by tile:  m, l <- the tile's maximum, one exponential an element      (SoftmaxTopK)
+//                             tile maximum below the k-th best so far: next tile
+//                             else what beats the k-th goes to the warp's queue, and by batches into its list
+//   the row:                  merge the lists and states of its warps, then of its blocks
+//
+// kWarpsPerRow warps walk over a slice of a row: one warp of kRowsPerBlock, or a block of them; params.splits blocks
+// have a slice each: a cluster (kClusterSize > 1), whose first block gets all lists, or blocks whose lists topk_merge
+// merges. Block b has slice b % splits of row group b / splits. Elements of a row are taken kVec at a time from
+// fragment boundaries (vector.cuh), or one by one (kVec = 1) at any stride.
+//
+// Tiles are visited in steps of about 0.618 of their number, so that a row that rises or falls from end to end looks
+// like one in random order: the maximum of the tiles seen grows a logarithmic number of times.
+// Shared memory: a queue a warp, which later holds its list; a bound a warp; states a warp and a block of the cluster.
+#pragma once
+
+#include <primitives/block.cuh>
+#include <primitives/topk_ops.cuh>
+#include <primitives/warp_list.cuh>
+
+template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>
+__global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
+                                  sizeof(typename Op::Candidate) == 16 && kPerLane > 2 ? 1 : 2)
+    CLUSTER_DIMS(kClusterSize) topk_rows(const __grid_constant__ typename Op::Params params) {
+  constexpr int kWarps = kWarpsPerRow * kRowsPerBlock;
+  constexpr int kStep = 32 * kWarpsPerRow * kVec;
+  constexpr int kTile = kStep * kFragments;
+  static_assert(kRowsPerBlock == 1 || (kWarpsPerRow == 1 && kClusterSize == 1), "a block merges the warps of one row");
+  static_assert(kClusterSize <= kWarps, "a warp for each list of the cluster");
+  using Candidate = typename Op::Candidate;
+  using Key = typename Candidate::Key;
+  using State = typename Op::State;
+  using List = WarpList<Candidate, kPerLane>;
+  constexpr bool kHasState = !kIsSame<State, NoState>;
+  constexpr int kQueue = 32 * (kVec * kFragments + List::kBatch);
+  static_assert(kQueue >= 32 * kPerLane, "a queue's memory holds a list");
+
+  // Row and slice of this thread. Warps past the last row own no column but take part in every collective.
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int thread = static_cast<int>(threadIdx.x) % (32 * kWarpsPerRow);
+  const unsigned splits = static_cast<unsigned>(params.row.splits);
+  const long long split = blockIdx.x % splits;
+  const long long row = static_cast<long long>(blockIdx.x / splits) * kRowsPerBlock + warp / kWarpsPerRow;
+  const bool exists = row < params.row.rows;
+  const Op op(params, exists ? row : 0);
+  const int past = kVec > 1 ? op.past_boundary() : 0;
+  const long long slice_start = split * params.row.slice - past;
+  const long long begin = slice_start > 0 ? slice_start : 0;
+  const long long slice_end = slice_start + params.row.slice;
+  const long long end = !exists ? 0 : slice_end < params.row.cols ? slice_end : params.row.cols;
+
+  Candidate* queues = ptx::static_smem<Candidate, kWarps * kQueue>();
+  Key* bounds = ptx::static_smem<Key, kWarps>();  // a key that ceil(k / kWarpsPerRow) elements of each warp reach
+  const int share = (static_cast<int>(params.k) - 1) / kWarpsPerRow;
+  if constexpr (kWarpsPerRow > 1) {
+    if (thread % 32 == 0) ptx::st_shared_relaxed(bounds + warp, Key(0));
+    __syncthreads();  // all bounds are there before any warp reads them
+  }
+  State* states = ptx::static_smem<State, kClusterSize, 1>();
+  unsigned long long* mbarrier = ptx::static_smem<unsigned long long, 1, 2>();
+  if constexpr (kClusterSize > 1) {
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(mbarrier, 1);
+      ptx::fence_mbarrier_init();  // the initialised mbarrier, before the cluster hears of it
+      const int list_bytes = 32 * kPerLane * static_cast<int>(sizeof(Candidate));
+      ptx::mbarrier_arrive_expect_tx(mbarrier, kClusterSize * (list_bytes + (kHasState ? sizeof(State) : 0)));
+    }
+  }
+  List list(queues + warp * kQueue, static_cast<int>(params.k));
+  State total = State::identity();
+
+  const unsigned tiles = static_cast<unsigned>(params.tiles);
+  const unsigned tile_step = static_cast<unsigned>(params.tile_step);
+  typename Op::template Loaded<kVec> loaded[kFragments];
+  const auto load = [&](long long first_col) {
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) op.template load<true>(loaded[i], first_col + i * kStep, begin, end);
+  };
+  unsigned tile = 0;
+  load(slice_start + thread * kVec);
+  for (unsigned i = 0; i < tiles; ++i) {
+    const long long first_col = slice_start + static_cast<long long>(tile) * kTile + thread * kVec;
+    typename Op::template Items<kVec> items[kFragments];
+#pragma unroll
+    for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, begin, end);
+    tile += tile_step;
+    if (tile >= tiles) tile -= tiles;
+    // The next tile is under way while this one is looked at.
+    if (i + 1 < tiles) load(slice_start + static_cast<long long>(tile) * kTile + thread * kVec);
+
+    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
+    const int used = inside < 0 ? 0 : inside < kFragments ? static_cast<int>(inside) : kFragments;
+    total = total.extend(op.template accumulate<1>(items, used, total));
+
+    const Candidate head = Candidate::make(op.best(items), first_col > begin ? first_col : begin);
+    bool look = __any_sync(0xffffffff, head.beats(list.kth));
+    if (look) {
+      Key floor = 0;
+      if constexpr (kWarpsPerRow > 1) {
+        // All warps together have k elements that reach the least of their bounds.
+        floor = group_min<kWarpsPerRow>(
+            ptx::ld_shared_relaxed(bounds + warp / kWarpsPerRow * kWarpsPerRow + thread % kWarpsPerRow));
+      }
+      const int lanes = __popc(__ballot_sync(0xffffffff, head.beats(list.kth) && head.key() >= floor));
+      look = lanes > 0;
+      if (lanes > params.k) {
+        // The best elements of k lanes reach the k-th of them.
+        Candidate heads[1] = {head};
+        bitonic_sort<false>(heads);
+        const Key reached = heads[0].shuffle(static_cast<int>(params.k) - 1).key();
+        if (reached > Op::nothing()) floor = max(floor, reached);
+      }
+      if (look) {
+#pragma unroll
+        for (int j = 0; j < kFragments; ++j) {
+#pragma unroll
+          for (int e = 0; e < kVec; ++e) {
+            const long long col = first_col + j * kStep + e;
+            const Candidate candidate = op.candidate(items[j], e, col);
+            list.append(col >= begin && col < end && candidate.key() >= floor && candidate.beats(list.kth), candidate);
+          }
+        }
+      }
+    }
+    const bool last = i + 1 == tiles;
+    if (look || last) {
+      list.drain(last);
+      if constexpr (kWarpsPerRow > 1) {
+        const Key reached = list.at(share).key();
+        if (thread % 32 == 0) ptx::st_shared_relaxed(bounds + warp, reached);
+      }
+    }
+  }
+
+  // Merge over the warps of the row, then over its blocks: by the first of the cluster, or by topk_merge.
+  total = total.template merge_group<32>();
+  if constexpr (kHasState && kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total);
+  if constexpr (kWarpsPerRow > 1) merge_lists<kQueue>(list, queues, kWarpsPerRow);
+  if constexpr (kClusterSize > 1) {
+    ptx::cluster_arrive();  // releases this block's mbarrier and, with its queues read, the memory of the slots
+    ptx::cluster_wait();    // the first block is ready to be sent to
+    if (warp == 0) {
+#pragma unroll
+      for (int r = 0; r < kPerLane; ++r) {
+        ptx::st_async(queues + split * kQueue + r * 32 + thread, list.best[r], mbarrier, 0);
+      }
+      if constexpr (kHasState) {
+        if (thread == 0) ptx::st_async(states + split, total, mbarrier, 0);
+      }
+    }
+    if (split != 0) return;
+    ptx::mbarrier_wait(mbarrier, 0);  // the lists and states of all blocks are here
+    if (warp < kClusterSize) list.load(queues + warp * kQueue);
+    if constexpr (kHasState) {
+      total = ptx::ld_shared(states + thread % kClusterSize).template merge_group<kClusterSize>();
+    }
+    merge_lists<kQueue>(list, queues, kClusterSize);
+  } else if (splits > 1) {
+    const long long slice = row * splits + split;
+    if (thread < 32 && exists) {
+      if constexpr (kHasState) {
+        if (thread == 0) ptx::st_global(static_cast<State*>(params.row.partial) + slice, total);
+      }
+      list.store(static_cast<Candidate*>(params.lists) + slice * params.k);
+    }
+    return;
+  }
+  if (thread < 32 && exists) store_selection(op, list.best, total);
+}

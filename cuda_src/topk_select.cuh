@@ -1,0 +1,62 @@
+// The wanted elements among those of the bin that the last of them lies in (radix.cuh), added to the row's list.
+//
+// A block for each row. 11 bits after the other: histogram of the candidates that agree in all bits before, bin of the
+// last wanted one, until every candidate of that bin is wanted. Then one more walk copies. Candidates stay where they
+// are: the second histogram mostly leaves a handful, and up to 64 bits are at most six walks over them.
+//
+// Shared memory: a histogram (kBins + kGroups counts) and four words.
+#pragma once
+
+#include <primitives/radix.cuh>
+
+template <class Op, int kThreads>
+__global__ void __launch_bounds__(kThreads, 1)
+    topk_select(const __grid_constant__ RadixParams<typename Op::Params> params) {
+  using Candidate = typename Op::Candidate;
+  using Count = typename RadixOrder<Op>::Count;
+  const int lane = threadIdx.x % 32;
+  const long long row = blockIdx.x, cols = params.topk.row.cols;
+
+  // What topk_filter has left.
+  const Count* histogram = params.template at<Count>(0, row * (kBins + kGroups));
+  Count wanted = static_cast<Count>(params.wanted);
+  RadixBin<Count> last = block_find_bin([&](int i) { return ptx::ld_global(histogram + i); }, wanted);
+  wanted -= last.before;
+  if (last.inside == wanted) return;
+  const Candidate* buffer = params.template at<Candidate>(params.buffer, row * cols);
+  const Count count = last.inside;
+  unsigned long long* next = ptx::static_smem<unsigned long long, 1>();  // free place of the list
+  if (threadIdx.x == 0) ptx::st_shared(next, static_cast<unsigned long long>(last.before));
+
+  Count* bins = ptx::static_smem<Count, kBins + kGroups>();
+  RadixCut<Op> cut(last.bin, cols);
+  do {
+    for (int b = threadIdx.x; b < kBins; b += kThreads) ptx::st_shared(bins + b, Count(0));
+    __syncthreads();  // every bin is zero before any thread counts
+    BinCounter<Count> counter{bins};
+    walk_candidates<kThreads>(buffer, count, [&](Candidate candidate) {
+      if (!candidate.is_none() && cut.compare(candidate) == 0) counter.add(cut.bin(candidate));
+    });
+    counter.flush();
+    __syncthreads();  // everything is counted before groups are summed
+    for (int b = threadIdx.x; b < kBins; b += kThreads) {
+      const Count sum = group_sum<32>(ptx::ld_shared(bins + b));
+      if (lane == 0) ptx::st_shared(bins + kBins + b / 32, sum);
+    }
+    __syncthreads();  // all groups are summed before the first warp looks for the bin
+    last = block_find_bin([&](int i) { return ptx::ld_shared(bins + i); }, wanted);
+    wanted -= last.before;
+    cut.extend(last.bin);
+  } while (last.inside != wanted);
+
+  Candidate* list = params.template at<Candidate>(params.list, row * params.wanted);
+  walk_candidates<kThreads>(buffer, count, [&](Candidate candidate) {
+    const bool takes = !candidate.is_none() && cut.compare(candidate) <= 0;
+    const unsigned int lanes = __ballot_sync(0xffffffff, takes);
+    if (lanes == 0) return;
+    unsigned long long place = 0;
+    if (lane == 0) place = atomicAdd(next, static_cast<unsigned long long>(__popc(lanes)));
+    place = __shfl_sync(0xffffffff, place, 0) + __popc(lanes & ((1u << lane) - 1));
+    if (takes) ptx::st_global(list + place, candidate);
+  });
+}

@@ -1,0 +1,146 @@
+"""Plans of selections cover every row, and stay inside the limits of every device.
+
+Pure Python: sizes in, launches out. Plans of single kernels: test_lanes.py, test_radix.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+
+import pytest
+from configurations import SMS, selection, topk_problems
+
+from cuattn import _plan_radix, _plan_topk
+from cuattn._problem import TopKProblem
+
+CAPABILITIES = (75, 80, 90, 120)
+SMEM = 48 * 1024
+PROBLEMS = list(topk_problems())
+
+
+def shape_of(kernel):
+    """What stands behind the op in a name expression."""
+    return [int(n) for n in re.search(r">, ([-\d, ]+)>$", kernel.name)[1].split(", ")]
+
+
+def check_launch(kernel, capability):
+    assert 1 <= kernel.grid < 2**31
+    assert 0 < kernel.block <= 1024 and kernel.block % 32 == 0
+    assert 1 <= kernel.cluster <= 8 and kernel.grid % kernel.cluster == 0
+    assert kernel.cluster == 1 or capability >= 90
+
+
+def check_lists(problem, plan, kernels):
+    """topk_rows: rows, slices and tiles hold each column once; the queues fit."""
+    rows, cols = problem.layout.rows, problem.layout.cols
+    warps_per_row, rows_per_block, per_lane, vec, fragments, cluster = shape_of(kernels[0])
+    warps = warps_per_row * rows_per_block
+    tile = 32 * warps_per_row * vec * fragments
+    splits, slice_ = struct.unpack("2q", plan.geometry[16:32])
+    assert kernels[0].block == 32 * warps and kernels[0].cluster == cluster
+    assert kernels[0].grid == -(-rows // rows_per_block) * splits
+    assert 32 * per_lane >= problem.k
+    assert slice_ == plan.tiles * tile
+    past = vec - 1 if vec > 1 and not problem.aligned else 0
+    assert splits * slice_ >= cols + past
+    assert (splits - 1) * slice_ < cols + past or cluster > 1
+    visited = [i * plan.tile_step % plan.tiles for i in range(plan.tiles)]
+    assert sorted(visited) == list(range(plan.tiles)) and plan.tile_step <= plan.tiles
+    batch = 1 if per_lane < 4 else 2
+    assert vec * fragments + batch >= per_lane
+    queues = warps * 32 * (vec * fragments + batch) * problem.candidate_bytes
+    assert queues + 32 * 8 <= SMEM
+    if splits == cluster:
+        assert len(kernels) == 1 and plan.workspace_bytes == 0
+        return
+    assert cluster == 1 and kernels[1].header == "topk_merge.cuh"
+    merge_warps, merge_per_lane = shape_of(kernels[1])
+    assert (kernels[1].grid, kernels[1].block) == (rows, 32 * merge_warps)
+    assert merge_per_lane == per_lane
+    assert merge_warps * 32 * per_lane * problem.candidate_bytes <= SMEM
+    lists = rows * splits * problem.k * problem.candidate_bytes
+    assert plan.lists_offset % 16 == 0
+    assert plan.lists_offset >= rows * splits * problem.state_bytes
+    assert plan.workspace_bytes == plan.lists_offset + lists
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("num_sms", [1, 16, SMS])
+def test_every_plan_covers(capability, num_sms):
+    headers = set()
+    for problem in PROBLEMS:
+        plan = _plan_topk.plan_topk(problem, capability, num_sms)
+        kernels = [kernel for kernel, _ in plan.launches]
+        headers |= {kernel.header for kernel in kernels}
+        for kernel in kernels:
+            check_launch(kernel, capability)
+        assert plan.radix == (problem.k > _plan_topk.LIST_MOST)
+        if kernels[0].header == "topk_rows.cuh":
+            check_lists(problem, plan, kernels)
+    assert {"topk_lanes.cuh", "topk_rows.cuh", "topk_filter.cuh", "topk_sort.cuh"} <= headers
+
+
+# rows, columns, k, compute capability: kernels, and what stands behind the op of the first.
+@pytest.mark.parametrize(
+    ("rows", "cols", "k", "capability", "headers", "shape"),
+    [
+        (10**5, 5000, 5, 80, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
+        (64, 5000, 50, 80, ["topk_rows"], "8, 1, 2, 4, 4, 1"),
+        (64, 5000, 100, 90, ["topk_rows"], "8, 1, 4, 4, 4, 2"),
+        (1, 50_257, 5, 90, ["topk_rows"], "8, 1, 1, 4, 4, 8"),
+        (1, 50_257, 256, 80, ["topk_rows", "topk_merge"], "8, 1, 8, 4, 4, 1"),
+        (1, 10**7, 5, 90, ["topk_rows", "topk_merge"], "8, 1, 1, 4, 4, 1"),
+        (4000, 100_000, 5, 90, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
+        (10, 100_000, 5, 90, ["topk_rows"], "8, 1, 1, 4, 4, 8"),
+        (5, 600, 9, 90, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
+    ],
+)
+def test_regimes(rows, cols, k, capability, headers, shape):
+    problem = TopKProblem("float32", selection(rows, cols), k)
+    plan = _plan_topk.plan_topk(problem, capability, SMS)
+    assert [kernel.header for kernel, _ in plan.launches] == [f"{h}.cuh" for h in headers]
+    assert plan.launches[0][0].name.endswith(f", {shape}>")
+
+
+def test_a_row_beyond_32_bits_has_wide_candidates():
+    for cols, narrow in ((2**32 - 2, True), (2**32 - 1, False)):
+        problem = TopKProblem("float32", selection(1, cols), 5)
+        assert problem.narrow is narrow and ("Narrow" in problem.op) is narrow
+        check_lists(problem, plan := _plan_topk_of(problem), [k for k, _ in plan.launches])
+
+
+def _plan_topk_of(problem):
+    _plan_topk.plan_topk.cache_clear()
+    return _plan_topk.plan_topk(problem, 90, SMS)
+
+
+def test_few_long_columns_are_split():
+    """A lane would walk over millions of elements alone."""
+    many = TopKProblem("float32", selection(10**5, 10**4, axis=0), 5)
+    few = TopKProblem("float32", selection(10**6, 2, axis=0), 5)
+    for problem, header in ((many, "topk_lanes.cuh"), (few, "topk_rows.cuh")):
+        plan = _plan_topk.plan_topk(problem, 90, SMS)
+        assert plan.launches[0][0].header == header
+    assert plan.launches[0][0].grid > SMS // 2
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 10, 100, 1001, 2**16])
+def test_steps_spread(tiles):
+    """No tile is left out, and the best of a sorted row changes a logarithmic number of times."""
+    step = _plan_topk._golden_step(tiles)
+    assert math.gcd(step, tiles) == 1 and 1 <= step
+    place, best, records = 0, -1, 0
+    for _ in range(tiles):
+        records += place > best
+        best, place = max(best, place), (place + step) % tiles
+    assert best == tiles - 1
+    assert records <= 2 * math.log(tiles + 1) / math.log((1 + 5**0.5) / 2) + 2
+
+
+def test_lists_have_a_reason():
+    mosts = [most for most, _, why in _plan_topk.LISTS if why]
+    assert mosts == [32, 64, 128, 256] and _plan_topk.LIST_MOST == 256
+    assert all(32 * per_lane == most for most, per_lane, _ in _plan_topk.LISTS)
+    assert _plan_radix.RUNS[-1][0] >= _plan_topk.LIST_MOST
