@@ -100,7 +100,12 @@ CALLS = {
     "softmax_backward": lambda: cuattn.softmax_backward(x, y),
     "log_softmax_backward": lambda: cuattn.log_softmax_backward(x, y),
     "segment_softmax": lambda: cuattn.segment_softmax(x, offsets),
+    "top_k": lambda: cuattn.top_k(x, 5),
+    "softmax_topk": lambda: cuattn.softmax_topk(x, 5),
+    "softmax_topk, renormalize": lambda: cuattn.softmax_topk(x, 5, renormalize=True),
+    "softmax_topk, return_lse": lambda: cuattn.softmax_topk(x, 5, return_lse=True),
     "softmax_state": lambda: cuattn.softmax_state(x),
+    "softmax_topk_state": lambda: cuattn.softmax_topk_state(x, 5),
     "merge": lambda: cuattn.merge(state, state),
 }
 

@@ -15,7 +15,8 @@ import numpy as np
 
 import cuattn
 from bench import inside
-from bench.harness import Operation, Sample, Work
+from bench.harness import Operation, Work
+from bench.verification import Sample
 
 CHECKED = 1 << 18  # elements, or one row, of each of the three places that are verified
 CHUNK = 1 << 26  # elements that are drawn at a time

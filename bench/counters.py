@@ -7,7 +7,8 @@ conflicts, exponentials and barriers, and the device memory that the call alloca
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,30 @@ from bench import inside  # noqa: F401 - makes `import emulator` find tests/emul
 SHAPES = ((64, 100), (32, 1000), (16, 4096), (4, 30_000), (2, 128_256), (1, 400_000))
 NUM_SMS = 132
 
-Call = Callable[..., Any]
-CALLS: dict[str, tuple[Call, int]] = {  # name to call and number of operands
-    "softmax": (cuattn.softmax, 1),
-    "log_softmax": (cuattn.log_softmax, 1),
-    "logsumexp": (lambda x: cuattn.logsumexp(x, axis=-1), 1),
-    "softmax_backward": (cuattn.softmax_backward, 2),
-    "log_softmax_backward": (cuattn.log_softmax_backward, 2),
+KS = (5, 64, 256)
+
+
+class Call(NamedTuple):
+    """A call, its number of operands, and the shortest rows that it takes."""
+
+    function: Callable[..., Any]
+    operands: int = 1
+    least_cols: int = 1
+
+
+def _top(function: Callable[..., Any], k: int) -> Call:
+    return Call(lambda x: function(x, k), 1, k)
+
+
+CALLS = {
+    "softmax": Call(cuattn.softmax),
+    "log_softmax": Call(cuattn.log_softmax),
+    "logsumexp": Call(partial(cuattn.logsumexp, axis=-1)),
+    "softmax_backward": Call(cuattn.softmax_backward, 2),
+    "log_softmax_backward": Call(cuattn.log_softmax_backward, 2),
+    **{f"top_k, k = {k}": _top(cuattn.top_k, k) for k in KS},
+    **{f"softmax_topk, k = {k}": _top(cuattn.softmax_topk, k) for k in KS},
+    f"softmax_topk_state, k = {KS[0]}": _top(cuattn.softmax_topk_state, KS[0]),
 }
 
 
@@ -38,6 +56,7 @@ def count(
         for arch in archs
         for name in CALLS
         for rows, cols in shapes
+        if cols >= CALLS[name].least_cols
     ]
 
 
@@ -45,10 +64,10 @@ def count_call(
     name: str, arch: str, rows: int, cols: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Counters of one call on float32 rows, as they are and per element of an operand."""
-    call, operands = CALLS[name]
     import emulator
 
-    arrays = [rng.standard_normal((rows, cols), np.float32) for _ in range(operands)]
+    call = CALLS[name]
+    arrays = [rng.standard_normal((rows, cols), np.float32) for _ in range(call.operands)]
     allocated = []
 
     def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -57,7 +76,7 @@ def count_call(
 
     with emulator.activate(arch, NUM_SMS) as runtime:
         runtime.empty = empty
-        call(*arrays)
+        call.function(*arrays)
         total, size = runtime.total(), arrays[0].nbytes
         return {
             "operation": name,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.grids import FLAGS
+
 NOTHING = "–"
 WORST_FIRST = "crashed failed timeout hung wrong absent unsupported skipped ok".split()
 LONGEST_DETAIL = 300  # characters; the result file has all of them
@@ -80,8 +82,8 @@ def times(ratio: float | None) -> str:
 def shape(sizes: dict[str, int]) -> str:
     """The sizes of a cell: "rows × cols" first, then the other names with their values.
 
-    `causal` and `transposed` are words or nothing; key heads and key length are there only where
-    they are not those of the query.
+    Flags are words or nothing; key heads and key length are there only where they are not those of
+    the query.
     """
     rest = dict(sizes)
     parts = []
@@ -92,7 +94,7 @@ def shape(sizes: dict[str, int]) -> str:
     if "seqlen_k" in rest and rest["seqlen_k"] == rest.get("seqlen_q"):
         rest = {"seqlen" if n == "seqlen_q" else n: v for n, v in rest.items() if n != "seqlen_k"}
     for name, value in rest.items():
-        if name not in ("causal", "transposed"):
+        if name not in FLAGS:
             parts.append(f"{name} {value}")
         elif value:
             parts.append(name)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Cell:
-    """One operation on one shape and dtype; sizes in elements, `causal`, `transposed` 0 or 1."""
+    """One operation on one shape and dtype; sizes in elements, those of `FLAGS` 0 or 1."""
 
     operation: str
     grid: str
@@ -45,6 +45,8 @@ class Grid(NamedTuple):
 BOTH = ("bfloat16", "float32")
 HALF = ("bfloat16",)
 SINGLE = ("float32",)
+PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
+FLAGS = ("causal", "transposed", *PATTERNS)
 VOCABULARIES = (32_000, 50_257, 128_256, 151_936, 201_088)
 
 
@@ -89,6 +91,11 @@ def with_k(shapes: Callable[[], Iterable[dict[str, int]]], *ks: int):
 def router_shapes() -> Iterator[dict[str, int]]:
     for cols, k in ((8, 2), (64, 6), (128, 8), (256, 8)):
         yield {"rows": 65_536, "cols": cols, "k": k}
+
+
+def pattern_shapes() -> Iterator[dict[str, int]]:
+    for pattern in PATTERNS:
+        yield {"rows": 64, "cols": 128_256, pattern: 1}
 
 
 def attention_shape(batch, heads, kv_heads, seqlen, head_dim, causal) -> dict[str, int]:
@@ -163,6 +170,12 @@ GRIDS = {
     ),
     "router": Grid(
         "mixture-of-experts routers", {"softmax_topk": 2, "top_k": 3}, BOTH, router_shapes
+    ),
+    "topk-patterns": Grid(
+        "FlashInfer, benchmarks/bench_topk.py: quantised rows and ties; and rows that rise",
+        {"top_k": 3},
+        BOTH,
+        with_k(pattern_shapes, 5, 256),
     ),
     "flash-attention": Grid(
         "FlashAttention-2 and -3: 16 K tokens, hidden size 2048",

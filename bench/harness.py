@@ -21,12 +21,12 @@ import numpy as np
 
 from bench.grids import Cell
 from bench.peers import Contestant, Unsupported
+from bench.verification import Sample, WrongResult, verify_ours, verify_peer
 
 SHORT = 20e-6  # seconds: below it, launches are replayed from a graph
 SAMPLE = 400e-6  # seconds that a sample of short calls takes
 MOST_CALLS = 64  # of one sample
 ROUNDS = (5, 50)  # at least, at most
-PEER_FACTOR = 2  # on our error bound: a peer has to compute the same function
 
 
 class Work(NamedTuple):
@@ -37,31 +37,17 @@ class Work(NamedTuple):
     formula: str
 
 
-class Sample(NamedTuple):
-    """Part of a problem that is small enough for float64 on the CPU."""
-
-    index: Any  # of the result, on the device
-    expected: np.ndarray
-    allowed: float  # largest error of ours
-    part: Any = ...  # of what `index` selects, on the host
-    which: int | None = None  # of several results
-
-
 @dataclass(frozen=True)
 class Operation:
     """What is benchmarked: operands, our call, the truth, the least work."""
 
     ceiling: str  # of the device, that its rate is a percentage of
     inputs: Callable[[Cell, Any, np.random.Generator], tuple[Any, ...]]
-    ours: Callable[..., Any]  # operands, and out= where it is to be verified
+    ours: Callable[..., Any]  # operands, `options`, and out= where it is to be verified
     samples: Callable[[Cell, tuple[Any, ...], Callable[[Any], np.ndarray]], list[Sample]]
     work: Callable[[Cell], Work]
     result: Callable[[Cell], tuple[int, ...]] | None  # shape of `out`, if our call has that
-    options: Callable[[Cell], dict[str, Any]] = field(default=lambda cell: {})  # of the peers
-
-
-class WrongResult(AssertionError):
-    """A contestant did not compute the operation."""
+    options: Callable[[Cell], dict[str, Any]] = field(default=lambda cell: {})  # such as k
 
 
 class DeviceLost(RuntimeError):
@@ -124,9 +110,9 @@ def measure(
             with _failures_into(entry, device), contestant.library.on_stream(device.stream):
                 native = tuple(contestant.library.asarray(array) for array in inputs)
                 if contestant is ours:
-                    _verify_ours(entry, operation, cell, ours, native, samples, device, plan)
+                    verify_ours(entry, operation, cell, ours, native, samples, device, plan)
                 else:
-                    _verify(entry, contestant, contestant.call(*native), samples, PEER_FACTOR)
+                    verify_peer(entry, contestant, native, samples)
                 entry["peak_bytes"] = contestant.library.peak_bytes(
                     lambda call=contestant.call, native=native: call(*native)
                 )
@@ -177,35 +163,6 @@ def _failures_into(entry: dict[str, Any], device: Any) -> Iterator[None]:
             device.synchronize()
         except Exception as lost:
             raise DeviceLost(f"after {entry['name']}: {first_line}") from lost
-
-
-def _verify_ours(entry, operation, cell, ours, native, samples, device, plan) -> None:
-    """Our call, into a poisoned result where it takes one: what is not written, shows."""
-    options, poison = {}, None
-    if operation.result is not None:
-        out = options["out"] = device.xp.empty(operation.result(cell), native[0].dtype)
-        poison = out.view(f"u{out.itemsize}")
-        poison.fill(np.iinfo(poison.dtype).max)  # a NaN in every float format
-    with plan() as kernels:
-        result = ours.call(*native, **options)
-    entry["plan"] = [kernel.name for kernel in kernels]
-    _verify(entry, ours, result, samples, 1)
-    if poison is not None and (left := int((poison == np.iinfo(poison.dtype).max).sum())):
-        raise WrongResult(f"{left} of {poison.size} elements of the result were not written")
-
-
-def _verify(entry, contestant: Contestant, result: Any, samples: list[Sample], factor) -> None:
-    for index, expected, allowed, part, which in samples:
-        array = result if which is None else result[which]
-        got = contestant.library.asnumpy(array[index])[part].astype(np.float64)
-        if got.shape != expected.shape:
-            raise WrongResult(f"shape {got.shape}, but {expected.shape} is expected")
-        error = float(np.max(np.abs(got - expected), initial=0))
-        if math.isfinite(error):  # JSON has no other numbers
-            entry["max_error"] = max(error, entry["max_error"] or 0.0)
-        entry["allowed_error"] = max(factor * allowed, entry["allowed_error"] or 0.0)
-        if not error <= factor * allowed:
-            raise WrongResult(f"error {error:.3g}, but {factor * allowed:.3g} is allowed")
 
 
 class Runner:

@@ -59,6 +59,7 @@ __all__ = [
     "load_or_compile",
     "source_directory",
     "truth",
+    "truth_topk",
 ]
 
 
@@ -93,3 +94,12 @@ def truth(name: str, operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray
     one_rounding = table.relative * np.max(abs(expected), initial=0) + table.absolute
     least = table.plain * (table.relative * np.max(size, initial=0) + table.absolute)
     return expected, float(2 * max(naive_error, least) + one_rounding)
+
+
+def truth_topk(
+    name: str, x: np.ndarray, k: int, dtype: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What a function of the top-k family chooses from in float64, the indices of its k best
+    elements, and the largest error that the contract allows a value."""
+    rows, allowed = (x.astype(np.float64), 0.0) if name == "top_k" else truth("softmax", [x], dtype)
+    return rows, reference.top_k(x, k).indices, allowed

@@ -11,6 +11,7 @@ FILE.excluded lists.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import re
@@ -26,6 +27,16 @@ from bench.device import CudaDevice
 from bench.peers._cupy import Cupy
 
 CELL_SECONDS = 1.0  # of timing, for all contestants together
+PAPER = {  # grid to the paper's own algorithms on it, by their names in bench/ladder.py
+    "paper": {
+        "safe softmax": baselines.safe_softmax,
+        "online softmax": baselines.online_softmax,
+    },
+    "paper-topk": {
+        "safe softmax, then top-{k}": baselines.safe_softmax_topk,
+        "online softmax with top-{k}": baselines.online_softmax_topk,
+    },
+}
 
 
 class Journal:
@@ -106,11 +117,10 @@ def others(cell: grids.Cell, operation: harness.Operation) -> list[peers.Contest
     found = []
     if cell.operation in peers.OPERATIONS:
         found += peers.contestants(cell.operation, **operation.options(cell))
-    if cell.grid == "paper":
-        found += [
-            peers.Contestant(f"paper: {name.replace('_', ' ')}", Cupy(), getattr(baselines, name))
-            for name in ("safe_softmax", "online_softmax")
-        ]
+    kernels = PAPER.get(cell.grid, {})
+    for name, kernel in kernels.items():
+        call = functools.partial(kernel, **operation.options(cell))
+        found.append(peers.Contestant("paper: " + name.format(**cell.shape), Cupy(), call))
     return found
 
 
@@ -126,10 +136,11 @@ def measure_cell(
         if journal is not None:
             journal.begin(cell.key, contestant)
 
+    ours = functools.partial(operation.ours, **operation.options(cell))
     record = harness.measure(
         cell,
         operation,
-        peers.Contestant(analysis.OURS, Cupy(), operation.ours),
+        peers.Contestant(analysis.OURS, Cupy(), ours),
         others(cell, operation),
         device,
         seconds=CELL_SECONDS,

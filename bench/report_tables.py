@@ -46,7 +46,7 @@ def _cell_table(result: Result, cells: list[Cell]) -> str:
         "Rate and % of ceiling: cold L2 cache.",
         table(_CELL_HEADER, [_cell_row(result, cell) for cell in cells]),
     ]
-    return "\n\n".join(lines + list(_not_ok(cells)))
+    return "\n\n".join(lines + list(_speed_ups(cells)) + list(_not_ok(cells)))
 
 
 def _cell_row(result: Result, cell: Cell) -> list[str]:
@@ -76,6 +76,19 @@ def _best_peer(cell: Cell) -> str:
     return f"`{peer}` {formats.times(analysis.ratio(cell, peer))}" + (
         f" (clock: {clock['clock']})" if clock else ""
     )
+
+
+def _speed_ups(cells: list[Cell]) -> Iterable[str]:
+    """On the paper's shapes also the ratio to every contestant, by its name."""
+    names = list(dict.fromkeys(name for cell in cells for name in analysis.peers(cell)))
+    if any(name.startswith("paper: ") for name in names):
+        yield "Speed-up of cuattn over each contestant, with a cold L2 cache:"
+        rows = [
+            [formats.shape(cell["shape"]), cell["dtype"]]
+            + [formats.times(analysis.ratio(cell, name)) for name in names]
+            for cell in cells
+        ]
+        yield table(["shape", "dtype", *(f">over `{name}`" for name in names)], rows)
 
 
 def _not_ok(cells: list[Cell]) -> Iterable[str]:
