@@ -22,8 +22,8 @@
 
 template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>
 __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
-                                  sizeof(typename Op::Candidate) == 16 && kPerLane > 2 ? 1 : 2)
-    CLUSTER_DIMS(kClusterSize) topk_rows(const __grid_constant__ typename Op::Params params) {
+                                  kVec == 1 || sizeof(typename Op::Candidate) == 16 ? 1 : 2) CLUSTER_DIMS(kClusterSize)
+    topk_rows(const __grid_constant__ typename Op::Params params) {
   constexpr int kWarps = kWarpsPerRow * kRowsPerBlock;
   constexpr int kStep = 32 * kWarpsPerRow * kVec;
   constexpr int kTile = kStep * kFragments;

@@ -243,7 +243,8 @@ LISTS_COST = tuple(
     f"tests/test_topk_traffic.py::test_no_order_costs_much_more_than_a_random_one[{case}]"
     for case in ("5-a-warp-a-row", "256-a-block-a-row", "5-a-row-over-the-chip")
 )
-LISTS_TIES = (of("mutants", "test_ties_beyond_a_tile", 50257),)
+LISTS_TIES = ("tests/test_topk_traffic.py::test_ties[12-a-warp-a-row]",)
+LISTS_OFFSET = (of("softmax_topk_state", "test_index_offset", 50257),)
 LISTS_READ = (reads("softmax_topk", 5, "a-warp-a-row"),)
 KEYS = (
     of("top_k", "test_every_bit_pattern", "bfloat16", 100),

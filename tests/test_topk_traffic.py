@@ -64,6 +64,17 @@ def test_one_read(rng, name, k, arch, num_sms, rows, cols, expected):
         assert total.exps == 0
 
 
+@regimes
+@pytest.mark.parametrize("k", [12, 50])
+def test_ties(rng, k, arch, num_sms, rows, cols, expected):
+    """Tiles are not visited in order: of equal elements a later one may have the lower index."""
+    x = (rng.random((rows, cols)) < 0.0015 * k).astype(np.float32)  # some of k in each tile
+    x[-1] = 1
+    _, found, kernels = count(arch, lambda: cuattn.top_k(x, k), num_sms)
+    assert kernels == expected
+    assert found.indices.tobytes() == cuattn.reference.top_k(x, k).indices.tobytes()
+
+
 @pytest.mark.parametrize("name", ["top_k", "softmax_topk"])
 @pytest.mark.parametrize(("cols", "k"), [(8, 2), (64, 6), (128, 8), (256, 8)])
 def test_routers_read_once(rng, name, cols, k):
