@@ -79,7 +79,7 @@ def softmax_topk_state(
     k : int
         Not negative; more than the row has are filled up.
     index_offset : int, optional
-        Added to every index: where in the row this part begins.
+        Added to every index: where in the row this part begins. Not negative.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def softmax_topk_state(
     x = _call.enter("x", x)
     scale_array, scale_value = _call.scale(scale, ("x", x))
     x, axis, scale_array, _ = _call.rows(x, axis, scale_array)
-    k, offset = _check.count("k", k), _check.integer("index_offset", index_offset)
+    k, offset = _check.count("k", k), _check.count("index_offset", index_offset)
     request = _call.TopKRequest("state", axis, k, _call.meta(x), scale=_call.meta(scale_array))
     expected = _call.topk_results(request)
     if _jit.runtime_of(x) is None:

@@ -313,6 +313,7 @@ X = np.zeros((4, 5), np.float32)
         (TypeError, "k", lambda f: f(X, None)),
         (TypeError, "axis", lambda f: f(X, 2, axis=(0, 1))),
         (AxisError, "axis", lambda f: f(X, 2, axis=2)),
+        (ValueError, "index_offset", lambda f: f(X, 2, index_offset=-1)),
         (TypeError, "index_offset", lambda f: f(X, 2, index_offset=1.0)),
         (TypeError, "index_offset", lambda f: f(X, 2, index_offset=None)),
         (TypeError, "x", lambda f: f([1.0, 2.0], 1)),
