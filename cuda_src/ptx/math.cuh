@@ -1,6 +1,9 @@
 // Arithmetic that C++ has no exact word for, one wrapper an instruction.
 #pragma once
 
+struct __half;
+struct __nv_bfloat16;
+
 namespace ptx {
 
 // 2^x, at most 2 ulp, subnormals flushed; 2^-inf = +0.
@@ -28,6 +31,37 @@ __device__ __forceinline__ double fma_rn(double a, double b, double c) {
   double y;
   asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(y) : "d"(a), "d"(b), "d"(c));
   return y;
+}
+
+// x rounded to tf32, ties away from zero: float32 bits whose low 13 are 0; any NaN is 0x7fffffff (sm_80 and newer).
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+__device__ __forceinline__ unsigned int cvt_rna_tf32(float x) {
+  unsigned int y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+template <class T>
+constexpr bool kCvtHalf = false;
+template <>
+constexpr bool kCvtHalf<__half> = true;
+template <class T>
+constexpr bool kCvtBfloat16 = false;
+template <>
+constexpr bool kCvtBfloat16<__nv_bfloat16> = true;
+
+// Two values rounded to T, to nearest even, in one word: `low` in the low half (sm_80 and newer).
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+template <class T>
+__device__ __forceinline__ unsigned int cvt_rn_x2(float low, float high) {
+  static_assert(kCvtHalf<T> || kCvtBfloat16<T>, "T is __half or __nv_bfloat16");
+  unsigned int word;
+  if constexpr (kCvtHalf<T>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
 }
 
 }  // namespace ptx

@@ -3,6 +3,13 @@
 ``activate()`` makes NumPy arrays given to the public API run through the real kernels, compiled
 as C++, one fiber per CUDA thread. ``launch_source()`` runs a kernel from a string.
 
+A ``cp.async`` takes its source at once and lands as late as allowed, when its thread waits for it;
+until then nobody may touch its destination. ``ldmatrix``, ``stmatrix`` and ``mma`` need all 32
+lanes and order no memory accesses: rows are read or written by all lanes together, so a
+``__syncwarp`` belongs between that and a lane's own access to the same bytes. An ``mma`` in float32
+adds the exact products and the accumulator in float64 and truncates the sum, as tensor cores
+truncate; of tf32 operands it ignores the low 13 bits. In float64 it is one fma after another.
+
 With ``profile=True`` either counts ``Counters.cost``, a relative number of executed instructions:
 the bytes of CPU code of each basic block, as often as the warp runs it. Between two points where
 all lanes meet (a collective of the whole warp, a barrier of the block, the end) that is as often as
@@ -51,6 +58,8 @@ class Counters:
     exps: int = 0  # exponentials, by thread
     barriers: int = 0  # of a block
     warp_collectives: int = 0  # shuffles, votes and reductions, not __syncwarp
+    mma: int = 0  # by warp, of any shape
+    ldmatrix: int = 0  # ldmatrix and stmatrix by warp, four matrices each
     cluster_barriers: int = 0
     mbarrier_waits: int = 0  # by thread
     st_async_bytes: int = 0

@@ -43,9 +43,37 @@ int block_barrier(Combine op, int value, Site site);
 void named_barrier(int id, int threads, bool wait, Site site);
 
 // Warp collectives; every lane of `mask` calls the same one.
-enum class Collective { kSync, kShfl, kShflUp, kShflDown, kShflXor, kBallot, kReduceMax, kReduceMin, kReduceAdd };
+enum class Collective {
+  kSync,
+  kShfl,
+  kShflUp,
+  kShflDown,
+  kShflXor,
+  kBallot,
+  kReduceMax,
+  kReduceMin,
+  kReduceAdd,
+  // Those of the tensor cores: they order no memory accesses.
+  kLdmatrix,
+  kLdmatrixTrans,
+  kStmatrix,
+  kMmaHalf,
+  kMmaBfloat16,
+  kMmaTf32,
+  kMmaDouble
+};
 unsigned long long warp_collective(Collective what, unsigned int mask, unsigned long long value, int lane_arg,
                                    int width, Site site);
+
+// Asynchronous copies, matrices in shared memory, and what multiplies them.
+void check_sm_80(const char* what, Site site);
+void cp_async_16(void* smem_ptr, const void* global_ptr, int src_bytes, Site site);
+void cp_async_commit(Site site);
+void cp_async_wait(int pending, Site site);
+void ldmatrix_x4(unsigned int* r, const void* smem_ptr, bool transposed, Site site);
+void stmatrix_x4(void* smem_ptr, const unsigned int* r, Site site);
+void mma(Collective what, float* d, const unsigned int* a, unsigned int b0, unsigned int b1, Site site);
+void mma_f64(double* d, double a, double b, Site site);
 
 // Clusters and mbarriers.
 int cluster_rank(Site site);

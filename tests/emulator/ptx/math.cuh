@@ -1,6 +1,24 @@
 // Twin of cuda_src/ptx/math.cuh.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace emu {
+
+template <class T>
+struct CvtTo;
+template <>
+struct CvtTo<__half> {
+  static unsigned int bits(float x) { return __float2half_rn(x).bits; }
+};
+template <>
+struct CvtTo<__nv_bfloat16> {
+  static unsigned int bits(float x) { return __float2bfloat16_rn(x).bits; }
+};
+
+}  // namespace emu
+
 namespace ptx {
 
 // NOTE: runs with subnormals flushed, as .ftz does; the library's 2^x is more accurate than the instruction's 2 ulp.
@@ -17,5 +35,18 @@ inline double exp_f64(double x) {
 inline float fma_rn(float a, float b, float c) { return ::emu::fma_rn(a, b, c); }
 
 inline double fma_rn(double a, double b, double c) { return ::emu::fma_rn(a, b, c); }
+
+inline unsigned int cvt_rna_tf32(float x, EMU_SITE) {
+  ::emu::check_sm_80("cvt_rna_tf32", site);
+  const unsigned int bits = ::emu::float_bits(x), magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7fffffff;
+  return (bits & 0x80000000) | ((magnitude + (magnitude < 0x7f800000 ? 0x1000 : 0)) & 0x7fffe000);
+}
+
+template <class T>
+inline unsigned int cvt_rn_x2(float low, float high, EMU_SITE) {
+  ::emu::check_sm_80("cvt_rn_x2", site);
+  return ::emu::CvtTo<T>::bits(low) | ::emu::CvtTo<T>::bits(high) << 16;
+}
 
 }  // namespace ptx

@@ -81,7 +81,13 @@ void flush_log(Warp& warp) {
         continue;
       }
       ++counters.global_requests;
-      if (site.kind == AccessSite::kGlobalLoad) {
+      if (site.kind == AccessSite::kGlobalCopy) {  // the low bits of its addresses say how many bytes are read
+        for (int lane = 0; lane < 32; ++lane) {
+          if (group.lanes >> lane & 1) counters.global_bytes_read += group.address[lane] % 16 + 1;
+        }
+        counters.global_sectors_read += sectors(group);
+        ++counters.loads_by_size[log2_of(site.size)];
+      } else if (site.kind == AccessSite::kGlobalLoad) {
         counters.global_bytes_read += bytes;
         counters.global_sectors_read += sectors(group);
         ++counters.loads_by_size[log2_of(site.size)];

@@ -33,7 +33,8 @@ uint32_t launch_index(const Thread& thread) {
 }
 
 // The region that holds the access; checks bounds, alignment and permission.
-const Region& find(const Thread& thread, uint64_t address, int size, uint8_t needed, const char* verb, Site site) {
+const Region& find(const Thread& thread, uint64_t address, int size, int alignment, uint8_t needed, const char* verb,
+                   Site site) {
   static uint64_t last = 0;
   const Region* region = nullptr;
   for (uint64_t i = 0, n = machine.launch.num_regions; i < n && !region; ++i) {
@@ -41,7 +42,7 @@ const Region& find(const Thread& thread, uint64_t address, int size, uint8_t nee
     const Region& r = machine.launch.regions[candidate];
     if (address >= r.address && address - r.address + size <= r.size) region = &r, last = candidate;
   }
-  if (address % size != 0)
+  if (address % alignment != 0)
     fault(thread, site, "%d bytes %s misaligned: address 0x%llx", size, verb, static_cast<unsigned long long>(address));
   if (!region) {
     last = 0;
@@ -83,10 +84,8 @@ void begin_global_memory() {
   }
 }
 
-void global_load(const void* ptr, void* out, int size, Site site) {
-  Thread& thread = running();
-  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
-  const Region& region = find(thread, address, size, 0, "read", site);
+const uint8_t* read_global(Thread& thread, uint64_t address, int size, int alignment, Site site) {
+  const Region& region = find(thread, address, size, alignment, 0, "read", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
   const std::vector<uint32_t>& writers = machine.writers[index];
   std::vector<uint64_t>& readers = machine.readers[index];
@@ -109,14 +108,20 @@ void global_load(const void* ptr, void* out, int size, Site site) {
     }
     if (!readers.empty()) readers[b] = pack_reader(stamp_of(thread));
   }
-  memcpy(out, region.host + offset, size);
+  return region.host + offset;
+}
+
+void global_load(const void* ptr, void* out, int size, Site site) {
+  Thread& thread = running();
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  memcpy(out, read_global(thread, address, size, size, site), size);
   log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
 }
 
 void global_store(void* ptr, const void* value, int size, Site site) {
   Thread& thread = running();
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
-  const Region& region = find(thread, address, size, kWrite, "written", site);
+  const Region& region = find(thread, address, size, size, kWrite, "written", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
   std::vector<uint32_t>& writers = machine.writers[index];
   const std::vector<uint64_t>& readers = machine.readers[index];
@@ -148,7 +153,7 @@ void* atomic_target(void* ptr, int size, Site site) {
   Thread& thread = running();
   if (void* shared = shared_atomic_target(thread, ptr, size, site)) return shared;
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
-  const Region& region = find(thread, address, size, kRead | kWrite, "updated atomically", site);
+  const Region& region = find(thread, address, size, size, kRead | kWrite, "updated atomically", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
   for (uint64_t b = offset; b < offset + size; ++b) {
     uint32_t& writer = machine.writers[index][b];

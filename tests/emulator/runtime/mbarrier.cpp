@@ -7,11 +7,6 @@ void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp
 
 namespace {
 
-void check_arch(const Thread& thread, const char* what, Site site) {
-  if (machine.launch.arch < 900)
-    fault(thread, site, "%s needs sm_90, but this is sm_%u", what, machine.launch.arch / 10);
-}
-
 void check_rank(const Thread& thread, int cta_rank, Site site) {
   if (cta_rank < 0 || cta_rank >= machine.cluster_blocks) {
     fault(thread, site, "block %d of a cluster of %d", cta_rank, machine.cluster_blocks);
@@ -45,13 +40,13 @@ int64_t bytes_in_flight(const MBarrier& bar) {
 // -- cluster barrier ----------------------------------------------------------------------------------
 
 int cluster_rank(Site site) {
-  check_arch(running(), "cluster_ctarank", site);
+  check_arch(running(), 900, "cluster_ctarank", site);
   return running().block->rank;
 }
 
 void cluster_arrive(Site site) {
   Thread& thread = running();
-  check_arch(thread, "cluster_arrive", site);
+  check_arch(thread, 900, "cluster_arrive", site);
   if (thread.cluster_arrives != thread.cluster_waits) fault(thread, site, "two cluster_arrives without a cluster_wait");
   if (thread.cluster_arrives >= machine.cluster_min_exited) {
     fault(thread, site, "cluster_arrive, but a thread of the cluster has exited without it");
@@ -68,7 +63,7 @@ void cluster_arrive(Site site) {
 
 void cluster_wait(Site site) {
   Thread& thread = running();
-  check_arch(thread, "cluster_wait", site);
+  check_arch(thread, 900, "cluster_wait", site);
   if (thread.cluster_arrives == thread.cluster_waits) fault(thread, site, "cluster_wait without a cluster_arrive");
   if (machine.cluster_phases < thread.cluster_arrives) wait(thread, Thread::kClusterBarrier, 0, site);
   ++thread.cluster_waits;
@@ -77,7 +72,7 @@ void cluster_wait(Site site) {
 
 unsigned int cluster_address(const void* smem_ptr, int cta_rank, Site site) {
   Thread& thread = running();
-  check_arch(thread, "mapa", site);
+  check_arch(thread, 900, "mapa", site);
   check_rank(thread, cta_rank, site);
   return static_cast<unsigned int>(cta_rank) << 24 | smem_offset(thread, smem_ptr, 1, site);
 }
@@ -86,7 +81,7 @@ unsigned int cluster_address(const void* smem_ptr, int cta_rank, Site site) {
 
 void mbarrier_init(void* mbarrier, int arrivals, Site site) {
   Thread& thread = running();
-  check_arch(thread, "mbarrier_init", site);
+  check_arch(thread, 900, "mbarrier_init", site);
   const uint32_t offset = smem_offset(thread, mbarrier, 8, site);
   Block& block = *thread.block;
   if (arrivals < 1 || arrivals >= 1 << 20) fault(thread, site, "mbarrier_init with %d arrivals", arrivals);
@@ -107,7 +102,7 @@ void mbarrier_init(void* mbarrier, int arrivals, Site site) {
 
 void fence_mbarrier_init(Site site) {
   Thread& thread = running();
-  check_arch(thread, "fence_mbarrier_init", site);
+  check_arch(thread, 900, "fence_mbarrier_init", site);
   for (MBarrier& bar : machine.mbarriers) {
     if (bar.fenced || bar.rank != thread.block->rank || bar.init.thread != thread.index) continue;
     bar.fenced = true;
@@ -136,7 +131,7 @@ void settle_mbarrier(MBarrier& bar) {
 
 void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
   Thread& thread = running();
-  check_arch(thread, "mbarrier_arrive_expect_tx", site);
+  check_arch(thread, 900, "mbarrier_arrive_expect_tx", site);
   MBarrier& bar = local_mbarrier(thread, mbarrier, site);
   if (bytes < 0 || bytes >= 1 << 20) fault(thread, site, "mbarrier_arrive_expect_tx of %d bytes", bytes);
   if (bar.pending == 0) fault(thread, site, "more arrivals at an mbarrier than the %d of its phase", bar.count);
@@ -152,7 +147,7 @@ void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
 
 void mbarrier_wait(void* mbarrier, int parity, Site site) {
   Thread& thread = running();
-  check_arch(thread, "mbarrier_wait", site);
+  check_arch(thread, 900, "mbarrier_wait", site);
   if (parity != 0 && parity != 1) fault(thread, site, "mbarrier_wait for parity %d", parity);
   const int index = static_cast<int>(&local_mbarrier(thread, mbarrier, site) - machine.mbarriers.data());
   // NOTE: other threads may add mbarriers while this one waits, so no reference is held over the wait.
@@ -170,7 +165,7 @@ void mbarrier_wait(void* mbarrier, int parity, Site site) {
 
 void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int cta_rank, Site site) {
   Thread& thread = running();
-  check_arch(thread, "st_async", site);
+  check_arch(thread, 900, "st_async", site);
   check_rank(thread, cta_rank, site);
   const uint32_t offset = smem_offset(thread, smem_ptr, size, site);
   const uint32_t bar_offset = smem_offset(thread, mbarrier, 8, site);

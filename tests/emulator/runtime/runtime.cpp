@@ -72,6 +72,13 @@ void fault(const Thread& thread, Site site, const char* format, ...) {
   __builtin_unreachable();
 }
 
+void check_arch(const Thread& thread, uint32_t needed, const char* what, Site site) {
+  if (machine.launch.arch >= needed) return;
+  fault(thread, site, "%s needs sm_%u, but this is sm_%u", what, needed / 10, machine.launch.arch / 10);
+}
+
+void check_sm_80(const char* what, Site site) { check_arch(running(), 800, what, site); }
+
 // -- ordering -----------------------------------------------------------------------------------------
 
 Stamp make_stamp(const Thread& thread, Stamp::Kind kind) {
@@ -92,10 +99,41 @@ uint32_t stamp_of(Thread& thread) {
   return thread.stamp;
 }
 
+uint32_t stamp_of(Warp& warp) {
+  Stamp stamp = make_stamp(warp.threads[0], Stamp::kWarp);
+  WarpClocks clocks;
+  for (int lane = 0; lane < 32; ++lane) {
+    const Thread& thread = warp.threads[lane];
+    clocks.clock[lane] = thread.clock;
+    if (thread.cluster_arrives > stamp.cluster_count) stamp.cluster_count = thread.cluster_arrives;
+  }
+  if (warp.stamp != 0) {
+    const Stamp& last = machine.stamps[warp.stamp];
+    if (last.epoch == stamp.epoch && last.cluster_count == stamp.cluster_count &&
+        memcmp(&machine.warp_clocks[last.object], &clocks, sizeof clocks) == 0) {
+      return warp.stamp;
+    }
+  }
+  stamp.object = static_cast<int>(machine.warp_clocks.size());
+  machine.warp_clocks.push_back(clocks);
+  warp.stamp = static_cast<uint32_t>(machine.stamps.size());
+  machine.stamps.push_back(stamp);
+  return warp.stamp;
+}
+
 bool ordered(const Thread& thread, const Stamp& earlier) {
   if (earlier.cluster_count < thread.cluster_waits) return true;  // it arrived at a cluster barrier, we waited for it
   if (earlier.rank != thread.block->rank) return false;
-  if (earlier.thread == thread.index || earlier.epoch < thread.block->epoch) return true;
+  if (earlier.epoch < thread.block->epoch) return true;
+  if (earlier.kind == Stamp::kWarp) {
+    const WarpClocks& clocks = machine.warp_clocks[earlier.object];
+    const uint32_t* known = known_row(thread) + earlier.thread;
+    for (int lane = 0; lane < 32; ++lane) {
+      if (earlier.thread + lane != thread.index && known[lane] <= clocks.clock[lane]) return false;
+    }
+    return true;
+  }
+  if (earlier.thread == thread.index) return true;
   return known_row(thread)[earlier.thread] > earlier.clock;
 }
 
@@ -232,6 +270,7 @@ void thread_exit(Thread& thread) {
   if (machine.cluster_max_arrives > thread.cluster_arrives) {
     fault(thread, nowhere, "exited without a cluster_arrive that other threads of its cluster have made");
   }
+  check_copies_landed(thread);
   if (thread.cluster_arrives < machine.cluster_min_exited) machine.cluster_min_exited = thread.cluster_arrives;
   thread.state = Thread::kExited;
   warp.exited |= 1u << thread.lane;
@@ -292,7 +331,9 @@ void begin_block(int rank, uint64_t linear) {
     Warp& warp = block.warps[w];
     warp.threads = block.threads + 32 * w;
     warp.size = threads - static_cast<int>(32 * w) < 32 ? threads - static_cast<int>(32 * w) : 32;
-    warp.exited = 0;
+    warp.exited = warp.met = warp.stamp = 0;
+    warp.waiting = 0;
+    warp.passed.clear();
     warp.sites.clear();
   }
   for (int i = 0; i < threads; ++i) begin_thread(block, i);
@@ -306,6 +347,9 @@ void run_cluster(uint64_t first_block) {
   machine.stamps.assign(1, Stamp{});
   machine.mbarriers.clear();
   machine.async_phases.clear();
+  machine.warp_clocks.clear();
+  machine.copies.resize(machine.threads.size());
+  for (CopyQueue& queue : machine.copies) queue.copies.clear(), queue.committed = 0;
   for (int rank = 0; rank < machine.cluster_blocks; ++rank) begin_block(rank, first_block + rank);
   begin_shared_memory();
 
@@ -508,6 +552,12 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
 
 void complete_collective(Warp& warp, const Thread& last) {
   const uint32_t mask = last.mask;
+  if (last.what >= Collective::kLdmatrix) {
+    complete_matrix_collective(warp, last.what, last.site);
+    flush_log(warp);
+    flush_profile(warp);
+    return;
+  }
   uint64_t shared_result = 0;
   if (last.what == Collective::kBallot) {
     for (int lane = 0; lane < warp.size; ++lane) {
@@ -554,6 +604,20 @@ bool has_arrived(const Thread& thread, const Thread& other) {
   return false;  // it may still be released, and come here
 }
 
+// Has every lane of the mask arrived? Faults where one never can.
+bool all_have_arrived(const Thread& thread, Warp& warp) {
+  if (thread.mask == 0xffffffff && warp.exited == 0 && warp.waiting == __builtin_popcount(warp.met)) {
+    // Nobody waits but for the whole warp: one of those stands for all.
+    const Thread* other = warp.met == 0 ? nullptr : &warp.threads[__builtin_ctz(warp.met)];
+    if (!other || has_arrived(thread, *other)) return (warp.met | 1u << thread.lane) == 0xffffffff;
+  }
+  bool complete = true;
+  for (int lane = 0; lane < warp.size; ++lane) {
+    if (lane != thread.lane && (thread.mask >> lane & 1) && !has_arrived(thread, warp.threads[lane])) complete = false;
+  }
+  return complete;
+}
+
 }  // namespace
 
 unsigned long long warp_collective(Collective what, unsigned int mask, unsigned long long value, int lane_arg,
@@ -576,14 +640,14 @@ unsigned long long warp_collective(Collective what, unsigned int mask, unsigned 
   if (what > Collective::kShfl && what <= Collective::kShflXor && (lane_arg < 0 || lane_arg > 31)) {
     fault(thread, site, "a shuffle's lane offset must be 0 to 31, not %d", lane_arg);
   }
-  bool complete = true;
-  for (int lane = 0; lane < warp.size; ++lane) {
-    if (lane != thread.lane && (mask >> lane & 1) && !has_arrived(thread, warp.threads[lane])) complete = false;
-  }
-  if (complete) {
+  if (all_have_arrived(thread, warp)) {
     complete_collective(warp, thread);
+    warp.waiting -= __builtin_popcount(mask) - 1;
+    if (mask == 0xffffffff) warp.met = 0;
     wake_all(Thread::kWarpCollective, static_cast<int>(mask), warp.threads, warp.size);
   } else {
+    ++warp.waiting;
+    if (mask == 0xffffffff) warp.met |= 1u << thread.lane;
     wait(thread, Thread::kWarpCollective, static_cast<int>(mask), site);
   }
   return thread.result;

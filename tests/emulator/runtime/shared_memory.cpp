@@ -1,5 +1,7 @@
 // Shared memory: allocation, bounds, poison and races. Each byte knows its last writer and up to two readers, and as
 // many strong accesses, which is PTX's word for atomics and relaxed loads and stores.
+#include <algorithm>
+
 #include "state.hpp"
 
 namespace emu {
@@ -42,8 +44,9 @@ bool conflicts(const Thread& thread, uint32_t stamp, int object) {
 [[noreturn]] void fault_race(const Thread& thread, Site site, const char* verb, uint32_t offset, uint32_t stamp,
                              const char* other_verb) {
   const Stamp& other = machine.stamps[stamp];
-  fault(thread, site, "race in shared memory: %s byte %u, which thread %u of block rank %u %s, with no barrier between",
-        verb, offset, other.thread, other.rank, other_verb);
+  fault(thread, site,
+        "race in shared memory: %s byte %u, which %sthread %u of block rank %u %s, with no barrier between", verb,
+        offset, other.kind == Stamp::kWarp ? "the warp of " : "", other.thread, other.rank, other_verb);
 }
 
 // May `thread` touch bytes that st_async delivered?
@@ -64,6 +67,10 @@ void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, int 
   const Stamp& stamp = machine.stamps[writer];
   if (stamp.kind == Stamp::kMBarrier)
     fault(thread, site, "%s shared byte %u, which is part of an mbarrier", verb, offset);
+  if (stamp.kind == Stamp::kCopy) {
+    fault(thread, site, "%s shared byte %u of a cp.async that has not landed: thread %u of block rank %u began it",
+          verb, offset, stamp.thread, stamp.rank);
+  }
   if (stamp.kind == Stamp::kAsync) return check_async(thread, stamp, offset, verb, site);
   if (conflicts(thread, writer, object)) fault_race(thread, site, verb, offset, writer, "wrote");
 }
@@ -254,6 +261,62 @@ void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site) {
   check_write(thread, block, offset, size, strong_object(offset, size), site);
   record_strong(thread, offset, size, Strong::kWrite);
   return ptr;
+}
+
+// Checks that nobody else uses the 16 bytes at `ptr`, and lets nobody use them until they land.
+uint32_t begin_copy(Thread& thread, void* ptr, Site site) {
+  Block& block = *thread.block;
+  const uint32_t offset = smem_offset(thread, ptr, 16, site);
+  stamp_of(thread);
+  check_write(thread, block, offset, 16, kPlainAccess, site);
+  if (thread.copy_stamp == 0) {
+    thread.copy_stamp = static_cast<uint32_t>(machine.stamps.size());
+    machine.stamps.push_back(make_stamp(thread, Stamp::kCopy));
+  }
+  begin_anew(block, offset, 16, thread.copy_stamp);
+  return offset;
+}
+
+void land_copy(Thread& thread, const Copy& copy) {
+  Block& block = *thread.block;
+  begin_anew(block, copy.offset, 16, stamp_of(thread));
+  memcpy(block.arena_start + copy.offset, copy.bytes, 16);
+}
+
+// A row of 16 bytes, read on behalf of a whole warp, whose stamp is `me`: every lane must come after its writers, and
+// whoever writes it next after every lane.
+const uint8_t* read_row(Warp& warp, int lane, const void* ptr, uint32_t me, Site site) {
+  Thread& thread = warp.threads[lane];
+  Block& block = *thread.block;
+  const uint32_t offset = smem_offset(thread, ptr, 16, site);
+  ShadowByte* const row = block.shadow.data() + offset;
+  const bool alike = memcmp(row, row + 1, 15 * sizeof *row) == 0;
+  for (uint32_t b = offset; b < offset + (alike ? 1 : 16); ++b) {
+    ShadowByte& byte = block.shadow[b];
+    if (warp.passed.size() <= byte.writer) warp.passed.resize(machine.stamps.size());
+    if (!warp.passed[byte.writer] || byte.strong != 0) {
+      check_read(thread, block, b, 1, kPlainAccess, site);
+      for (int other = 0; other < 32; ++other) check_read(warp.threads[other], block, b, 1, kPlainAccess, site);
+      warp.passed[byte.writer] = true;
+    }
+    keep(thread, byte.reader, me);
+  }
+  if (alike && memcmp(row, row + 1, sizeof *row) != 0) std::fill(row + 1, row + 16, row[0]);
+  return block.arena_start + offset;
+}
+
+// The same for a row that is written.
+void write_row(Warp& warp, int lane, void* ptr, const void* value, Site site) {
+  Thread& thread = warp.threads[lane];
+  Block& block = *thread.block;
+  const uint32_t offset = smem_offset(thread, ptr, 16, site);
+  for (uint32_t b = offset; b < offset + 16; ++b) {
+    if (b > offset && memcmp(&block.shadow[b], &block.shadow[b - 1], sizeof(ShadowByte)) == 0) continue;
+    check_write(thread, block, b, 1, kPlainAccess, site);
+    for (int other = 0; other < 32; ++other) check_write(warp.threads[other], block, b, 1, kPlainAccess, site);
+  }
+  begin_anew(block, offset, 16, stamp_of(warp));
+  memcpy(ptr, value, 16);
 }
 
 // Makes `stamp` the writer of these bytes of `target`, checking that nobody else uses them.

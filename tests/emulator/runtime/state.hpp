@@ -18,7 +18,7 @@ struct Counters {
   uint64_t global_bytes_read, global_bytes_written, global_sectors_read, global_sectors_written, global_requests;
   uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes a lane
   uint64_t shared_wavefronts, shared_wavefronts_ideal;
-  uint64_t exps, barriers, warp_collectives, cluster_barriers, mbarrier_waits, st_async_bytes;
+  uint64_t exps, barriers, warp_collectives, mma, ldmatrix, cluster_barriers, mbarrier_waits, st_async_bytes;
   uint64_t cost;
 };
 
@@ -51,14 +51,20 @@ struct Launch {
 
 // When a thread accessed memory. Stamps of a cluster are numbered; 0 is "never".
 struct Stamp {
-  enum Kind : uint8_t { kPlain, kStrong, kAsync, kMBarrier };
+  enum Kind : uint8_t { kPlain, kStrong, kAsync, kMBarrier, kCopy, kWarp };
   Kind kind;
   uint8_t rank;            // of the thread's block in the cluster
   uint16_t thread;         // in its block
   uint32_t epoch;          // block barriers completed
   uint32_t clock;          // the thread's own clock
   uint32_t cluster_count;  // cluster_arrives of the thread
-  int object;  // kStrong: what was accessed; kAsync: the phase that delivers the bytes; kMBarrier: the mbarrier
+  // kStrong: what was accessed; kAsync: the phase that delivers the bytes; kMBarrier: the mbarrier; kWarp: whose
+  // WarpClocks, an access by all lanes of a warp, of which `thread` is the first.
+  int object;
+};
+
+struct WarpClocks {
+  uint32_t clock[32];
 };
 
 // What is known of one byte of shared memory.
@@ -84,6 +90,22 @@ struct Flight {
   uint32_t offset;
   uint8_t size;
   uint8_t bytes[16];
+};
+
+// A cp.async that has not landed.
+struct Copy {
+  uint32_t offset;
+  uint32_t group;  // groups that its thread committed before
+  uint8_t source_bytes;
+  uint8_t bytes[16];
+  const uint8_t* source;
+  Site site;
+};
+
+// The copies of one thread, oldest first.
+struct CopyQueue {
+  std::vector<Copy> copies;
+  uint32_t committed;  // groups
 };
 
 struct MBarrier {
@@ -120,6 +142,7 @@ struct Thread : ThreadHead {
   uint32_t clock, cluster_arrives, cluster_waits;
   uint32_t stamp;         // number of its current stamp; 0: none yet since the last synchronisation
   uint32_t strong_stamp;  // the same for its last strong access
+  uint32_t copy_stamp;    // of the bytes that its copies have in flight
   int checked_async;      // last AsyncPhase whose bytes it may read
   // Operands and result of a warp collective.
   Collective what;
@@ -136,7 +159,7 @@ struct AccessGroup {
 };
 
 struct AccessSite {
-  enum Kind : uint8_t { kGlobalLoad, kGlobalStore, kShared };
+  enum Kind : uint8_t { kGlobalLoad, kGlobalStore, kGlobalCopy, kShared };
   const void* caller;
   Kind kind;
   uint8_t size;
@@ -149,6 +172,11 @@ struct Warp {
   Thread* threads;
   int size;
   uint32_t exited;  // lanes
+  uint32_t met;     // lanes that wait in a collective of the whole warp
+  int waiting;      // lanes that wait in any collective
+  uint32_t stamp;   // number of the last stamp of kind kWarp
+  // By stamp: plain reads by all lanes are known to come after it.
+  std::vector<bool> passed;
   std::vector<AccessSite> sites;
   // Since all lanes last met, with a profiled kernel only: how often each lane ran each basic block, and the
   // blocks that any lane ran.
@@ -198,6 +226,8 @@ struct Machine {
   std::vector<Stamp> stamps;
   std::vector<MBarrier> mbarriers;
   std::vector<AsyncPhase> async_phases;
+  std::vector<WarpClocks> warp_clocks;
+  std::vector<CopyQueue> copies;  // of each thread
   std::vector<Thread*> ready;
   uint64_t first_block;  // linear index of the cluster's first block
   uint32_t cluster_number;
@@ -225,6 +255,7 @@ inline Thread& running() { return *static_cast<Thread*>(current); }
 [[noreturn]] void fault(const Thread& thread, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 // The same from the scheduler, which has no thread of its own to name.
 void record_fault(const Thread* thread, Site site, const char* message);
+void check_arch(const Thread& thread, uint32_t needed, const char* what, Site site);
 const char* short_name(const char* file);
 
 // -- scheduling ---------------------------------------------------------------------------------------
@@ -237,6 +268,7 @@ void wake_all(Thread::Wait what, int object, Thread* first, int count);  // thos
 
 bool ordered(const Thread& thread, const Stamp& earlier);  // does `thread` come after `earlier`?
 uint32_t stamp_of(Thread& thread);                         // number of its current stamp
+uint32_t stamp_of(Warp& warp);                             // the same for what all its lanes do together
 Stamp make_stamp(const Thread& thread, Stamp::Kind kind);
 inline void advance(Thread& thread) { ++thread.clock, thread.stamp = thread.strong_stamp = 0; }
 inline uint32_t* known_row(const Thread& thread) {
@@ -258,6 +290,9 @@ void flush_profile(Warp& warp);  // where all lanes of a warp meet
 void begin_shared_memory();  // at the start of a cluster
 void begin_global_memory();  // at the start of a launch
 uint32_t smem_offset(Thread& thread, const void* ptr, int size, Site site);
+void check_copies_landed(const Thread& thread);
+void complete_matrix_collective(Warp& warp, Collective what, Site site);
+void multiply(const Warp& warp, Collective what);
 void check_block_exit(Thread& last);  // nothing may be under way to a block that leaves
 void settle_mbarrier(MBarrier& bar);  // completes its phase if a thread waits for it and it can
 
