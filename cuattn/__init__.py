@@ -1,8 +1,10 @@
-"""NumPy-style softmax and top-k for CuPy arrays; the same calls run on NumPy arrays in float64."""
+"""NumPy-style softmax, top-k and attention for CuPy arrays; on NumPy arrays the same in float64."""
 
 from __future__ import annotations
 
+from cuattn.attention import attention, attention_varlen
 from cuattn.logsumexp import logsumexp
+from cuattn.merge_attention import merge_attention, merge_attention_states
 from cuattn.reference import (
     SoftmaxState,
     SoftmaxTopK,
@@ -28,10 +30,14 @@ __all__ = [
     "SoftmaxTopKLse",
     "SoftmaxTopKState",
     "TopK",
+    "attention",
+    "attention_varlen",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
     "merge",
+    "merge_attention",
+    "merge_attention_states",
     "segment_softmax",
     "softmax",
     "softmax_backward",

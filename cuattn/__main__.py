@@ -100,6 +100,38 @@ def topk_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
     yield Case("merge", logits, merged, reference.softmax_topk_state(logits, BEST))
 
 
+def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -> Iterator[Case]:
+    """The heads of the layer: whole, by sentence, and merged from the keys in parts."""
+    data = [sample[name].astype(dtype) for name in ("q", "k", "v")]
+    q, k, v = map(device.xp.asarray, data)
+    expected = reference.attention(*data)
+    yield Case("attention", data[0], functools.partial(cuattn.attention, q, k, v), expected)
+    ends = np.flatnonzero(sample["tokens"] == ".") + 1
+    cu_seqlens = np.unique([0, *ends, len(sample["tokens"])])
+    rows = [np.ascontiguousarray(x.swapaxes(0, 1)) for x in data] + [cu_seqlens] * 2
+    expected = reference.attention_varlen(*rows[:3], *rows[3:])
+    varlen = functools.partial(cuattn.attention_varlen, *map(device.xp.asarray, rows))
+    yield Case("attention_varlen", rows[0], varlen, expected)
+    split = functools.partial(device.xp.array_split, axis=-2)
+    parts = [
+        cuattn.attention(q, *pair, return_lse=True)
+        for pair in zip(split(k, NUM_CHUNKS), split(v, NUM_CHUNKS), strict=True)
+    ]
+    outs, lses = (device.xp.stack(part) for part in zip(*parts, strict=True))
+    for name, given in (  # of what has been rounded to the dtype
+        ("merge_attention", [*parts[0], *parts[1]]),
+        ("merge_attention_states", [outs, lses]),
+    ):
+        merge: Any = functools.partial(getattr(cuattn, name), *given)
+        merged = getattr(reference, name)(*map(device.to_host, given))[0]
+        yield Case(name, data[0], functools.partial(first_result, merge), merged)
+
+
+def first_result(call: Callable[[], Any]) -> Any:
+    """The first of several results of a call."""
+    return call()[0]
+
+
 def state_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
     """The state of the whole vocabulary, and those of its parts merged: the same log-sum-exp."""
     x, expected = device.xp.asarray(logits), reference.logsumexp(logits, axis=-1)
@@ -116,6 +148,8 @@ def all_cases(sample: dict[str, np.ndarray], scores: np.ndarray, device: Device)
         yield from row_cases(sample["logits"].astype(dtype), device)
     yield from row_cases(scores, device)
     yield segment_case(scores, sample["tokens"], device)
+    for dtype in dtypes:
+        yield from attention_cases(sample, dtype, device)
     yield from state_cases(sample["logits"], device)
     yield from topk_cases(sample["logits"], device)
 
@@ -188,7 +222,12 @@ def report(device: Device, repeat: int) -> dict[str, Any]:
     operations = [run_case(c, device, repeat) for c in all_cases(sample, scores, device)]
     top5, probs = predict(sample, device)
     lse = cuattn.logsumexp(device.xp.asarray(scores), -1)
-    stored = {"top5_probs": probs, "lse": compare(device.to_host(lse), sample["lse"])}
+    out = cuattn.attention(*(device.xp.asarray(sample[name]) for name in ("q", "k", "v")))
+    stored = {
+        "top5_probs": probs,
+        "lse": compare(device.to_host(lse), sample["lse"]),
+        "attention": compare(device.to_host(out), sample["out"]),
+    }
     ok = all(check["ok"] for check in [*operations, *stored.values()])
     about = {"version": cuattn.__version__, "note": device.note, "ok": ok}
     return {**about, "operations": operations, "top5": top5, "stored": stored}
@@ -196,7 +235,7 @@ def report(device: Device, repeat: int) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The same for people: a table, then the words."""
-    line = "{:<21} {:<14} {:<9} {:<24} {:>8} {:>8} {:>9}  {}"
+    line = "{:<22} {:<14} {:<9} {:<24} {:>8} {:>8} {:>9}  {}"
     print(f"cuattn {result['version']}. {result['note']}\n")
     print(line.format(*"operation shape dtype device error bound µs".split(), ""))
     for row in result["operations"]:

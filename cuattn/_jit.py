@@ -22,6 +22,9 @@ from cuattn import _nvrtc
 emulator: Any = None
 
 
+MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
 class Limits(NamedTuple):
     """What plans depend on: compute capability (90 for sm_90) and number of multiprocessors."""
 
@@ -77,7 +80,7 @@ class Cuda:
         device = self._current_device()
         function = self._kernels.get((kernel.name, device)) or self._load(kernel, device)
         argument = np.frombuffer(params, dtype=f"V{len(params)}")
-        function((kernel.grid,), (kernel.block,), (argument,))
+        function((kernel.grid,), (kernel.block,), (argument,), shared_mem=kernel.smem_bytes)
 
     def _load(self, kernel: Any, device: int) -> Any:
         with self._lock:
@@ -93,6 +96,9 @@ class Cuda:
                     module = self.xp.cuda.function.Module()
                     module.load(cubin)
                     function = module.get_function(_nvrtc.kernel_symbol(cubin))
+                if kernel.smem_bytes:
+                    handle = getattr(function, "kernel", function).ptr
+                    self.xp.cuda.driver.funcSetAttribute(handle, MAX_SMEM, kernel.smem_bytes)
                 self._kernels[kernel.name, device] = function
             return function
 

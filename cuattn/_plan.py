@@ -63,13 +63,17 @@ STATE_MERGE_THREADS = 128
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster."""
+    """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
+
+    `smem_bytes` of dynamic shared memory a block.
+    """
 
     header: str
     name: str
     grid: int
     block: int
     cluster: int = 1
+    smem_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from cuattn._reference_attention import attention as attention
+from cuattn._reference_attention import attention_varlen as attention_varlen
+from cuattn._reference_attention import merge_attention as merge_attention
+from cuattn._reference_attention import merge_attention_states as merge_attention_states
+
 Axis = int | tuple[int, ...] | None
 Option = ArrayLike | None
 _quiet = np.errstate(all="ignore")

@@ -4,17 +4,19 @@ and size.
 Dtypes and layouts multiply; the full product would repeat the same code paths. So: every regime for
 every result with one dtype throughout, and for each further dimension of the product (masks,
 weights, mixed dtypes, integers, ranks, ragged rows) the regimes it takes part in, with the dtypes
-that stress it.
+that stress it. float16 is bfloat16 with another conversion: it takes part in the plain softmax.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn import _layout, _plan, _plan_radix, _plan_topk
+from cuattn import _layout, _plan, _plan_attention, _plan_radix, _plan_topk
+from cuattn._plan_attention import AttentionProblem
 from cuattn._problem import CTYPES, SoftmaxProblem, TopKProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+STRESS = FLOATS[1:]
 TARGETS = {
     "sm_75": 75,
     "sm_80": 80,
@@ -68,7 +70,8 @@ def problems() -> Iterator[SoftmaxProblem]:
     """Problems whose plans together hold every configuration."""
     for dtype in FLOATS:
         acc = accumulator(dtype)
-        for result in ("prob", "log_prob", "grad", "log_grad", "lse", "state"):
+        results = ("prob", "log_prob", "grad", "log_grad", "lse", "state")
+        for result in results if dtype in STRESS else results[:1]:
             for cols in LENGTHS:
                 for aligned in (False, True):
                     yield SoftmaxProblem(
@@ -81,9 +84,11 @@ def problems() -> Iterator[SoftmaxProblem]:
                 result, dtype, acc, dtype, layout(10**6, 2, axis=0)
             )  # few long columns
         for cols in (8000, 16_000, 30_000, 60_000, 120_000):  # few rows
-            for result in ("prob", "log_prob", "grad", "log_grad"):
+            for result in results[:4] if dtype in STRESS else ():
                 for rows in (1, 2, 8, 30):
                     yield SoftmaxProblem(result, dtype, acc, dtype, layout(rows, cols))
+        if dtype not in STRESS:
+            continue
         for cols in LENGTHS:
             for result in ("prob", "log_prob"):
                 yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
@@ -164,11 +169,11 @@ def topk_problems() -> Iterator[TopKProblem]:
         for k in lists:  # a warp a row, a block, and a block of slices
             for rows, cols in ((10**5, 5000), (64, 5000)):
                 yield TopKProblem("float32", selection(rows, cols), k, softmax)
-        for k in (5, lists[-1]):  # clusters, and rows that are split
-            for rows, cols in ((60, 50_000), (30, 50_000), (1, 50_000), (1, 10**6)):
-                yield TopKProblem("float32", selection(rows, cols), k, softmax)
-            for dtype in ("bfloat16", "float64"):
-                yield TopKProblem(dtype, selection(1, 50_000), k, softmax)
+        for rows, cols in ((60, 50_000), (30, 50_000), (1, 50_000), (1, 10**6)):
+            # clusters, and rows that are split
+            yield TopKProblem("float32", selection(rows, cols), lists[-1], softmax)
+        for dtype in ("bfloat16", "float64"):
+            yield TopKProblem(dtype, selection(1, 50_000), lists[-1], softmax)
         for k in (1, 2, 4, 8):  # routers
             for cols in (8, 64, 256):
                 yield TopKProblem("float32", selection(10**5, cols), k, softmax)
@@ -196,6 +201,30 @@ def topk_problems() -> Iterator[TopKProblem]:
             yield TopKProblem(dtype, selection(1, 2**33), k, softmax=dtype == "float16")
 
 
+def attention_problems() -> Iterator[AttentionProblem]:
+    """Attention calls whose plans together hold every tile, with and without a rule for scores."""
+
+    def problem(op: str, dim: int, value_dim: int | None = None, **flags) -> AttentionProblem:
+        dtype = "float32" if op == "tf32" else op
+        sizes = 1, 4, 2, 1000, 1000, dim, value_dim or dim
+        return AttentionProblem(op, dtype, *sizes, **flags)
+
+    for dim in range(32, 257, 32):
+        yield problem("float16", dim)
+    yield problem("float16", 192, 128)
+    yield problem("float16", 64, 256)
+    for dim in (64, 128, 256):
+        for op in ("bfloat16", "tf32", "float32", "float64"):
+            yield problem(op, dim)
+        for op in ("float16", "tf32", "float32", "float64"):
+            bias = "float64" if op == "float64" else "float32"
+            yield problem(op, dim, vector=False)
+            yield problem(op, dim, modified=True, bias=bias, masked=True)
+        yield problem("bfloat16", dim, vector=False, modified=True, bias="bfloat16", masked=True)
+    yield problem("float16", 128, modified=True)
+    yield problem("float16", 128, masked=True)
+
+
 def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, _plan.Kernel] = {}
@@ -205,6 +234,14 @@ def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
     for selected in topk_problems():
         for kernel, _ in _plan_topk.plan_topk(selected, compute_capability, SMS).launches:
             found.setdefault(kernel.name, kernel)
+    for attended in attention_problems() if compute_capability >= 80 else ():
+        planned = _plan_attention.plan_attention(attended, compute_capability).kernel
+        found.setdefault(planned.name, planned)
+    for dtype in FLOATS:
+        for vector in (False, True):
+            acc = accumulator(dtype)
+            merge = _plan_attention.plan_attention_merge(dtype, acc, 1000, 64, vector)
+            found[merge.name] = merge
     for acc in ("float32", "float64"):
         for kernel in (
             _plan.plan_state_merge(acc, 1000),

@@ -283,6 +283,67 @@ LANES_ROW = (LANES_TEST + "output[prob-False]",)
 
 # ---- the table: mutations.txt -------------------------------------------------------------------
 
+# attention: each multiplication, edges, many tiles, every option.
+ATTENTION_OPS = ("float16", "bfloat16", "tf32", "float32", "float64")
+ATTENTION = (
+    of("attention", "test_lengths", True, "(113, 203)"),
+    of("attention", "test_lengths", False, "(300, 799)"),
+)
+ATTENTION_HALF = tuple(of("attention", "test_many_keys", op) for op in ATTENTION_OPS[:2])
+ATTENTION_TF32, ATTENTION_FLOAT, ATTENTION_DOUBLE = (
+    (of("attention", "test_many_keys", op), of("attention", "test_ones", op))
+    for op in ATTENTION_OPS[2:]
+)
+ATTENTION_WINDOW = (
+    of("attention", "test_window", "(150, 150)", "(9, 12)"),
+    of("attention", "test_window", "(37, 83)", "(17, None)"),
+)
+ATTENTION_OFFSET = tuple(of("attention", "test_q_offset", n) for n in (-36, 5, 200))
+ATTENTION_OFFSETS = (of("attention", "test_q_offset_of_each_sequence"),)
+ATTENTION_MANY = (of("attention_varlen", "test_lengths", "many"),)
+ATTENTION_LENS = (of("attention", "test_lens"), of("attention", "test_sinks", "float16"))
+ATTENTION_SINKS = (of("attention", "test_sinks", "float16"),)
+ATTENTION_SCALE = tuple(of("attention", "test_scale", n) for n in (1, -0.4, 0))
+ATTENTION_SOFTCAP = (of("attention", "test_softcap", 3),)
+ATTENTION_MASK = tuple(of("attention", "test_mask", f"shape{i}") for i in (0, 4, 5))
+ATTENTION_BIAS = (of("attention", "test_bias", "float32"),)
+ATTENTION_ALIBI = (of("attention", "test_alibi", "float32"),)
+ATTENTION_GROUPS = tuple(
+    of("attention", "test_groups_of_heads", 3, n) for n in ("(4, 2)", "(3, 3)")
+)
+ATTENTION_LAYOUT = tuple(of("attention", "test_layout", n) for n in ("strided", "misaligned"))
+ATTENTION_DIMS = tuple(of("attention", "test_head_dims", n) for n in ("(59, 59)", "(192, 128)"))
+ATTENTION_WIDE = (of("attention", "test_head_dims", "(64, 200)"),)
+ATTENTION_CHUNK = (of("attention", "test_head_dims", "(40, 40)"),)
+ATTENTION_CHUNKS = (of("attention", "test_dtypes", "(256, 256)", "float64"),)
+ATTENTION_UNSEEN = tuple(
+    of("attention", "test_what_nobody_sees_changes_nothing", "float16", how)
+    for how in ("{'is_causal': True, 'q_offset': 10}", "{'mask': True}", "{'window': (15, 3)}")
+)
+ATTENTION_BANKS = tuple(
+    f"tests/test_attention_traffic.py::test_no_bank_conflicts[{dim}-{op}]"
+    for dim, op in ((64, "float16"), (96, "float16"), (64, "float64"), (160, "tf32"))
+)
+ATTENTION_BYTES = tuple(
+    f"tests/test_attention_traffic.py::test_every_byte[{window}-float16]"
+    for window in ("None-None", "100-0", "70-90")
+)
+ATTENTION_VARLEN = (
+    of("attention_varlen", "test_dtypes", True, "float32"),
+    of("attention_varlen", "test_lens"),
+    of("attention_varlen", "test_packed"),
+)
+ATTENTION_BAD = (of("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
+ATTENTION_INF = (of("attention", "test_bias_of_nothing_but_minus_infinity"),)
+ATTENTION_LARGE = (of("attention", "test_large_scores", "float16"),)
+MERGE_ATTENTION = (
+    of("merge_attention", "test_two", 20, "float64"),
+    of("merge_attention", "test_states", 3, "bfloat16"),
+    of("merge_attention", "test_corners", "float64"),
+    of("merge_attention", "test_layout", "strided"),
+    *(of("merge_attention", "test_empty", f"shape{i}") for i in range(4)),
+)
+
 FILE = re.compile(r"@ (\S+)")
 HEAD = re.compile(r"# (.*) \[([A-Z0-9_ +]+)\](?: x(\d+))?")
 

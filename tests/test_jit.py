@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -31,12 +32,14 @@ class Namespace:
 class Gpus(Namespace):
     """A module `cupy` on two devices: number 0 is an sm_80, number 1 an sm_90.
 
-    `launches` holds (device, symbol, grid, block, args), `loads` (device, file or bytes), and
-    `visits` the devices that were switched to.
+    `launches` holds (device, symbol, grid, block, args), `smem` their shared memory, `loads`
+    (device, file or bytes), `attributes` (device, function, attribute, value), and `visits` the
+    devices that were switched to.
     """
 
     def __init__(self):
         self.launches, self.loads, self.visits, self.allocations = [], [], [], []
+        self.smem, self.attributes = [], []
         gpus, here, memory = self, threading.local(), iter(range(1 << 20, 1 << 40, 1 << 12))
 
         def current():
@@ -63,20 +66,22 @@ class Gpus(Namespace):
 
         class Function:
             def __init__(self, symbol):
-                self.symbol, self.device = symbol, current()
+                self.symbol, self.device, self.ptr = symbol, current(), f"handle of {symbol}"
 
-            def __call__(self, *given):  # no keyword: neither stream nor shared memory
-                grid, block, args = given
+            def __call__(self, grid, block, args, *, shared_mem):  # no stream: the current one
                 assert self.device == current()
                 gpus.launches.append((current(), self.symbol, grid, block, args))
+                gpus.smem.append(shared_mem)
 
         class RawModule:
             def __init__(self, *, path):
                 time.sleep(0.02)  # long enough for another thread to come in between
                 gpus.loads.append((current(), path))
 
-            def get_function(self, symbol):
-                return Function(symbol)
+            def get_function(self, symbol):  # of CuPy's two kinds the one that wraps the other
+                kernel = Function(symbol)
+                kernel.kernel, kernel.ptr = Namespace("kernel", ptr=kernel.ptr), None
+                return kernel
 
         class Module:
             def load(self, cubin):
@@ -92,9 +97,13 @@ class Gpus(Namespace):
             gpus.allocations.append(current())
             return ndarray(shape, dtype)
 
+        def set_attribute(*given):
+            gpus.attributes.append((current(), *given))
+
         runtime = Namespace("runtime", getDevice=current, getDeviceProperties=properties)
         function = Namespace("function", Module=Module)
-        cuda = Namespace("cuda", runtime=runtime, Device=Device, function=function)
+        driver = Namespace("driver", funcSetAttribute=set_attribute)
+        cuda = Namespace("cuda", runtime=runtime, Device=Device, function=function, driver=driver)
         super().__init__("cupy", ndarray=ndarray, empty=empty, RawModule=RawModule, cuda=cuda)
 
 
@@ -166,6 +175,21 @@ def test_kernels_are_loaded_once_a_device(runtime, gpus, compiled):
     assert [device for device, *_ in gpus.launches] == [0, 1, 0, 1]
     assert [device for device, _ in gpus.loads] == [0, 1]
     assert [arch for _, _, arch in compiled] == ["sm_80", "sm_90"]
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_shared_memory_is_asked_for_once_a_device(runtime, gpus, compiled, monkeypatch, in_a_file):
+    if not in_a_file:
+        monkeypatch.setattr(_nvrtc, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
+    large = dataclasses.replace(OTHER, smem_bytes=70_000)
+    for device in (0, 1, 0):
+        with runtime.on(device):
+            launch(runtime, large)
+            launch(runtime)
+    assert gpus.smem == [70_000, 0] * 3
+    # 8 is CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES of the driver's CUfunction_attribute.
+    handle = "handle of _Zsome<float, 2>"
+    assert gpus.attributes == [(0, handle, 8, 70_000), (1, handle, 8, 70_000)]
 
 
 def test_threads_load_once(runtime, gpus, compiled):

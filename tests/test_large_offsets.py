@@ -63,3 +63,17 @@ def test_row_start(backend, rng):
     x_view[...] = backend.asarray(x)
     assert cuattn.softmax(x_view, out=out) is out
     assert_close(backend.asnumpy(out), reference.softmax(exact(x)), NAIVE["softmax"](x))
+
+
+@pytest.mark.parametrize("far_axis", [0, 1])
+def test_attention(backend, rng, far_axis):
+    """Keys and values that are far apart, by rows and by columns; an output far from its start."""
+    if backend.name == "numpy":
+        pytest.skip("cuattn.reference leaves offsets to NumPy")
+    shape = (2, 64) if far_axis == 0 else (40, 2)
+    q, k = (draw(rng, shape, "float16", spread=1) for _ in range(2))
+    view = spread_out(backend, k, far_axis)
+    out = untouched(backend, FAR + q.size, np.float16)[FAR:].reshape(shape)
+    assert cuattn.attention(backend.asarray(q), view, view, out=out) is out
+    ref = reference.attention(exact(q), exact(k), exact(k))
+    assert abs(backend.asnumpy(out) - ref).max() <= 2.0**-9 * abs(k).max()

@@ -273,10 +273,17 @@ PYTHON_LAYERS = {
         | {"_jit", "reference"},
         {"numpy"},
     ),
-    "reference": (set(), {"numpy"}),
+    "_check_attention": ({"_check"}, {"numpy"}),
+    "_call_attention": ({"_call", "_check", "_check_attention", "_jit", "_layout"}, {"numpy"}),
+    "_plan_attention": ({"_plan", "_problem"}, set()),
+    "_run_attention": ({"_call", "_jit", "_layout", "_plan", "_plan_attention"}, set()),
+    "_reference_heads": (set(), {"numpy"}),
+    "_reference_attention": ({"_reference_heads"}, {"numpy"}),
+    "reference": ({"_reference_attention"}, {"numpy"}),
 }
 PUBLIC = (
-    {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"},
+    {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"}
+    | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"},
     {"numpy"},
 )
 

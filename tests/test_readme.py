@@ -43,7 +43,7 @@ def missing_paths(text, root):
 
 def test_example_prints_what_readme_shows():
     example = block(README, "python")
-    assert len([line for line in example.splitlines() if line]) == 10
+    assert len([line for line in example.splitlines() if line]) == 12
     assert printed(example) == block(README, "text", "output")
 
 

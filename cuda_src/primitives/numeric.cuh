@@ -11,6 +11,12 @@ constexpr bool kIsSame = false;
 template <class A>
 constexpr bool kIsSame<A, A> = true;
 
+// A constant that a function can take by value: which of two bodies it is to be.
+template <bool kBool>
+struct Constant {
+  static constexpr bool kValue = kBool;
+};
+
 // Elements to accumulators: exact but for 64-bit integers, and for float64 read into a float32 accumulator.
 template <class Acc, class T>
 __device__ __forceinline__ Acc to_acc(T value) {

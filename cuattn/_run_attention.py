@@ -1,0 +1,192 @@
+"""The second half of every attention call on a device: plan, pack, launch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from cuattn import _call, _jit, _plan_attention
+from cuattn._layout import Meta
+from cuattn._plan import Kernel
+from cuattn._plan_attention import UNBOUNDED, AttentionProblem
+
+
+class AttentionOperands(NamedTuple):
+    """Arrays of one call, on one device: views of any strides, 0 where they are broadcast.
+
+    Ragged calls have ``cu_seqlens``: q, k, v, out and lse have batch 1 then and all tokens in
+    their rows, everything else has the batch of the sequences.
+    """
+
+    q: Any  # (B, H, S_q, D)
+    k: Any  # (B, H_kv, S_k, D)
+    v: Any  # (B, H_kv, S_k, D_v)
+    out: Any  # (B, H, S_q, D_v), written
+    lse: Any = None  # (B, H, S_q), written
+    mask: Any = None  # bool (B, H, M, N)
+    bias: Any = None  # (B, H, M, N)
+    alibi_slopes: Any = None  # (B, H)
+    sinks: Any = None  # (H,)
+    q_offset: Any = None  # (B,) int64, contiguous, as what follows
+    q_lens: Any = None  # (B,)
+    kv_lens: Any = None  # (B,)
+    cu_seqlens_q: Any = None  # (B + 1,)
+    cu_seqlens_k: Any = None  # (B + 1,)
+
+
+class AttentionOptions(NamedTuple):
+    """Numbers of one call."""
+
+    scale: float
+    softcap: float = 0.0  # 0: none
+    left: int | None = None
+    right: int | None = None
+    q_offset: int | None = None  # None, and no array: bottom-right
+    tf32: bool = False
+
+
+def run(operands: AttentionOperands, options: AttentionOptions) -> None:
+    """Launch a checked call on the device of q."""
+    q, k, v, out, lse, *others = operands
+    runtime = _jit.runtime_of(q)
+    device = runtime.device(q)
+    addresses = [0 if array is None else runtime.address(array) for array in operands]
+    aligned = not any(address % 16 for address in addresses[:3]), addresses[3] % 16 == 0
+    metas = tuple(map(_call.meta, operands))
+    planned = _planned(metas, options, aligned, runtime.limits(device).compute_capability)
+    if planned is not None:
+        kernel, tail = planned
+        with runtime.on(device):
+            params = _plan_attention.POINTERS.pack(*addresses) + tail
+            runtime.launch(kernel, params, (q, k, v, *others), (out, lse))
+
+
+@lru_cache(maxsize=4096)
+def _planned(
+    metas: tuple[Meta | None, ...],
+    options: AttentionOptions,
+    aligned: tuple[bool, bool],
+    compute_capability: int,
+) -> tuple[Kernel, bytes] | None:
+    """Kernel of a call, and all of its parameters but the pointers; None: nothing to launch.
+
+    `aligned`: q, k and v, and out, start on 16-byte boundaries.
+    """
+    operands: Any = AttentionOperands(*metas)
+    q, k, v, out, lse, mask, bias, alibi_slopes = operands[:8]
+    ragged = operands.cu_seqlens_q is not None
+    batch = operands.cu_seqlens_q.shape[0] - 1 if ragged else q.shape[0]
+    heads, q_rows, head_dim = q.shape[1:]
+    kv_heads, k_rows, value_dim = v.shape[1:]
+    if not batch * heads * q_rows or (not value_dim and lse is None):
+        return None
+    rescored = options.softcap or options.scale <= 0 or bias is not None or alibi_slopes is not None
+    problem = AttentionProblem(
+        op="tf32" if options.tf32 else q.dtype.name,
+        dtype=q.dtype.name,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_rows=q_rows,
+        k_rows=k_rows,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        vector=aligned[0] and all(map(_is_vector, (q, k, v))),
+        modified=bool(rescored),
+        bias=None if bias is None else bias.dtype.name,
+        masked=mask is not None,
+        ragged=ragged,
+        bounded=options.right is not None,
+    )
+    plan = _plan_attention.plan_attention(problem, compute_capability)
+    tail = _plan_attention.TAIL.pack(
+        options.scale,
+        options.softcap,
+        UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
+        UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
+        max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
+        options.q_offset is None,
+        batch,
+        heads,
+        heads // kv_heads,
+        q_rows,
+        k_rows,
+        head_dim,
+        value_dim,
+        *((0, 0) if mask is None else mask.shape[2:]),
+        *((0, 0) if bias is None else bias.shape[2:]),
+        plan.row_blocks,
+        plan.section,
+        plan.descending,
+        aligned[1] and _is_vector(out),
+        *(stride for array in (q, k, v, out) for stride in _strides(array, 4)),
+        *_strides(lse, 3),
+        *_strides(mask, 4),
+        *_strides(bias, 4),
+        *_strides(alibi_slopes, 2),
+    )
+    return plan.kernel, tail
+
+
+def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
+    """Launch the merge of results over parts of the keys: outs (B, H, S, D_v), lses (B, H, S)."""
+    if not lse.size:
+        return
+    runtime = _jit.runtime_of(out)
+    with runtime.on(runtime.device(out)):
+        outs, lses = _alike(runtime, outs), _alike(runtime, lses)
+        parts = [*outs, out]
+        vector = all(_is_vector(_call.meta(array)) for array in parts)
+        vector = vector and not any(runtime.address(array) % 16 for array in parts)
+        kernel = _plan_attention.plan_attention_merge(
+            out.dtype.name, lse.dtype.name, lse.size, out.shape[-1], vector
+        )
+        params = _plan_attention.MERGE.pack(
+            runtime.address(outs[0]) if outs else 0,
+            runtime.address(lses[0]) if lses else 0,
+            runtime.address(out),
+            runtime.address(lse),
+            len(outs),
+            *out.shape,
+            _spacing(runtime, outs),
+            *_strides(_call.meta(outs[0]) if outs else None, 4),
+            _spacing(runtime, lses),
+            *_strides(_call.meta(lses[0]) if lses else None, 3),
+            *_strides(_call.meta(out), 4),
+            *_strides(_call.meta(lse), 3),
+        )
+        runtime.launch(kernel, params, (*outs, *lses), (out, lse))
+
+
+def _strides(array: Meta | None, ndim: int) -> tuple[int, ...]:
+    """Strides in elements."""
+    if array is None:
+        return (0,) * ndim
+    return tuple(stride // array.dtype.itemsize for stride in array.strides)
+
+
+def _is_vector(array: Meta) -> bool:
+    """Whether every row is whole chunks of 16 bytes, each on a boundary if the first is."""
+    *outer, columns = zip(array.shape, array.strides, strict=True)
+    return (
+        columns[0] * array.dtype.itemsize % 16 == 0
+        and columns[1] == array.dtype.itemsize
+        and all(size <= 1 or stride % 16 == 0 for size, stride in outer)
+    )
+
+
+def _alike(runtime: Any, arrays: list[Any]) -> list[Any]:
+    """Arrays of equal strides, equally far apart: as they are, or copies."""
+    strides = {array.strides for array in arrays}
+    addresses = [runtime.address(array) for array in arrays]
+    steps = {b - a for a, b in zip(addresses, addresses[1:], strict=False)}
+    if len(strides) <= 1 and len(steps) <= 1 and all(s % arrays[0].itemsize == 0 for s in steps):
+        return arrays
+    return list(runtime.xp.stack(arrays))
+
+
+def _spacing(runtime: Any, arrays: list[Any]) -> int:
+    """Elements from one part to the next."""
+    if len(arrays) < 2:
+        return 0
+    return (runtime.address(arrays[1]) - runtime.address(arrays[0])) // arrays[0].itemsize

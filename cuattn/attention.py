@@ -1,0 +1,269 @@
+"""Attention without the matrix of its scores, for sequences of one or of many lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn import (
+    _call,
+    _call_attention,
+    _check,
+    _check_attention,
+    _jit,
+    _reference_attention,
+    _run_attention,
+)
+
+Window = tuple[int | None, int | None]
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    /,
+    *,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    layout: str = "BHSD",
+    precision: str | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """Scaled dot-product attention: ``softmax(scale * q @ k.T) @ v`` for each head.
+
+    One pass over k and v; the scores are never written. Head h of q uses head
+    ``h // (H // H_kv)`` of k and v, which are not copied. Scores are, in this order, scaled,
+    capped, added to, masked.
+
+    Parameters
+    ----------
+    q : cupy.ndarray or numpy.ndarray, shape (B, H, S_q, D), (H, S_q, D) or (S_q, D)
+        float16, bfloat16, float32 or float64, any strides. A CUDA array of another library is
+        taken without a copy. A NumPy array is computed by `cuattn.reference`, block by block.
+    k : array, shape (B, H_kv, S_k, D), dtype of q
+        As many dimensions as q; H must be a multiple of H_kv.
+    v : array, shape (B, H_kv, S_k, D_v), dtype of q
+        D and D_v are at most 256.
+    is_causal : bool, optional
+        Query i sees keys up to ``i + q_offset``.
+    q_offset : int or array of int, shape (B,), optional
+        Place of query 0 among the keys. Default: ``S_k - S_q`` (with lengths those), so that the
+        last query sees all keys.
+    window : (left, right), optional
+        Query i sees keys from ``i + q_offset - left`` to ``i + q_offset + right``; None has no
+        bound. Together with `is_causal` both apply.
+    scale : float, optional
+        Multiplies the scores. Default: ``1 / sqrt(D)``.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)``.
+    mask : array of bool, optional
+        True: attend. Must broadcast to (B, H, S_q, S_k), or what of it q has; never copied.
+    bias : array, optional
+        Added to the scores: any of the four dtypes, broadcast as `mask`.
+    alibi_slopes : array, shape (H,) or (B, H), optional
+        Adds ``-slope * abs(i + q_offset - j)`` to the score of query i and key j.
+    sinks : array, shape (H,), optional
+        Scores of one more key of each head, with a value of 0; neither scaled nor masked.
+    q_lens, kv_lens : array of int, shape (B,), optional
+        Queries and keys of each sequence that are not padding. Values from 0 to S: checked where
+        it is a NumPy array; a device array is trusted, and never leads outside the sequence.
+    layout : {"BHSD", "BSHD"}, optional
+        "BSHD": q, k, v and the result are (B, S, H, D) or (S, H, D).
+    precision : {None, "ieee", "tf32"}, optional
+        How float32 is multiplied: as such (None and "ieee"), or rounded to 10 bits of mantissa.
+    return_lse : bool, optional
+        Also return the log-sum-exp of the scores.
+    out : array or tuple of arrays, optional
+        Where to write: exactly the shape and dtype of the result, any strides, apart from every
+        input. With `return_lse` a pair.
+
+    Returns
+    -------
+    out : array, shape of q with D_v for D, dtype of q
+    lse : array, shape (B, H, S_q) in both layouts, or what of it q has
+        Natural logarithm; float32, or float64 where q is float64. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+    ValueError
+        If shapes do not fit, arrays are on different devices, `out` overlaps an input, or an option
+        has no such value.
+
+    Notes
+    -----
+    16-bit and float32 results accumulate in float32, float64 ones in float64. A query that sees no
+    key gives 0 with an lse of -inf (with `sinks`: of the sink); one that is padding always 0 and
+    -inf. What no query sees may hold anything, NaN too. Results are bitwise the same on every run.
+    Runs on the current stream of the device of q; does not synchronise.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
+    Partitioning", arXiv:2307.08691, algorithm 1.
+    .. [2] O. Press, N. Smith, M. Lewis, "Train Short, Test Long: Attention with Linear Biases
+    Enables Input Length Extrapolation", arXiv:2108.12409.
+    """
+    arrays = {
+        "mask": mask,
+        "bias": bias,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "q_lens": q_lens,
+        "kv_lens": kv_lens,
+    }
+    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v}, arrays, q_offset)
+    numbers = is_causal, window, scale, softcap, precision
+    return _attention(given, offset, layout, numbers, return_lse, out)
+
+
+def attention_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    /,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    precision: str | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """`attention` of sequences of any lengths, laid end to end.
+
+    Parameters
+    ----------
+    q : cupy.ndarray or numpy.ndarray, shape (total_q, H, D)
+    k : array, shape (total_k, H_kv, D), dtype of q
+    v : array, shape (total_k, H_kv, D_v), dtype of q
+    cu_seqlens_q, cu_seqlens_k : array, shape (B + 1,), int32 or int64
+        Sequence b has queries ``q[cu_seqlens_q[b]:cu_seqlens_q[b + 1]]``, and likewise keys. From
+        0, never falling, ending at the total: checked where it is a NumPy array; a device array is
+        trusted, and never leads outside q, k and v.
+    max_seqlen_q, max_seqlen_k : int, optional
+        What a caller knows of the longest sequences; no result depends on it.
+    mask, bias : array, optional
+        Must broadcast to (B, H, M, N), M and N their own last two sizes: query i and key j of
+        sequence b use ``[b, h, i, j]``. Beyond M and N a mask is False and a bias 0; an axis of
+        length 1 is the same for all.
+    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, return_lse, out
+        As `attention`, where B counts sequences and S_q and S_k are their lengths.
+    q_lens, kv_lens : array of int, shape (B,), optional
+        As `attention`: padding at the end of each sequence.
+
+    Returns
+    -------
+    out : array, shape (total_q, H, D_v), dtype of q
+    lse : array, shape (H, total_q)
+        As `attention`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention`.
+    """
+    _check_attention.hint("max_seqlen_q", max_seqlen_q)
+    _check_attention.hint("max_seqlen_k", max_seqlen_k)
+    arrays = {
+        "mask": mask,
+        "bias": bias,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "q_lens": q_lens,
+        "kv_lens": kv_lens,
+    }
+    ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v, **ends}, arrays, q_offset)
+    numbers = is_causal, window, scale, softcap, precision
+    return _attention(given, offset, "BSHD", numbers, return_lse, out)
+
+
+def _attention(
+    given: _call_attention.Arrays,
+    offset: int | None,
+    layout: str,
+    numbers: tuple[Any, ...],
+    return_lse: bool,
+    out: Any,
+) -> Any:
+    made = _call_attention.results(_call_attention.Arrays(*map(_call.meta, given)), layout)
+    _call_attention.check_values(given, made)
+    options = _options(offset, made, *numbers)
+    expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + bool(return_lse)]
+    inputs = list(zip(given._fields, given, strict=True))
+    outs: Any = None if out is None else _call_attention.check_out(out, expected, inputs)
+    runtime = _jit.runtime_of(given.q)
+    if runtime is None:
+        outs = [np.empty(*one) for one in expected] if outs is None else outs
+        operands = _operands(given, made, layout, outs, np)
+        _reference_attention.run(operands, options)
+        return tuple(outs) if return_lse else outs[0]
+    device = runtime.device(given.q)
+    _check_attention.capability("q", runtime.limits(device).compute_capability)
+    _call_attention.check_alignment(runtime, inputs, outs)
+    with runtime.on(device):
+        outs = [runtime.empty(*one) for one in expected] if outs is None else outs
+        if any(one.size for one in outs):
+            operands = _operands(given, made, layout, outs, runtime.xp)
+            _run_attention.run(operands, options)
+    return tuple(outs) if return_lse else outs[0]
+
+
+def _options(
+    offset: int | None,
+    made: _call_attention.Results,
+    is_causal: Any,
+    window: Any,
+    scale: Any,
+    softcap: Any,
+    precision: Any,
+) -> _run_attention.AttentionOptions:
+    left, right = _check_attention.window(window)
+    return _run_attention.AttentionOptions(
+        scale=max(made.head_dim, 1) ** -0.5
+        if scale is None
+        else _check_attention.number("scale", scale),
+        softcap=_check_attention.softcap(softcap),
+        left=left,
+        right=0 if is_causal else right,
+        q_offset=offset,
+        tf32=_check_attention.precision(precision, made.dtype),
+    )
+
+
+def _operands(
+    given: _call_attention.Arrays, made: _call_attention.Results, layout: str, outs: Any, xp: Any
+) -> _run_attention.AttentionOperands:
+    out, lse = (*outs, None)[:2]
+    return _run_attention.AttentionOperands(
+        **_call_attention.operands(given, made, layout, xp),
+        out=_call_attention.canonical(out, layout),
+        lse=lse if lse is None else lse[(None,) * (3 - lse.ndim)],
+    )

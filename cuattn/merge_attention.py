@@ -1,0 +1,161 @@
+"""Attention over keys in parts, from the results over each part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn import (
+    _call,
+    _call_attention,
+    _check,
+    _check_attention,
+    _jit,
+    _reference_attention,
+    _run_attention,
+)
+
+
+def merge_attention(
+    out_a: Any,
+    lse_a: Any,
+    out_b: Any,
+    lse_b: Any,
+    /,
+    *,
+    layout: str = "BHSD",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """Attention over all keys, from that over two parts of them: associative up to rounding.
+
+    Parts weigh as ``exp(lse)``. One with an lse of -inf weighs nothing, whatever its out holds.
+
+    Parameters
+    ----------
+    out_a, out_b : cupy.ndarray or numpy.ndarray, shape (B, H, S, D), (H, S, D) or (S, D)
+        As `attention` returns them; of one shape and dtype.
+    lse_a, lse_b : array, shape (B, H, S), or what of it out_a has
+        Natural logarithms; float32, or float64 where out_a is float64.
+    layout : {"BHSD", "BSHD"}, optional
+        "BSHD": out_a, out_b and the result are (B, S, H, D) or, as of `attention_varlen`,
+        (S, H, D).
+    out : tuple of two arrays, optional
+        Where to write: exactly the shapes and dtypes of the results, any strides, apart from every
+        input.
+
+    Returns
+    -------
+    out : array, shape and dtype of out_a
+    lse : array, shape and dtype of lse_a
+        Natural logarithm; -inf, with 0 in `out`, where that of both parts is.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+    ValueError
+        If shapes do not fit, arrays are on different devices, or `out` overlaps an input.
+
+    See Also
+    --------
+    merge_attention_states : Any number of parts.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
+    section 3.1.
+    """
+    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    given = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
+    given = _call_attention.enter(given)
+    metas = {name: _call.meta(array) for name, array in given.items()}
+    expected = _call_attention.merge_results(
+        (("out_a", metas["out_a"]), ("out_b", metas["out_b"])),
+        (("lse_a", metas["lse_a"]), ("lse_b", metas["lse_b"])),
+        layout,
+    )
+    inputs = list(given.items())
+    made = None if out is None else _call_attention.check_out(out, list(expected), inputs)
+    outs, lses = [given["out_a"], given["out_b"]], [given["lse_a"], given["lse_b"]]
+    return _merge(inputs, outs, lses, expected, layout, made)
+
+
+def merge_attention_states(
+    outs: Any, lses: Any, /, *, axis: int = 0, layout: str = "BHSD"
+) -> tuple[Any, Any]:
+    """Attention over all keys, from that over any number of parts of them.
+
+    Parameters
+    ----------
+    outs : cupy.ndarray or numpy.ndarray
+        What `merge_attention` takes, with one more axis: the parts.
+    lses : array
+        Likewise, with the parts on the same axis.
+    axis : int, optional
+        Where the parts lie; negative ones count from the last axis of outs.
+    layout : {"BHSD", "BSHD"}, optional
+        As `merge_attention`, without the axis of the parts.
+
+    Returns
+    -------
+    out, lse : array
+        As `merge_attention`; of no part 0 and -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `merge_attention`.
+    numpy.exceptions.AxisError
+        If outs or lses has no such axis.
+    """
+    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    given = _call_attention.enter({"outs": outs, "lses": lses})
+    outs, lses = given["outs"], given["lses"]
+    _check_attention.states("outs", outs.shape, layout)
+    place = _check_attention.state_axis(axis, outs.ndim)
+    _check_attention.same_parts(outs.shape, lses.shape, place)
+    metas = [
+        array._replace(shape=shape[:place] + shape[place + 1 :])
+        for array, shape in ((_call.meta(outs), outs.shape), (_call.meta(lses), lses.shape))
+    ]
+    expected = _call_attention.merge_results((("outs", metas[0]),), (("lses", metas[1]),), layout)
+    out_parts, lse_parts = (
+        [array[(slice(None),) * place + (i,)] for i in range(outs.shape[place])]
+        for array in (outs, lses)
+    )
+    return _merge(list(given.items()), out_parts, lse_parts, expected, layout, None)
+
+
+def _merge(
+    inputs: list[tuple[str, Any]],
+    outs: list[Any],
+    lses: list[Any],
+    expected: tuple[tuple[Any, np.dtype], ...],
+    layout: str,
+    made: Any,
+) -> tuple[Any, Any]:
+    runtime = _jit.runtime_of(inputs[0][1])
+    if runtime is None:
+        made = tuple(np.empty(*one) for one in expected) if made is None else made
+        views = _views(np, outs, lses, made, layout)
+        _reference_attention.merge(*views)
+        return made
+    _call_attention.check_alignment(runtime, inputs, made)
+    with runtime.on(runtime.device(inputs[0][1])):
+        made = tuple(runtime.empty(*one) for one in expected) if made is None else made
+        _run_attention.merge(*_views(runtime.xp, outs, lses, made, layout))
+    return made
+
+
+def _views(xp: Any, outs: list[Any], lses: list[Any], made: Any, layout: str) -> tuple[Any, ...]:
+    """Canonical views of the parts and the results."""
+    canonical, whole = _call_attention.canonical, _call_attention.with_element_strides
+    out, lse = made
+    lead = (None,) * (3 - lse.ndim)
+    return (
+        [canonical(whole(xp, part), layout) for part in outs],
+        [whole(xp, part)[lead] for part in lses],
+        canonical(out, layout),
+        lse[lead],
+    )

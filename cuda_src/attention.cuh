@@ -1,0 +1,257 @@
+// softmax(scale Q K^T) V of a block of query rows, keys in tiles: FlashAttention-2 (Dao, arXiv:2307.08691, algorithm
+// 1).
+//
+//   Q -> shared memory
+//   for each tile of keys that a row of the block sees:
+//     S = Q K^T;  softcap, bias, masks                              (masks only where the tile has an edge)
+//     m' = max(m, rowmax S);  P = exp(S - m');  O = O exp(m - m'), l likewise
+//     O += P V;  l += rowsum P
+//   out = O / l;  lse = m + log l
+//
+// kWarps warps have 16 kMTiles rows each. S, P and O stay in registers; Q is in shared memory, and K and V tiles pass
+// through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them under way. Columns are padded with zeros to
+// kDim and kValueDim in the ring only; a block has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16
+// bytes (cp.async); else by element.
+// NaN in K or V where nothing is seen stays out: hidden keys are loaded as zeros or, in tiles of a mask, made so.
+#pragma once
+
+#include <primitives/attention_ops.cuh>
+#include <primitives/attention_scores.cuh>
+#include <primitives/warp.cuh>
+#include <ptx/smem.cuh>
+
+template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kValueDim, int kSlots, bool kVector,
+          bool kModified, class Bias, bool kMasked>
+__global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constant__ AttentionParams params) {
+  using T = typename Op::Element;
+  using Acc = typename Op::Acc;
+  using Base = ScoreBase<Acc>;
+  constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps * kMTiles;
+  constexpr int kNTiles = kKeys / 8, kDTiles = kValueDim / 8;
+  static_assert(kKeys % 16 == 0 && kKeys <= 64, "whole mma tiles; a word of 64 bits has a bit for each key");
+  using QTile = Tile<T, kRows, kDim>;
+  using KTile = Tile<T, kKeys, kDim>;
+  using VTile = Tile<T, kKeys, kValueDim>;
+  using OutTile = Tile<T, kRows, kValueDim>;
+  constexpr int kSlot = (kDim > kValueDim ? kDim : kValueDim) * kKeys;  // elements
+
+  const int heads = params.batch * params.heads;  // ragged: every head finds its sequence by itself
+  const int units = params.cu_seqlens_q != nullptr ? params.heads : heads;
+  const unsigned int blocks = static_cast<unsigned int>(units) * params.row_blocks;
+  const int first_column = static_cast<int>(blockIdx.x / blocks) * kValueDim;
+  QueryBlock block;
+  int unit;
+  if (!find_block<kRows>(params, units, blockIdx.x % blocks, block, unit)) return;
+
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index());
+  const int warp_row = warp * 16 * kMTiles;
+  const int columns = min(kValueDim, params.value_dim - first_column);
+  const long long q_batch = params.cu_seqlens_q != nullptr ? 0 : block.batch, head = block.head;
+  const long long k_head = head / params.group;
+  const T* q = static_cast<const T*>(params.q) + q_batch * params.q_stride[0] + head * params.q_stride[1] +
+               (block.q_start + block.first) * params.q_stride[2];
+  const T* k = static_cast<const T*>(params.k) + q_batch * params.k_stride[0] + k_head * params.k_stride[1] +
+               block.k_start * params.k_stride[2];
+  const T* v = static_cast<const T*>(params.v) + q_batch * params.v_stride[0] + k_head * params.v_stride[1] +
+               block.k_start * params.v_stride[2] + first_column * params.v_stride[3];
+
+  // Keys that some row of the block sees, and of these the ones that all rows see.
+  const int last = min(block.first + kRows, block.q_len) - 1;
+  const int begin = block.low(block.first), end = last < block.first ? 0 : block.high(last);
+  const int all_begin = block.low(last), all_end = block.high(block.first);
+  const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
+
+  T* smem = ptx::dynamic_smem<T>();
+  const QTile q_tile{smem};
+  T* ring = smem + kRows * kDim;
+  const auto load = [&](int step) {  // step 2 j: K of tile j, step 2 j + 1: V
+    const int key = begin + step / 2 * kKeys;
+    T* slot = ring + step % kSlots * kSlot;
+    if (step < 2 * tiles) {
+      if (step % 2 == 0) {
+        KTile{slot}.template load<kVector, kThreads>(k + key * params.k_stride[2], params.k_stride[2],
+                                                     params.k_stride[3], end - key, params.head_dim);
+      } else {
+        VTile{slot}.template load<kVector, kThreads>(v + key * params.v_stride[2], params.v_stride[2],
+                                                     params.v_stride[3], end - key, columns);
+      }
+    }
+    ptx::cp_async_commit();  // a group each step, empty at the end, so that waits can count them
+  };
+  // Step `step` has landed for every warp, and every warp is done with the step before: its slot is loaded again.
+  const auto advance = [&](int step) {
+    ptx::cp_async_wait<kSlots - 2>();  // all groups but those of the next steps: this thread's part of `step`
+    __syncthreads();                   // every thread's part; and every warp has read step - 1
+    load(step + kSlots - 1);
+  };
+  if (tiles > 0) {
+    q_tile.template load<kVector, kThreads>(q, params.q_stride[2], params.q_stride[3], block.q_len - block.first,
+                                            params.head_dim);  // lands with the first group
+  }
+#pragma unroll
+  for (int step = 0; step < kSlots - 1; ++step) load(step);
+
+  const ScoreRule<kModified, Bias, kMasked, Acc> rule(params, block);
+  const Acc fold = Base::kUnit * (kModified ? Acc(1) : static_cast<Acc>(params.scale));
+  const int row0 = block.first + warp_row + lane / 4;  // of fragment element 0; elements 2 and 3 are 8 further down
+  Acc o[kMTiles][kDTiles][4] = {};
+  Acc m[kMTiles][2], l[kMTiles][2] = {};  // m in units of Base; l of this lane's columns unless Op::kSumsRows
+#pragma unroll
+  for (int i = 0; i < kMTiles; ++i) m[i][0] = m[i][1] = -Limits<Acc>::infinity();
+
+  const auto attend = [&](int j, auto edge) {
+    constexpr bool kEdge = decltype(edge)::kValue;
+    const int key = begin + j * kKeys;
+    advance(2 * j);
+    Acc s[kMTiles][kNTiles][4] = {};
+    Op::template scores<kDim>(s, q_tile, warp_row, KTile{ring + 2 * j % kSlots * kSlot});
+
+    [[maybe_unused]] unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
+    if constexpr (kModified || kEdge || kMasked) {
+#pragma unroll
+      for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = row0 + 16 * i + 8 * half;
+          const int low = kEdge ? block.low(row) : 0, high = kEdge ? block.high(row) : 0;
+#pragma unroll
+          for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int c = 8 * n + lane % 4 * 2 + e, col = key + c;
+              bool visible = !kEdge || (col >= low && col < high);
+              if constexpr (kMasked) {
+                visible = visible && row < block.q_len && rule.allowed(row, col);
+                seen |= static_cast<unsigned long long>(visible) << c;
+              }
+              Acc& score = s[i][n][2 * half + e];
+              score = visible ? rule.score(score, row, col) : -Limits<Acc>::infinity();
+            }
+          }
+        }
+      }
+    }
+    unsigned long long* seen_by = ptx::static_smem<unsigned long long, kMasked ? kWarps : 1>();
+    if constexpr (kMasked) {
+#pragma unroll
+      for (int delta = 16; delta > 0; delta /= 2) seen |= __shfl_xor_sync(0xffffffff, seen, delta);
+      if (lane == 0) ptx::st_shared(seen_by + warp, seen);
+    }
+    advance(2 * j + 1);  // V, and with kMasked every warp's `seen`
+    const VTile v_tile{ring + (2 * j + 1) % kSlots * kSlot};
+    if constexpr (kMasked) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) seen |= ptx::ld_shared(seen_by + w);
+      for (int index = static_cast<int>(threadIdx.x); index < kKeys * VTile::kChunks; index += kThreads) {
+        const int row = index / VTile::kChunks;
+        if ((seen >> row & 1) == 0) {
+          using Chunk = typename VTile::Chunk;
+          ptx::st_shared(reinterpret_cast<Chunk*>(v_tile.chunk(row, index % VTile::kChunks)), Chunk{});
+        }
+      }
+      __syncthreads();  // the zeros, before any warp multiplies with them
+    }
+
+#pragma unroll
+    for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Acc best = s[i][0][2 * half];
+#pragma unroll
+        for (int n = 0; n < kNTiles; ++n) {
+          best = max_number(best, max_number(s[i][n][2 * half], s[i][n][2 * half + 1]));
+        }
+        const Acc m_old = m[i][half];
+        const Acc m_new = max_number(m_old, group_max<4>(best) * fold);
+        const Acc shift = m_new == -Limits<Acc>::infinity() ? Acc(0) : m_new;  // (-inf) - (-inf) is not wanted
+        const Acc rescale = Base::exp(m_old - shift);
+        m[i][half] = m_new;
+        l[i][half] *= rescale;
+#pragma unroll
+        for (int d = 0; d < kDTiles; ++d) {
+          o[i][d][2 * half] *= rescale;
+          o[i][d][2 * half + 1] *= rescale;
+        }
+#pragma unroll
+        for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            Acc& p = s[i][n][2 * half + e];
+            p = Base::exp(::fma(p, fold, -shift));
+            if constexpr (!Op::kSumsRows) l[i][half] += p;
+          }
+        }
+      }
+    }
+    Op::values(o, l, s, v_tile);
+  };
+  for (int j = 0; j < tiles; ++j) {
+    const int key = begin + j * kKeys;
+    if (key >= all_begin && key + kKeys <= all_end) {
+      attend(j, Constant<false>());
+    } else {
+      attend(j, Constant<true>());
+    }
+  }
+
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // nothing is under way to the ring, and every warp has read its last tile: `out` takes their place
+  const OutTile out_tile{smem};
+  const Acc infinity = Limits<Acc>::infinity();
+#pragma unroll
+  for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Acc total = l[i][half], weight = 1, m_new = m[i][half];
+      if constexpr (!Op::kSumsRows) total = group_sum<4>(total);
+      if (params.sinks != nullptr) {
+        const Acc sink = ptx::ld_global(static_cast<const Acc*>(params.sinks) + head) * Base::kUnit;
+        m_new = max_number(m_new, sink);
+        const Acc shift = m_new == -infinity ? Acc(0) : m_new;
+        weight = Base::exp(m[i][half] - shift);
+        total = total * weight + Base::exp(sink - shift);
+      }
+      const int row = row0 + 16 * i + 8 * half;
+      const bool padding = row >= block.q_len;
+      if (params.lse != nullptr && first_column == 0 && lane % 4 == 0 && row < block.rows) {
+        const Acc shift = m_new == -infinity ? Acc(0) : m_new;
+        const Acc lse = padding ? -infinity : shift * Base::kNatural + log_natural(total);
+        ptx::st_global(static_cast<Acc*>(params.lse) + q_batch * params.lse_stride[0] + head * params.lse_stride[1] +
+                           (block.q_start + row) * params.lse_stride[2],
+                       lse);
+      }
+      const bool nothing = padding || total == 0;
+      const Acc inverse = weight / total;
+#pragma unroll
+      for (int d = 0; d < kDTiles; ++d) {
+        Fragment<T, 2> pair;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const Acc sum = o[i][d][2 * half + e];
+          // Equal values stay exact only if they are divided by what they were added up with.
+          pair.element[e] = from_acc<T>(nothing ? Acc(0) : Op::kSumsRows ? sum * weight / total : sum * inverse);
+        }
+        ptx::st_shared(reinterpret_cast<Fragment<T, 2>*>(out_tile.at(row - block.first, 8 * d + lane % 4 * 2)), pair);
+      }
+    }
+  }
+  __syncwarp();  // the rows of this warp are whole
+  T* out = static_cast<T*>(params.out) + q_batch * params.out_stride[0] + head * params.out_stride[1] +
+           (block.q_start + block.first) * params.out_stride[2] + first_column * params.out_stride[3];
+  for (int index = lane; index < 16 * kMTiles * OutTile::kChunks; index += 32) {
+    using Chunk = typename OutTile::Chunk;
+    const int row = warp_row + index / OutTile::kChunks, column = index % OutTile::kChunks;
+    const int left = block.first + row < block.rows ? columns - column * OutTile::kPerChunk : 0;
+    if (left <= 0) continue;
+    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out_tile.chunk(row, column)));
+    T* ptr = out + row * params.out_stride[2] + column * OutTile::kPerChunk * params.out_stride[3];
+    if (params.out_is_vector && left >= OutTile::kPerChunk) {
+      ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);
+    } else {
+#pragma unroll
+      for (int e = 0; e < OutTile::kPerChunk; ++e) {
+        if (e < left) ptx::st_global(ptr + e * params.out_stride[3], values.element[e]);
+      }
+    }
+  }
+}

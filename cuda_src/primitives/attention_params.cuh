@@ -1,0 +1,36 @@
+// What an attention call hands to its kernel; cuattn/_plan_attention.py packs the same bytes. Strides are in elements,
+// of any sign, 0 for what is broadcast.
+#pragma once
+
+struct AttentionParams {
+  const void* q;                  // T [batch, heads, q_rows, head_dim]
+  const void* k;                  // T [batch, heads / group, k_rows, head_dim]
+  const void* v;                  // T [batch, heads / group, k_rows, value_dim]
+  void* out;                      // T [batch, heads, q_rows, value_dim]
+  void* lse;                      // Acc [batch, heads, q_rows]; null: not wanted
+  const void* mask;               // bool [batch, heads, mask_rows, mask_cols], true = attend
+  const void* bias;               // [batch, heads, bias_rows, bias_cols], added
+  const void* alibi_slopes;       // Acc [batch, heads]; null: none
+  const void* sinks;              // Acc [heads]; null: none
+  const long long* q_offset;      // [batch]; null: offset_kind
+  const long long* q_lens;        // [batch]; null: all
+  const long long* kv_lens;       // [batch]; null: all
+  const long long* cu_seqlens_q;  // [batch + 1], ragged: q and out have one batch, cut here; null: dense
+  const long long* cu_seqlens_k;
+  double scale;
+  double softcap;           // 0: none
+  long long left, right;    // window; kUnbounded
+  long long offset;         // of the queries' positions
+  int bottom_right;         // 1: the offset is kv_len - q_len, whatever `offset` says
+  int batch, heads, group;  // group: query heads of one key head
+  int q_rows, k_rows, head_dim, value_dim;
+  int mask_rows, mask_cols, bias_rows, bias_cols;
+  int row_blocks;     // blocks of query rows of one head; ragged: of all sequences together, at most
+  int section;        // heads whose K and V stay in L2 together
+  int descending;     // 1: the last rows first, which see most keys
+  int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
+  long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, head, row, column
+  long long lse_stride[3], mask_stride[4], bias_stride[4], alibi_stride[2];
+
+  static constexpr long long kUnbounded = 1LL << 40;
+};

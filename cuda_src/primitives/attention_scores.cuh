@@ -1,0 +1,172 @@
+// Which keys a query sees, and what becomes of its scores before the softmax.
+//
+//   s = scale (q k)  ->  softcap tanh(s / softcap)  ->  + bias  ->  - slope |i + offset - j|  ->  masks
+#pragma once
+
+#include <primitives/attention_params.cuh>
+#include <primitives/numeric.cuh>
+#include <ptx/memory.cuh>
+
+struct NoBias {};
+
+// Exponentials of scores: base 2 in float32, where the instruction is, base e in float64. kUnit: of a natural number.
+template <class Acc>
+struct ScoreBase;
+template <>
+struct ScoreBase<float> {
+  static constexpr float kUnit = 1.4426950408889634f, kNatural = 0.6931471805599453f;
+  static __device__ __forceinline__ float exp(float x) { return ptx::exp2_approx(x); }
+};
+template <>
+struct ScoreBase<double> {
+  static constexpr double kUnit = 1, kNatural = 1;
+  static __device__ __forceinline__ double exp(double x) { return ptx::exp_f64(x); }
+};
+
+// The rows that one block computes, `first` … first + rows - 1 of the queries of one sequence and head.
+struct QueryBlock {
+  int batch, head;
+  int first;           // row of the sequence
+  int q_len;           // rows from here on are padding
+  int rows;            // that exist, padding included
+  long long q_start;   // where the sequence begins in q and out: 0 unless ragged
+  long long k_start;   // likewise in k and v
+  int kv_len;          // keys that exist
+  long long from, to;  // query i sees keys i + from … i + to - 1
+
+  __device__ __forceinline__ int low(int i) const { return clamped(i + from); }
+  __device__ __forceinline__ int high(int i) const { return clamped(i + to); }
+
+ private:
+  __device__ __forceinline__ int clamped(long long j) const {
+    return j < 0 ? 0 : j < kv_len ? static_cast<int>(j) : kv_len;
+  }
+};
+
+__device__ __forceinline__ long long clamp_index(long long value, long long low, long long high) {
+  return value < low ? low : value < high ? value : high;
+}
+
+// Block `rank` of all sequences of a ragged batch: its sequence, and the block's number in it. Every warp finds it by
+// itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows, never ones outside.
+template <int kRows>
+__device__ __forceinline__ bool find_ragged(const AttentionParams& params, int rank, QueryBlock& block, int& number) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int base = 0; base < params.batch; base += 32) {
+    const int b = base + lane;
+    long long begin = 0, end = 0;
+    if (b < params.batch) {
+      begin = clamp_index(ptx::ld_global(params.cu_seqlens_q + b), 0, params.q_rows);
+      end = clamp_index(ptx::ld_global(params.cu_seqlens_q + b + 1), begin, params.q_rows);
+    }
+    const int blocks = static_cast<int>((end - begin + kRows - 1) / kRows);
+    int up_to = blocks;  // of this sequence and those of lower lanes
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int below = __shfl_up_sync(0xffffffff, up_to, delta);
+      if (lane >= delta) up_to += below;
+    }
+    const unsigned int past = __ballot_sync(0xffffffff, rank < up_to);
+    if (past != 0) {
+      const int owner = __ffs(past) - 1;
+      number = rank - __shfl_sync(0xffffffff, up_to - blocks, owner);
+      block.batch = base + owner;
+      block.q_start = __shfl_sync(0xffffffff, begin, owner);
+      block.rows = static_cast<int>(__shfl_sync(0xffffffff, end, owner) - block.q_start);
+      return true;
+    }
+    rank -= __shfl_sync(0xffffffff, up_to, 31);
+  }
+  return false;
+}
+
+// The rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a section the
+// rows that see most keys come first.
+template <int kRows>
+__device__ __forceinline__ bool find_block(const AttentionParams& params, int heads, unsigned int index,
+                                           QueryBlock& block, int& unit) {
+  const unsigned int of_section = static_cast<unsigned int>(params.section) * params.row_blocks;
+  const int base = static_cast<int>(index / of_section) * params.section;
+  const int together = min(params.section, heads - base);
+  unit = base + static_cast<int>(index % of_section) % together;
+  int number = static_cast<int>(index % of_section) / together;
+  if (params.descending) number = params.row_blocks - 1 - number;
+  block.head = unit % params.heads;
+  block.batch = unit / params.heads % params.batch;
+  block.q_start = block.k_start = 0;
+  block.rows = params.q_rows;
+  block.kv_len = params.k_rows;
+  if (params.cu_seqlens_q != nullptr) {
+    if (!find_ragged<kRows>(params, number, block, number)) return false;
+    block.k_start = clamp_index(ptx::ld_global(params.cu_seqlens_k + block.batch), 0, params.k_rows);
+    const long long end = ptx::ld_global(params.cu_seqlens_k + block.batch + 1);
+    block.kv_len = static_cast<int>(clamp_index(end, block.k_start, params.k_rows) - block.k_start);
+  }
+  block.first = number * kRows;
+  block.q_len = block.rows;
+  const int b = block.batch;
+  if (params.q_lens != nullptr) {
+    block.q_len = static_cast<int>(clamp_index(ptx::ld_global(params.q_lens + b), 0, block.rows));
+  }
+  if (params.kv_lens != nullptr) {
+    block.kv_len = static_cast<int>(clamp_index(ptx::ld_global(params.kv_lens + b), 0, block.kv_len));
+  }
+  constexpr long long kMost = AttentionParams::kUnbounded;
+  long long offset = params.bottom_right ? block.kv_len - block.q_len : params.offset;
+  if (params.q_offset != nullptr) offset = clamp_index(ptx::ld_global(params.q_offset + b), -kMost, kMost);
+  block.from = offset - params.left;
+  block.to = offset + params.right + 1;
+  return true;
+}
+
+// Scores of one warp's fragments (attention_ops.cuh) after all but the masks of position. kModified: they are scaled
+// here; else only the softmax scales them. Op::Acc scores; bias of type Bias.
+template <bool kModified, class Bias, bool kMasked, class Acc>
+struct ScoreRule {
+  const AttentionParams& params;
+  const QueryBlock& block;
+  const Bias* bias;
+  const bool* mask;
+  Acc slope;
+  long long offset;
+
+  __device__ __forceinline__ ScoreRule(const AttentionParams& params, const QueryBlock& block)
+      : params(params), block(block), bias(nullptr), mask(nullptr), slope(0), offset(block.to - params.right - 1) {
+    const long long b = block.batch, h = block.head;
+    if constexpr (!kIsSame<Bias, NoBias>) {
+      bias = static_cast<const Bias*>(params.bias) + b * params.bias_stride[0] + h * params.bias_stride[1];
+    }
+    if constexpr (kMasked) {
+      mask = static_cast<const bool*>(params.mask) + b * params.mask_stride[0] + h * params.mask_stride[1];
+    }
+    if (kModified && params.alibi_slopes != nullptr) {
+      slope = ptx::ld_global(static_cast<const Acc*>(params.alibi_slopes) + b * params.alibi_stride[0] +
+                             h * params.alibi_stride[1]);
+    }
+  }
+
+  // Whether the array lets query i see key j.
+  __device__ __forceinline__ bool allowed(int i, int j) const {
+    return i < params.mask_rows && j < params.mask_cols &&
+           ptx::ld_global(mask + i * params.mask_stride[2] + j * params.mask_stride[3]);
+  }
+
+  __device__ __forceinline__ Acc score(Acc s, int i, int j) const {
+    if constexpr (!kModified) return s;
+    s *= static_cast<Acc>(params.scale);
+    if (params.softcap != 0) {
+      const Acc cap = static_cast<Acc>(params.softcap);
+      s = cap * tanh(s / cap);
+    }
+    if constexpr (!kIsSame<Bias, NoBias>) {
+      if (i < params.bias_rows && j < params.bias_cols) {
+        s += to_acc<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
+      }
+    }
+    if (slope != 0) {
+      const long long distance = i + offset - j;
+      s -= slope * static_cast<Acc>(distance < 0 ? -distance : distance);
+    }
+    return s;
+  }
+};

@@ -1,0 +1,63 @@
+// A tile of kRows x kCols elements in shared memory, moved in chunks of 16 bytes.
+//
+// Chunk c of row r lies at chunk c ^ swizzle(r) of its row, so that equal chunks of 8 neighbouring rows, which ldmatrix
+// reads at once, lie in 8 different groups of 4 banks, whatever the length of a row: g = gcd(chunks a row, 8) chunks
+// repeat every 8 / g rows, and within these the row length itself spreads them.
+#pragma once
+
+#include <primitives/vector.cuh>
+#include <ptx/cp_async.cuh>
+
+template <class T, int kRows, int kCols>
+struct Tile {
+  using Element = T;
+  static constexpr int kPerChunk = 16 / sizeof(T);
+  static constexpr int kChunks = kCols / kPerChunk;  // a row
+  static constexpr int kBytes = kRows * kCols * static_cast<int>(sizeof(T));
+  static constexpr int kRepeat = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
+  static_assert(kCols % kPerChunk == 0, "rows are whole chunks");
+  using Chunk = Fragment<T, kPerChunk>;
+
+  T* base;
+
+  // Only the low part of a column is swizzled, so that addresses of unrolled accesses differ by constants.
+  __device__ __forceinline__ T* chunk(unsigned int row, unsigned int column) const {
+    const unsigned int low = column % kRepeat ^ row / (8 / kRepeat) % kRepeat;
+    return base + (row * kChunks + column / kRepeat * kRepeat + low) * kPerChunk;
+  }
+  __device__ __forceinline__ T* at(unsigned int row, unsigned int col) const {
+    return chunk(row, col / kPerChunk) + col % kPerChunk;
+  }
+
+  // `count` rows of `cols` elements from global memory, zeros below and right of them. kVector: asynchronously, where
+  // every chunk is aligned and `cols` are whole chunks; else element by element, at any strides. The caller commits,
+  // waits and synchronises.
+  template <bool kVector, int kThreads>
+  __device__ __forceinline__ void load(const T* rows, long long row_stride, long long col_stride, int count,
+                                       int cols) const {
+    constexpr int kStep = kThreads / kRepeat;  // rows at a time, of kRepeat chunks each
+    const int first_row = static_cast<int>(threadIdx.x) / kRepeat,
+              first_column = static_cast<int>(threadIdx.x) % kRepeat;
+    const T* ptr = rows + first_row * row_stride + first_column * kPerChunk * col_stride;
+#pragma unroll(kVector ? kRows : 1)
+    for (int i = 0; i < kRows; i += kStep, ptr += kStep * row_stride) {
+      const int row = first_row + i;
+      if (kRows % kStep != 0 && row >= kRows) break;
+#pragma unroll
+      for (int column = 0; column < kChunks; column += kRepeat) {
+        T* to = chunk(row, first_column) + column * kPerChunk;
+        const int left = row < count ? cols - (first_column + column) * kPerChunk : 0;  // elements from here on
+        if constexpr (kVector) {
+          ptx::cp_async_16(to, ptr + column * kPerChunk, left > 0 ? 16 : 0);
+        } else {
+          Chunk values;
+#pragma unroll
+          for (int e = 0; e < kPerChunk; ++e) {
+            values.element[e] = e < left ? ptx::ld_global(ptr + (column * kPerChunk + e) * col_stride) : T();
+          }
+          ptx::st_shared(reinterpret_cast<Chunk*>(to), values);
+        }
+      }
+    }
+  }
+};

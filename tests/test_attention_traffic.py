@@ -1,0 +1,145 @@
+"""What attention moves and computes, counted on the emulator: exact formulas, not bounds."""
+
+from __future__ import annotations
+
+import os
+
+import emulator
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import SEED
+
+import cuattn
+from cuattn import _plan_attention
+
+DTYPES = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "tf32": np.float32,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+
+
+class Counted:
+    """One call: its result, counters, and the tile of its kernel."""
+
+    def __init__(self, q, k, v, op="float16", arch="sm_80", **options):
+        options |= {"precision": "tf32"} if op == "tf32" else {}
+        with emulator.activate(arch=arch, seed=int(os.environ[SEED])) as runtime:
+            self.allocated = []
+            empty = runtime.empty
+            runtime.empty = lambda shape, dtype: self.allocated.append(shape) or empty(shape, dtype)
+            self.result = cuattn.attention(q, k, v, **options)
+        assert len(runtime.kernels) == 1
+        self.counters = runtime.total()
+        arguments = runtime.kernels[0].name.split("<", 1)[1].split(", ")
+        numbers = [int(argument) for argument in arguments if argument.isdigit()]
+        warps, row_tiles, self.keys, self.dim, self.value_dim, self.slots = numbers
+        self.rows = 16 * warps * row_tiles
+
+
+def draw(rng, batch, heads, kv_heads, q_rows, k_rows, dim, value_dim, dtype):
+    shapes = (
+        (batch, heads, q_rows, dim),
+        (batch, kv_heads, k_rows, dim),
+        (batch, kv_heads, k_rows, value_dim),
+    )
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def visible(i, k_rows, offset, left, right):
+    """The keys that query i sees, as a range."""
+    low = 0 if left is None else max(0, i + offset - left)
+    high = k_rows if right is None else min(k_rows, i + offset + right + 1)
+    return low, max(low, high)
+
+
+def seen_by_blocks(q_rows, k_rows, rows, left=None, right=None):
+    """Keys that each block of query rows has to load: what its rows see, and no more."""
+    seen = []
+    for first in range(0, q_rows, rows):
+        ranges = [
+            visible(i, k_rows, k_rows - q_rows, left, right)
+            for i in range(first, min(first + rows, q_rows))
+        ]
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        seen.append(max(0, high - low))
+    return seen
+
+
+@pytest.mark.parametrize("op", DTYPES)
+@pytest.mark.parametrize(("left", "right"), [(None, None), (None, 0), (100, 0), (70, 90)], ids=str)
+def test_every_byte(rng, op, left, right):
+    """Q and the result once; K and V once for each block of query rows that sees any of them."""
+    q_rows, k_rows = int(rng.integers(300, 400)), int(rng.integers(400, 500))
+    q, k, v = draw(rng, 1, 2, 1, q_rows, k_rows, 64, 64, DTYPES[op])
+    call = Counted(q, k, v, op, window=(left, right), return_lse=True)
+    seen = seen_by_blocks(q_rows, k_rows, call.rows, left, right)
+    rows_read = q_rows + 2 * sum(seen)
+    assert call.counters.global_bytes_read == 2 * rows_read * 64 * q.itemsize
+    lse = call.result[1]
+    assert call.counters.global_bytes_written == call.result[0].nbytes + lse.nbytes
+    tiles = sum(-(-keys // call.keys) for keys in seen)
+    # Each score of a tile once; each row and tile is rescaled by the four lanes that share it.
+    assert call.counters.exps == 2 * tiles * call.rows * (call.keys + 4)
+
+
+@pytest.mark.parametrize("op", DTYPES)
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 256])
+def test_no_bank_conflicts(rng, op, dim):
+    """Longer keys add wavefronts, and none beyond the ideal."""
+    more = []
+    for k_rows in (64, 320):
+        q, k, v = draw(rng, 1, 1, 1, 40, k_rows, dim, dim, DTYPES[op])
+        counters = Counted(q, k, v, op).counters
+        more.append((counters.shared_wavefronts, counters.shared_wavefronts_ideal))
+    (few, few_ideal), (many, many_ideal) = more
+    assert many - few == many_ideal - few_ideal > 0
+
+
+def test_sectors_are_used_whole(rng):
+    """K and V rows of 128 bytes: nothing of a sector is fetched in vain."""
+    q, k, v = draw(rng, 1, 1, 1, 128, 256, 64, 64, np.float16)
+    counters = Counted(q, k, v).counters
+    assert 32 * counters.global_sectors_read == counters.global_bytes_read
+
+
+def test_tensor_cores_do_the_products(rng):
+    """m16n8k16: the padded tiles divided by what one instruction does, and nothing else."""
+    q, k, v = draw(rng, 1, 1, 1, 128, 256, 64, 96, np.float16)
+    call = Counted(q, k, v)
+    tiles = -(-256 // call.keys)
+    assert call.counters.mma == tiles * call.rows * call.keys * (64 + 96) // (16 * 8 * 16)
+
+
+@pytest.mark.parametrize("value_dim", [64, 200])
+def test_no_matrix_of_scores(rng, value_dim):
+    """Nothing is allocated but the results."""
+    q, k, v = draw(rng, 1, 2, 2, 200, 300, 64, value_dim, np.float64)
+    call = Counted(q, k, v, "float64", return_lse=True)
+    assert sorted(call.allocated) == sorted([(1, 2, 200, value_dim), (1, 2, 200)])
+
+
+def test_a_mask_and_a_bias_are_read_where_they_are(rng):
+    """Broadcast: one row of each, whatever the number of heads; read per score, never copied."""
+    q, k, v = draw(rng, 2, 2, 2, 70, 90, 64, 64, np.float16)
+    options = {"mask": rng.random((90,)) < 0.5, "bias": rng.standard_normal((1, 2, 1, 90))}
+    options["bias"] = options["bias"].astype(np.float16)
+    call = Counted(q, k, v, **options)
+    assert call.allocated == [(2, 2, 70, 64)]
+    visible = 2 * 2 * 70 * np.count_nonzero(options["mask"])
+    rows_read = 4 * (70 + 2 * 90) * 64 * 2
+    masks, biases = 4 * 70 * 90, 2 * visible
+    assert call.counters.global_bytes_read == rows_read + masks + biases
+
+
+def test_heads_that_share_keys_are_neighbours():
+    """The grid takes as many heads at a time as L2 holds keys and values for."""
+    sizes = {"batch": 1, "heads": 32, "kv_heads": 8, "q_rows": 8192, "head_dim": 128}
+    for k_rows, section in ((1024, 32), (16 * 1024, 16), (512 * 1024, 4)):
+        problem = _plan_attention.AttentionProblem(
+            "float16", "float16", **sizes, k_rows=k_rows, value_dim=128
+        )
+        assert _plan_attention.plan_attention(problem, 90).section == section

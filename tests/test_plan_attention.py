@@ -1,0 +1,101 @@
+"""Plans of attention stay inside the limits of every device, and cover every row and column.
+
+Pure Python: sizes in, launches out.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from configurations import attention_problems
+
+from cuattn import _nvrtc, _plan_attention
+from cuattn._plan_attention import AttentionProblem
+from cuattn._problem import ITEMSIZE
+
+# Shared memory that a block may have, KiB (CUDA programming guide, technical specifications).
+SMEM = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+
+
+def problems():
+    yield from attention_problems()
+    for op in _plan_attention.OPS:
+        dtype = "float32" if op == "tf32" else op
+        for dim, value_dim in ((1, 1), (59, 200), (200, 59), (256, 256), (0, 5), (5, 0)):
+            for flags in ({}, {"vector": False}, {"modified": True}, {"masked": True}):
+                yield AttentionProblem(op, dtype, 3, 8, 2, 1000, 77, dim, value_dim, **flags)
+                yield AttentionProblem(
+                    op, dtype, 3, 8, 2, 1000, 77, dim, value_dim, ragged=True, **flags
+                )
+
+
+def tile(kernel):
+    numbers = re.findall(r"(?<=, )\d+(?=,)", kernel.name)
+    assert len(numbers) == 6
+    return map(int, numbers)
+
+
+@pytest.mark.parametrize("capability", SMEM)
+def test_limits(capability):
+    for problem in problems():
+        plan = _plan_attention.plan_attention(problem, capability)
+        warps, row_tiles, keys, dim, value_dim, slots = tile(plan.kernel)
+        rows, item = 16 * warps * row_tiles, ITEMSIZE[problem.dtype]
+        wide = max(dim, value_dim)
+        assert plan.kernel.block == 32 * warps <= 256  # 255 registers a thread
+        assert plan.kernel.smem_bytes <= 1024 * SMEM[capability] - 64  # and what a mask needs
+        assert plan.kernel.smem_bytes >= item * (rows * dim + slots * keys * wide)
+        assert plan.kernel.smem_bytes >= item * rows * value_dim  # the result takes its place
+        assert slots >= 2 and keys % 16 == 0 and keys <= 64
+        assert dim % 32 == value_dim % 32 == 0 and dim >= problem.head_dim
+        # Accumulators and scores of a thread, in registers.
+        words = (value_dim + keys) * row_tiles // 2 * (2 if problem.op == "float64" else 1)
+        assert words <= 176
+        units = problem.heads if problem.ragged else problem.heads * problem.batch
+        blocks = plan.row_blocks * units
+        columns = plan.kernel.grid // blocks * value_dim
+        assert plan.kernel.grid % blocks == 0
+        assert problem.value_dim <= columns <= max(1, problem.value_dim) + value_dim - 1
+        spare = problem.batch if problem.ragged else 0
+        assert plan.row_blocks == -(-problem.q_rows // rows) + spare
+        assert 1 <= plan.section <= units
+
+
+def test_every_row_of_the_tables_is_taken_and_has_a_reason():
+    tables = ("HALF_TILES", "HALF_RULE_TILES", "TF32_TILES", "FLOAT_TILES", "DOUBLE_TILES")
+    for name in tables:
+        table = getattr(_plan_attention, name)
+        assert all(row[-1] for row in table)
+        assert all(before[0] <= row[0] for before, row in zip(table, table[1:], strict=False))
+        assert table[-1][:2] == (256, 99)  # every problem finds a row, on every device
+    taken = set()
+    for capability in (80, 86):
+        for problem in problems():
+            kernel = _plan_attention.plan_attention(problem, capability).kernel
+            warps, row_tiles, keys, _, _, slots = tile(kernel)
+            taken.add((warps, row_tiles, keys, slots))
+    assert taken == {row[2:6] for name in tables for row in getattr(_plan_attention, name)}
+
+
+def test_params_are_those_of_the_kernel():
+    source = (_nvrtc.source_directory() / "primitives" / "attention_params.cuh").read_text()
+    body = re.search(r"struct AttentionParams \{(.*?)\n\s*static", source, re.DOTALL)[1]
+    kinds = r"(const void\*|void\*|const long long\*|double|long long|int) ([^;]+);"
+    letters = ""
+    for kind, names in re.findall(kinds, re.sub(r"//[^\n]*", "", body)):
+        letter = "Q" if "*" in kind else {"double": "d", "long long": "q", "int": "i"}[kind]
+        for name in names.split(","):
+            count = re.search(r"\[(\d+)\]", name)
+            letters += letter * (int(count[1]) if count else 1)
+    layout = _plan_attention.POINTERS.format + _plan_attention.TAIL.format
+    assert letters == re.sub(r"(\d*)([A-Za-z])", lambda m: m[2] * int(m[1] or 1), layout)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 64, 100])
+@pytest.mark.parametrize("vector", [False, True])
+def test_merge_covers_every_column(columns, vector):
+    kernel = _plan_attention.plan_attention_merge("float16", "float32", 1001, columns, vector)
+    vec = int(re.search(r", (\d+), \d+>$", kernel.name)[1])
+    assert vec == (8 if vector else 1)
+    assert kernel.grid * kernel.block >= 1001 * max(1, -(-columns // vec))
