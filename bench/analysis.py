@@ -87,6 +87,12 @@ def best_peer(cell: dict[str, Any], state: str = "cold") -> str | None:
     return min(ok, key=lambda name: time(cell, name, state) or math.inf, default=None)
 
 
+def peak_bytes(cell: dict[str, Any], name: str = OURS) -> int | None:
+    """Device memory of an ok contestant beside its operands, if it is known."""
+    found = entry(cell, name)
+    return found["peak_bytes"] if found and found["status"] == "ok" else None
+
+
 def is_row_cell(cell: dict[str, Any]) -> bool:
     """Whether a cell is of the softmax family: rows of a length, without a top-k."""
     return {"rows", "cols"} <= cell["shape"].keys() and "k" not in cell["shape"]

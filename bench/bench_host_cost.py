@@ -38,6 +38,9 @@ class Array:
     def transpose(self, order):
         return self
 
+    def __getitem__(self, index):
+        return self
+
 
 class Empty:
     """cupy.empty without the allocation: one array a shape and dtype."""
@@ -56,7 +59,7 @@ class Launches:
 
     count = 0
 
-    def __call__(self, grid, block, args):
+    def __call__(self, grid, block, args, shared_mem=0):
         self.count += 1
 
 
@@ -84,6 +87,11 @@ rows = Array((64, 1))
 mask = Array((64, 1000), bool)
 offsets = Array((3,), np.int64)
 state = cuattn.SoftmaxState(lse, lse)
+q = Array((2, 8, 512, 64), np.float16)
+k = Array((2, 4, 512, 64), np.float16)
+out = Array((2, 8, 512, 64), np.float16)
+out.data.ptr += 1 << 32
+scores_lse = Array((2, 8, 512))
 
 CALLS = {
     "softmax": lambda: cuattn.softmax(x),
@@ -107,6 +115,11 @@ CALLS = {
     "softmax_state": lambda: cuattn.softmax_state(x),
     "softmax_topk_state": lambda: cuattn.softmax_topk_state(x, 5),
     "merge": lambda: cuattn.merge(state, state),
+    "attention": lambda: cuattn.attention(q, k, k),
+    "attention, causal": lambda: cuattn.attention(q, k, k, is_causal=True),
+    "attention, return_lse": lambda: cuattn.attention(q, k, k, return_lse=True),
+    "attention, out": lambda: cuattn.attention(q, k, k, out=out),
+    "merge_attention": lambda: cuattn.merge_attention(q, scores_lse, q, scores_lse),
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.analysis import OURS
@@ -156,6 +157,25 @@ def heat_maps(
         axes.set_title(each.title)
         _label(axes, index, columns, len(maps), labels)
     return figure
+
+
+def token_map(weights: Any, tokens: Sequence[str], head: tuple[str, str]) -> Any:
+    """A matrix of weights, whose rows and columns are tokens."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    colours = LinearSegmentedColormap.from_list("weight", ["white", ACCENT, "#0b1f44"])
+    edge = 0.105 * len(tokens)
+    figure, (axes,) = _figure(1, 1, (edge, edge), head, [])
+    axes.imshow(weights, cmap=colours, norm=PowerNorm(0.5, 0, weights.max()), aspect="auto")
+    axes.set_yticks(range(len(tokens)), tokens, size=5)
+    axes.set_xticks(range(len(tokens)), tokens, size=5, rotation=90)
+    axes.tick_params(length=0)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture in the format that its name says; the same picture, the same bytes."""
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
 def _figure(

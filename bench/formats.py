@@ -67,6 +67,11 @@ def rate(value: float | None, ceiling: str) -> str:
     )
 
 
+def mebibytes(size: int | None) -> str:
+    """Bytes as MiB, without the unit."""
+    return number(None if size is None else size / 2**20)
+
+
 def percent(value: float | None) -> str:
     """A percentage, to whole percents."""
     return NOTHING if value is None else f"{value:.0f} %"

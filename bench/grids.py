@@ -43,10 +43,15 @@ class Grid(NamedTuple):
 
 
 BOTH = ("bfloat16", "float32")
-HALF = ("bfloat16",)
+HALF = ("float16", "bfloat16")  # CuPy, the baseline, multiplies not every dtype
 SINGLE = ("float32",)
 PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
 FLAGS = ("causal", "transposed", *PATTERNS)
+TRANSFORMERS = {  # layers, batch, heads of 64, sequence length, causal
+    "BERT-large": (24, 16, 16, 512, 0),
+    "GPT-2 medium": (24, 8, 16, 1024, 1),
+    "GPT-2 XL": (48, 4, 25, 1024, 1),
+}
 VOCABULARIES = (32_000, 50_257, 128_256, 151_936, 201_088)
 
 
@@ -130,6 +135,16 @@ def small_attention_shapes() -> Iterator[dict[str, int]]:
         yield attention_shape(batch, heads, heads, seqlen, head_dim, 0)
 
 
+def transformer_shapes() -> Iterator[dict[str, int]]:
+    for layers, batch, heads, seqlen, causal in TRANSFORMERS.values():
+        yield {"layers": layers, **attention_shape(batch, heads, heads, seqlen, 64, causal)}
+
+
+def one_layer_shapes() -> Iterator[dict[str, int]]:
+    for shape in transformer_shapes():
+        yield {name: size for name, size in shape.items() if name != "layers"}
+
+
 TRANSFORMS = {
     "softmax": 1,
     "logsumexp": 2,
@@ -191,6 +206,15 @@ GRIDS = {
     ),
     "small-attention": Grid(
         "calls that Python and the launch rule", {"attention": 2}, HALF, small_attention_shapes
+    ),
+    "transformer": Grid(
+        "FlashAttention, arXiv:2205.14135, section 4.1: BERT-large, GPT-2 medium; and GPT-2 XL",
+        {"transformer": 1},
+        HALF[:1],
+        transformer_shapes,
+    ),
+    "transformer-attention": Grid(
+        "the attention of one layer of these", {"attention": 1}, HALF[:1], one_layer_shapes
     ),
 }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +18,11 @@ from cuattn import _jit, _nvrtc, reference
 # The list of all shipped configurations is the compile test's, the error bound that of all tests.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+import attention_cases
 import tolerance
 from configurations import TARGETS, kernels
+
+TOGETHER = 24  # instantiations a program: the headers are parsed once for all of them
 
 architecture = _nvrtc.architecture
 compile_kernel = _nvrtc.compile_kernel
@@ -26,12 +32,48 @@ source_directory = _nvrtc.source_directory
 dtype_of = tolerance.dtype_of
 
 
+def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
+    """Shipped kernels whose name holds the regular expression `match`, TOGETHER at most of one
+    source file in each group."""
+    files: dict[str, list[Any]] = {}
+    for kernel in kernels(TARGETS[arch]).values():
+        if re.search(match or "", kernel.name):
+            files.setdefault(kernel.header, []).append(kernel)
+    return [
+        group[i : i + TOGETHER] for group in files.values() for i in range(0, len(group), TOGETHER)
+    ]
+
+
 def compile_together(
     header: str, names: list[str], arch: str, options: tuple[str, ...] = ()
 ) -> tuple[bytes, str, dict[str, str]]:
-    """Cubin and log of several instantiations, and the symbol of each; headers are parsed once."""
+    """Cubin and log of several instantiations, and the symbol of each; headers are parsed once.
+
+    Kept in the cache of kernels: the report and the compile test ask for the same ones.
+    """
     from cupy.cuda import nvrtc
 
+    key = _nvrtc.cache_key(header, "\n".join((*names, *options)), arch)
+    kept = _nvrtc.cache_directory() / f"{key}.together"
+    with contextlib.suppress(OSError, ValueError):
+        log, symbols = json.loads(kept.with_suffix(".json").read_text())
+        return kept.read_bytes(), log, symbols
+    cubin, log, symbols = _compile_together(nvrtc, header, names, arch, options)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in (
+            (kept, cubin),
+            (kept.with_suffix(".json"), json.dumps([log, symbols]).encode()),
+        ):
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_bytes(content)
+            temporary.replace(path)  # whole or not at all; the text last
+    return cubin, log, symbols
+
+
+def _compile_together(
+    nvrtc: Any, header: str, names: list[str], arch: str, options: tuple[str, ...]
+) -> tuple[bytes, str, dict[str, str]]:
     program = nvrtc.createProgram(f"#include <{header}>\n", "together.cu", (), ())
     try:
         for name in names:
@@ -49,7 +91,9 @@ def compile_together(
 
 __all__ = [
     "TARGETS",
+    "allowed",
     "architecture",
+    "by_file",
     "compile_kernel",
     "compile_together",
     "dtype_of",
@@ -59,6 +103,7 @@ __all__ = [
     "load_or_compile",
     "source_directory",
     "truth",
+    "truth_attention",
     "truth_topk",
 ]
 
@@ -88,12 +133,8 @@ def truth(name: str, operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray
     else:
         expected = getattr(reference, name)(*operands, axis=-1)
         naive = tolerance.NAIVE[name](*operands, axis=-1)
-    table = tolerance.TABLE[dtype]
     size = tolerance.TERMS[name](*operands) if name in tolerance.TERMS else abs(expected)
-    naive_error = np.max(abs(naive.astype(np.float64) - expected), initial=0)
-    one_rounding = table.relative * np.max(abs(expected), initial=0) + table.absolute
-    least = table.plain * (table.relative * np.max(size, initial=0) + table.absolute)
-    return expected, float(2 * max(naive_error, least) + one_rounding)
+    return expected, allowed(expected, naive, size, dtype)
 
 
 def truth_topk(
@@ -103,3 +144,25 @@ def truth_topk(
     elements, and the largest error that the contract allows a value."""
     rows, allowed = (x.astype(np.float64), 0.0) if name == "top_k" else truth("softmax", [x], dtype)
     return rows, reference.top_k(x, k).indices, allowed
+
+
+def truth_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, first: int, dtype: str
+) -> tuple[np.ndarray, float]:
+    """Attention of heads (H, S, D) in float64, query 0 standing at place `first` among the keys,
+    and the largest error that the contract allows."""
+    options = {"is_causal": causal, "q_offset": first}
+    expected = reference.attention(q, k, v, **options)
+    arrays = [array[None] for array in (q, k, v)]
+    seen = attention_cases.visible((1, *q.shape[:2], k.shape[1]), **options)
+    naive = attention_cases.naive(*arrays, seen, dtype).out[0]
+    return expected, allowed(expected, naive, abs(expected), dtype)
+
+
+def allowed(expected: np.ndarray, naive: np.ndarray, size: np.ndarray, dtype: str) -> float:
+    """Twice the error of the plain expression, and one rounding; `size` is of what is added up."""
+    table = tolerance.TABLE[dtype]
+    naive_error = np.max(abs(naive.astype(np.float64) - expected), initial=0)
+    one_rounding = table.relative * np.max(abs(expected), initial=0) + table.absolute
+    least = table.plain * (table.relative * np.max(size, initial=0) + table.absolute)
+    return float(2 * max(naive_error, least) + one_rounding)

@@ -6,13 +6,15 @@ bounds it.
 Needs no GPU. The bound comes from a model of one warp's pass through the kernel's main region
 (`bench.sass`) on a multiprocessor that is kept busy: cycles of the SM that the warp takes from each
 resource, the largest being the bound. No latencies, no cache hits, no bank conflicts; bytes that
-TMA moves are not in the SASS and count as none.
+TMA moves are not in the SASS and count as none. Attention is different in one point: its main
+region reads keys that other blocks read at the same time, so these bytes are the L2 cache's.
 
     HBM             bytes of global memory / (HBM bytes/s / SMs / clock)
+    L2              bytes of global memory / 64
     issue           instructions / 4 slots, or the arithmetic of a slower float32 or float64 pipe
     exponential     MUFU lanes / 16
     shared memory   wavefronts of 128 bytes
-    tensor          FLOPs / the dense bf16 rate
+    tensor          FLOPs / the dense bf16 rate, half of it for tf32; float64 as in GPUS
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from bench import disassembly, inside, sass
+from bench import attention_loop, disassembly, inside, sass
 from bench.disassembly import WHEEL, find_nvdisasm
 
-TOGETHER = 24  # kernels that are compiled and disassembled at once
 ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 MUFU_LANES = 16  # a cycle and SM
+L2_BYTES = 64  # a cycle and SM, at most
 REGISTERS = 65536  # an SM
 REGISTER_UNIT, WARP_UNIT = 256, 4  # registers of a warp, warps of an SM: what is allocated at once
 
@@ -53,7 +55,7 @@ class Gpu(NamedTuple):
     reserved: int  # bytes of it a block, for the system
     shared_unit: int  # bytes
     float_lanes: int  # float32 multiply-adds
-    float64_lanes: int
+    float64_lanes: int  # tensor cores (of A100 and H100) do twice as much
     tensor: int  # dense bf16 FLOPs (T4: float16), accumulated in float32
 
 
@@ -115,20 +117,23 @@ def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def cycles(gpu: Gpu, mix: dict[str, int]) -> dict[str, float]:
-    """Cycles of an SM that a warp's pass through its main region takes from each resource."""
-    bytes_per_cycle = gpu.hbm / gpu.sms / gpu.clock
+def cycles(gpu: Gpu, mix: dict[str, int], cached: bool = False) -> dict[str, float]:
+    """Cycles of an SM that a warp's pass through its main region takes from each resource; if
+    `cached`, global memory is read from L2."""
+    memory = ("L2", L2_BYTES) if cached else ("HBM", gpu.hbm / gpu.sms / gpu.clock)
     issue = max(
         mix["total"] / ISSUE_SLOTS,
         32 * mix["float"] / gpu.float_lanes,
         32 * mix["float64"] / gpu.float64_lanes,
     )
+    slow = mix["float64_flops"]
+    tensor = (mix["tensor_flops"] - slow + mix["tf32_flops"]) / gpu.tensor
     found = {
-        "HBM": 32 * (mix["read_bytes"] + mix["written_bytes"]) / bytes_per_cycle,
+        memory[0]: 32 * (mix["read_bytes"] + mix["written_bytes"]) / memory[1],
         "issue": issue,
         "exponential": 32 * mix["mufu"] / MUFU_LANES,
         "shared memory": mix["wavefronts"],
-        "tensor": mix["tensor_flops"] / gpu.tensor,
+        "tensor": tensor + slow / (4 * gpu.float64_lanes),
     }
     return {name: round(value, 2) for name, value in found.items()}
 
@@ -147,7 +152,8 @@ def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
     gpu = GPUS[arch]
     found = []
     for kernel, code in zip(kernels, disassembly.compile_kernels(kernels, arch), strict=True):
-        held = occupancy(gpu, kernel.block, code.registers, code.smem_bytes)
+        shared = code.smem_bytes + kernel.smem_bytes
+        held = occupancy(gpu, kernel.block, code.registers, shared)
         row = {
             "arch": arch,
             "gpu": gpu.name,
@@ -157,21 +163,27 @@ def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
             "cluster": kernel.cluster,
             "registers": code.registers,
             "spill_bytes": code.spill_bytes,
-            "smem_bytes": code.smem_bytes,
+            "smem_bytes": shared,
             "occupancy": held,
             **dict.fromkeys(("region", "mix", "global_bytes", "cycles", "bound", "headroom")),
             "note": code.note,
         }
         if code.sass is not None:
-            row |= predicted(gpu, sass.main_region(sass.parse(code.sass)))
+            blocks = sass.parse(code.sass)
+            if kernel.header == attention_loop.HEADER:
+                row |= predicted(gpu, *attention_loop.mix(blocks, kernel.name), cached=True)
+            else:
+                row |= predicted(gpu, sass.main_region(blocks))
         found.append(row)
     return found
 
 
-def predicted(gpu: Gpu, region: sass.Region) -> dict[str, Any]:
+def predicted(
+    gpu: Gpu, region: sass.Region, mix: dict[str, int] | None = None, cached: bool = False
+) -> dict[str, Any]:
     """What a row says of the main region: its mix, and what the model makes of it."""
-    mix = sass.mix(region.path) | {"loads_in_flight": loads_in_flight(region.path)}
-    used = cycles(gpu, mix)
+    mix = (mix or sass.mix(region.path)) | {"loads_in_flight": loads_in_flight(region.path)}
+    used = cycles(gpu, mix, cached)
     first, headroom = bound(used)
     return {
         "region": region.kind,
@@ -192,12 +204,7 @@ def report(
     `jobs` processes work on them; after `limit_seconds` no kernel is begun. The second result names
     architecture and kernel of those that the limit left out.
     """
-    tasks = [
-        (kernels[i : i + TOGETHER], arch)
-        for arch in archs
-        for kernels in _by_file(arch, match)
-        for i in range(0, len(kernels), TOGETHER)
-    ]
+    tasks = [(kernels, arch) for arch in archs for kernels in inside.by_file(arch, match)]
     with (  # not forked: the caller may have a CUDA context
         concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
         tqdm(total=sum(len(kernels) for kernels, _ in tasks), unit="kernel", disable=None) as bar,
@@ -211,15 +218,6 @@ def report(
     rows = [row for _, future in done if not future.cancelled() for row in future.result()]
     left_out = [task for task, future in done if future.cancelled()]
     return rows, [f"{arch} {kernel.name}" for kernels, arch in left_out for kernel in kernels]
-
-
-def _by_file(arch: str, match: str | None) -> list[list[Any]]:
-    """The wanted kernels of each source file."""
-    files: dict[str, list[Any]] = {}
-    for kernel in inside.kernels(inside.TARGETS[arch]).values():
-        if re.search(match or "", kernel.name):
-            files.setdefault(kernel.header, []).append(kernel)
-    return list(files.values())
 
 
 # ---- Output ----
@@ -237,10 +235,10 @@ def markdown(rows: list[dict[str, Any]], left_out: list[str]) -> str:
     if left_out:
         lines += ["", f"{len(left_out)} kernels are left out: the time limit."]
     lines += ["", *sorted({r["note"] for r in rows if r["note"]})]
-    columns = "kernel|regs|spills|smem|warps/SM|instructions|MUFU|LDS/STS|bytes|in flight"
+    columns = "kernel|regs|spills|smem|warps/SM|instructions|MUFU|MMA|LDS/STS|bytes|in flight"
     columns += "|bound|headroom"
     for arch, group in groups:
-        lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 9 + "|---|--:|"]
+        lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 10 + "|---|--:|"]
         lines += [_line(r) for r in group]
     return "\n".join(lines) + "\n"
 
@@ -249,11 +247,12 @@ def _line(row: dict[str, Any]) -> str:
     cells = [f"`{row['kernel']}`", row["registers"], row["spill_bytes"]]
     cells += [row["smem_bytes"], row["occupancy"]["warps"]]
     if mix := row["mix"]:
-        cells += [mix["total"], mix["mufu"], f"{mix['shared_load']}/{mix['shared_store']}"]
+        cells += [mix[name] for name in ("total", "mufu", "tensor")]
+        cells += [f"{mix['shared_load']}/{mix['shared_store']}"]
         cells += [f"{mix['read_bytes']} + {mix['written_bytes']}", mix["loads_in_flight"]]
         cells += [row["bound"], row["headroom"]]
     else:
-        cells += [""] * 7
+        cells += [""] * 8
     return f"|{'|'.join(map(str, cells))}|"
 
 

@@ -113,14 +113,17 @@ def operations() -> dict[str, harness.Operation]:
 
 
 def others(cell: grids.Cell, operation: harness.Operation) -> list[peers.Contestant]:
-    """Everyone else: what is installed and, on the paper's shapes, the paper's own kernels."""
+    """Everyone else: what is installed, what the operation itself brings and, on the paper's
+    shapes, the paper's own kernels."""
     found = []
     if cell.operation in peers.OPERATIONS:
         found += peers.contestants(cell.operation, **operation.options(cell))
-    kernels = PAPER.get(cell.grid, {})
-    for name, kernel in kernels.items():
-        call = functools.partial(kernel, **operation.options(cell))
-        found.append(peers.Contestant("paper: " + name.format(**cell.shape), Cupy(), call))
+    calls = dict(operation.others)
+    for name, kernel in PAPER.get(cell.grid, {}).items():
+        calls["paper: " + name.format(**cell.shape)] = kernel
+    for name, call in calls.items():
+        bound = functools.partial(call, **operation.options(cell))
+        found.append(peers.Contestant(name, Cupy(), bound))
     return found
 
 

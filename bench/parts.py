@@ -69,7 +69,7 @@ def counters_part() -> dict[str, Any]:
     """Traffic of every regime, counted."""
     from bench import counters
 
-    return {"counters": counters.count()}
+    return {"counters": counters.count() + counters.count_attention()}
 
 
 def kernels_part(seconds: float) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _memory(result: Result, cells: list[Cell], title: str) -> Any:
     """Peak memory over the sequence length."""
     if "seqlen_k" not in cells[0]["shape"]:
         return None
-    return _lines(result, cells, title, "sequence length, tokens", "peak memory", _peak)
+    return _lines(
+        result, cells, title, "sequence length, tokens", "peak memory", analysis.peak_bytes
+    )
 
 
 def _rate(unit: float) -> Callable[[Cell, str], float | None]:
@@ -116,11 +118,6 @@ def _rate(unit: float) -> Callable[[Cell, str], float | None]:
         return None if value is None else value / unit
 
     return y
-
-
-def _peak(cell: Cell, name: str) -> float | None:
-    found = analysis.entry(cell, name)
-    return found["peak_bytes"] if found and found["status"] == "ok" else None
 
 
 # What is on the x axis, and the sizes that make a panel of their own only if they must.
@@ -147,7 +144,7 @@ def _lines(
         hidden -= set(_SCALES)
     groups = _groups(cells, hidden, _length)
     names = _names(result, cells[0])
-    is_rate = y is not _peak
+    is_rate = y is not analysis.peak_bytes
     ceiling = cells[0]["ceiling"]
     scale = 1e12 if ceiling == "matmul" else 1e9
     top = analysis.ceiling_rate(result, ceiling) if is_rate else None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench import analysis, formats, report_tables, schema
+from bench import analysis, formats, report_attention, report_tables, schema
 from bench.formats import NOTHING, escape, section, status, table
 
 Result = dict[str, Any]
@@ -16,6 +16,7 @@ Cell = dict[str, Any]
 def markdown(result: Result) -> str:
     """The complete report: what failed first, then how cuattn compares, then every cell."""
     parts = [_head, _parts, _failures, _ceilings, _peers, _comparison]
+    parts += [report_attention.headlines]
     parts += [report_tables.cells, report_tables.ladder, report_tables.counters]
     parts += [report_tables.kernels, report_tables.host_cost]
     parts += [report_tables.compile_time, report_tables.import_time]

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bench import analysis, formats
+from bench import analysis, formats, report_attention
 from bench.formats import NOTHING, escape, section, status, table
 
 Result = dict[str, Any]
@@ -46,7 +46,8 @@ def _cell_table(result: Result, cells: list[Cell]) -> str:
         "Rate and % of ceiling: cold L2 cache.",
         table(_CELL_HEADER, [_cell_row(result, cell) for cell in cells]),
     ]
-    return "\n\n".join(lines + list(_speed_ups(cells)) + list(_not_ok(cells)))
+    lines += [*_speed_ups(cells), *report_attention.speed_ups(cells), *_not_ok(cells)]
+    return "\n\n".join(lines)
 
 
 def _cell_row(result: Result, cell: Cell) -> list[str]:
@@ -141,7 +142,7 @@ _COUNTED = ("reads", "writes", "accesses", "exponentials")
 def counters(result: Result) -> str:
     """What each call costs, per element of an operand."""
     amounts = ("reads", "writes", "sectors", "exponentials")
-    totals = ("conflicts", "barriers", "allocated_bytes")
+    totals = ("conflicts", "barriers", "allocated_bytes", "mma", "ldmatrix")
     rows = [
         [
             row["operation"],
@@ -149,14 +150,16 @@ def counters(result: Result) -> str:
             f"{row['rows']} × {row['cols']} {row['dtype']}",
             formats.plan(row["kernels"]),
             *(formats.number(row[key]) for key in amounts),
-            *(str(row[key]) for key in totals),
+            *(str(row.get(key, NOTHING)) for key in totals),
         ]
         for row in result["counters"]
     ]
     header = ["operation", "arch", "shape", "kernels", *(f">{key}" for key in amounts + totals)]
     text = (
         "Counted on the emulator: no GPU. Reads, writes, 32-byte sectors (both, as elements) and "
-        "exponentials are per element; conflicts, barriers and bytes are of the whole call.\n\n"
+        "exponentials are per element; the other numbers are of the whole call. Of attention the "
+        "shape is queries × keys, reads and sectors are per element of q, k and v, exponentials "
+        "per score.\n\n"
     )
     return section("Counters", text + table(header, rows)) if rows else ""
 

@@ -22,138 +22,14 @@ A predicated instruction counts like any other: it takes an issue slot.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-# Opcode without its modifiers -> category; uniform-datapath opcodes are also looked up without
-# their leading U.
-_TABLE = {
-    "global_load": "LDG LD",
-    "global_store": "STG ST ATOM ATOMG RED REDG",
-    "local": "LDL STL",
-    "shared_load": "LDS LDSM",
-    "shared_store": "STS STSM STAS ATOMS REDS",
-    "mufu": "MUFU",
-    "float": "FADD FMUL FFMA FMNMX FMNMX3 FSET FSETP FCHK FSWZADD FADD2 FMUL2 FFMA2 FADD32I "
-    "FMUL32I FFMA32I FADD3 HADD2 HMUL2 HFMA2 HMNMX2 HSET2 HSETP2 VHMNMX",
-    "float64": "DADD DMUL DFMA DMNMX DSET DSETP",
-    "integer": "IADD IADD3 IADD32I IMAD IMUL IMNMX IMNMX3 VIADD VIMNMX VIMNMX3 VIADDMNMX IABS IDP "
-    "ISETP ISET LEA LOP LOP3 LOP32I SHF SHL SHR BREV BMSK FLO POPC SGXT PRMT MOV MOV32I SEL FSEL "
-    "PLOP3 P2R R2P R2UR ISCADD ICMP XMAD",
-    "conversion": "F2F F2FP F2I F2IP I2F I2FP I2I I2IP FRND",
-    "shuffle": "SHFL VOTE VOTEU MATCH REDUX CREDUX ELECT",
-    "barrier": "BAR SYNCS MEMBAR ERRBAR CGAERRBAR DEPBAR LDGDEPBAR ARRIVES FENCE CCTL CGABAR_ARV "
-    "CGABAR_WAIT CGABAR_SET CGABAR_GET WARPGROUP WARPGROUPSET ACQBULK",
-    "branch": "BRA BRX BRXU JMP JMX JMXU EXIT RET CALL BSSY BSYNC BREAK BREAKUP BMOV WARPSYNC "
-    "ENDCOLLECTIVE YIELD NANOSLEEP KILL BPT RPCMOV",
-    "async_copy": "LDGSTS BLKCP BLKPF BLKRED TMALDG TMASTG TMAPF TMAREDG TMACCTL TMACMDFLUSH",
-}
-CATEGORIES = (*_TABLE, "tensor", "other")
-_CATEGORY = {opcode: name for name, opcodes in _TABLE.items() for opcode in opcodes.split()}
+from bench.instructions import CATEGORIES, ENDS, Block, Instruction, mix, parse
 
-_LABEL = re.compile(r"^\s*(\.L[\w.$]*):")
-_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
-_TARGET = re.compile(r"\.L[\w.$]*")
+__all__ = ["CATEGORIES", "Block", "Instruction", "Region", "main_region", "mix", "parse", "regions"]
+
 VECTOR = 16  # bytes: no access of an element is as wide
-_JUMPS = {"BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU"}
-_ENDS = {"EXIT", "RET", "KILL"}
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction: address in bytes, opcode with modifiers, predicate ("", "P0", "!UP1")."""
-
-    address: int
-    predicate: str
-    opcode: str
-    operands: str
-
-    @property
-    def base(self) -> str:
-        """Opcode without modifiers."""
-        return self.opcode.partition(".")[0]
-
-    @property
-    def category(self) -> str:
-        """The one of CATEGORIES that the instruction belongs to."""
-        if self.base.endswith("MMA"):
-            return "tensor"
-        if self.opcode.startswith("HADD2.F32"):
-            return "conversion"  # half to float
-        if self.base.startswith("U") and self.base[1:] in _CATEGORY:
-            return _CATEGORY[self.base[1:]]
-        return _CATEGORY.get(self.base, "other")
-
-    @property
-    def access(self) -> str:
-        """What it does to global memory: "load", "store" or ""."""
-        category = "global_load" if self.base == "LDGSTS" else self.category
-        return category.removeprefix("global_") if category.startswith("global_") else ""
-
-    @property
-    def width(self) -> int:
-        """Bytes a thread moves: a memory instruction."""
-        sizes = {"256": 32, "128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
-        modifiers = self.opcode.split(".")[1:]
-        return next((sizes[m] for m in modifiers if m in sizes), 4)
-
-    @property
-    def wavefronts(self) -> int:
-        """128-byte passes of a warp through shared memory, free of bank conflicts."""
-        if self.base in ("LDSM", "STSM"):
-            return int(self.opcode[-1]) if self.opcode[-2:] in (".2", ".4") else 1
-        return max(1, self.width // 4)
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of a tensor instruction of a warp, or of a warpgroup's four; else 0, or unknown."""
-        for modifier in self.opcode.split(".")[1:] if self.category == "tensor" else ():
-            shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)|(8|16)(8)(\d+)", modifier)
-            if shape:
-                m, n, k = (int(size) for size in shape.groups() if size)
-                return 2 * m * n * k
-        return 0
-
-
-@dataclass
-class Block:
-    """Instructions that run one after the other, and the indices of the blocks that may follow."""
-
-    instructions: list[Instruction] = field(default_factory=list)
-    next: list[int] = field(default_factory=list)
-
-
-def parse(text: str) -> list[Block]:
-    """Basic blocks of a kernel's disassembly, the entry first."""
-    blocks, starts, open_block = [], {}, False
-    for line in text.splitlines():
-        if label := _LABEL.match(line):
-            starts[label[1]] = len(blocks)
-            open_block = False
-        elif found := _INSTRUCTION.search(line):
-            address, predicate, opcode, operands = found.groups()
-            instruction = Instruction(int(address, 16), predicate or "", opcode, operands.strip())
-            if not open_block:
-                blocks.append(Block())
-            blocks[-1].instructions.append(instruction)
-            open_block = instruction.base not in _JUMPS | _ENDS
-    for index, block in enumerate(blocks):
-        last = block.instructions[-1]
-        if last.base in _JUMPS:
-            block.next = [starts[t] for t in _TARGET.findall(last.operands) if t in starts]
-        if not _always_leaves(last):
-            block.next.append(index + 1)
-        block.next = [i for i in dict.fromkeys(block.next) if i < len(blocks)]
-    return blocks
-
-
-def _always_leaves(last: Instruction) -> bool:
-    """Whether what follows a block is never reached from it."""
-    if last.predicate or last.base not in _JUMPS | _ENDS:
-        return False
-    # BRA P0, `(.L_x_1) has a second predicate; BRA.U UP0 and BRA.DIV UR4 a first one.
-    return last.base not in ("BRA", "JMP") or last.operands.startswith(("`", "."))
 
 
 @dataclass
@@ -162,6 +38,7 @@ class Region:
 
     kind: str
     path: list[Instruction]
+    whole: list[Instruction]  # a path through a loop and, once each, the loops nested in it
 
     @property
     def work(self) -> tuple[int, int, int]:
@@ -172,6 +49,18 @@ class Region:
 
 def main_region(blocks: list[Block]) -> Region:
     """The loop or body that does the most; see the module's docstring."""
+    loops, body = regions(blocks)
+
+    def rank(loop: Region) -> tuple[int, bool, int]:
+        flops, read, written = loop.work
+        return flops, written > 0, read + written
+
+    loop = max(loops, key=rank, default=body)
+    return body if all(b >= a for a, b in zip(loop.work, body.work, strict=True)) else loop
+
+
+def regions(blocks: list[Block]) -> tuple[list[Region], Region]:
+    """All loops, and the body."""
     order, back = _walk(blocks)
     loops: dict[int, set[int]] = {}  # header: blocks
     for latch, header in back:
@@ -180,18 +69,15 @@ def main_region(blocks: list[Block]) -> Region:
     for header, members in loops.items():
         ends = [latch for latch, h in back if h == header]
         nested = set().union(*(m for h, m in loops.items() if h != header and m < members))
-        path = _best_path(blocks, order, back, header, members, nested, ends)
-        found.append(Region("loop", path))
-    ends = [b for b in order if blocks[b].instructions[-1].base in _ENDS] or order
+        path, whole = (
+            _best_path(blocks, order, back, header, members, left_out, ends)
+            for left_out in (nested, set())
+        )
+        found.append(Region("loop", path, whole))
+    ends = [b for b in order if blocks[b].instructions[-1].base in ENDS] or order
     inside = set().union(*loops.values())
-    body = Region("body", _best_path(blocks, order, back, 0, set(order), inside, ends))
-
-    def rank(loop: Region) -> tuple[int, bool, int]:
-        flops, read, written = loop.work
-        return flops, written > 0, read + written
-
-    loop = max(found, key=rank, default=body)
-    return body if all(b >= a for a, b in zip(loop.work, body.work, strict=True)) else loop
+    path = _best_path(blocks, order, back, 0, set(order), inside, ends)
+    return found, Region("body", path, path)
 
 
 def _walk(blocks: list[Block]) -> tuple[list[int], set[tuple[int, int]]]:
@@ -280,21 +166,3 @@ def _main_widths(instructions: list[Instruction]) -> dict[str, set[int]]:
         stores[i.width] += i.width**2
     main_store = max(stores, key=lambda w: (w >= VECTOR, stores[w], w), default=0)
     return {"load": {w for w in loads if w >= VECTOR} or loads, "store": {main_store}}
-
-
-def mix(path: list[Instruction]) -> dict[str, int]:
-    """Warp instructions by category, and what they move and compute.
-
-    Beside CATEGORIES and their `total`: `read_bytes` and `written_bytes` of global memory a thread,
-    `wavefronts` of shared memory and `tensor_flops` a warp.
-    """
-    count = Counter(i.category for i in path)
-    shared = [i for i in path if i.category.startswith("shared") or i.base == "LDGSTS"]
-    return {
-        "total": len(path),
-        **{name: count[name] for name in CATEGORIES},
-        "read_bytes": sum(i.width for i in path if i.access == "load"),
-        "written_bytes": sum(i.width for i in path if i.access == "store"),
-        "wavefronts": sum(i.wavefronts for i in shared),
-        "tensor_flops": sum(i.flops // (4 if i.base.endswith("GMMA") else 1) for i in path),
-    }

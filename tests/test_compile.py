@@ -5,7 +5,6 @@ A spill fails, and so does every other line of ptxas that a good kernel does not
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import pytest
@@ -17,7 +16,6 @@ from cuattn import _nvrtc
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
 PARTS = 6  # tests an architecture, so that processes can share the work
-TOGETHER = 24  # instantiations a program: the headers are parsed once for all of them
 
 # What ptxas -v says of a kernel that is as it should be.
 EXPECTED = re.compile(
@@ -56,16 +54,13 @@ def complaints(log: str) -> list[str]:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("arch", TARGETS)
 def test_all_configurations(arch, part):
-    chosen = sorted(kernels(TARGETS[arch]).values(), key=lambda k: (k.header, k.name))[part::PARTS]
-    assert len(chosen) > 50
+    chosen = inside.by_file(arch)[part::PARTS]
+    assert sum(map(len, chosen)) > 50
     bad = []
-    for header, group in itertools.groupby(chosen, key=lambda kernel: kernel.header):
-        names = [kernel.name for kernel in group]
-        for start in range(0, len(names), TOGETHER):
-            some = names[start : start + TOGETHER]
-            log = compile_log(header, some, arch)
-            assert log.count("Used ") == len(some)  # else the gate would look at nothing
-            bad += complaints(log)
+    for group in chosen:
+        log = compile_log(group[0].header, [kernel.name for kernel in group], arch)
+        assert log.count("Used ") == len(group)  # else the gate would look at nothing
+        bad += complaints(log)
     assert not bad
 
 

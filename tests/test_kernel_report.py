@@ -342,10 +342,14 @@ FORWARD = "SoftmaxForward<{0}, float, {0}, {1}, {2}, false, 1, 1>"
     [
         (f"softmax_rows<{FORWARD.format('float', 'kProb', 'false')}, 512, 1, 8, 1>", 8),
         (f"softmax_rows<{FORWARD.format('__nv_bfloat16', 'kProb', 'false')}, 512, 1, 4, 1>", 4),
-        (f"softmax_rows<{FORWARD.format('__half', 'kLogProb', 'false')}, 512, 1, 4, 8>", 4),
+        (f"softmax_rows<{FORWARD.format('__nv_bfloat16', 'kLogProb', 'false')}, 512, 1, 4, 8>", 4),
         (f"softmax_rows<{FORWARD.format('float', 'kProb', 'true')}, 32, 4, 4, 1>", 8),
         ("softmax_rows<SoftmaxBackward<__nv_bfloat16, float, false, 1, 1>, 512, 1, 2, 1>", 4),
-        (f"softmax_split<{FORWARD.format('__half', 'kLse', 'false')}, kReduce, 256, 1, 4>", 4),
+        (
+            f"softmax_split<{FORWARD.format('__nv_bfloat16', 'kLse', 'false')}, "
+            "kReduce, 256, 1, 4>",
+            4,
+        ),
         (f"softmax_split<{FORWARD.format('float', 'kProb', 'false')}, kNormalize, 256, 1, 8>", 8),
     ],
 )
@@ -398,7 +402,7 @@ def test_command_line(nvdisasm, tmp_path, capsys):
 
 
 def test_the_time_limit_shows(nvrtc, monkeypatch):
-    monkeypatch.setattr(kernel_report, "TOGETHER", 1)
+    monkeypatch.setattr(inside, "TOGETHER", 1)
     rows, left_out = kernel_report.report(["sm_90"], "softmax_merge", jobs=1, limit_seconds=0)
     wanted = [f"sm_90 {name}" for name in inside.kernels(90) if "softmax_merge" in name]
     assert left_out

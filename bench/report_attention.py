@@ -1,0 +1,103 @@
+"""The tables of a report that only attention has: speed-ups with their baseline, peak memory, and
+FlashAttention's headlines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bench import analysis, formats, grids
+from bench.formats import section, table
+
+Result = dict[str, Any]
+Cell = dict[str, Any]
+BASELINE = "CuPy expression"
+EXPRESSION = "softmax(scale * q @ k.T) @ v"
+# FlashAttention, arXiv:2205.14135, abstract: training, over what was the fastest before.
+PAPER = {"BERT-large": "1.15×", "GPT-2 medium": "3×"}
+
+
+def speed_ups(cells: list[Cell]) -> Iterable[str]:
+    """Of one table: the ratio to every contestant by its name, and peak memory beside operands."""
+    if cells[0]["operation"] not in ("attention", "transformer"):
+        return
+    names = list(dict.fromkeys(name for cell in cells for name in analysis.peers(cell)))
+    names.sort(key=lambda name: name != BASELINE)
+    yield (
+        f"Speed-up of cuattn over each contestant, with a cold L2 cache. The baseline, "
+        f"`{BASELINE}`, is `{EXPRESSION}` with the matrix of the scores in memory. Peak memory is "
+        "beside the operands."
+    )
+    header = ["shape", "dtype", *(f">over `{name}`" for name in names)]
+    rows = [
+        [formats.shape(cell["shape"]), cell["dtype"]]
+        + [formats.times(analysis.ratio(cell, name)) for name in names]
+        + _memory(cell)
+        for cell in cells
+    ]
+    yield table([*header, ">MiB", f">MiB of `{BASELINE}`", ">ratio"], rows)
+
+
+def headlines(result: Result) -> str:
+    """Whole transformers with attention written by hand and with cuattn's: time and peak memory."""
+    models = [cell for cell in result["cells"] if cell["operation"] == "transformer"]
+    if not models:
+        return ""
+    rows = []
+    for cell in models:
+        name = model(cell)
+        alone = _attention_of(result, cell)
+        rows.append(
+            [
+                name,
+                *(_milliseconds(cell, each) for each in (BASELINE, analysis.OURS)),
+                formats.times(analysis.ratio(cell, BASELINE)),
+                PAPER.get(name, formats.NOTHING),
+                *_memory(cell),
+                formats.times(analysis.ratio(alone, BASELINE)) if alone else formats.NOTHING,
+                *(_memory(alone) if alone else [formats.NOTHING] * 3),
+            ]
+        )
+    text = (
+        f"Forward passes with random weights, all in CuPy; attention by hand is `{EXPRESSION}` "
+        "with the matrix of the scores in memory, all else is the same code. Cold L2 cache; peak "
+        "memory beside weights and tokens. The paper's figures are of training, over the fastest "
+        "implementations of its time."
+    )
+    header = ["model", ">ms by hand", ">ms with cuattn", ">speed-up", ">paper"]
+    header += [">MiB", ">MiB by hand", ">ratio", ">attention alone"]
+    header += [">its MiB", ">its MiB by hand", ">its ratio"]
+    return section("Transformers", f"{text}\n\n{table(header, rows)}")
+
+
+def model(cell: Cell) -> str:
+    """The name of a transformer, or its shape."""
+    names = [*grids.TRANSFORMERS]
+    shapes = list(grids.transformer_shapes())
+    if cell["shape"] in shapes:
+        return names[shapes.index(cell["shape"])]
+    return formats.shape(cell["shape"])
+
+
+def _attention_of(result: Result, transformer: Cell) -> Cell | None:
+    """The attention of one of its layers."""
+    sizes = {name: size for name, size in transformer["shape"].items() if name != "layers"}
+    wanted = "attention", sizes, transformer["dtype"]
+    for cell in result["cells"]:
+        if (cell["operation"], cell["shape"], cell["dtype"]) == wanted:
+            return cell
+    return None
+
+
+def _milliseconds(cell: Cell, name: str) -> str:
+    seconds = analysis.time(cell, name)
+    if seconds is None:
+        return formats.status(analysis.status(cell, name))
+    return formats.number(seconds * 1e3)
+
+
+def _memory(cell: Cell) -> list[str]:
+    """MiB of ours and of the baseline, and how many times ours that is."""
+    ours, baseline = (analysis.peak_bytes(cell, name) for name in (analysis.OURS, BASELINE))
+    ratio = baseline / ours if ours and baseline is not None else None
+    return [formats.mebibytes(ours), formats.mebibytes(baseline), formats.times(ratio)]
