@@ -163,7 +163,7 @@ def capability(name: str, number: int) -> None:
     if number < 80:
         found = f"{number // 10}.{number % 10}"
         raise ValueError(
-            f"{name} must be on a device of compute capability 8.0 or newer, but its has {found}"
+            f"{name} must be on a device of compute capability 8.0 or newer, but it is on {found}"
         )
 
 

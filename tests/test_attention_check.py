@@ -12,6 +12,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import NumpyBackend
 from numpy.exceptions import AxisError
 from test_check import BAD_DTYPES, NOT_ARRAYS, DeviceArray, Refusing
 
@@ -583,3 +584,18 @@ def test_options_are_those_of_attention():
     assert dense.pop("layout") == "BHSD"
     assert ragged.pop("max_seqlen_q") is ragged.pop("max_seqlen_k") is None
     assert dense == ragged
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_devices_without_the_instructions(name):
+    """Below sm_80 nothing runs and nothing is written; merging works everywhere."""
+    import emulator
+
+    with emulator.activate(arch="sm_75") as runtime:
+        case = Attention(NumpyBackend("emulator", "sm_75", runtime))
+        out = np.full((2, 4, 3, 6) if name == DENSE else (6, 4, 6), 7, np.float32)
+        with pytest.raises(ValueError, match=r"^q must be .* capability 8\.0 .*, but .* 7\.5$"):
+            getattr(cuattn, name)(*case.args(name), out=out)
+        assert runtime.counters == [] and (out == 7).all()
+        cuattn.merge_attention(*case.args(MERGE))
+        assert len(runtime.counters) == 1

@@ -246,40 +246,60 @@ struct FloatOp {
     }
   }
 
+  // A tile of keys is summed up by itself first, so that rounding errors grow with the square root of the tiles.
   template <int kMTiles, int kNTiles, int kDTiles, class VTile>
   static __device__ __forceinline__ void values(float (&o)[kMTiles][kDTiles][4], float (&l)[kMTiles][2],
                                                 const float (&p)[kMTiles][kNTiles][4], VTile v) {
     using Pair = Fragment<float, 2>;
+    constexpr int kTogether = 8 / kMTiles;  // tiles of columns whose sums are in registers twice
     const unsigned int t = lane_index() % 4;
 #pragma unroll
-    for (int n = 0; n < kNTiles; ++n) {
+    for (int first = 0; first < kDTiles; first += kTogether) {
+      float part[kMTiles][kTogether][4] = {}, weights[kMTiles][2] = {};
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
 #pragma unroll 1
-        for (int owner = 0; owner < 4; ++owner) {  // the lane of the quad that has key 8n + 2 owner + odd
-          float weight[kMTiles][2];
+          for (int owner = 0; owner < 4; ++owner) {  // the lane of the quad that has key 8n + 2 owner + odd
+            float weight[kMTiles][2];
 #pragma unroll
-          for (int m = 0; m < kMTiles; ++m) {
+            for (int m = 0; m < kMTiles; ++m) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              weight[m][i] = __shfl_sync(0xffffffff, p[m][n][2 * i + odd], owner, 4);
-              l[m][i] += weight[m][i];
+              for (int i = 0; i < 2; ++i) {
+                weight[m][i] = __shfl_sync(0xffffffff, p[m][n][2 * i + odd], owner, 4);
+                weights[m][i] += weight[m][i];
+              }
             }
-          }
 #pragma unroll
-          for (int d = 0; d < kDTiles; ++d) {
-            const Pair pair =
-                ptx::ld_shared(reinterpret_cast<const Pair*>(v.at(8 * n + 2 * owner + odd, 8 * d + 2 * t)));
+            for (int d = 0; d < kTogether; ++d) {
+              if (first + d >= kDTiles) break;
+              const unsigned int col = 8 * (first + d) + 2 * t;
+              const Pair pair = ptx::ld_shared(reinterpret_cast<const Pair*>(v.at(8 * n + 2 * owner + odd, col)));
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              const float b = pair.element[j];
+              for (int j = 0; j < 2; ++j) {
+                const float b = pair.element[j];
 #pragma unroll
-              for (int m = 0; m < kMTiles; ++m) {
-                o[m][d][j] = fmaf(weight[m][0], b, o[m][d][j]);
-                o[m][d][2 + j] = fmaf(weight[m][1], b, o[m][d][2 + j]);
+                for (int m = 0; m < kMTiles; ++m) {
+                  part[m][d][j] = fmaf(weight[m][0], b, part[m][d][j]);
+                  part[m][d][2 + j] = fmaf(weight[m][1], b, part[m][d][2 + j]);
+                }
               }
             }
           }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+        for (int d = 0; d < kTogether; ++d) {
+          if (first + d >= kDTiles) break;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) o[m][first + d][i] += part[m][d][i];
+        }
+        if (first == 0) {
+          l[m][0] += weights[m][0];
+          l[m][1] += weights[m][1];
         }
       }
     }
