@@ -47,6 +47,7 @@ class Results(NamedTuple):
     batch: int  # of the options: sequences
     seqlen_q: int  # of one sequence, or of all where they are ragged
     seqlen_k: int
+    fractional: tuple[str, ...]  # arrays whose elements lie at fractions of one from each other
 
 
 def enter(given: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +73,11 @@ def arrays(
         number = _check_attention.offset(q_offset)
         return Arrays(**enter(given)), number
     return Arrays(**enter({**given, "q_offset": q_offset})), None
+
+
+def metas(given: Arrays) -> Arrays:
+    """Metas of the arrays of a call."""
+    return Arrays(*map(_call.meta, given))
 
 
 def canonical(array: Any, layout: str) -> Any:
@@ -123,7 +129,10 @@ def results(metas: Arrays, layout: str) -> Results:
     out_shape = (*q.shape[:-1], v.shape[-1])
     lse_shape = (batch, heads, seqlen_q)[4 - ndim :] if not varlen else (heads, seqlen_q)
     acc = _call.FLOAT64 if q.dtype == _call.FLOAT64 else _call.FLOAT32
-    return Results(q.dtype, acc, out_shape, lse_shape, heads, dim, batch, seqlen_q, k_shape[2])
+    large = zip(metas._fields[:5], metas[:5], strict=True)
+    fractional = tuple(name for name, meta in large if meta is not None and _fractional(meta))
+    sizes = heads, dim, batch, seqlen_q, k_shape[2]
+    return Results(q.dtype, acc, out_shape, lse_shape, *sizes, fractional)
 
 
 def _check_masks(metas: Arrays, target: Shape) -> None:
@@ -178,10 +187,10 @@ def check_out(
 ) -> tuple[Any, ...]:
     """The arrays of `out`, fit for the results and apart from the inputs."""
     given = _call.check_out(out, expected, inputs)
+    extents = [(name, _call._extent(array)) for name, array in inputs if array is not None]
     for i, array in enumerate(given):
-        for name, input_ in inputs:
-            low, high = _call._extent(array)
-            other_low, other_high = (0, 0) if input_ is None else _call._extent(input_)
+        low, high = _call._extent(array)
+        for name, (other_low, other_high) in extents:
             if low < other_high and other_low < high:
                 raise _check_attention.apart("out" if len(given) == 1 else f"out[{i}]", name)
     return given
@@ -198,41 +207,75 @@ def check_alignment(runtime: Any, inputs: list[tuple[str, Any]], outs: Any) -> N
             raise _check_attention.fractional(name, array.strides, array.itemsize)
 
 
-def operands(given: Arrays, made: Results, layout: str, xp: Any) -> dict[str, Any]:
-    """Canonical views of a checked call's arrays, small ones cast to what the kernels read."""
-    views: dict[str, Any] = {
-        name: canonical(with_element_strides(xp, array), layout)
-        for name, array in (("q", given.q), ("k", given.k), ("v", given.v))
-    }
-    for name in ("mask", "bias"):
-        array = getattr(given, name)
-        if array is not None:
-            sizes: Shape = (made.seqlen_q, made.seqlen_k)
-            if given.cu_seqlens_q is not None:  # its own sizes, but for those of 1
-                own = (1, 1, *array.shape)[-2:]
-                sizes = tuple(b if a == 1 else a for a, b in zip(own, sizes, strict=True))
-            array = with_element_strides(xp, array)
-            views[name] = xp.broadcast_to(array, (made.batch, made.heads, *sizes))
+def cast(given: Arrays, made: Results, xp: Any) -> Arrays:
+    """Arrays of a checked call as kernels read them: whole elements apart, small ones cast."""
+    changed = {name: xp.ascontiguousarray(getattr(given, name)) for name in made.fractional}
     if given.alibi_slopes is not None:
-        slopes = given.alibi_slopes.astype(made.acc, copy=False)
-        views["alibi_slopes"] = xp.broadcast_to(slopes, (made.batch, made.heads))
+        changed["alibi_slopes"] = given.alibi_slopes.astype(made.acc, copy=False)
     if given.sinks is not None:
-        views["sinks"] = xp.ascontiguousarray(given.sinks, made.acc).reshape(made.heads)
-    for name in ("q_offset", "q_lens", "kv_lens"):
+        changed["sinks"] = xp.ascontiguousarray(given.sinks, made.acc)
+    for name in ("q_offset", "q_lens", "kv_lens", "cu_seqlens_q", "cu_seqlens_k"):
         if getattr(given, name) is not None:
-            views[name] = xp.ascontiguousarray(getattr(given, name), INT64).reshape(made.batch)
-    for name in ("cu_seqlens_q", "cu_seqlens_k"):
-        if getattr(given, name) is not None:
-            views[name] = xp.ascontiguousarray(getattr(given, name), INT64)
+            changed[name] = xp.ascontiguousarray(getattr(given, name), INT64)
+    return given._replace(**changed) if changed else given
+
+
+def canonical_strides(
+    metas: Arrays, outs: tuple[Meta, ...], made: Results, layout: str
+) -> dict[str, Meta]:
+    """What canonical views of cast arrays and results would have, by name."""
+    found = {}
+    for name, meta in (("q", metas.q), ("k", metas.k), ("v", metas.v), ("out", outs[0])):
+        shape, strides = canonical_shape(meta.shape, layout), canonical_shape(meta.strides, layout)
+        found[name] = Meta(shape, strides, meta.dtype)
+    if len(outs) > 1:
+        lack = (1,) * (3 - len(outs[1].shape))
+        found["lse"] = Meta(lack + outs[1].shape, lack + outs[1].strides, outs[1].dtype)
+    rows = (made.batch, made.heads)
+    for name, meta in (("mask", metas.mask), ("bias", metas.bias)):
+        if meta is not None:
+            found[name] = _broadcast(meta, (*rows, *_mask_sizes(made, meta)))
+    if metas.alibi_slopes is not None:
+        found["alibi_slopes"] = _broadcast(metas.alibi_slopes, rows)
+    return found
+
+
+def _broadcast(meta: Meta, shape: Shape) -> Meta:
+    """What `numpy.broadcast_to` makes of an array."""
+    lack = len(shape) - len(meta.shape)
+    strides = (0,) * lack + tuple(
+        0 if size == 1 else stride for size, stride in zip(meta.shape, meta.strides, strict=True)
+    )
+    return Meta(shape, strides, meta.dtype)
+
+
+def _mask_sizes(made: Results, mask: Any) -> Shape:
+    """Queries and keys that a mask or bias has values for: its own sizes, but for those of 1."""
+    own = (1, 1, *mask.shape)[-2:]
+    sizes = zip(own, (made.seqlen_q, made.seqlen_k), strict=True)
+    return tuple(all_ if size == 1 else size for size, all_ in sizes)
+
+
+def operands(given: Arrays, made: Results, layout: str, xp: Any) -> dict[str, Any]:
+    """Canonical views of cast arrays."""
+    given = cast(given, made, xp)
+    views: dict[str, Any] = {n: array for n, array in given._asdict().items() if array is not None}
+    rows = (made.batch, made.heads)
+    for name in ("q", "k", "v"):
+        views[name] = canonical(views[name], layout)
+    for name in {"mask", "bias", "alibi_slopes"} & set(views):
+        sizes = () if name == "alibi_slopes" else _mask_sizes(made, views[name])
+        views[name] = xp.broadcast_to(views[name], (*rows, *sizes))
+    for name in {"sinks", "q_offset", "q_lens", "kv_lens"} & set(views):
+        views[name] = views[name].reshape(rows[name == "sinks"])
     return views
 
 
-def with_element_strides(xp: Any, array: Any) -> Any:
-    """The array, or a copy where elements lie at fractions of an element from each other."""
+def whole_elements(xp: Any, array: Any) -> Any:
+    """The array, or a copy where elements lie at fractions of one from each other."""
     return xp.ascontiguousarray(array) if _fractional(_call.meta(array)) else array
 
 
-@lru_cache(maxsize=4096)
 def _fractional(meta: Meta) -> bool:
     return any(
         stride % meta.dtype.itemsize and size > 1

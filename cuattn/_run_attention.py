@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from cuattn import _call, _jit, _plan_attention
+from cuattn import _call, _call_attention, _jit, _plan_attention
 from cuattn._layout import Meta
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
@@ -45,25 +45,34 @@ class AttentionOptions(NamedTuple):
     tf32: bool = False
 
 
-def run(operands: AttentionOperands, options: AttentionOptions) -> None:
-    """Launch a checked call on the device of q."""
-    q, k, v, out, lse, *others = operands
-    runtime = _jit.runtime_of(q)
-    device = runtime.device(q)
-    addresses = [0 if array is None else runtime.address(array) for array in operands]
+def run(
+    arrays: _call_attention.Arrays,
+    metas: _call_attention.Arrays,
+    outs: tuple[Any, ...],
+    layout: str,
+    options: AttentionOptions,
+) -> None:
+    """Launch a checked call on the device of q; `metas` are those of `arrays`."""
+    runtime = _jit.runtime_of(arrays.q)
+    device = runtime.device(arrays.q)
+    given = (*arrays[:3], outs[0], outs[1] if len(outs) > 1 else None, *arrays[3:])
+    addresses = [0 if array is None else runtime.address(array) for array in given]
     aligned = not any(address % 16 for address in addresses[:3]), addresses[3] % 16 == 0
-    metas = tuple(map(_call.meta, operands))
-    planned = _planned(metas, options, aligned, runtime.limits(device).compute_capability)
+    capability = runtime.limits(device).compute_capability
+    out_metas = tuple(map(_call.meta, outs))
+    planned = _planned(metas, out_metas, layout, options, aligned, capability)
     if planned is not None:
         kernel, tail = planned
+        params = _plan_attention.POINTERS.pack(*addresses) + tail
         with runtime.on(device):
-            params = _plan_attention.POINTERS.pack(*addresses) + tail
-            runtime.launch(kernel, params, (q, k, v, *others), (out, lse))
+            runtime.launch(kernel, params, arrays, outs)
 
 
 @lru_cache(maxsize=4096)
 def _planned(
-    metas: tuple[Meta | None, ...],
+    given: _call_attention.Arrays,
+    outs: tuple[Meta, ...],
+    layout: str,
     options: AttentionOptions,
     aligned: tuple[bool, bool],
     compute_capability: int,
@@ -72,10 +81,11 @@ def _planned(
 
     `aligned`: q, k and v, and out, start on 16-byte boundaries.
     """
-    operands: Any = AttentionOperands(*metas)
+    made = _call_attention.results(given, layout)
+    canonical: Any = _call_attention.canonical_strides(given, outs, made, layout)
+    operands = AttentionOperands(**canonical)
     q, k, v, out, lse, mask, bias, alibi_slopes = operands[:8]
-    ragged = operands.cu_seqlens_q is not None
-    batch = operands.cu_seqlens_q.shape[0] - 1 if ragged else q.shape[0]
+    ragged, batch = given.cu_seqlens_q is not None, made.batch
     heads, q_rows, head_dim = q.shape[1:]
     kv_heads, k_rows, value_dim = v.shape[1:]
     if not batch * heads * q_rows or (not value_dim and lse is None):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from cuattn import (
-    _call,
     _call_attention,
     _check,
     _check_attention,
@@ -213,7 +212,8 @@ def _attention(
     return_lse: bool,
     out: Any,
 ) -> Any:
-    made = _call_attention.results(_call_attention.Arrays(*map(_call.meta, given)), layout)
+    metas = _call_attention.metas(given)
+    made = _call_attention.results(metas, layout)
     _call_attention.check_values(given, made)
     options = _options(offset, made, *numbers)
     expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + bool(return_lse)]
@@ -222,7 +222,10 @@ def _attention(
     runtime = _jit.runtime_of(given.q)
     if runtime is None:
         outs = [np.empty(*one) for one in expected] if outs is None else outs
-        operands = _operands(given, made, layout, outs, np)
+        views = _call_attention.operands(given, made, layout, np)
+        out_view, lse = _call_attention.canonical(outs[0], layout), (*outs, None)[1]
+        lse = lse if lse is None else lse[(None,) * (3 - lse.ndim)]
+        operands = _run_attention.AttentionOperands(**views, out=out_view, lse=lse)
         _reference_attention.run(operands, options)
         return tuple(outs) if return_lse else outs[0]
     device = runtime.device(given.q)
@@ -231,8 +234,9 @@ def _attention(
     with runtime.on(device):
         outs = [runtime.empty(*one) for one in expected] if outs is None else outs
         if any(one.size for one in outs):
-            operands = _operands(given, made, layout, outs, runtime.xp)
-            _run_attention.run(operands, options)
+            arrays = _call_attention.cast(given, made, runtime.xp)
+            metas = metas if arrays is given else _call_attention.metas(arrays)
+            _run_attention.run(arrays, metas, tuple(outs), layout, options)
     return tuple(outs) if return_lse else outs[0]
 
 
@@ -255,15 +259,4 @@ def _options(
         right=0 if is_causal else right,
         q_offset=offset,
         tf32=_check_attention.precision(precision, made.dtype),
-    )
-
-
-def _operands(
-    given: _call_attention.Arrays, made: _call_attention.Results, layout: str, outs: Any, xp: Any
-) -> _run_attention.AttentionOperands:
-    out, lse = (*outs, None)[:2]
-    return _run_attention.AttentionOperands(
-        **_call_attention.operands(given, made, layout, xp),
-        out=_call_attention.canonical(out, layout),
-        lse=lse if lse is None else lse[(None,) * (3 - lse.ndim)],
     )

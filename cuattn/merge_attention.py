@@ -150,7 +150,7 @@ def _merge(
 
 def _views(xp: Any, outs: list[Any], lses: list[Any], made: Any, layout: str) -> tuple[Any, ...]:
     """Canonical views of the parts and the results."""
-    canonical, whole = _call_attention.canonical, _call_attention.with_element_strides
+    canonical, whole = _call_attention.canonical, _call_attention.whole_elements
     out, lse = made
     lead = (None,) * (3 - lse.ndim)
     return (

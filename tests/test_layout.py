@@ -276,7 +276,10 @@ PYTHON_LAYERS = {
     "_check_attention": ({"_check"}, {"numpy"}),
     "_call_attention": ({"_call", "_check", "_check_attention", "_jit", "_layout"}, {"numpy"}),
     "_plan_attention": ({"_plan", "_problem"}, set()),
-    "_run_attention": ({"_call", "_jit", "_layout", "_plan", "_plan_attention"}, set()),
+    "_run_attention": (
+        {"_call", "_call_attention", "_jit", "_layout", "_plan", "_plan_attention"},
+        set(),
+    ),
     "_reference_heads": (set(), {"numpy"}),
     "_reference_attention": ({"_reference_heads"}, {"numpy"}),
     "reference": ({"_reference_attention"}, {"numpy"}),
