@@ -1,5 +1,4 @@
-// softmax(scale Q K^T) V of a block of query rows, keys in tiles: FlashAttention-2 (Dao, arXiv:2307.08691, algorithm
-// 1).
+// softmax(scale Q K^T) V of a block of query rows, keys in tiles: FlashAttention-2, arXiv:2307.08691, algorithm 1.
 //
 //   Q -> shared memory
 //   for each tile of keys that a row of the block sees:

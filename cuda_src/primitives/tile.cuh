@@ -10,10 +10,8 @@
 
 template <class T, int kRows, int kCols>
 struct Tile {
-  using Element = T;
   static constexpr int kPerChunk = 16 / sizeof(T);
   static constexpr int kChunks = kCols / kPerChunk;  // a row
-  static constexpr int kBytes = kRows * kCols * static_cast<int>(sizeof(T));
   static constexpr int kRepeat = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
   static_assert(kCols % kPerChunk == 0, "rows are whole chunks");
   using Chunk = Fragment<T, kPerChunk>;
@@ -43,7 +41,7 @@ struct Tile {
     for (int i = 0; i < kRows; i += kStep, ptr += kStep * row_stride) {
       const int row = first_row + i;
       if (kRows % kStep != 0 && row >= kRows) break;
-#pragma unroll
+#pragma unroll(kVector ? kChunks : 2)
       for (int column = 0; column < kChunks; column += kRepeat) {
         T* to = chunk(row, first_column) + column * kPerChunk;
         const int left = row < count ? cols - (first_column + column) * kPerChunk : 0;  // elements from here on
