@@ -92,7 +92,7 @@ def test_ours_is_right(dtype, sizes, causal):
         with where:
             ours = run(cell)[analysis.OURS]
         assert (ours["status"], len(ours["cold"])) == ("ok", harness.ROUNDS[0]), ours["detail"]
-        assert 0 < ours["max_error"] < ours["allowed_error"] < 0.02
+        assert 0 < ours["max_error"] < ours["allowed_error"] < 0.05
 
 
 def moved(result, place, by):
