@@ -23,6 +23,13 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(unsigned long long* mb
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 
+// One arrival; releases what the thread did before.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
+__device__ __forceinline__ void mbarrier_arrive(unsigned long long* mbarrier) {
+  const unsigned int bar = static_cast<unsigned int>(__cvta_generic_to_shared(mbarrier));
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
 // Returns once the phase of this parity is complete, having acquired what the cluster wrote before completing it.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
 __device__ __forceinline__ void mbarrier_wait(unsigned long long* mbarrier, int parity) {
