@@ -408,7 +408,7 @@ EXCHANGE = """
   if (t < 2) ptx::st_async(slot + rank, float(rank + 1), bar, t);
   if (fault == 15) ptx::ld_shared(slot);
   if (fault == 17) ptx::ld_shared(reinterpret_cast<float*>(bar));
-  if (fault != 7 && (fault != 9 || t < 32)) ptx::mbarrier_wait(bar, fault == 11);
+  if (fault != 7 && (fault != 9 || t < 32)) ptx::mbarrier_wait_cluster(bar, fault == 11);
   ptx::st_global(p.y + 2 * rank + t % 2 + 4 * (t / 2), ptx::ld_shared(slot + t % 2));
 """
 CLUSTER = {

@@ -14,6 +14,14 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+// 1 / x, at most 1 ulp, subnormals flushed.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-rcp
+__device__ __forceinline__ float rcp_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // e^x in float64, 1 ulp: a libdevice call (no instruction does it), here so that it is counted with exp2_approx.
 __device__ __forceinline__ double exp_f64(double x) { return ::exp(x); }
 

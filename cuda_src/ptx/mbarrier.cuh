@@ -30,9 +30,25 @@ __device__ __forceinline__ void mbarrier_arrive(unsigned long long* mbarrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// Returns once the phase of this parity is complete, having acquired what the cluster wrote before completing it.
+// Returns once the phase of this parity is complete, having acquired what the block wrote before completing it.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
 __device__ __forceinline__ void mbarrier_wait(unsigned long long* mbarrier, int parity) {
+  const unsigned int bar = static_cast<unsigned int>(__cvta_generic_to_shared(mbarrier));
+  int done;
+  do {
+    asm volatile(
+        "{\n .reg .pred done;\n"
+        " mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        " selp.s32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(bar), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
+// The same, having acquired what the whole cluster wrote: also drops what L1 holds.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
+__device__ __forceinline__ void mbarrier_wait_cluster(unsigned long long* mbarrier, int parity) {
   const unsigned int bar = static_cast<unsigned int>(__cvta_generic_to_shared(mbarrier));
   int done;
   do {

@@ -10,6 +10,19 @@ lanes and order no memory accesses: rows are read or written by all lanes togeth
 adds the exact products and the accumulator in float64 and truncates the sum, as tensor cores
 truncate; of tf32 operands it ignores the low 13 bits. In float64 it is one fma after another.
 
+A bulk load lands when a thread waits for its phase of an mbarrier, and a bulk store reads its box
+when its thread waits for that; until then a box is nobody's to touch, nobody's to write. Whoever
+starts either comes after all that was done with the bytes, by a barrier, and where ordinary
+instructions did it also by a ``fence_proxy_async`` of theirs before it. A thread's waits for an
+mbarrier are for one phase after another, none of them more than complete. Tensor maps are in a
+format of the emulator's own (`Runtime.tensor_map`); only members of the launch's parameters count.
+
+A ``wgmma`` is multiplied when its warp waits for it, each warp on its own. Until then its operands
+may not change, its accumulators hold a NaN, and the shared memory it reads is nobody's to write;
+after that it is for who comes after one lane of each warp that read it. It comes after what was
+done with the bytes before, as a bulk copy does. ``setmaxnreg`` assumes a launch with all registers
+that its threads can have.
+
 With ``profile=True`` either counts ``Counters.cost``, a relative number of executed instructions:
 the bytes of CPU code of each basic block, as often as the warp runs it. Between two points where
 all lanes meet (a collective of the whole warp, a barrier of the block, the end) that is as often as
@@ -24,6 +37,7 @@ import contextlib
 import ctypes
 import dataclasses
 import itertools
+import struct
 import weakref
 
 import numpy as np
@@ -59,10 +73,12 @@ class Counters:
     barriers: int = 0  # of a block
     warp_collectives: int = 0  # shuffles, votes and reductions, not __syncwarp
     mma: int = 0  # by warp, of any shape
+    wgmma: int = 0  # by warp
     ldmatrix: int = 0  # ldmatrix and stmatrix by warp, four matrices each
     cluster_barriers: int = 0
     mbarrier_waits: int = 0  # by thread
     st_async_bytes: int = 0
+    bulk_bytes: int = 0  # of boxes loaded, with the zeros outside of their tensors
     cost: int = 0  # bytes of code that warps ran; only with profile=True
 
     def __add__(self, other):
@@ -107,6 +123,7 @@ class _CLaunch(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("kernel", ctypes.c_void_p),
         ("params", ctypes.c_void_p),
+        ("params_size", ctypes.c_uint64),
         ("regions", ctypes.POINTER(_CRegion)),
         ("num_regions", ctypes.c_uint64),
         ("grid", ctypes.c_uint32 * 3),
@@ -186,17 +203,61 @@ def empty(shape, dtype):
 
 
 def pack(*fields):
-    """The bytes of a struct: arrays become pointers, ints ``long long``; NumPy scalars stay."""
+    """The bytes of a struct: arrays become pointers, ints ``long long``; the rest stays.
+
+    That is NumPy scalars, and tensor maps as bytes.
+    """
     data, widest = b"", 1
     for field in fields:
         if isinstance(field, np.ndarray):
             field = np.uint64(address(field))
         elif isinstance(field, int) and not isinstance(field, bool):
             field = np.int64(field)
-        raw = field.tobytes()
+        raw = field if isinstance(field, bytes) else field.tobytes()
         data += b"\0" * (-len(data) % len(raw)) + raw
         widest = max(widest, len(raw))
     return data + b"\0" * (-len(data) % widest)
+
+
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_MAP_MAGIC = 0x70616D726F736E65  # as in runtime/bulk.cpp
+
+
+def _encode_tensor_map(address, dtype, dims, strides, box, swizzle):
+    """The 128 bytes of a TensorMap: ``cuTensorMapEncodeTiled``, but in the emulator's format.
+
+    `dims` and `box` are of 5 dimensions, innermost first; `strides` are the bytes of all but the
+    innermost. Rows of a swizzled box take up the swizzle's span: else their layout is unknown.
+    """
+    item = _ITEM_BYTES.get(dtype, 0)
+    row = box[0] * item
+    rules = {
+        f"dtype must be one of {', '.join(_ITEM_BYTES)}": item,
+        "5 dims, 5 sizes of a box and 4 strides": (len(dims), len(box), len(strides)) == (5, 5, 4),
+        "address must be a multiple of 16": address % 16 == 0,
+        "dims must be 1 to 2**32": all(1 <= n <= 2**32 for n in dims),
+        "strides must be multiples of 16 below 2**40": all(
+            0 <= n < 2**40 and n % 16 == 0 for n in strides
+        ),
+        "box must be 1 to 256": all(1 <= n <= 256 for n in box),
+        "rows of the box must be a multiple of 16 bytes": row % 16 == 0,
+        "swizzle must be 0, 32, 64 or 128 bytes": swizzle in (0, 32, 64, 128),
+        "rows of the box must be as long as the swizzle": swizzle in (0, row),
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise EmulatorError(
+                f"tensor map: {rule}: address=0x{address:x}, dtype={dtype}, dims={tuple(dims)}, "
+                f"strides={tuple(strides)}, box={tuple(box)}, swizzle={swizzle}"
+            )
+    return struct.pack(
+        "<11Q8H3Q", _MAP_MAGIC, address, *dims, *strides, *box, item, swizzle, *4 * [0]
+    )
+
+
+def tensor_map(array, dims, strides, box, swizzle=0):
+    """`Runtime.tensor_map` of the memory from the first element of `array` on."""
+    return _encode_tensor_map(address(array), array.dtype.name, dims, strides, box, swizzle)
 
 
 def _view_bytes(array):
@@ -292,8 +353,8 @@ def _launch(
         raise EmulatorError(
             f"kernel {name}: its parameter struct has {expected} bytes, but {len(params)} came"
         )
-    image = np.zeros(-(-len(params) // 64) * 64 + 64, np.uint8)
-    image = image[-_host_address(image) % 64 :]
+    image = np.zeros(len(params) + 128, np.uint8)
+    image = image[-_host_address(image) % 128 :]  # aligned for tensor maps
     image[: len(params)] = np.frombuffer(params, np.uint8)
     regions, keep = _regions(reads, writes)
     counters, error = _CCounters(), ctypes.create_string_buffer(4096)
@@ -301,12 +362,13 @@ def _launch(
         name.encode(),
         ctypes.cast(library.emu_call, ctypes.c_void_p),
         _host_address(image),
+        len(params),
         (_CRegion * max(len(regions), 1))(*regions),
         len(regions),
         (ctypes.c_uint32 * 3)(*grid),
         block,
         cluster,
-        _arch_number(arch),
+        _arch_number(arch) + arch.endswith("a"),
         smem_bytes,
         limit,
         seed & (2**64 - 1),
@@ -352,6 +414,7 @@ class Runtime:
         _jit.emulator = self._previous
 
     address = staticmethod(address)
+    tensor_map = staticmethod(_encode_tensor_map)
 
     def device(self, array):
         """All arrays lie on the one emulated device."""
@@ -390,7 +453,7 @@ class Runtime:
             writes,
             kernel.cluster,
             getattr(kernel, "smem_bytes", 0),
-            self.arch,
+            self.arch.removesuffix("a") + getattr(kernel, "suffix", ""),
             self._seed + (next(self._launches) << 32),
         )
         self.counters.append(counters)

@@ -31,7 +31,7 @@ void shared_load_relaxed(const void* ptr, void* out, int size, Site site);
 void shared_store_relaxed(void* ptr, const void* value, int size, Site site);
 void* atomic_target(void* ptr, int size, Site site);  // host address of a global or shared object
 void* static_smem(const void* key, long long bytes);  // one allocation per key
-void* dynamic_smem();
+void* dynamic_smem(int alignment);
 
 // Computed with subnormals kept, although kernels run with them flushed.
 float fma_rn(float a, float b, float c);
@@ -60,7 +60,14 @@ enum class Collective {
   kMmaHalf,
   kMmaBfloat16,
   kMmaTf32,
-  kMmaDouble
+  kMmaDouble,
+  // Those of warpgroups; nor do they.
+  kWgmma,
+  kWgmmaFence,
+  kWgmmaCommit,
+  kWgmmaWait,
+  kSetmaxnregDec,
+  kSetmaxnregInc
 };
 unsigned long long warp_collective(Collective what, unsigned int mask, unsigned long long value, int lane_arg,
                                    int width, Site site);
@@ -84,7 +91,26 @@ void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int c
 void mbarrier_init(void* mbarrier, int arrivals, Site site);
 void fence_mbarrier_init(Site site);
 void mbarrier_arrive(void* mbarrier, int bytes, Site site);
-void mbarrier_wait(void* mbarrier, int parity, Site site);
+void mbarrier_wait(void* mbarrier, int parity, bool of_cluster, Site site);
+
+// Tiles by the Tensor Memory Accelerator; `c` are five coordinates.
+void copy_tensor_map(unsigned long long* to, const unsigned long long* from);
+void prefetch_tensormap(const void* map, Site site);
+void cp_async_bulk_tensor_load(void* smem_ptr, const void* map, void* mbarrier, const int* c, Site site);
+void cp_async_bulk_tensor_store(const void* map, const void* smem_ptr, const int* c, Site site);
+void cp_async_bulk_commit(Site site);
+void cp_async_bulk_wait_read(int pending, Site site);
+
+// The async proxy, and warpgroups.
+void fence_proxy_async(Site site);
+unsigned int wgmma_descriptor(const void* smem_ptr, unsigned int pitch, Site site);
+void wgmma_fence(Site site);
+void wgmma_commit(Site site);
+void wgmma_wait(int pending, Site site);
+void wgmma(bool half, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
+           unsigned int upper, bool accumulate, Site site);
+void setmaxnreg_dec(int registers, Site site);
+void setmaxnreg_inc(int registers, Site site);
 
 // What the entry points of a compiled kernel are made of.
 template <class Params>

@@ -27,6 +27,8 @@ inline float exp2_approx(float x) {
   return exp2f(x);
 }
 
+inline float rcp_approx(float x) { return 1.0f / x; }
+
 inline double exp_f64(double x) {
   ++::emu::current->exp_calls;
   return ::exp(x);

@@ -13,8 +13,16 @@ __forceinline__ void mbarrier_arrive_expect_tx(unsigned long long* mbarrier, int
   ::emu::mbarrier_arrive(mbarrier, bytes, site);
 }
 
+__forceinline__ void mbarrier_arrive(unsigned long long* mbarrier, EMU_SITE) {
+  ::emu::mbarrier_arrive(mbarrier, 0, site);
+}
+
 __forceinline__ void mbarrier_wait(unsigned long long* mbarrier, int parity, EMU_SITE) {
-  ::emu::mbarrier_wait(mbarrier, parity, site);
+  ::emu::mbarrier_wait(mbarrier, parity, false, site);
+}
+
+__forceinline__ void mbarrier_wait_cluster(unsigned long long* mbarrier, int parity, EMU_SITE) {
+  ::emu::mbarrier_wait(mbarrier, parity, true, site);
 }
 
 }  // namespace ptx

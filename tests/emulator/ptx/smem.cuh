@@ -16,9 +16,12 @@ __forceinline__ T* static_smem() {
   return static_cast<T*>(::emu::static_smem(&::emu::static_smem_key<T, kCount, kTag>, sizeof(T) * kCount));
 }
 
-template <class T>
+template <class T, int kAlignment = 128>
 __forceinline__ T* dynamic_smem() {
-  return static_cast<T*>(::emu::dynamic_smem());
+  static_assert(kAlignment > 0 && kAlignment <= 1024 && (kAlignment & (kAlignment - 1)) == 0,
+                "a power of two up to 1024");
+  static_assert(kAlignment % alignof(T) == 0, "aligned for T");
+  return static_cast<T*>(::emu::dynamic_smem(kAlignment));
 }
 
 }  // namespace ptx

@@ -1,4 +1,6 @@
 // Global memory: bounds, permissions, alignment, poison, and conflicts between the threads of a launch.
+#include <cstdio>
+
 #include "state.hpp"
 
 namespace emu {
@@ -6,19 +8,33 @@ namespace emu {
 namespace {
 
 constexpr uint32_t kAtomicWriter = UINT32_MAX;
+constexpr uint32_t kBulkWriter = 1u << 31;  // added to the number of a thread that writes through the async proxy
 
 // Number of a thread in the launch; 0 is nobody.
 uint32_t launch_index(const Thread& thread) {
   return static_cast<uint32_t>((machine.first_block + thread.block->rank) * machine.block_threads + thread.index + 1);
 }
 
+// "thread 3 of block 7", of a writer.
+struct WriterName {
+  explicit WriterName(uint32_t writer) {
+    const uint32_t index = (writer & ~kBulkWriter) - 1;
+    if (writer == kAtomicWriter) {
+      snprintf(text, sizeof text, "an atomic update");
+      return;
+    }
+    snprintf(text, sizeof text, "thread %u of block %u", index % machine.block_threads, index / machine.block_threads);
+  }
+  char text[64];
+};
+
 [[noreturn]] void fault_outside(const Thread& thread, uint64_t address, int size, const char* verb, Site site) {
   const Region* nearest = nullptr;
   int64_t distance = 0;
   for (uint64_t i = 0; i < machine.launch.num_regions; ++i) {
     const Region& region = machine.launch.regions[i];
-    const int64_t d = address < region.address ? static_cast<int64_t>(address - region.address)
-                                               : static_cast<int64_t>(address - region.address - region.size) + 1;
+    const int64_t past = static_cast<int64_t>(address - region.address - region.size) + 1;
+    const int64_t d = address < region.address ? static_cast<int64_t>(address - region.address) : past > 0 ? past : 1;
     if (!nearest || (d < 0 ? -d : d) < (distance < 0 ? -distance : distance)) nearest = &region, distance = d;
   }
   if (address == 0) fault(thread, site, "%d bytes %s through a null pointer", size, verb);
@@ -49,6 +65,11 @@ const Region& find(const Thread& thread, uint64_t address, int size, int alignme
     fault_outside(thread, address, size, verb, site);
   }
   const uint64_t offset = address - region->address;
+  const uint8_t uniform = static_cast<uint8_t>(region->uniform_access);
+  if (region->access ? needed == 0 && !memchr(region->access + offset, 0, size)
+                     : uniform != 0 && (uniform & needed) == needed) {
+    return *region;
+  }
   for (int i = 0; i < size; ++i) {
     const uint8_t access = region->access ? region->access[offset + i] : region->uniform_access;
     if (access != 0 && (access & needed) == needed) continue;
@@ -84,18 +105,19 @@ void begin_global_memory() {
   }
 }
 
-const uint8_t* read_global(Thread& thread, uint64_t address, int size, int alignment, Site site) {
+// Where to read; `by_proxy`: through the async proxy, which is ordered with nothing that the thread itself does.
+const uint8_t* read_global(Thread& thread, uint64_t address, int size, int alignment, bool by_proxy, Site site) {
   const Region& region = find(thread, address, size, alignment, 0, "read", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
   const std::vector<uint32_t>& writers = machine.writers[index];
   std::vector<uint64_t>& readers = machine.readers[index];
+  if (writers.empty() && (!region.written || !memchr(region.written + offset, 0, size))) return region.host + offset;
   for (uint64_t b = offset; b < offset + size; ++b) {
     const uint32_t writer = writers.empty() ? 0 : writers[b];
     if (writer != 0) {
-      if (writer == launch_index(thread) || writer == kAtomicWriter) continue;
-      fault(thread, site, "reads byte %llu of %s, which thread %u of block %u wrote in the same launch",
-            static_cast<unsigned long long>(b), region.label, (writer - 1) % machine.block_threads,
-            (writer - 1) / machine.block_threads);
+      if (!by_proxy && (writer == launch_index(thread) || writer == kAtomicWriter)) continue;
+      fault(thread, site, "reads byte %llu of %s, which %s wrote in the same launch",
+            static_cast<unsigned long long>(b), region.label, WriterName(writer).text);
     }
     const uint8_t access = region.access ? region.access[b] : region.uniform_access;
     if (!(access & kRead) && !region.written) {
@@ -111,6 +133,10 @@ const uint8_t* read_global(Thread& thread, uint64_t address, int size, int align
   return region.host + offset;
 }
 
+const uint8_t* read_global(Thread& thread, uint64_t address, int size, int alignment, Site site) {
+  return read_global(thread, address, size, alignment, false, site);
+}
+
 void global_load(const void* ptr, void* out, int size, Site site) {
   Thread& thread = running();
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
@@ -118,20 +144,18 @@ void global_load(const void* ptr, void* out, int size, Site site) {
   log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
 }
 
-void global_store(void* ptr, const void* value, int size, Site site) {
-  Thread& thread = running();
-  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
-  const Region& region = find(thread, address, size, size, kWrite, "written", site);
+// Where to write.
+uint8_t* write_global(Thread& thread, uint64_t address, int size, int alignment, bool by_proxy, Site site) {
+  const Region& region = find(thread, address, size, alignment, kWrite, "written", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
   std::vector<uint32_t>& writers = machine.writers[index];
   const std::vector<uint64_t>& readers = machine.readers[index];
-  const uint32_t me = launch_index(thread);
+  const uint32_t me = launch_index(thread) | (by_proxy ? kBulkWriter : 0);
   for (uint64_t b = offset; b < offset + size; ++b) {
-    if (writers[b] != 0 && writers[b] != me) {
+    if (writers[b] != 0 && (writers[b] != me || by_proxy)) {
       if (writers[b] == kAtomicWriter) fault(thread, site, "plain write to %s after an atomic one", region.label);
-      fault(thread, site, "byte %llu of %s is written twice: first by thread %u of block %u",
-            static_cast<unsigned long long>(b), region.label, (writers[b] - 1) % machine.block_threads,
-            (writers[b] - 1) / machine.block_threads);
+      fault(thread, site, "byte %llu of %s is written twice: first by %s", static_cast<unsigned long long>(b),
+            region.label, WriterName(writers[b]).text);
     }
     if (!readers.empty() && readers[b] != 0) {
       const uint32_t cluster = static_cast<uint32_t>(readers[b] >> 32), stamp = static_cast<uint32_t>(readers[b]);
@@ -143,7 +167,13 @@ void global_store(void* ptr, const void* value, int size, Site site) {
     writers[b] = me;
     if (region.written) region.written[b] = 1;
   }
-  memcpy(region.host + offset, value, size);
+  return region.host + offset;
+}
+
+void global_store(void* ptr, const void* value, int size, Site site) {
+  Thread& thread = running();
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  memcpy(write_global(thread, address, size, size, false, site), value, size);
   log_access(thread, AccessSite::kGlobalStore, __builtin_return_address(0), address, size);
 }
 

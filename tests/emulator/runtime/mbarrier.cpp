@@ -1,4 +1,6 @@
-// Cluster barriers, mbarriers and st_async.
+// Cluster barriers, mbarriers, and the bytes that st_async and bulk loads complete on them.
+#include <cstdio>
+
 #include "state.hpp"
 
 namespace emu {
@@ -29,13 +31,69 @@ MBarrier& local_mbarrier(Thread& thread, void* mbarrier, Site site) {
   return bar;
 }
 
-int64_t bytes_in_flight(const MBarrier& bar) {
-  int64_t bytes = 0;
-  for (const Flight& flight : bar.flights) bytes += flight.size;
-  return bytes;
+// How many phases are complete once a wait of `thread` for `parity` returns.
+uint32_t phases_after(const Thread& thread, MBarrier& bar, int parity, Site site) {
+  bar.waited.resize(machine.block_threads, -1);
+  const int64_t last = bar.waited[thread.index];
+  // The first wait is for phase 0, or at once through for the one before it.
+  const int64_t target = last >= 0 ? last + 1 : parity == 1 ? 0 : 1;
+  if (parity != (target + 1) % 2) {
+    fault(thread, site, "mbarrier_wait for parity %d, but after its last wait the thread's next phase is of parity %d",
+          parity, 1 - parity);
+  }
+  return static_cast<uint32_t>(target);
+}
+
+void check_not_late(const Thread& thread, const MBarrier& bar, uint32_t target, Site site) {
+  if (bar.phase <= target) return;
+  fault(thread, site,
+        "mbarrier_wait comes too late: the mbarrier has completed %u phases, and the thread waits for the %s: it "
+        "would hang, or pass by accident",
+        bar.phase, target == 0 ? "one before the first" : "one before the last or an earlier one");
 }
 
 }  // namespace
+
+// The caller's own mbarrier, which the async proxy may know.
+MBarrier& async_mbarrier(Thread& thread, void* mbarrier, Site site) {
+  MBarrier& bar = local_mbarrier(thread, mbarrier, site);
+  if (!bar.fenced) fault(thread, site, "an mbarrier for a bulk load with no fence_mbarrier_init since its init");
+  if (!ordered(thread, bar.fence)) {
+    fault(thread, site, "an mbarrier for a bulk load with no barrier since its fence_mbarrier_init");
+  }
+  return bar;
+}
+
+// Number of the AsyncPhase that `what` sends bytes to.
+int async_phase(MBarrier& bar, const char* what) {
+  if (bar.async < 0) {
+    bar.async = static_cast<int>(machine.async_phases.size());
+    machine.async_phases.push_back({static_cast<int>(&bar - machine.mbarriers.data()), what, false, false, {}});
+  }
+  return bar.async;
+}
+
+// `bytes` more are on their way to the current phase, or known to be.
+void expect_or_send(const Thread& thread, MBarrier& bar, int64_t expected, int64_t sent, Site site) {
+  bar.tx += expected;
+  bar.in_flight += sent;
+  if (bar.tx >= 1 << 20) {
+    fault(thread, site, "a phase of an mbarrier expects %lld bytes; the limit is 2^20 - 1",
+          static_cast<long long>(bar.tx));
+  }
+  if (bar.pending == 0 && bar.in_flight > bar.tx) {
+    fault(thread, site, "mbarrier gets %lld bytes in a phase that expects %lld", static_cast<long long>(bar.in_flight),
+          static_cast<long long>(bar.tx));
+  }
+  settle_mbarrier(bar);
+}
+
+void describe_missing(int mbarrier, char* text, size_t size) {
+  const MBarrier& bar = machine.mbarriers[mbarrier];
+  const int64_t bytes = bar.in_flight < bar.tx ? bar.tx - bar.in_flight : 0;
+  snprintf(text, size, " (of the mbarrier at shared offset %u %d of %d arrivals and %lld of %lld bytes are missing)",
+           bar.offset, bar.pending, bar.count, static_cast<long long>(bytes), static_cast<long long>(bar.tx));
+}
 
 // -- cluster barrier ----------------------------------------------------------------------------------
 
@@ -106,23 +164,25 @@ void fence_mbarrier_init(Site site) {
   for (MBarrier& bar : machine.mbarriers) {
     if (bar.fenced || bar.rank != thread.block->rank || bar.init.thread != thread.index) continue;
     bar.fenced = true;
-    bar.fence_cluster_count = thread.cluster_arrives;
+    bar.fence = make_stamp(thread, Stamp::kPlain);
   }
 }
 
 // Lands what is in flight and completes the phase, once a thread waits for it and nothing is missing: as late as
 // allowed.
 void settle_mbarrier(MBarrier& bar) {
-  if (bar.waiters == 0 || bar.pending > 0 || bytes_in_flight(bar) != bar.tx) return;
+  if (bar.waiters == 0 || bar.pending > 0 || bar.in_flight != bar.tx) return;
   Block& block = machine.blocks[bar.rank];
   for (const Flight& flight : bar.flights) memcpy(block.arena_start + flight.offset, flight.bytes, flight.size);
+  for (const BulkLoad& load : bar.loads) land(load, block);
   bar.flights.clear();
+  bar.loads.clear();
   if (bar.async >= 0) machine.async_phases[bar.async].landed = true;
   bar.last_async = bar.async;
   bar.async = -1;
   bar.last_release.swap(bar.release);
   bar.release.clear();
-  bar.tx = 0;
+  bar.tx = bar.in_flight = 0;
   bar.pending = bar.count;
   ++bar.phase;
   bar.waiters = 0;
@@ -131,36 +191,38 @@ void settle_mbarrier(MBarrier& bar) {
 
 void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
   Thread& thread = running();
-  check_arch(thread, 900, "mbarrier_arrive_expect_tx", site);
+  check_arch(thread, 900, "mbarrier_arrive", site);
   MBarrier& bar = local_mbarrier(thread, mbarrier, site);
   if (bytes < 0 || bytes >= 1 << 20) fault(thread, site, "mbarrier_arrive_expect_tx of %d bytes", bytes);
   if (bar.pending == 0) fault(thread, site, "more arrivals at an mbarrier than the %d of its phase", bar.count);
-  bar.tx += bytes;
   --bar.pending;
   release_into(bar.release, thread);
-  if (bar.pending == 0 && bytes_in_flight(bar) > bar.tx) {
-    fault(thread, site, "mbarrier gets %lld bytes in a phase that expects %lld",
-          static_cast<long long>(bytes_in_flight(bar)), static_cast<long long>(bar.tx));
-  }
-  settle_mbarrier(bar);
+  expect_or_send(thread, bar, bytes, 0, site);
 }
 
-void mbarrier_wait(void* mbarrier, int parity, Site site) {
+void mbarrier_wait(void* mbarrier, int parity, bool of_cluster, Site site) {
   Thread& thread = running();
   check_arch(thread, 900, "mbarrier_wait", site);
   if (parity != 0 && parity != 1) fault(thread, site, "mbarrier_wait for parity %d", parity);
   const int index = static_cast<int>(&local_mbarrier(thread, mbarrier, site) - machine.mbarriers.data());
+  const uint32_t target = phases_after(thread, machine.mbarriers[index], parity, site);
   // NOTE: other threads may add mbarriers while this one waits, so no reference is held over the wait.
-  if ((machine.mbarriers[index].phase & 1) == static_cast<uint32_t>(parity)) {
+  if (machine.mbarriers[index].phase < target) {
     ++machine.mbarriers[index].waiters;
-    const uint32_t phase = machine.mbarriers[index].phase;
     settle_mbarrier(machine.mbarriers[index]);
-    if (machine.mbarriers[index].phase == phase) wait(thread, Thread::kMBarrier, index, site);
+    if (machine.mbarriers[index].phase < target) wait(thread, Thread::kMBarrier, index, site);
   }
   MBarrier& bar = machine.mbarriers[index];
+  check_not_late(thread, bar, target, site);
+  bar.waited[thread.index] = target;
   ++machine.counters.mbarrier_waits;
   acquire_from(bar.last_release, thread);
-  if (bar.last_async >= 0) machine.async_phases[bar.last_async].passed.push_back(make_stamp(thread, Stamp::kPlain));
+  if (bar.last_async < 0 || target == 0) return;
+  AsyncPhase& phase = machine.async_phases[bar.last_async];
+  if (phase.from_others && !of_cluster) {
+    fault(thread, site, "mbarrier_wait for what other blocks of the cluster send: it takes mbarrier_wait_cluster");
+  }
+  phase.passed.push_back(make_stamp(thread, Stamp::kPlain));
 }
 
 void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int cta_rank, Site site) {
@@ -176,33 +238,27 @@ void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int c
   if (bar.init.cluster_count >= thread.cluster_waits) {
     fault(thread, site, "st_async to an mbarrier with no cluster barrier since its mbarrier_init");
   }
-  if (!bar.fenced || bar.fence_cluster_count >= thread.cluster_waits) {
+  if (!bar.fenced || bar.fence.cluster_count >= thread.cluster_waits) {
     fault(thread, site, "st_async to an mbarrier with no fence_mbarrier_init before the cluster barrier");
   }
-  if (bar.async < 0) {
-    bar.async = static_cast<int>(machine.async_phases.size());
-    machine.async_phases.push_back({static_cast<int>(&bar - machine.mbarriers.data()), false, {}});
-  }
   Stamp stamp = make_stamp(thread, Stamp::kAsync);
-  stamp.object = bar.async;
+  stamp.object = async_phase(bar, "an st_async");
+  machine.async_phases[stamp.object].from_others |= cta_rank != thread.block->rank;
   claim(thread, target, offset, size, stamp, site);
   Flight flight = {offset, static_cast<uint8_t>(size), {}};
   memcpy(flight.bytes, value, size);
   bar.flights.push_back(flight);
   machine.counters.st_async_bytes += size;
-  if (bar.pending == 0 && bytes_in_flight(bar) > bar.tx) {
-    fault(thread, site, "mbarrier gets %lld bytes in a phase that expects %lld",
-          static_cast<long long>(bytes_in_flight(bar)), static_cast<long long>(bar.tx));
-  }
-  settle_mbarrier(bar);
+  expect_or_send(thread, bar, 0, size, site);
 }
 
 void check_block_exit(Thread& last) {
   const Block& block = *last.block;
   for (const MBarrier& bar : machine.mbarriers) {
-    if (bar.rank != block.rank || bar.flights.empty()) continue;
-    fault(last, {nullptr, 0}, "block exited with %lld bytes of st_async in flight to it, never waited for",
-          static_cast<long long>(bytes_in_flight(bar)));
+    if (bar.rank != block.rank || bar.in_flight == 0) continue;
+    fault(last, bar.loads.empty() ? Site{nullptr, 0} : bar.loads[0].site,
+          "block exited with %lld bytes of st_async or bulk loads in flight to it, never waited for",
+          static_cast<long long>(bar.in_flight));
   }
 }
 

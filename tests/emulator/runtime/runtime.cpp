@@ -77,6 +77,12 @@ void check_arch(const Thread& thread, uint32_t needed, const char* what, Site si
   fault(thread, site, "%s needs sm_%u, but this is sm_%u", what, needed / 10, machine.launch.arch / 10);
 }
 
+void check_sm_90a(const Thread& thread, const char* what, Site site) {
+  if (machine.launch.arch != kSm90a) {
+    fault(thread, site, "%s needs sm_90a, but this is sm_%u", what, machine.launch.arch / 10);
+  }
+}
+
 void check_sm_80(const char* what, Site site) { check_arch(running(), 800, what, site); }
 
 // -- ordering -----------------------------------------------------------------------------------------
@@ -213,6 +219,8 @@ const char* wait_name(Thread::Wait wait) {
       return "a warp collective";
     case Thread::kClusterBarrier:
       return "cluster_wait";
+    case Thread::kRegisters:
+      return "setmaxnreg_inc";
     case Thread::kMBarrier:
       return "mbarrier_wait";
     default:
@@ -231,6 +239,7 @@ void record_deadlock() {
       const Thread& b = machine.threads[end];
       if (b.block != a.block || b.state != a.state) break;
       if (a.state == Thread::kWaiting && (a.wait != b.wait || a.site.line != b.site.line)) break;
+      if (a.state == Thread::kWaiting && a.wait == Thread::kMBarrier && a.wait_object != b.wait_object) break;
     }
     char buffer[256];
     const Dim3 block = a.block_idx;
@@ -245,6 +254,10 @@ void record_deadlock() {
       if (!culprit) culprit = &a;
       snprintf(buffer, sizeof buffer, "wait in %s at %s:%d", wait_name(a.wait), short_name(a.site.file), a.site.line);
       text += buffer;
+      if (a.wait == Thread::kMBarrier) {
+        describe_missing(a.wait_object, buffer, sizeof buffer);
+        text += buffer;
+      }
     }
   }
   if (groups > 8) text += "; ...";
@@ -271,6 +284,8 @@ void thread_exit(Thread& thread) {
     fault(thread, nowhere, "exited without a cluster_arrive that other threads of its cluster have made");
   }
   check_copies_landed(thread);
+  check_warpgroup_exit(thread);
+  check_stores_read(thread);
   if (thread.cluster_arrives < machine.cluster_min_exited) machine.cluster_min_exited = thread.cluster_arrives;
   thread.state = Thread::kExited;
   warp.exited |= 1u << thread.lane;
@@ -302,6 +317,7 @@ void begin_thread(Block& block, int index) {
   thread.lane = index % 32;
   thread.clock = 1;
   thread.checked_async = -1;
+  thread.stack_top = stack_pool.top(slot);
   thread.stack_pointer = prepare_stack(stack_pool.top(slot), fiber_main);
 }
 
@@ -326,6 +342,7 @@ void begin_block(int rank, uint64_t linear) {
     }
   }
   block.crosses_warps = false;
+  block.stores.clear();
   for (NamedBarrier& barrier : block.named) barrier = NamedBarrier{};
   for (size_t w = 0; w < block.warps.size(); ++w) {
     Warp& warp = block.warps[w];
@@ -334,6 +351,7 @@ void begin_block(int rank, uint64_t linear) {
     warp.exited = warp.met = warp.stamp = 0;
     warp.waiting = 0;
     warp.passed.clear();
+    warp.async_passed.clear();
     warp.sites.clear();
   }
   for (int i = 0; i < threads; ++i) begin_thread(block, i);
@@ -351,6 +369,8 @@ void run_cluster(uint64_t first_block) {
   machine.copies.resize(machine.threads.size());
   for (CopyQueue& queue : machine.copies) queue.copies.clear(), queue.committed = 0;
   for (int rank = 0; rank < machine.cluster_blocks; ++rank) begin_block(rank, first_block + rank);
+  begin_async_proxy();
+  begin_warpgroups();
   begin_shared_memory();
 
   machine.ready.clear();
@@ -553,7 +573,11 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
 void complete_collective(Warp& warp, const Thread& last) {
   const uint32_t mask = last.mask;
   if (last.what >= Collective::kLdmatrix) {
-    complete_matrix_collective(warp, last.what, last.site);
+    if (last.what >= Collective::kWgmma) {
+      complete_warpgroup_collective(warp, last.what, last.site);
+    } else {
+      complete_matrix_collective(warp, last.what, last.site);
+    }
     flush_log(warp);
     flush_profile(warp);
     return;
@@ -675,6 +699,7 @@ extern "C" __attribute__((visibility("default"))) int emu_launch(const emu::Laun
   emu::block_dim = {launch->block, 1, 1};
   machine.smem_arrays.clear();
   machine.static_smem = 0;
+  machine.dynamic_alignment = 0;
   emu::begin_global_memory();
 
   const uint64_t blocks = uint64_t(launch->grid[0]) * launch->grid[1] * launch->grid[2];

@@ -6,12 +6,16 @@
 
 namespace emu {
 
+void check_readings(Thread& thread, const Block& target, uint32_t offset, uint32_t size, Site site);
+void forget_readings(const Block& target, uint32_t offset, uint32_t size);
+
 namespace {
 
 constexpr uint32_t kRedZone = 64;             // between arrays, so that running off one is out of bounds
 constexpr uint32_t kArenaBytes = 320 * 1024;  // the largest block's shared memory, and red zones
 constexpr uint64_t kStaticLimit = 48 * 1024;
 constexpr uint32_t kAlignment = 128;
+constexpr uint32_t kArenaAlignment = 1024;  // swizzles repeat within it
 
 uint32_t round_up(uint64_t n) { return static_cast<uint32_t>((n + kAlignment - 1) / kAlignment * kAlignment); }
 
@@ -42,25 +46,26 @@ bool conflicts(const Thread& thread, uint32_t stamp, int object) {
 }
 
 [[noreturn]] void fault_race(const Thread& thread, Site site, const char* verb, uint32_t offset, uint32_t stamp,
-                             const char* other_verb) {
+                             const char* other_verb, const char* missing = "barrier") {
   const Stamp& other = machine.stamps[stamp];
-  fault(thread, site,
-        "race in shared memory: %s byte %u, which %sthread %u of block rank %u %s, with no barrier between", verb,
-        offset, other.kind == Stamp::kWarp ? "the warp of " : "", other.thread, other.rank, other_verb);
+  fault(thread, site, "race in shared memory: %s byte %u, which %sthread %u of block rank %u %s, with no %s between",
+        verb, offset, other.kind == Stamp::kWarp ? "the warp of " : "", other.thread, other.rank, other_verb, missing);
 }
 
-// May `thread` touch bytes that st_async delivered?
+// May `thread` touch bytes that st_async or a bulk load delivered?
 void check_async(Thread& thread, const Stamp& stamp, uint32_t offset, const char* verb, Site site) {
   if (thread.checked_async == stamp.object) return;
   const AsyncPhase& phase = machine.async_phases[stamp.object];
-  if (!phase.landed) fault(thread, site, "%s shared byte %u, to which an st_async is still in flight", verb, offset);
+  if (!phase.landed) {
+    fault(thread, site, "%s shared byte %u, to which %s is still in flight", verb, offset, phase.what);
+  }
   for (const Stamp& passed : phase.passed) {
     if (!ordered(thread, passed)) continue;
     thread.checked_async = stamp.object;
     return;
   }
-  fault(thread, site, "race in shared memory: %s byte %u, which st_async wrote, without having waited on its mbarrier",
-        verb, offset);
+  fault(thread, site, "race in shared memory: %s byte %u, which %s wrote, without having waited on its mbarrier", verb,
+        offset, phase.what);
 }
 
 void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, int object, const char* verb, Site site) {
@@ -104,7 +109,19 @@ void check_read(Thread& thread, const Block& block, uint32_t offset, int size, i
   }
 }
 
+// A box that a bulk store has not read is nobody's to write, however it is ordered.
+void check_not_stored_from(const Thread& thread, const Block& target, uint32_t offset, uint32_t size, const char* verb,
+                           Site site) {
+  for (const BulkStore& store : target.stores) {
+    if (offset >= store.offset + store.size || store.offset >= offset + size) continue;
+    fault(thread, site, "%s shared byte %u of a box that a bulk store of thread %d has yet to read", verb,
+          std::max(offset, store.offset), store.thread);
+  }
+}
+
 void check_write(Thread& thread, const Block& target, uint32_t offset, int size, int object, Site site) {
+  check_not_stored_from(thread, target, offset, static_cast<uint32_t>(size), "writes", site);
+  check_readings(thread, target, offset, static_cast<uint32_t>(size), site);
   for (uint32_t b = offset; b < offset + size; ++b) {
     const ShadowByte& byte = target.shadow[b];
     if (byte.writer != 0 && byte.writer != thread.stamp) {
@@ -154,10 +171,10 @@ void record_strong(Thread& thread, uint32_t offset, int size, Strong what) {
 void begin_shared_memory() {
   for (Block& block : machine.blocks) {
     if (block.arena.empty()) {
-      block.arena.resize(kArenaBytes + kAlignment);
+      block.arena.resize(kArenaBytes + kArenaAlignment);
       block.shadow.resize(kArenaBytes);
       const uint64_t start = reinterpret_cast<uint64_t>(block.arena.data());
-      block.arena_start = block.arena.data() + ((start + kAlignment - 1) / kAlignment * kAlignment - start);
+      block.arena_start = block.arena.data() + (kArenaAlignment - start % kArenaAlignment);
     }
     if (machine.smem_arrays.empty()) machine.smem_top = round_up(machine.launch.dynamic_smem + kRedZone);
     poison(block, 0, machine.smem_top);
@@ -165,8 +182,13 @@ void begin_shared_memory() {
   }
 }
 
-void* dynamic_smem() {
+void* dynamic_smem(int alignment) {
   const Thread& thread = running();
+  int& first = machine.dynamic_alignment;
+  if (first == 0) first = alignment;
+  if (first != alignment) {
+    fault(thread, {nullptr, 0}, "dynamic_smem with two alignments, %d and %d, in one program", first, alignment);
+  }
   return thread.block->arena_start;
 }
 
@@ -325,6 +347,129 @@ void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp
   check_write(thread, target, offset, size, kPlainAccess, site);
   begin_anew(target, offset, size, static_cast<uint32_t>(machine.stamps.size()));
   machine.stamps.push_back(stamp);
+}
+
+// -- bulk copies --------------------------------------------------------------------------------------
+
+namespace {
+
+// Calls visit(begin, end) for the longest runs of bytes of which the same is known.
+template <class Visit>
+void for_runs(const Block& block, uint32_t offset, uint32_t size, Visit visit) {
+  constexpr uint32_t kStep = 64;
+  const ShadowByte* const shadow = block.shadow.data();
+  for (uint32_t begin = offset, end; begin < offset + size; begin = end) {
+    end = begin + 1;
+    const auto alike = [&](uint32_t count) {
+      return end + count <= offset + size && memcmp(shadow + end - 1, shadow + end, count * sizeof *shadow) == 0;
+    };
+    while (alike(kStep)) end += kStep;
+    while (alike(1)) ++end;
+    visit(begin, end);
+  }
+}
+
+void check_async_order(const Thread& thread, uint32_t stamp, uint32_t offset, const char* verb, const char* other_verb,
+                       Site site) {
+  if (stamp == 0 || async_ordered(thread, machine.stamps[stamp])) return;
+  const bool unfenced = ordered(thread, machine.stamps[stamp]);
+  fault_race(thread, site, verb, offset, stamp, other_verb, unfenced ? "fence_proxy_async" : "barrier");
+}
+
+// The last writer of these bytes, and those who wrote them relaxed, come before what the async proxy does.
+void check_async_after_writers(Thread& thread, const Block& block, uint32_t offset, const char* verb, Site site) {
+  const ShadowByte& byte = block.shadow[offset];
+  const Stamp::Kind kind = machine.stamps[byte.writer].kind;
+  if (kind == Stamp::kMBarrier || kind == Stamp::kCopy || kind == Stamp::kAsync) {
+    check_against_writer(thread, byte.writer, offset, kPlainAccess, verb, site);
+  } else {
+    check_async_order(thread, byte.writer, offset, verb, "wrote", site);
+  }
+  for (const uint32_t stamp : block.strong[byte.strong].writer) {
+    check_async_order(thread, stamp, offset, verb, "writes relaxed or atomically", site);
+  }
+}
+
+}  // namespace
+
+// May the async proxy read 16 bytes on behalf of a whole warp?
+void check_async_row(Warp& warp, uint32_t offset, Site site) {
+  const Block& block = *warp.threads[0].block;
+  const ShadowByte* const row = block.shadow.data() + offset;
+  const bool alike = memcmp(row, row + 1, 15 * sizeof *row) == 0;
+  for (uint32_t b = offset; b < offset + (alike ? 1 : 16); ++b) {
+    const ShadowByte& byte = block.shadow[b];
+    if (warp.async_passed.size() <= byte.writer) warp.async_passed.resize(machine.stamps.size());
+    if (warp.async_passed[byte.writer] && byte.strong == 0) continue;
+    Thread* const lanes = warp.threads;
+    if (byte.writer == 0) fault(lanes[0], site, "wgmma reads shared byte %u, which was never written", b);
+    for (int lane = 0; lane < 32; ++lane) check_async_after_writers(lanes[lane], block, b, "wgmma reads", site);
+    warp.async_passed[byte.writer] = true;
+  }
+}
+
+// Offset of a box of `size` bytes.
+uint32_t box_offset(const Thread& thread, const void* ptr, uint64_t size, uint32_t alignment, Site site) {
+  const int64_t offset = static_cast<const uint8_t*>(ptr) - thread.block->arena_start;
+  const int64_t limit = static_cast<int64_t>(machine.launch.dynamic_smem);
+  if (offset < 0 || offset + static_cast<int64_t>(size) > limit) {
+    fault(thread, site, "a box of %llu bytes at offset %lld is not within dynamic shared memory, which has %lld bytes",
+          static_cast<unsigned long long>(size), static_cast<long long>(offset), static_cast<long long>(limit));
+  }
+  if (offset % alignment != 0) {
+    fault(thread, site, "a box misaligned: at offset %lld of dynamic shared memory, but it takes a multiple of %u",
+          static_cast<long long>(offset), alignment);
+  }
+  if (machine.dynamic_alignment % static_cast<int>(alignment) != 0) {
+    fault(thread, site, "a box that takes an address of a multiple of %u, but dynamic_smem was asked for %d", alignment,
+          machine.dynamic_alignment);
+  }
+  return static_cast<uint32_t>(offset);
+}
+
+// Checks that all that was done with a box comes before a bulk load to it, and lets nobody use it before the
+// AsyncPhase `phase` has landed.
+void begin_bulk_load(Thread& thread, uint32_t offset, uint32_t size, int phase, Site site) {
+  const char* const verb = "a bulk load writes";
+  Block& block = *thread.block;
+  const uint32_t writer = static_cast<uint32_t>(machine.stamps.size());
+  machine.stamps.push_back(make_stamp(thread, Stamp::kAsync));
+  machine.stamps.back().object = phase;
+  check_not_stored_from(thread, block, offset, size, verb, site);
+  check_readings(thread, block, offset, size, site);
+  forget_readings(block, offset, size);
+  for_runs(block, offset, size, [&](uint32_t begin, uint32_t end) {
+    const ShadowByte& byte = block.shadow[begin];
+    check_async_after_writers(thread, block, begin, verb, site);
+    for (const uint32_t stamp : byte.reader) check_async_order(thread, stamp, begin, verb, "reads", site);
+    for (const uint32_t stamp : block.strong[byte.strong].reader) {
+      check_async_order(thread, stamp, begin, verb, "reads relaxed", site);
+    }
+    block.strong[byte.strong] = {};
+    std::fill(block.shadow.data() + begin, block.shadow.data() + end, ShadowByte{writer, {0, 0}, byte.strong});
+  });
+}
+
+// Checks that a bulk store may read these bytes from now on.
+void check_bulk_store(Thread& thread, uint32_t offset, uint32_t size, Site site) {
+  const char* const verb = "a bulk store reads";
+  const Block& block = *thread.block;
+  for_runs(block, offset, size, [&](uint32_t begin, uint32_t) {
+    if (block.shadow[begin].writer == 0) fault(thread, site, "%s shared byte %u, which was never written", verb, begin);
+    check_async_after_writers(thread, block, begin, verb, site);
+  });
+}
+
+// The box has been read, as `thread` now knows.
+void end_bulk_store(const Thread& thread, uint32_t offset, uint32_t size) {
+  Block& block = *thread.block;
+  const uint32_t reader = static_cast<uint32_t>(machine.stamps.size());
+  machine.stamps.push_back(make_stamp(thread, Stamp::kBulkRead));
+  for_runs(block, offset, size, [&](uint32_t begin, uint32_t end) {
+    ShadowByte byte = block.shadow[begin];
+    keep(thread, byte.reader, reader);
+    std::fill(block.shadow.data() + begin, block.shadow.data() + end, byte);
+  });
 }
 
 }  // namespace emu

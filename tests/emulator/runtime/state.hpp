@@ -18,9 +18,12 @@ struct Counters {
   uint64_t global_bytes_read, global_bytes_written, global_sectors_read, global_sectors_written, global_requests;
   uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes a lane
   uint64_t shared_wavefronts, shared_wavefronts_ideal;
-  uint64_t exps, barriers, warp_collectives, mma, ldmatrix, cluster_barriers, mbarrier_waits, st_async_bytes;
+  uint64_t exps, barriers, warp_collectives, mma, wgmma, ldmatrix, cluster_barriers, mbarrier_waits, st_async_bytes;
+  uint64_t bulk_bytes;
   uint64_t cost;
 };
+
+constexpr uint32_t kSm90a = 901;  // Launch::arch; otherwise 900 is sm_90
 
 enum Access : uint8_t { kRead = 1, kWrite = 2 };
 
@@ -38,6 +41,7 @@ struct Launch {
   const char* name;
   void (*kernel)(const void* params);
   const void* params;
+  uint64_t params_size;
   const Region* regions;
   uint64_t num_regions;
   uint32_t grid[3], block, cluster, arch;
@@ -51,7 +55,7 @@ struct Launch {
 
 // When a thread accessed memory. Stamps of a cluster are numbered; 0 is "never".
 struct Stamp {
-  enum Kind : uint8_t { kPlain, kStrong, kAsync, kMBarrier, kCopy, kWarp };
+  enum Kind : uint8_t { kPlain, kStrong, kAsync, kMBarrier, kCopy, kWarp, kBulkRead };
   Kind kind;
   uint8_t rank;            // of the thread's block in the cluster
   uint16_t thread;         // in its block
@@ -79,9 +83,11 @@ struct StrongAccesses {
   uint32_t writer[2], reader[2];
 };
 
-// The bytes st_async sends to one phase of an mbarrier.
+// The bytes that st_async or bulk loads send to one phase of an mbarrier.
 struct AsyncPhase {
   int mbarrier;
+  const char* what;  // sends them
+  bool from_others;  // from another block of the cluster
   bool landed;
   std::vector<Stamp> passed;  // threads that waited for the phase
 };
@@ -108,6 +114,29 @@ struct CopyQueue {
   uint32_t committed;  // groups
 };
 
+// A run of elements of a box: where it is in global memory, and in the box before the swizzle.
+struct BulkRow {
+  uint8_t* global;
+  uint32_t offset, size;
+};
+
+// A box in shared memory.
+struct BulkBox {
+  uint32_t offset, size;
+  uint32_t swizzle;           // what it permutes 16-byte chunks of, in bytes, or 0
+  std::vector<BulkRow> rows;  // those inside of the tensor
+  Site site;
+};
+
+struct BulkLoad : BulkBox {
+  std::vector<uint8_t> bytes;
+};
+
+struct BulkStore : BulkBox {
+  int thread;
+  uint32_t group;  // groups that its thread committed before
+};
+
 struct MBarrier {
   int rank;  // of the block it lies in
   uint32_t offset;
@@ -116,9 +145,12 @@ struct MBarrier {
   uint32_t phase;  // completed phases
   Stamp init;
   bool fenced;
-  uint32_t fence_cluster_count;
+  Stamp fence;
   int async, last_async;  // AsyncPhase of the current and of the last phase, or -1
   std::vector<Flight> flights;
+  std::vector<BulkLoad> loads;
+  int64_t in_flight;            // bytes of both
+  std::vector<int64_t> waited;  // by thread: phases that were complete after its last wait; -1: it never waited
   std::vector<uint32_t> release, last_release;  // what a waiter of the current / last phase gets to know
   int waiters;
 };
@@ -130,9 +162,18 @@ struct Block;
 
 struct Thread : ThreadHead {
   enum State : uint8_t { kReady, kWaiting, kExited };
-  enum Wait : uint8_t { kNothing, kBlockBarrier, kNamedBarrier, kWarpCollective, kClusterBarrier, kMBarrier };
+  enum Wait : uint8_t {
+    kNothing,
+    kBlockBarrier,
+    kNamedBarrier,
+    kWarpCollective,
+    kClusterBarrier,
+    kRegisters,
+    kMBarrier
+  };
 
   void* stack_pointer;
+  const char* stack_top;
   Block* block;
   Warp* warp;
   int index, lane;
@@ -140,10 +181,12 @@ struct Thread : ThreadHead {
   Wait wait;
   Site site;  // where it waits
   uint32_t clock, cluster_arrives, cluster_waits;
-  uint32_t stamp;         // number of its current stamp; 0: none yet since the last synchronisation
-  uint32_t strong_stamp;  // the same for its last strong access
-  uint32_t copy_stamp;    // of the bytes that its copies have in flight
-  int checked_async;      // last AsyncPhase whose bytes it may read
+  uint32_t stamp;             // number of its current stamp; 0: none yet since the last synchronisation
+  uint32_t strong_stamp;      // the same for its last strong access
+  uint32_t copy_stamp;        // of the bytes that its copies have in flight
+  uint32_t bulk_groups;       // of bulk stores, committed
+  int checked_async;          // last AsyncPhase whose bytes it may read
+  uint32_t checked_readings;  // last set of readings by wgmma whose bytes it may write
   // Operands and result of a warp collective.
   Collective what;
   uint32_t mask;
@@ -177,6 +220,7 @@ struct Warp {
   uint32_t stamp;   // number of the last stamp of kind kWarp
   // By stamp: plain reads by all lanes are known to come after it.
   std::vector<bool> passed;
+  std::vector<bool> async_passed;  // the same of reads by the async proxy
   std::vector<AccessSite> sites;
   // Since all lanes last met, with a profiled kernel only: how often each lane ran each basic block, and the
   // blocks that any lane ran.
@@ -207,6 +251,7 @@ struct Block {
   std::vector<uint8_t> arena;  // dynamic shared memory, then the static arrays
   std::vector<ShadowByte> shadow;
   std::vector<StrongAccesses> strong;
+  std::vector<BulkStore> stores;  // that may not have read their boxes
   uint8_t* arena_start;
 };
 
@@ -227,7 +272,8 @@ struct Machine {
   std::vector<MBarrier> mbarriers;
   std::vector<AsyncPhase> async_phases;
   std::vector<WarpClocks> warp_clocks;
-  std::vector<CopyQueue> copies;  // of each thread
+  std::vector<CopyQueue> copies;                 // of each thread
+  std::vector<std::vector<Stamp>> proxy_fences;  // of each thread
   std::vector<Thread*> ready;
   uint64_t first_block;  // linear index of the cluster's first block
   uint32_t cluster_number;
@@ -235,6 +281,7 @@ struct Machine {
   std::vector<SmemArray> smem_arrays;
   uint32_t smem_top;
   uint64_t static_smem;
+  int dynamic_alignment;  // of dynamic shared memory, as the kernel asks for it; 0: it has not
   uint64_t random;
   void* scheduler_stack;
   bool failed;
@@ -256,6 +303,7 @@ inline Thread& running() { return *static_cast<Thread*>(current); }
 // The same from the scheduler, which has no thread of its own to name.
 void record_fault(const Thread* thread, Site site, const char* message);
 void check_arch(const Thread& thread, uint32_t needed, const char* what, Site site);
+void check_sm_90a(const Thread& thread, const char* what, Site site);
 const char* short_name(const char* file);
 
 // -- scheduling ---------------------------------------------------------------------------------------
@@ -267,8 +315,10 @@ void wake_all(Thread::Wait what, int object, Thread* first, int count);  // thos
 // -- ordering -----------------------------------------------------------------------------------------
 
 bool ordered(const Thread& thread, const Stamp& earlier);  // does `thread` come after `earlier`?
-uint32_t stamp_of(Thread& thread);                         // number of its current stamp
-uint32_t stamp_of(Warp& warp);                             // the same for what all its lanes do together
+// May the async proxy, on behalf of `thread`, touch what `earlier` accessed?
+bool async_ordered(const Thread& thread, const Stamp& earlier);
+uint32_t stamp_of(Thread& thread);  // number of its current stamp
+uint32_t stamp_of(Warp& warp);      // the same for what all its lanes do together
 Stamp make_stamp(const Thread& thread, Stamp::Kind kind);
 inline void advance(Thread& thread) { ++thread.clock, thread.stamp = thread.strong_stamp = 0; }
 inline uint32_t* known_row(const Thread& thread) {
@@ -287,13 +337,20 @@ void flush_profile(Warp& warp);  // where all lanes of a warp meet
 
 // -- parts --------------------------------------------------------------------------------------------
 
+void begin_async_proxy();    // at the start of a cluster
+void begin_warpgroups();     // at the start of a cluster
 void begin_shared_memory();  // at the start of a cluster
 void begin_global_memory();  // at the start of a launch
 uint32_t smem_offset(Thread& thread, const void* ptr, int size, Site site);
 void check_copies_landed(const Thread& thread);
+void check_stores_read(const Thread& thread);
 void complete_matrix_collective(Warp& warp, Collective what, Site site);
 void multiply(const Warp& warp, Collective what);
+void complete_warpgroup_collective(Warp& warp, Collective what, Site site);
+void check_warpgroup_exit(const Thread& thread);
 void check_block_exit(Thread& last);  // nothing may be under way to a block that leaves
 void settle_mbarrier(MBarrier& bar);  // completes its phase if a thread waits for it and it can
+void describe_missing(int mbarrier, char* text, size_t size);
+void land(const BulkLoad& load, Block& block);
 
 }  // namespace emu
