@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _jit
+from cuattn import _jit, _tensor_map
 
 LIMIT = 15e-6  # seconds
 
@@ -55,9 +55,10 @@ class Empty:
 
 
 class Launches:
-    """The loaded kernel."""
+    """The loaded kernel, and the device it runs on."""
 
     count = 0
+    limits = _jit.Limits(90, 132)
 
     def __call__(self, grid, block, args, shared_mem=0):
         self.count += 1
@@ -70,11 +71,13 @@ def launches(monkeypatch):
     cupy.ndarray, cupy.empty, cupy.cuda = Array, Empty(), cuda
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     launches = Launches()
-    monkeypatch.setattr(_jit.Cuda, "limits", lambda self, device: _jit.Limits(90, 132))
+    monkeypatch.setattr(_jit.Cuda, "limits", lambda self, device: launches.limits)
     monkeypatch.setattr(_jit.Cuda, "_load", lambda self, kernel, device: launches)
+    monkeypatch.setattr(_tensor_map, "_encoder", lambda: lambda *arguments: 0)
     _jit._runtimes.clear()
     yield launches
     _jit._runtimes.clear()
+    _tensor_map.encode.cache_clear()  # of maps that the driver has not seen
 
 
 x = Array((64, 1000))
@@ -119,6 +122,7 @@ CALLS = {
     "attention, causal": lambda: cuattn.attention(q, k, k, is_causal=True),
     "attention, return_lse": lambda: cuattn.attention(q, k, k, return_lse=True),
     "attention, out": lambda: cuattn.attention(q, k, k, out=out),
+    "attention, sm_80": lambda: cuattn.attention(q, k, k),
     "merge_attention": lambda: cuattn.merge_attention(q, scores_lse, q, scores_lse),
 }
 
@@ -127,8 +131,11 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def bench_host_cost(benchmark, launches, name):
     call = CALLS[name]
+    mapped = name.startswith("attention")  # by Hopper's kernel
+    if name.endswith("sm_80"):
+        launches.limits, mapped = _jit.Limits(80, 108), False
     call()
-    assert launches.count > 0
+    assert launches.count > 0 and (_tensor_map.encode.cache_info().misses > 0) == mapped
     benchmark(call)
     median = benchmark.stats.stats.median
     benchmark.extra_info["microseconds"] = 1e6 * median

@@ -1,8 +1,8 @@
 """Cubin → kernel → launch, and what else the public functions need of a device.
 
 A *runtime* is what the public functions need of a device: `address`, `device`, `empty`, `limits`,
-`launch` and its array module `xp`. `Cuda` is the real one; the test-suite's CPU emulator is the
-other, put into `emulator`.
+`tensor_map`, `launch` and its array module `xp`. `Cuda` is the real one; the test-suite's CPU
+emulator is the other, put into `emulator`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _nvrtc
+from cuattn import _nvrtc, _tensor_map
 
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
 # cuattn.reference.
@@ -39,7 +39,7 @@ class Cuda:
         import cupy
 
         self.xp: ModuleType = cupy
-        self._kernels: dict[tuple[str, int], Any] = {}
+        self._kernels: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.RLock()
         self._current_device = cupy.cuda.runtime.getDevice
         self._limits: dict[int, Limits] = {}
@@ -69,6 +69,14 @@ class Cuda:
             found = self._limits[device] = Limits(capability, properties["multiProcessorCount"])
         return found
 
+    def tensor_map(self, *array: Any) -> bytes:
+        """The map of an array at an address, as `cuattn._tensor_map.encode`."""
+        try:
+            return _tensor_map.encode(*array)
+        except _tensor_map.NoContext:
+            self.xp.cuda.runtime.memGetInfo()  # the runtime's first call in a thread sets one
+            return _tensor_map.encode(*array)
+
     def launch(
         self, kernel: Any, params: bytes, reads: tuple[Any, ...], writes: tuple[Any, ...]
     ) -> None:
@@ -78,15 +86,17 @@ class Cuda:
         points to, of which only the emulator takes notice.
         """
         device = self._current_device()
-        function = self._kernels.get((kernel.name, device)) or self._load(kernel, device)
+        key = kernel.name, kernel.suffix, device
+        function = self._kernels.get(key) or self._load(kernel, device)
         argument = np.frombuffer(params, dtype=f"V{len(params)}")
         function((kernel.grid,), (kernel.block,), (argument,), shared_mem=kernel.smem_bytes)
 
     def _load(self, kernel: Any, device: int) -> Any:
+        key = kernel.name, kernel.suffix, device
         with self._lock:
-            function = self._kernels.get((kernel.name, device))
+            function = self._kernels.get(key)
             if function is None:
-                arch = _nvrtc.architecture(self.limits(device).compute_capability)
+                arch = _nvrtc.architecture(self.limits(device).compute_capability) + kernel.suffix
                 path, cubin = _nvrtc.load_or_compile(kernel.header, kernel.name, arch)
                 if path is not None:
                     function = self.xp.RawModule(path=str(path)).get_function(
@@ -99,7 +109,7 @@ class Cuda:
                 if kernel.smem_bytes:
                     handle = getattr(function, "kernel", function).ptr
                     self.xp.cuda.driver.funcSetAttribute(handle, MAX_SMEM, kernel.smem_bytes)
-                self._kernels[kernel.name, device] = function
+                self._kernels[key] = function
             return function
 
 

@@ -65,7 +65,8 @@ STATE_MERGE_THREADS = 128
 class Kernel:
     """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
 
-    `smem_bytes` of dynamic shared memory a block.
+    `smem_bytes` of dynamic shared memory a block. `suffix` "a": for one architecture only, whose
+    target is called so.
     """
 
     header: str
@@ -74,6 +75,7 @@ class Kernel:
     block: int
     cluster: int = 1
     smem_bytes: int = 0
+    suffix: str = ""
 
 
 @dataclass(frozen=True)

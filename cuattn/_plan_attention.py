@@ -82,6 +82,7 @@ class AttentionProblem:
     head_dim: int
     value_dim: int
     vector: bool = True  # q, k, v can be read 16 bytes at a time
+    tma: bool = False  # q, k, v, out can be moved by TMA
     modified: bool = False  # scores are more than scaled by a positive number
     bias: str | None = None  # its dtype
     masked: bool = False
@@ -96,7 +97,6 @@ class AttentionPlan:
     kernel: Kernel
     row_blocks: int
     section: int
-    descending: bool
 
 
 @lru_cache(maxsize=4096)
@@ -134,7 +134,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     name = f"attention<{OPS[problem.op]}, {shape}, {flags}, {bias}, {masked}>"
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
     kernel = Kernel("attention.cuh", name, grid, 32 * warps, smem_bytes=smem)
-    return AttentionPlan(kernel, row_blocks, section, problem.bounded)
+    return AttentionPlan(kernel, row_blocks, section)
 
 
 def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: bool) -> Kernel:

@@ -9,6 +9,8 @@ from cuattn import _call, _call_attention, _jit, _plan_attention
 from cuattn._layout import Meta
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
+from cuattn._plan_attention_sm90 import SM90_TAIL, box_of, is_tma, plan_attention_sm90
+from cuattn._tensor_map import Boxes
 
 
 class AttentionOperands(NamedTuple):
@@ -58,13 +60,14 @@ def run(
     given = (*arrays[:3], outs[0], outs[1] if len(outs) > 1 else None, *arrays[3:])
     addresses = [0 if array is None else runtime.address(array) for array in given]
     aligned = not any(address % 16 for address in addresses[:3]), addresses[3] % 16 == 0
-    capability = runtime.limits(device).compute_capability
     out_metas = tuple(map(_call.meta, outs))
-    planned = _planned(metas, out_metas, layout, options, aligned, capability)
+    limits = runtime.limits(device)
+    planned = _planned(metas, out_metas, layout, options, aligned, limits)
     if planned is not None:
-        kernel, tail = planned
-        params = _plan_attention.POINTERS.pack(*addresses) + tail
+        kernel, boxes, tail = planned
         with runtime.on(device):
+            maps = (runtime.tensor_map(a, *b) for a, b in zip(addresses, boxes, strict=False))
+            params = b"".join((*maps, _plan_attention.POINTERS.pack(*addresses), tail))
             runtime.launch(kernel, params, arrays, outs)
 
 
@@ -75,9 +78,10 @@ def _planned(
     layout: str,
     options: AttentionOptions,
     aligned: tuple[bool, bool],
-    compute_capability: int,
-) -> tuple[Kernel, bytes] | None:
-    """Kernel of a call, and all of its parameters but the pointers; None: nothing to launch.
+    limits: _jit.Limits,
+) -> tuple[Kernel, tuple[Boxes, ...], bytes] | None:
+    """Kernel of a call, boxes of q, k, v and out if it moves any, and all of its parameters but
+    tensor maps and pointers; None: nothing to launch.
 
     `aligned`: q, k and v, and out, start on 16-byte boundaries.
     """
@@ -102,13 +106,16 @@ def _planned(
         head_dim=head_dim,
         value_dim=value_dim,
         vector=aligned[0] and all(map(_is_vector, (q, k, v))),
+        tma=all(aligned) and all(is_tma(a.shape, a.strides) for a in (q, k, v, out)),
         modified=bool(rescored),
         bias=None if bias is None else bias.dtype.name,
         masked=mask is not None,
         ragged=ragged,
         bounded=options.right is not None,
     )
-    plan = _plan_attention.plan_attention(problem, compute_capability)
+    sm90 = plan_attention_sm90(problem, *limits)
+    plan = sm90 or _plan_attention.plan_attention(problem, limits.compute_capability)
+    pack = sm90.pack if sm90 else 1
     tail = _plan_attention.TAIL.pack(
         options.scale,
         options.softcap,
@@ -117,8 +124,8 @@ def _planned(
         max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
         options.q_offset is None,
         batch,
-        heads,
-        heads // kv_heads,
+        heads // pack,
+        heads // pack // kv_heads,
         q_rows,
         k_rows,
         head_dim,
@@ -127,7 +134,7 @@ def _planned(
         *((0, 0) if bias is None else bias.shape[2:]),
         plan.row_blocks,
         plan.section,
-        plan.descending,
+        problem.bounded,
         aligned[1] and _is_vector(out),
         *(stride for array in (q, k, v, out) for stride in _strides(array, 4)),
         *_strides(lse, 3),
@@ -135,7 +142,19 @@ def _planned(
         *_strides(bias, 4),
         *_strides(alibi_slopes, 2),
     )
-    return plan.kernel, tail
+    if sm90 is None:
+        return plan.kernel, (), tail
+    dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
+    boxes = tuple(
+        box_of(dtype, array.shape, array.strides, *size, columns)
+        for array, size, columns in zip(
+            (q, k, v, out),
+            (rows, keys, keys, rows),
+            (sm90.q_panel, sm90.q_panel, sm90.v_panel, sm90.v_panel),
+            strict=True,
+        )
+    )
+    return sm90.kernel, boxes, tail + SM90_TAIL.pack(sm90.pack.bit_length() - 1, sm90.blocks)
 
 
 def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:

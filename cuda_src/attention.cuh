@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   const unsigned int blocks = static_cast<unsigned int>(units) * params.row_blocks;
   const int first_column = static_cast<int>(blockIdx.x / blocks) * kValueDim;
   QueryBlock block;
-  int unit;
-  if (!find_block<kRows>(params, units, blockIdx.x % blocks, block, unit)) return;
+  if (!find_block(params, kRows, units, blockIdx.x % blocks, block)) return;
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index());
   const int warp_row = warp * 16 * kMTiles;
@@ -54,10 +53,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   const T* v = static_cast<const T*>(params.v) + q_batch * params.v_stride[0] + k_head * params.v_stride[1] +
                block.k_start * params.v_stride[2] + first_column * params.v_stride[3];
 
-  // Keys that some row of the block sees, and of these the ones that all rows see.
-  const int last = min(block.first + kRows, block.q_len) - 1;
-  const int begin = block.low(block.first), end = last < block.first ? 0 : block.high(last);
-  const int all_begin = block.low(last), all_end = block.high(block.first);
+  const QueryBlock::Keys keys = block.keys(kRows);
+  const int begin = keys.begin, end = keys.end;
   const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
 
   T* smem = ptx::dynamic_smem<T>();
@@ -90,7 +87,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
 #pragma unroll
   for (int step = 0; step < kSlots - 1; ++step) load(step);
 
-  const ScoreRule<kModified, Bias, kMasked, Acc> rule(params, block);
+  const ScoreRule<kModified, Bias, kMasked, Acc> rule(params, block, block.head);
   const Acc fold = Base::kUnit * (kModified ? Acc(1) : static_cast<Acc>(params.scale));
   const int row0 = block.first + warp_row + lane / 4;  // of fragment element 0; elements 2 and 3 are 8 further down
   Acc o[kMTiles][kDTiles][4] = {};
@@ -186,7 +183,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   };
   for (int j = 0; j < tiles; ++j) {
     const int key = begin + j * kKeys;
-    if (key >= all_begin && key + kKeys <= all_end) {
+    if (key >= keys.all_begin && key + kKeys <= keys.all_end) {
       attend(j, Constant<false>());
     } else {
       attend(j, Constant<true>());

@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
       }
     }
     if (split != 0) return;
-    ptx::mbarrier_wait(mbarrier, 0);  // the lists and states of all blocks are here
+    ptx::mbarrier_wait_cluster(mbarrier, 0);  // the lists and states of all blocks are here
     if (warp < kClusterSize) list.load(queues + warp * kQueue);
     if constexpr (kHasState) {
       total = ptx::ld_shared(states + thread % kClusterSize).template merge_group<kClusterSize>();

@@ -85,7 +85,7 @@ def why_no_gpu():
     params=[
         "numpy",
         "emulator-sm_80",
-        "emulator-sm_90",
+        "emulator-sm_90a",
         pytest.param("gpu", marks=pytest.mark.gpu),
     ]
 )

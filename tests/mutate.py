@@ -38,10 +38,15 @@ class Mutation(NamedTuple):
     count: int = 1
 
 
-def of(name, test, *parameters, arch="sm_90"):
+def of(name, test, *parameters, arch="sm_90a"):
     """Node ID of one case of a test of tests/test_<name>.py, on the emulator."""
     case = "-".join(("emulator", arch, *map(str, parameters)))
     return f"tests/test_{name}.py::{test}[{case}]"
+
+
+def ampere(name, test, *parameters):
+    """The same where Hopper has a kernel of its own."""
+    return of(name, test, *parameters, arch="sm_80")
 
 
 # ---- selections: which configuration of which kernel runs, on what ------------------------------
@@ -283,41 +288,42 @@ LANES_ROW = (LANES_TEST + "output[prob-False]",)
 
 # ---- the table: mutations.txt -------------------------------------------------------------------
 
+
 # attention: each multiplication, edges, many tiles, every option.
 ATTENTION_OPS = ("float16", "bfloat16", "tf32", "float32", "float64")
 ATTENTION = (
-    of("attention", "test_lengths", True, "(113, 203)"),
-    of("attention", "test_lengths", False, "(300, 799)"),
+    ampere("attention", "test_lengths", True, "(113, 203)"),
+    ampere("attention", "test_lengths", False, "(300, 799)"),
 )
-ATTENTION_HALF = tuple(of("attention", "test_many_keys", op) for op in ATTENTION_OPS[:2])
+ATTENTION_HALF = tuple(ampere("attention", "test_many_keys", op) for op in ATTENTION_OPS[:2])
 ATTENTION_TF32, ATTENTION_FLOAT, ATTENTION_DOUBLE = (
-    (of("attention", "test_many_keys", op), of("attention", "test_ones", op))
+    (ampere("attention", "test_many_keys", op), ampere("attention", "test_ones", op))
     for op in ATTENTION_OPS[2:]
 )
 ATTENTION_WINDOW = (
-    of("attention", "test_window", "(150, 150)", "(9, 12)"),
-    of("attention", "test_window", "(37, 83)", "(17, None)"),
+    ampere("attention", "test_window", "(150, 150)", "(9, 12)"),
+    ampere("attention", "test_window", "(37, 83)", "(17, None)"),
 )
-ATTENTION_OFFSET = tuple(of("attention", "test_q_offset", n) for n in (-36, 5, 200))
-ATTENTION_OFFSETS = (of("attention", "test_q_offset_of_each_sequence"),)
-ATTENTION_MANY = (of("attention_varlen", "test_lengths", "many"),)
-ATTENTION_LENS = (of("attention", "test_lens"), of("attention", "test_sinks", "float16"))
-ATTENTION_SINKS = (of("attention", "test_sinks", "float16"),)
-ATTENTION_SCALE = tuple(of("attention", "test_scale", n) for n in (1, -0.4, 0))
-ATTENTION_SOFTCAP = (of("attention", "test_softcap", 3),)
-ATTENTION_MASK = tuple(of("attention", "test_mask", f"shape{i}") for i in (0, 4, 5))
-ATTENTION_BIAS = (of("attention", "test_bias", "float32"),)
-ATTENTION_ALIBI = (of("attention", "test_alibi", "float32"),)
+ATTENTION_OFFSET = tuple(ampere("attention", "test_q_offset", n) for n in (-36, 5, 200))
+ATTENTION_OFFSETS = (ampere("attention", "test_q_offset_of_each_sequence"),)
+ATTENTION_MANY = (ampere("attention_varlen", "test_lengths", "many"),)
+ATTENTION_LENS = (ampere("attention", "test_lens"), ampere("attention", "test_sinks", "float16"))
+ATTENTION_SINKS = (ampere("attention", "test_sinks", "float16"),)
+ATTENTION_SCALE = tuple(ampere("attention", "test_scale", n) for n in (1, -0.4, 0))
+ATTENTION_SOFTCAP = (ampere("attention", "test_softcap", 3),)
+ATTENTION_MASK = tuple(ampere("attention", "test_mask", f"shape{i}") for i in (0, 4, 5))
+ATTENTION_BIAS = (ampere("attention", "test_bias", "float32"),)
+ATTENTION_ALIBI = (ampere("attention", "test_alibi", "float32"),)
 ATTENTION_GROUPS = tuple(
-    of("attention", "test_groups_of_heads", 3, n) for n in ("(4, 2)", "(3, 3)")
+    ampere("attention", "test_groups_of_heads", 3, n) for n in ("(4, 2)", "(3, 3)")
 )
-ATTENTION_LAYOUT = tuple(of("attention", "test_layout", n) for n in ("strided", "misaligned"))
-ATTENTION_DIMS = tuple(of("attention", "test_head_dims", n) for n in ("(59, 59)", "(192, 128)"))
-ATTENTION_WIDE = (of("attention", "test_head_dims", "(64, 200)"),)
-ATTENTION_CHUNK = (of("attention", "test_head_dims", "(40, 40)"),)
-ATTENTION_CHUNKS = (of("attention", "test_dtypes", "(256, 256)", "float64"),)
+ATTENTION_LAYOUT = tuple(ampere("attention", "test_layout", n) for n in ("strided", "misaligned"))
+ATTENTION_DIMS = tuple(ampere("attention", "test_head_dims", n) for n in ("(59, 59)", "(192, 128)"))
+ATTENTION_WIDE = (ampere("attention", "test_head_dims", "(64, 200)"),)
+ATTENTION_CHUNK = (ampere("attention", "test_head_dims", "(40, 40)"),)
+ATTENTION_CHUNKS = (ampere("attention", "test_dtypes", "(256, 256)", "float64"),)
 ATTENTION_UNSEEN = tuple(
-    of("attention", "test_what_nobody_sees_changes_nothing", "float16", how)
+    ampere("attention", "test_what_nobody_sees_changes_nothing", "float16", how)
     for how in ("{'is_causal': True, 'q_offset': 10}", "{'mask': True}", "{'window': (15, 3)}")
 )
 ATTENTION_BANKS = tuple(
@@ -329,13 +335,32 @@ ATTENTION_BYTES = tuple(
     for window in ("None-None", "100-0", "70-90")
 )
 ATTENTION_VARLEN = (
-    of("attention_varlen", "test_dtypes", True, "float32"),
-    of("attention_varlen", "test_lens"),
-    of("attention_varlen", "test_packed"),
+    ampere("attention_varlen", "test_dtypes", True, "float32"),
+    ampere("attention_varlen", "test_lens"),
+    ampere("attention_varlen", "test_packed"),
 )
-ATTENTION_BAD = (of("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
-ATTENTION_INF = (of("attention", "test_bias_of_nothing_but_minus_infinity"),)
-ATTENTION_LARGE = (of("attention", "test_large_scores", "float16"),)
+ATTENTION_BAD = (ampere("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
+ATTENTION_INF = (ampere("attention", "test_bias_of_nothing_but_minus_infinity"),)
+ATTENTION_LARGE = (ampere("attention", "test_large_scores", "float16"),)
+
+
+def sm90(*cases, test="test_schedules"):
+    """Cases of a test of tests/test_attention_sm90.py."""
+    return tuple(f"tests/test_attention_sm90.py::{test}[{case}]" for case in cases)
+
+
+SM90 = sm90("three warpgroups", "two warpgroups", "out in the place of Q")
+SM90_RAGGED = sm90("False-(64, 64)", "False-(192, 192)", test="test_ragged_schedules")
+SM90_UNSEEN = sm90("values that nobody sees", "values beyond a window")
+SM90_PACKED = sm90("packed heads", "packed heads with sinks")
+SM90_MODIFIED = sm90("scores are more than scaled", "packed heads with sinks")
+SM90_OUT = (*SM90, *sm90("a turn has one tile", "out wider than Q"))
+SM90_PADDED = ("tests/test_attention_sm90.py::test_ragged_into_padded_rows",)
+SM90_EXPS = ("tests/test_attention_sm90.py::test_one_exponential_a_score",)
+SM90_FAR = ("tests/test_attention_sm90.py::test_weights_far_above_one_stay_finite",)
+SM90_GROWTH = sm90("8.1-float16", "60.0-float16", test="test_scores_that_grow_from_tile_to_tile")
+SM90_PANELS = sm90("panels of 32 columns")
+SM90_BYTES = sm90("128-128-None-0", "64-64-100-0", test="test_every_byte")
 MERGE_ATTENTION = (
     of("merge_attention", "test_two", 20, "float64"),
     of("merge_attention", "test_states", 3, "bfloat16"),
@@ -418,7 +443,7 @@ def verdict(status, output):
         raise Invalid("it does not compile:\n" + output[-4000:])
     if status == 0:
         return None
-    failed = re.search(r"^FAILED tests/test_(\S+?\.py::.*?\](?= - |$))(?: - (.*))?", output, re.M)
+    failed = re.search(r"^FAILED tests/test_(\S+?\.py::.*?(?= - |$))(?: - (.*))?", output, re.M)
     if status != 1 or not failed:
         raise Invalid(f"pytest ended with {status}:\n" + output[-4000:])
     test, error = failed[1].replace(".py::", "::").replace("emulator-", ""), failed[2] or ""

@@ -23,7 +23,7 @@ COLUMNS = [1, 31, 256, 257, 1000, 4099]
 
 on_kernels = pytest.mark.parametrize(
     "backend",
-    ["emulator-sm_80", "emulator-sm_90", pytest.param("gpu", marks=pytest.mark.gpu)],
+    ["emulator-sm_80", "emulator-sm_90a", pytest.param("gpu", marks=pytest.mark.gpu)],
     indirect=True,
 )
 every_softmax = pytest.mark.parametrize("name", SOFTMAX)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _call, _jit, _nvrtc, _plan
+from cuattn import _call, _jit, _nvrtc, _plan, _tensor_map
 
 KERNEL = _plan.Kernel("some.cuh", "some<float, 1>", grid=3, block=64)
 OTHER = _plan.Kernel("some.cuh", "some<float, 2>", grid=5, block=32, cluster=1)
@@ -192,6 +192,16 @@ def test_shared_memory_is_asked_for_once_a_device(runtime, gpus, compiled, monke
     assert gpus.attributes == [(0, handle, 8, 70_000), (1, handle, 8, 70_000)]
 
 
+def test_a_kernel_of_one_architecture(runtime, gpus, compiled):
+    own = dataclasses.replace(KERNEL, suffix="a")
+    with runtime.on(1):
+        for kernel in (KERNEL, own, KERNEL, own):
+            launch(runtime, kernel)
+    assert compiled == [(KERNEL.header, KERNEL.name, arch) for arch in ("sm_90", "sm_90a")]
+    assert len(gpus.loads) == 2 and len(gpus.launches) == 4
+    assert len(runtime._kernels) == len(set(runtime._kernels.values())) == 2
+
+
 def test_threads_load_once(runtime, gpus, compiled):
     barrier = threading.Barrier(8)
 
@@ -227,6 +237,47 @@ def test_a_kernel_that_failed_is_tried_again(runtime, gpus, compiled, monkeypatc
             launch(runtime)
     launch(runtime)
     assert len(gpus.launches) == len(gpus.loads) == 1
+
+
+# ---- Tensor maps ----
+
+
+def test_tensor_map(runtime, monkeypatch):
+    monkeypatch.setattr(_tensor_map, "encode", lambda *array: repr(array).encode())
+    array = (1 << 40, "float16", (64, 1, 2, 3, 4), (128, 128, 256, 768), (64, 1, 64, 1, 1), 128)
+    assert runtime.tensor_map(*array) == repr(array).encode()
+
+
+def test_tensor_map_in_a_new_thread(runtime, gpus, monkeypatch):
+    """The driver knows no device there before the runtime's first call, if all memory is there."""
+    here = threading.local()
+
+    def encode(*array):
+        if not hasattr(here, "context"):
+            raise _tensor_map.NoContext("201")
+        return bytes(array)
+
+    def first_call():
+        here.context = True
+
+    monkeypatch.setattr(_tensor_map, "encode", encode)
+    gpus.cuda.runtime.memGetInfo = first_call
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(runtime.tensor_map, range(32))) == [bytes([i]) for i in range(32)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, _tensor_map.NoContext])
+def test_tensor_map_that_fails(runtime, gpus, monkeypatch, error):
+    def encode(*array):
+        tries.append(array)
+        raise error("no")
+
+    tries = []
+    monkeypatch.setattr(_tensor_map, "encode", encode)
+    gpus.cuda.runtime.memGetInfo = lambda: None
+    with pytest.raises(error):
+        runtime.tensor_map(1, 2)
+    assert tries == [(1, 2)] * (2 if error is _tensor_map.NoContext else 1)
 
 
 # ---- Devices ----

@@ -262,7 +262,8 @@ PYTHON_LAYERS = {
     "_problem": ({"_layout"}, set()),
     "_plan": ({"_layout", "_problem"}, set()),
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
-    "_jit": ({"_nvrtc"}, {"cupy", "numpy"}),
+    "_tensor_map": (set(), set()),
+    "_jit": ({"_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
     "_call": ({"_check", "_layout", "_jit"}, {"numpy"}),
     "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
     "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
@@ -276,8 +277,10 @@ PYTHON_LAYERS = {
     "_check_attention": ({"_check"}, {"numpy"}),
     "_call_attention": ({"_call", "_check", "_check_attention", "_jit", "_layout"}, {"numpy"}),
     "_plan_attention": ({"_plan", "_problem"}, set()),
+    "_plan_attention_sm90": ({"_plan", "_plan_attention", "_problem", "_tensor_map"}, set()),
     "_run_attention": (
-        {"_call", "_call_attention", "_jit", "_layout", "_plan", "_plan_attention"},
+        {"_call", "_call_attention", "_jit", "_layout", "_plan", "_plan_attention"}
+        | {"_plan_attention_sm90", "_tensor_map"},
         set(),
     ),
     "_reference_heads": (set(), {"numpy"}),

@@ -2,6 +2,8 @@
 // of any sign, 0 for what is broadcast.
 #pragma once
 
+#include <ptx/cp_async_bulk.cuh>
+
 struct AttentionParams {
   const void* q;                  // T [batch, heads, q_rows, head_dim]
   const void* k;                  // T [batch, heads / group, k_rows, head_dim]
@@ -33,4 +35,14 @@ struct AttentionParams {
   long long lse_stride[3], mask_stride[4], bias_stride[4], alibi_stride[2];
 
   static constexpr long long kUnbounded = 1LL << 40;
+};
+
+// Of attention_sm90.cuh. Boxes have as many columns as a panel (panels.cuh), and k and v as many rows as a tile of keys;
+// q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are column, head within a
+// pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
+struct AttentionSm90Params {
+  TensorMap q, k, v, out;
+  AttentionParams attention;
+  int pack_log2;
+  int blocks;  // of rows, in all turns
 };

@@ -37,6 +37,15 @@ struct QueryBlock {
   __device__ __forceinline__ int low(int i) const { return clamped(i + from); }
   __device__ __forceinline__ int high(int i) const { return clamped(i + to); }
 
+  // Keys that some of `count` rows see, and of these the ones that all of them see.
+  struct Keys {
+    int begin, end, all_begin, all_end;
+  };
+  __device__ __forceinline__ Keys keys(int count) const {
+    const int last = min(first + count, q_len) - 1;
+    return {low(first), last < first ? 0 : high(last), low(last), high(first)};
+  }
+
  private:
   __device__ __forceinline__ int clamped(long long j) const {
     return j < 0 ? 0 : j < kv_len ? static_cast<int>(j) : kv_len;
@@ -47,10 +56,10 @@ __device__ __forceinline__ long long clamp_index(long long value, long long low,
   return value < low ? low : value < high ? value : high;
 }
 
-// Block `rank` of all sequences of a ragged batch: its sequence, and the block's number in it. Every warp finds it by
+// Block `rank`, of `count` rows, of all sequences of a ragged batch: its sequence, and the block's number in it. Every warp finds it by
 // itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows, never ones outside.
-template <int kRows>
-__device__ __forceinline__ bool find_ragged(const AttentionParams& params, int rank, QueryBlock& block, int& number) {
+__device__ __forceinline__ bool find_ragged(const AttentionParams& params, int count, int rank, QueryBlock& block,
+                                            int& number) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int base = 0; base < params.batch; base += 32) {
     const int b = base + lane;
@@ -59,7 +68,7 @@ __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int r
       begin = clamp_index(ptx::ld_global(params.cu_seqlens_q + b), 0, params.q_rows);
       end = clamp_index(ptx::ld_global(params.cu_seqlens_q + b + 1), begin, params.q_rows);
     }
-    const int blocks = static_cast<int>((end - begin + kRows - 1) / kRows);
+    const int blocks = static_cast<int>(static_cast<unsigned int>(end - begin + count - 1) / count);
     int up_to = blocks;  // of this sequence and those of lower lanes
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
@@ -80,15 +89,14 @@ __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int r
   return false;
 }
 
-// The rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a section the
+// The `count` rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a section the
 // rows that see most keys come first.
-template <int kRows>
-__device__ __forceinline__ bool find_block(const AttentionParams& params, int heads, unsigned int index,
-                                           QueryBlock& block, int& unit) {
+__device__ __forceinline__ bool find_block(const AttentionParams& params, int count, int heads, unsigned int index,
+                                           QueryBlock& block) {
   const unsigned int of_section = static_cast<unsigned int>(params.section) * params.row_blocks;
   const int base = static_cast<int>(index / of_section) * params.section;
   const int together = min(params.section, heads - base);
-  unit = base + static_cast<int>(index % of_section) % together;
+  const int unit = base + static_cast<int>(index % of_section) % together;
   int number = static_cast<int>(index % of_section) / together;
   if (params.descending) number = params.row_blocks - 1 - number;
   block.head = unit % params.heads;
@@ -97,12 +105,12 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int he
   block.rows = params.q_rows;
   block.kv_len = params.k_rows;
   if (params.cu_seqlens_q != nullptr) {
-    if (!find_ragged<kRows>(params, number, block, number)) return false;
+    if (!find_ragged(params, count, number, block, number)) return false;
     block.k_start = clamp_index(ptx::ld_global(params.cu_seqlens_k + block.batch), 0, params.k_rows);
     const long long end = ptx::ld_global(params.cu_seqlens_k + block.batch + 1);
     block.kv_len = static_cast<int>(clamp_index(end, block.k_start, params.k_rows) - block.k_start);
   }
-  block.first = number * kRows;
+  block.first = number * count;
   block.q_len = block.rows;
   const int b = block.batch;
   if (params.q_lens != nullptr) {
@@ -130,9 +138,9 @@ struct ScoreRule {
   Acc slope;
   long long offset;
 
-  __device__ __forceinline__ ScoreRule(const AttentionParams& params, const QueryBlock& block)
+  __device__ __forceinline__ ScoreRule(const AttentionParams& params, const QueryBlock& block, int head)
       : params(params), block(block), bias(nullptr), mask(nullptr), slope(0), offset(block.to - params.right - 1) {
-    const long long b = block.batch, h = block.head;
+    const long long b = block.batch, h = head;
     if constexpr (!kIsSame<Bias, NoBias>) {
       bias = static_cast<const Bias*>(params.bias) + b * params.bias_stride[0] + h * params.bias_stride[1];
     }

@@ -35,7 +35,7 @@ struct ClusterMerge {
   static __device__ __forceinline__ State merge(State state) {
     ptx::cluster_wait();  // every peer's mbarrier is ready to be counted down
     if (threadIdx.x < kBlocks) ptx::st_async(slots() + ptx::cluster_ctarank(), state, mbarrier(), threadIdx.x);
-    ptx::mbarrier_wait(mbarrier(), 0);  // all kBlocks slots of this block are written
+    ptx::mbarrier_wait_cluster(mbarrier(), 0);  // all kBlocks slots of this block are written
     return ptx::ld_shared(slots() + threadIdx.x % kBlocks).template merge_group<kBlocks>();
   }
 

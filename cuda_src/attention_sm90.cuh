@@ -1,0 +1,324 @@
+// softmax(scale Q K^T) V on Hopper's tensor cores: FlashAttention-3, arXiv:2407.08608, algorithms 1 and 2.
+//
+//   producer, one warp:       for each block of rows: Q, and each tile of keys that a row sees: K, V -> shared memory
+//   consumers, 64 rows each:  S = Q K0^T;  P = softmax of S so far
+//                             for each further tile j:
+//                               S = Q Kj^T;  O += P V(j-1)     (the tensor cores, asynchronously)
+//                               P' = softmax of S so far       (while O is under way)
+//                               O = O exp(m - m'), where m grew much;  P = P'
+//                             O += P V(last);  out = O / l;  lse = m + log l
+//
+// A block takes one set of rows after another. A row is a query of one of 2^pack_log2 heads, which lie side by side.
+// Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the next Q can come
+// early; else it takes the place of Q. kTurns: warpgroups take turns to start products, so that the softmax of one
+// runs under the products of another. NaN in K or V that no query sees stays out.
+#pragma once
+
+#include <primitives/attention_smem.cuh>
+#include <primitives/vector.cuh>
+#include <primitives/warp.cuh>
+#include <ptx/fence.cuh>
+#include <ptx/ldmatrix.cuh>
+#include <ptx/named_barrier.cuh>
+#include <ptx/setmaxnreg.cuh>
+#include <ptx/smem.cuh>
+#include <ptx/wgmma.cuh>
+
+template <class T, int kGroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kTurns,
+          bool kModified>
+__global__ void __launch_bounds__(128 * (kGroups + 1), 1)
+    attention_sm90(const __grid_constant__ AttentionSm90Params params) {
+  using Smem = AttentionSmem<T, kGroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
+  using Base = ScoreBase<float>;
+  constexpr int kRows = Smem::kRows;
+  // 64 K registers: what the producer does not need is for the consumers. Above them ptxas would spill.
+  constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
+  constexpr float kGrowth = 8;  // exact in float16, and far from what O and l can hold
+  constexpr int kTurnBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
+
+  const float infinity = Limits<float>::infinity();
+  const AttentionParams& attention = params.attention;
+  const Smem smem{ptx::dynamic_smem<unsigned char, 1024>()};
+  typename Smem::Barriers& barriers = smem.barriers();
+  const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0),
+            lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) smem.init_barriers();
+  __syncthreads();  // the barriers, before anyone uses them
+
+  const int turns = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int queries = kRows >> params.pack_log2;
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    if (warp == 0) load_turns(params, smem, turns);
+    return;
+  }
+
+  ptx::setmaxnreg_inc<kConsumerRegisters>();
+  const int group = warp / 4 - 1;
+  const bool leads = warp % 4 == 0 && lane == 0;  // its group, where one thread is enough
+  const int row0 = 16 * (warp % 4) + lane / 4;  // of the group's 64, of elements 0, 1, 4, 5 …; the others are 8 further
+  const int column0 = lane % 4 * 2;
+  constexpr int kQSteps = Smem::QTile::kSpan / 32, kSpan = Smem::QTile::kSpan, kVSpan = Smem::VTile::kSpan;
+  const unsigned int q_descriptor = ptx::wgmma_descriptor(smem.q(group).base, 16);
+  const unsigned int k_descriptor = ptx::wgmma_descriptor(smem.k(0).base, 16);
+  const unsigned int v_descriptor = ptx::wgmma_descriptor(smem.v(0).base, Smem::VTile::kPanelBytes);
+  unsigned int tile = 0;  // of K and of V
+  int q_parity = 0;
+  const auto slot = [](unsigned int tile) { return Smem::slot(tile); };
+  const auto await = [&](unsigned long long* full, unsigned int tile) {
+    ptx::mbarrier_wait(&full[slot(tile)], Smem::parity(tile));
+  };
+  const auto release = [&](unsigned long long& free) {  // for this warp
+    if (lane == 0) ptx::mbarrier_arrive(&free);
+  };
+  const auto pass_turn = [&] {
+    if constexpr (kTurns) ptx::named_barrier_arrive(kTurnBarrier + (group + 1) % kGroups, 256);
+  };
+  if (kTurns && group == kGroups - 1) pass_turn();  // the first group has the first turn
+
+  for (int turn = 0; turn < turns; ++turn) {
+    QueryBlock block;
+    if (!find_turn<kRows>(params, turn, block)) continue;
+    const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse
+    const int q_start = static_cast<int>(block.q_start) + block.first;
+    const QueryBlock::Keys keys = block.keys(queries);
+    const int tiles = keys.end > keys.begin ? (keys.end - keys.begin + kKeys - 1) / kKeys : 0;
+    const int pack_mask = (1 << params.pack_log2) - 1;
+    int query[2], head[2], low[2], high[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 64 * group + row0 + 8 * half;
+      query[half] = block.first + (row >> params.pack_log2);
+      head[half] = (block.head << params.pack_log2) + (row & pack_mask);
+      low[half] = block.low(query[half]);
+      high[half] = block.high(query[half]);
+    }
+    const float scale = static_cast<float>(attention.scale), softcap = static_cast<float>(attention.softcap);
+    const float fold = Base::kUnit * (kModified ? 1.0f : scale);
+    float slope[2] = {};
+    if (kModified && attention.alibi_slopes != nullptr) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        slope[half] = ptx::ld_global(static_cast<const float*>(attention.alibi_slopes) +
+                                     block.batch * attention.alibi_stride[0] + head[half] * attention.alibi_stride[1]);
+      }
+    }
+
+    float o[kValueDim / 2] = {};
+    float s[kKeys / 2];
+    unsigned int p[kKeys / 16][4];
+    float l[2] = {};  // of this lane's columns
+    // Exponents are relative to `shift`, some score, until one is above `limit`: P is 2^kGrowth at most.
+    float shift[2] = {}, limit[2] = {-infinity, -infinity}, rescale[2];
+
+    const auto start_scores = [&](int stage) {  // S = Q K^T
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const int panel = i / kQSteps, in_panel = i % kQSteps * 32;
+        ptx::wgmma_ss<T, kKeys, kSpan>(
+            s, q_descriptor + (panel * Smem::QTile::kPanelBytes + in_panel) / 16,
+            k_descriptor + stage * (Smem::KTile::kBytes / 16) + (panel * Smem::KTile::kPanelBytes + in_panel) / 16,
+            i > 0);
+      }
+      ptx::wgmma_commit();
+    };
+    const auto start_values = [&](int stage) {  // O += P V
+#pragma unroll
+      for (int i = 0; i < kKeys / 16; ++i) {
+        ptx::wgmma_rs<T, kValueDim, kVSpan>(o, p[i], v_descriptor + stage * (Smem::VTile::kBytes / 16) + i * kVSpan,
+                                            true);
+      }
+      ptx::wgmma_commit();
+    };
+    // P from S, of tile j; whether O needs `rescale`.
+    const auto softmax = [&](int j) {
+      const int key = keys.begin + j * kKeys;
+      const bool edge = key < keys.all_begin || key + kKeys > keys.all_end;
+      if constexpr (kModified) {
+        if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside softcap
+          const float inner = 2 * Base::kUnit * scale / softcap;
+#pragma unroll
+          for (int r = 0; r < kKeys / 2; ++r) {
+            s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
+          }
+        } else {
+#pragma unroll
+          for (int r = 0; r < kKeys / 2; ++r) s[r] *= scale;
+        }
+        if (attention.alibi_slopes != nullptr) {
+          const long long offset = block.to - attention.right - 1 - key - column0;
+          const float distance[2] = {static_cast<float>(query[0] + offset), static_cast<float>(query[1] + offset)};
+#pragma unroll
+          for (int r = 0; r < kKeys / 2; ++r) {
+            s[r] -= slope[r / 2 % 2] * fabsf(distance[r / 2 % 2] - (8 * (r / 4) + r % 2));
+          }
+        }
+      }
+      if (edge) {
+#pragma unroll
+        for (int r = 0; r < kKeys / 2; ++r) {
+          const int half = r / 2 % 2, col = key + 8 * (r / 4) + column0 + r % 2;
+          if (col < low[half] || col >= high[half]) s[r] = -infinity;
+        }
+      }
+      float best[2] = {s[0], s[2]};
+#pragma unroll
+      for (int r = 0; r < kKeys / 2; ++r) best[r / 2 % 2] = max_number(best[r / 2 % 2], s[r]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) best[half] = group_max<4>(best[half]) * fold;
+      const bool grew = __any_sync(0xffffffff, best[0] > limit[0] || best[1] > limit[1]);
+      if (grew) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float old = shift[half];
+          const bool first = limit[half] == -infinity;
+          if (best[half] > limit[half]) shift[half] = best[half], limit[half] = best[half] + kGrowth;
+          rescale[half] = first ? 0.0f : Base::exp(old - shift[half]);
+          l[half] *= rescale[half];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kKeys / 2; ++r) {
+        s[r] = Base::exp(::fma(s[r], fold, -shift[r / 2 % 2]));
+        l[r / 2 % 2] += s[r];
+      }
+      return grew;
+    };
+    const auto convert = [&] {
+#pragma unroll
+      for (int i = 0; i < kKeys / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) p[i][j] = ptx::cvt_rn_x2<T>(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
+      }
+    };
+
+    ptx::mbarrier_wait(&barriers.q_full[group], q_parity);
+    q_parity ^= 1;
+    if (tiles > 0) {
+      await(barriers.k_full, tile);
+      ptx::wgmma_fence();
+      start_scores(slot(tile));
+      ptx::wgmma_wait<0>();  // S is there, and K read
+      release(barriers.k_free[slot(tile)]);
+      softmax(0);
+      convert();
+      if (tiles > 1) await(barriers.k_full, tile + 1);
+      for (int j = 1; j < tiles; ++j) {
+        const unsigned int last = tile++;
+        if constexpr (kTurns) ptx::named_barrier_sync(kTurnBarrier + group, 256);
+        ptx::wgmma_fence();  // S, P and O are the tensor cores'
+        start_scores(slot(tile));
+        await(barriers.v_full, last);
+        start_values(slot(last));
+        pass_turn();
+        ptx::wgmma_wait<1>();  // S is ours, and K read
+        release(barriers.k_free[slot(tile)]);
+        const bool grew = softmax(j);
+        if (j + 1 < tiles) {
+          // Here, and as if it depended on the sums, which are not negative: else ptxas puts the softmax behind the
+          // wait for O, where nothing runs beside it.
+          const int never = l[0] + l[1] < 0 ? 1 : 0;
+          ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
+        }
+        ptx::wgmma_wait<0>();  // O and P are ours, and V read
+        release(barriers.v_free[slot(last)]);
+        if (grew) {
+#pragma unroll
+          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[r / 2 % 2];
+        }
+        convert();
+      }
+    }
+    if (kOwnOut) release(barriers.q_free[group]);
+    if (tiles > 0) {
+      await(barriers.v_full, tile);
+      const int key = keys.begin + (tiles - 1) * kKeys, seen = block.high(block.q_len - 1);
+      if (key + kKeys > seen && block.k_start + seen < attention.k_rows) {
+        constexpr int kChunks = kValueDim / 8;
+        for (int i = static_cast<int>(threadIdx.x) - 128; i < (key + kKeys - seen) * kChunks; i += 128 * kGroups) {
+          ptx::st_shared(reinterpret_cast<uint4*>(smem.v(slot(tile)).chunk(seen - key + i / kChunks, i % kChunks)),
+                         uint4{});
+        }
+        ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
+        ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
+      }
+      ptx::wgmma_fence();
+      start_values(slot(tile));
+      ptx::wgmma_wait<0>();  // O is ours, and V read
+      release(barriers.v_free[slot(tile)]);
+      ++tile;
+    }
+
+    bool nothing[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float total = group_sum<4>(l[half]), weight = 1, m = limit[half] == -infinity ? -infinity : shift[half];
+      if (attention.sinks != nullptr) {
+        const float sink = ptx::ld_global(static_cast<const float*>(attention.sinks) + head[half]) * Base::kUnit;
+        const float m_old = m;
+        m = max_number(m, sink);
+        const float base = m == -infinity ? 0 : m;
+        weight = Base::exp(m_old - base);
+        total = total * weight + Base::exp(sink - base);
+      }
+      const bool padding = query[half] >= block.q_len;
+      if (attention.lse != nullptr && lane % 4 == 0 && query[half] < block.rows) {
+        const float lse = (m == -infinity ? 0 : m) * Base::kNatural + log_natural(total);
+        ptx::st_global(static_cast<float*>(attention.lse) + batch * attention.lse_stride[0] +
+                           head[half] * attention.lse_stride[1] +
+                           (block.q_start + query[half]) * attention.lse_stride[2],
+                       padding ? -infinity : lse);
+      }
+      nothing[half] = padding || total == 0;
+      rescale[half] = weight * ptx::rcp_approx(total);
+    }
+
+    if (kOwnOut && leads) ptx::cp_async_bulk_wait_read<0>();
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // nobody needs what was in place of `out`
+    const typename Smem::OutTile out = smem.out(group);
+#pragma unroll
+    for (int i = 0; i < kValueDim / 16; ++i) {
+      unsigned int words[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float scaled[2] = {o[8 * i + 2 * j] * rescale[j % 2], o[8 * i + 2 * j + 1] * rescale[j % 2]};
+        words[j] = ptx::cvt_rn_x2<T>(nothing[j % 2] ? 0 : scaled[0], nothing[j % 2] ? 0 : scaled[1]);
+      }
+      ptx::stmatrix_x4(out.chunk(16 * (warp % 4) + lane % 16, 2 * i + lane / 16), words);
+    }
+    const bool whole = attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows;
+    if (!whole) {    // what follows in `out` is of another sequence
+      __syncwarp();  // the rows of this warp
+      constexpr int kChunks = kValueDim / 8;
+      for (int i = lane; i < 16 * kChunks; i += 32) {
+        const int row = 16 * (warp % 4) + i / kChunks, column = i % kChunks * 8;
+        const int in_block = 64 * group + row, to_head = (block.head << params.pack_log2) + (in_block & pack_mask);
+        const int to_query = block.first + (in_block >> params.pack_log2);
+        if (to_query >= block.rows || column >= attention.value_dim) continue;
+        using Chunk = Fragment<T, 8>;
+        const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out.chunk(row, column / 8)));
+        T* ptr = static_cast<T*>(attention.out) + to_head * attention.out_stride[1] +
+                 (block.q_start + to_query) * attention.out_stride[2] + column;
+        if (column + 8 <= attention.value_dim) {
+          ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 8; ++e) {
+            if (column + e < attention.value_dim) ptx::st_global(ptr + e, values.element[e]);
+          }
+        }
+      }
+    }
+    ptx::fence_proxy_async();                             // `out` is written, before TMA reads it or Q replaces it
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // and that by every warp
+    if (leads) {
+      if (whole) smem.out(group).store(params.out, 0, q_start + (64 * group >> params.pack_log2), block.head, batch);
+      ptx::cp_async_bulk_commit();
+      if (!kOwnOut) {
+        ptx::cp_async_bulk_wait_read<0>();
+        ptx::mbarrier_arrive(&barriers.q_free[group]);
+      }
+    }
+  }
+  if (leads) ptx::cp_async_bulk_wait_read<0>();  // before shared memory is given back
+}

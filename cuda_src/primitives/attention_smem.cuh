@@ -1,0 +1,114 @@
+// Shared memory of attention_sm90.cuh, which rows a block computes when, and the warp that loads for them.
+#pragma once
+
+#include <primitives/attention_scores.cuh>
+#include <primitives/panels.cuh>
+#include <ptx/mbarrier.cuh>
+
+// Q of each warpgroup, kStages tiles of K and of V, `out` of each warpgroup (kOwnOut; else in place of its Q),
+// barriers.
+template <class T, int kGroups, int kTileKeys, int kTileStages, int kDim, int kValueDim, bool kOwnOut>
+struct AttentionSmem {
+  static constexpr int kStages = kTileStages, kRows = 64 * kGroups, kKeys = kTileKeys;
+  using QTile = Panels<T, 64, kDim>;
+  using KTile = Panels<T, kKeys, kDim>;
+  using VTile = Panels<T, kKeys, kValueDim>;
+  using OutTile = Panels<T, 64, kValueDim>;
+  static constexpr int kQBytes = kOwnOut || kDim > kValueDim ? QTile::kBytes : OutTile::kBytes;
+
+  // Barriers in shared memory. full: what was loaded has landed; free: all warps that use it are done with it.
+  struct Barriers {
+    unsigned long long q_full[kGroups], q_free[kGroups];
+    unsigned long long k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
+  };
+
+  // Tiles of K are counted over all turns, and so are those of V: they go round kStages slots.
+  static __device__ __forceinline__ int slot(unsigned int tile) { return static_cast<int>(tile % kStages); }
+  static __device__ __forceinline__ int parity(unsigned int tile) { return static_cast<int>(tile / kStages % 2); }
+
+  unsigned char* smem;
+
+  __device__ __forceinline__ QTile q(int group) const { return {smem + group * kQBytes}; }
+  __device__ __forceinline__ KTile k(int stage) const { return {smem + kGroups * kQBytes + stage * KTile::kBytes}; }
+  __device__ __forceinline__ VTile v(int stage) const { return {k(kStages).base + stage * VTile::kBytes}; }
+  __device__ __forceinline__ OutTile out(int group) const {
+    return {kOwnOut ? v(kStages).base + group * OutTile::kBytes : q(group).base};
+  }
+  __device__ __forceinline__ Barriers& barriers() const {
+    return *reinterpret_cast<Barriers*>(v(kStages).base + (kOwnOut ? kGroups * OutTile::kBytes : 0));
+  }
+
+  __device__ __forceinline__ void init_barriers() const {
+    Barriers& b = barriers();
+    for (int i = 0; i < kGroups; ++i) {
+      ptx::mbarrier_init(&b.q_full[i], 1);
+      ptx::mbarrier_init(&b.q_free[i], kOwnOut ? 4 : 1);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&b.k_full[i], 1);
+      ptx::mbarrier_init(&b.v_full[i], 1);
+      ptx::mbarrier_init(&b.k_free[i], 4 * kGroups);
+      ptx::mbarrier_init(&b.v_free[i], 4 * kGroups);
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+// The rows of a turn: what each role asks first. False: none.
+template <int kRows>
+__device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int turn, QueryBlock& block) {
+  // There and back again: whoever had the longest rows of one turn has the shortest of the next.
+  const unsigned int width = gridDim.x, place = turn % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
+  const unsigned int index = turn * width + place;
+  const AttentionParams& attention = params.attention;
+  const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
+  return index < static_cast<unsigned int>(params.blocks) &&
+         find_block(attention, kRows >> params.pack_log2, units, index, block);
+}
+
+// All loads of the block, by one warp.
+template <class Smem>
+__device__ __forceinline__ void load_turns(const AttentionSm90Params& params, const Smem& smem, int turns) {
+  const AttentionParams& attention = params.attention;
+  typename Smem::Barriers& barriers = smem.barriers();
+  const bool leads = threadIdx.x % 32 == 0;
+  if (leads) {
+    ptx::prefetch_tensormap(&params.q);
+    ptx::prefetch_tensormap(&params.k);
+    ptx::prefetch_tensormap(&params.v);
+  }
+  unsigned int tile = 0;
+  int q_parity = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+    QueryBlock block;
+    if (!find_turn<Smem::kRows>(params, turn, block)) continue;
+    if (leads) {
+      const QueryBlock::Keys keys = block.keys(Smem::kRows >> params.pack_log2);
+      const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.group;
+      const int q_start = static_cast<int>(block.q_start) + block.first, k_start = static_cast<int>(block.k_start);
+      const auto load_k = [&](unsigned int tile, int key) {
+        unsigned long long* full = &barriers.k_full[Smem::slot(tile)];
+        ptx::mbarrier_wait(&barriers.k_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, Smem::KTile::kBytes);
+        smem.k(Smem::slot(tile)).load(params.k, full, 0, k_start + key, k_head, batch);
+      };
+      if (keys.begin < keys.end) load_k(tile, keys.begin);  // need not wait for the rows before these
+#pragma unroll
+      for (int group = 0; group < Smem::kRows / 64; ++group) {
+        ptx::mbarrier_wait(&barriers.q_free[group], q_parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(&barriers.q_full[group], Smem::QTile::kBytes);
+        smem.q(group).load(params.q, &barriers.q_full[group], 0, q_start + (64 * group >> params.pack_log2), block.head,
+                           batch);
+      }
+      for (int key = keys.begin; key < keys.end; key += Smem::kKeys, ++tile) {
+        if (key + Smem::kKeys < keys.end) load_k(tile + 1, key + Smem::kKeys);  // needed with this V
+        unsigned long long* full = &barriers.v_full[Smem::slot(tile)];
+        ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, Smem::VTile::kBytes);
+        smem.v(Smem::slot(tile)).load(params.v, full, 0, k_start + key, k_head, batch);
+      }
+    }
+    q_parity ^= 1;
+    __syncwarp();  // find_turn is of the whole warp
+  }
+}

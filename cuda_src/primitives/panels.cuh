@@ -1,0 +1,37 @@
+// kRows rows of kCols 16-bit elements in shared memory as TMA writes and wgmma reads them: panels of kSpan bytes a row
+// one after another, with chunk c of 16 bytes of a row at chunk c ^ swizzle(row) of it.
+#pragma once
+
+#include <ptx/cp_async_bulk.cuh>
+
+template <class T, int kRows, int kCols>
+struct Panels {
+  static constexpr int kSpan = kCols % 64 == 0 ? 128 : 64;  // bytes
+  static constexpr int kPanelCols = kSpan / sizeof(T), kPanels = kCols / kPanelCols;
+  static constexpr int kPanelBytes = kRows * kSpan, kBytes = kPanels * kPanelBytes;
+  static_assert(kCols % kPanelCols == 0 && kRows % 8 == 0, "whole panels, of whole swizzle patterns");
+
+  unsigned char* base;  // a multiple of 8 kSpan
+
+  // A box for each panel; kBytes complete on `mbarrier`, whatever part of it exists.
+  __device__ __forceinline__ void load(const TensorMap& map, unsigned long long* mbarrier, int c1, int c2, int c3,
+                                       int c4) const {
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      ptx::cp_async_bulk_tensor_load(base + i * kPanelBytes, &map, mbarrier, i * kPanelCols, c1, c2, c3, c4);
+    }
+  }
+
+  __device__ __forceinline__ void store(const TensorMap& map, int c1, int c2, int c3, int c4) const {
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      ptx::cp_async_bulk_tensor_store(&map, base + i * kPanelBytes, i * kPanelCols, c1, c2, c3, c4);
+    }
+  }
+
+  __device__ __forceinline__ unsigned char* chunk(int row, int column) const {
+    constexpr int kChunks = kSpan / 16;
+    return base + column / kChunks * kPanelBytes + row * kSpan +
+           (column % kChunks ^ row / (8 / kChunks) % kChunks) * 16;
+  }
+};
