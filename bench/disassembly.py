@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from bench import inside
 
 WHEEL = "nvidia-cuda-nvdisasm"
+VERBOSE = ("--ptxas-options=-v",)
 
 
 class Code(NamedTuple):
@@ -29,8 +30,8 @@ class Code(NamedTuple):
 def compile_kernels(kernels: list[Any], arch: str) -> list[Code]:
     """Code of kernels of one source file, in their order."""
     names = [kernel.name for kernel in kernels]
-    header, options = kernels[0].header, ("--ptxas-options=-v",)
-    cubin, log, symbols = inside.compile_together(header, names, arch, options)
+    header, target = kernels[0].header, arch + kernels[0].suffix
+    cubin, log, symbols = inside.compile_together(header, names, target, VERBOSE)
     logs = _parts(log, r"Compiling entry function '(\w+)'")
     sass, note = {}, f"no SASS: nvdisasm is missing (pip install {WHEEL})"
     if find_nvdisasm() is not None:

@@ -22,7 +22,9 @@ import attention_cases
 import tolerance
 from configurations import TARGETS, kernels
 
-TOGETHER = 24  # instantiations a program: the headers are parsed once for all of them
+# Instantiations a program: the headers are parsed once for all, but each costs more among many.
+TOGETHER = 8
+FEWER = {"attention_sm90.cuh": 3}  # a second each: several processes share them
 
 architecture = _nvrtc.architecture
 compile_kernel = _nvrtc.compile_kernel
@@ -33,15 +35,17 @@ dtype_of = tolerance.dtype_of
 
 
 def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
-    """Shipped kernels whose name holds the regular expression `match`, TOGETHER at most of one
-    source file in each group."""
+    """Shipped kernels whose name holds the regular expression `match`, in groups that compile
+    together: of one source file, for one target."""
     files: dict[str, list[Any]] = {}
     for kernel in kernels(TARGETS[arch]).values():
         if re.search(match or "", kernel.name):
             files.setdefault(kernel.header, []).append(kernel)
-    return [
-        group[i : i + TOGETHER] for group in files.values() for i in range(0, len(group), TOGETHER)
-    ]
+    groups = []
+    for header, group in files.items():
+        size = min(TOGETHER, FEWER.get(header, TOGETHER))
+        groups += [group[i : i + size] for i in range(0, len(group), size)]
+    return groups
 
 
 def compile_together(

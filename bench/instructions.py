@@ -32,9 +32,9 @@ _TABLE = {
 CATEGORIES = (*_TABLE, "tensor", "other")
 _CATEGORY = {opcode: name for name, opcodes in _TABLE.items() for opcode in opcodes.split()}
 
-_LABEL = re.compile(r"^\s*(\.L[\w.$]*):")
+_LABEL = re.compile(r"^\s*((?:\.L|\$)[\w.$]*):")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
-_TARGET = re.compile(r"\.L[\w.$]*")
+_TARGET = re.compile(r"(?:\.L|\$)[\w.$]*")
 JUMPS = {"BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU"}
 ENDS = {"EXIT", "RET", "KILL"}
 
@@ -102,10 +102,12 @@ class Instruction:
 
 @dataclass
 class Block:
-    """Instructions that run one after the other, and the indices of the blocks that may follow."""
+    """Instructions that run one after the other; indices of the blocks that may follow, and of
+    those where functions start that it calls."""
 
     instructions: list[Instruction] = field(default_factory=list)
     next: list[int] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
 
 
 def parse(text: str) -> list[Block]:
@@ -129,6 +131,8 @@ def parse(text: str) -> list[Block]:
         if not _always_leaves(last):
             block.next.append(index + 1)
         block.next = [i for i in dict.fromkeys(block.next) if i < len(blocks)]
+        called = "".join(i.operands for i in block.instructions if i.base == "CALL")
+        block.calls = [starts[t] for t in _TARGET.findall(called) if t in starts]
     return blocks
 
 

@@ -1,5 +1,5 @@
-"""The tables of a report that only attention has: speed-ups with their baseline, peak memory, and
-FlashAttention's headlines."""
+"""The tables of a report that only attention has: speed-ups with their baseline, peak memory,
+FlashAttention's headlines, and what Hopper's kernels do for a tile of keys."""
 
 from __future__ import annotations
 
@@ -68,6 +68,37 @@ def headlines(result: Result) -> str:
     header += [">MiB", ">MiB by hand", ">ratio", ">attention alone"]
     header += [">its MiB", ">its MiB by hand", ">its ratio"]
     return section("Transformers", f"{text}\n\n{table(header, rows)}")
+
+
+_COUNTED = ("total", "tensor", "mufu", "ffma", "fadd", "fmnmx", "fmul", "f2fp", "uniform")
+_COUNTED += ("shared_load", "shared_store", "bar", "syncs")
+
+
+def tiles(kernels: list[dict[str, Any]]) -> str:
+    """What a warp of Hopper's attention kernels does for a tile of keys; rows of the kernel
+    report, of which others are passed over."""
+    found = [row for row in kernels if row["mix"] and row["header"] == "attention_sm90.cuh"]
+    if not found:
+        return ""
+    resources = ("tensor", "exponential", "issue", "L2")
+    rows = [
+        [
+            formats.plan([row["kernel"]]),
+            *(str(row["mix"][name]) for name in _COUNTED),
+            formats.number(4 * row["mix"]["tensor_flops"] / 1e6),
+            *(formats.number(row["cycles"][name]) for name in resources),
+            row["bound"],
+        ]
+        for row in found
+    ]
+    text = (
+        "Attention on Hopper: instructions of a warp for a tile of keys that needs no mask and no "
+        "rescale. A tensor instruction is of four warps and counts in each, its FLOPs are those "
+        "of all four. Cycles: of an SM, for one warp."
+    )
+    header = ["kernel", *(f">{name.replace('_', ' ')}" for name in _COUNTED), ">MFLOP"]
+    header += [f">{name} cycles" for name in resources]
+    return f"{text}\n\n{table([*header, 'bound'], rows)}"
 
 
 def model(cell: Cell) -> str:

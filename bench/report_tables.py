@@ -187,8 +187,9 @@ def kernels(result: Result) -> str:
             ]
         )
     header = ["arch", ">rows", ">most registers", ">spill", "most spilled", "bound"]
-    text = "From the compiled code: no GPU.\n\n" + table(header, rows)
-    return section("Kernels", text) if rows else ""
+    text = ["From the compiled code: no GPU.", table(header, rows)]
+    text += filter(None, [report_attention.tiles(result["kernels"])])
+    return section("Kernels", "\n\n".join(text)) if rows else ""
 
 
 def host_cost(result: Result) -> str:

@@ -23,13 +23,35 @@ A predicated instruction counts like any other: it takes an issue slot.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.instructions import CATEGORIES, ENDS, Block, Instruction, mix, parse
 
-__all__ = ["CATEGORIES", "Block", "Instruction", "Region", "main_region", "mix", "parse", "regions"]
+__all__ = [
+    "CATEGORIES",
+    "Block",
+    "Instruction",
+    "Loop",
+    "Region",
+    "main_region",
+    "mix",
+    "parse",
+    "path_through",
+    "reachable",
+    "regions",
+]
 
 VECTOR = 16  # bytes: no access of an element is as wide
+
+
+@dataclass
+class Loop:
+    """Blocks by their indices: the first one, all, and those that jump back to the first."""
+
+    header: int
+    members: set[int]
+    latches: list[int]
 
 
 @dataclass
@@ -62,22 +84,55 @@ def main_region(blocks: list[Block]) -> Region:
 def regions(blocks: list[Block]) -> tuple[list[Region], Region]:
     """All loops, and the body."""
     order, back = _walk(blocks)
-    loops: dict[int, set[int]] = {}  # header: blocks
-    for latch, header in back:
-        loops[header] = loops.get(header, {header}) | _reaching(blocks, order, latch, header)
+    loops = find_loops(blocks)
     found = []
-    for header, members in loops.items():
-        ends = [latch for latch, h in back if h == header]
-        nested = set().union(*(m for h, m in loops.items() if h != header and m < members))
+    for loop in loops:
         path, whole = (
-            _best_path(blocks, order, back, header, members, left_out, ends)
-            for left_out in (nested, set())
+            _best_path(blocks, order, back, loop, left_out)
+            for left_out in (_nested(loop, loops), set())
         )
         found.append(Region("loop", path, whole))
     ends = [b for b in order if blocks[b].instructions[-1].base in ENDS] or order
-    inside = set().union(*loops.values())
-    path = _best_path(blocks, order, back, 0, set(order), inside, ends)
+    inside = set().union(*(loop.members for loop in loops))
+    path = _best_path(blocks, order, back, Loop(0, set(order), ends), inside)
     return found, Region("body", path, path)
+
+
+def find_loops(blocks: list[Block]) -> list[Loop]:
+    """All loops, each with what it is in."""
+    order, back = _walk(blocks)
+    loops: dict[int, Loop] = {}  # by header
+    for latch, header in back:
+        loop = loops.setdefault(header, Loop(header, {header}, []))
+        loop.members |= _reaching(blocks, order, latch, header)
+        loop.latches.append(latch)
+    return list(loops.values())
+
+
+def path_through(
+    blocks: list[Block], loop: Loop, score: Callable[[list[Instruction]], tuple[int, ...]]
+) -> list[Instruction]:
+    """The path through a loop whose blocks have the highest sum of scores."""
+    order, back = _walk(blocks)
+    return _best_path(blocks, order, back, loop, _nested(loop, find_loops(blocks)), score)
+
+
+def reachable(blocks: list[Block], start: int) -> set[int]:
+    """Blocks that may run after block `start`, functions that are called included."""
+    found: set[int] = set()
+    todo = [*blocks[start].next, *blocks[start].calls]
+    while todo:
+        block = todo.pop()
+        if block not in found:
+            found.add(block)
+            todo += [*blocks[block].next, *blocks[block].calls]
+    return found
+
+
+def _nested(loop: Loop, loops: list[Loop]) -> set[int]:
+    """Blocks of the loops inside a loop."""
+    members = loop.members
+    return set().union(*(other.members for other in loops if other.members < members))
 
 
 def _walk(blocks: list[Block]) -> tuple[list[int], set[tuple[int, int]]]:
@@ -118,13 +173,15 @@ def _reaching(blocks: list[Block], order: list[int], latch: int, header: int) ->
     return found
 
 
-def _best_path(blocks, order, back, start, members, left_out, ends) -> list[Instruction]:
-    """The path from `start` to one of `ends` with the highest score; `left_out` counts nothing."""
-    own = members - left_out
+def _best_path(blocks, order, back, loop, left_out, rate=None) -> list[Instruction]:
+    """The path from the first block to a last one with the highest score; `left_out` counts
+    nothing."""
+    start, own = loop.header, loop.members - left_out
     main = _main_widths([i for b in own for i in blocks[b].instructions])
 
     def weigh(block: int) -> tuple[int, ...]:
-        return _score(blocks[block].instructions if block in own else [], main)
+        instructions = blocks[block].instructions if block in own else []
+        return rate(instructions) if rate else _score(instructions, main)
 
     best = {start: weigh(start)}
     came_from: dict[int, int] = {}
@@ -132,12 +189,12 @@ def _best_path(blocks, order, back, start, members, left_out, ends) -> list[Inst
         if block not in best:
             continue
         for other in blocks[block].next:
-            if other not in members or (block, other) in back:
+            if other not in loop.members or (block, other) in back:
                 continue
             score = tuple(a + b for a, b in zip(best[block], weigh(other), strict=True))
             if other not in best or score > best[other]:
                 best[other], came_from[other] = score, block
-    end = max((e for e in ends if e in best), key=lambda e: best[e])
+    end = max((e for e in loop.latches if e in best), key=lambda e: best[e])
     path = [end]
     while path[-1] != start:
         path.append(came_from[path[-1]])

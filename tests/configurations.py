@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from cuattn import _layout, _plan, _plan_attention, _plan_radix, _plan_topk
 from cuattn._plan_attention import AttentionProblem
+from cuattn._plan_attention_sm90 import plan_attention_sm90
 from cuattn._problem import CTYPES, SoftmaxProblem, TopKProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -89,8 +90,8 @@ def problems() -> Iterator[SoftmaxProblem]:
                     yield SoftmaxProblem(result, dtype, acc, dtype, layout(rows, cols))
         if dtype not in STRESS:
             continue
-        for cols in LENGTHS:
-            for result in ("prob", "log_prob"):
+        for result, lengths in (("prob", LENGTHS), ("log_prob", FEW_LENGTHS)):
+            for cols in lengths:
                 yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
         for cols in FEW_LENGTHS:
             for masked in (False, True):
@@ -99,7 +100,7 @@ def problems() -> Iterator[SoftmaxProblem]:
                 yield SoftmaxProblem(
                     "lse", dtype, acc, dtype, layout(64, cols), masked=masked, weighted=True
                 )
-            for row_rank in _layout.RANKS[1:]:
+            for row_rank in _layout.RANKS[1:] if dtype == "float32" else ():
                 yield SoftmaxProblem("prob", dtype, acc, dtype, layout(64, cols, row_rank=row_rank))
         for offsets in ("int32", "int64"):
             for width in (1, 100):
@@ -201,14 +202,17 @@ def topk_problems() -> Iterator[TopKProblem]:
             yield TopKProblem(dtype, selection(1, 2**33), k, softmax=dtype == "float16")
 
 
+def attention_problem(
+    op: str, dim: int, value_dim: int | None = None, vector: bool = True, **flags
+) -> AttentionProblem:
+    dtype = "float32" if op == "tf32" else op
+    sizes = 1, 4, 2, 1000, 1000, dim, value_dim or dim
+    return AttentionProblem(op, dtype, *sizes, vector=vector, **{"tma": vector, **flags})
+
+
 def attention_problems() -> Iterator[AttentionProblem]:
     """Attention calls whose plans together hold every tile, with and without a rule for scores."""
-
-    def problem(op: str, dim: int, value_dim: int | None = None, **flags) -> AttentionProblem:
-        dtype = "float32" if op == "tf32" else op
-        sizes = 1, 4, 2, 1000, 1000, dim, value_dim or dim
-        return AttentionProblem(op, dtype, *sizes, **flags)
-
+    problem = attention_problem
     for dim in range(32, 257, 32):
         yield problem("float16", dim)
     yield problem("float16", 192, 128)
@@ -225,6 +229,18 @@ def attention_problems() -> Iterator[AttentionProblem]:
     yield problem("float16", 128, masked=True)
 
 
+def sm90_attention_problems() -> Iterator[AttentionProblem]:
+    """What they lack of the tiles of Hopper's own kernel; and with it, what that leaves to the
+    general one there: arrays that TMA cannot move."""
+    for dims in ((64, 64), (96, 96), (192, 128), (192, 192), (256, 256), (64, 256)):
+        yield attention_problem("bfloat16", *dims, modified=True)
+    for dims in ((64, 128), (128, 64)):
+        yield attention_problem("float16", *dims)
+    for dim in (64, 128, 256):
+        yield attention_problem("float16", dim, tma=False)
+    yield attention_problem("float16", 128, tma=False, modified=True)
+
+
 def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, _plan.Kernel] = {}
@@ -234,8 +250,11 @@ def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
     for selected in topk_problems():
         for kernel, _ in _plan_topk.plan_topk(selected, compute_capability, SMS).launches:
             found.setdefault(kernel.name, kernel)
-    for attended in attention_problems() if compute_capability >= 80 else ():
-        planned = _plan_attention.plan_attention(attended, compute_capability).kernel
+    attended = [*attention_problems()] if compute_capability >= 80 else []
+    attended += sm90_attention_problems() if compute_capability == 90 else ()
+    for problem in attended:
+        plan = plan_attention_sm90(problem, compute_capability, SMS)
+        planned = (plan or _plan_attention.plan_attention(problem, compute_capability)).kernel
         found.setdefault(planned.name, planned)
     for dtype in FLOATS:
         for vector in (False, True):

@@ -1,21 +1,26 @@
 """Every configuration that the plans can ask for compiles for every architecture.
 
-A spill fails, and so does every other line of ptxas that a good kernel does not cause.
+A spill fails, and so does every other line of ptxas that a good kernel does not cause. Of the code
+of Hopper's attention kernel more is asked: it is what runs beside what that makes it fast.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
-from configurations import TARGETS, kernels
+from configurations import SMS, TARGETS, attention_problem, kernels
 
-from bench import inside
+from bench import attention_sm90_loop, disassembly, inside, sass
 from cuattn import _nvrtc
+from cuattn._plan_attention_sm90 import TILES, plan_attention_sm90
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
 PARTS = 6  # tests an architecture, so that processes can share the work
+SM90_PARTS = 7
+SM90_SMEM = 227 << 10  # bytes that a block may have
 
 # What ptxas -v says of a kernel that is as it should be.
 EXPECTED = re.compile(
@@ -36,7 +41,7 @@ def _nvrtc_is_there():
 
 def compile_log(header: str, names: list[str], arch: str) -> str:
     """What ptxas -v says of these instantiations."""
-    _, log, _ = inside.compile_together(header, names, arch, ("--ptxas-options=-v",))
+    _, log, _ = inside.compile_together(header, names, arch, disassembly.VERBOSE)
     return log
 
 
@@ -51,10 +56,57 @@ def complaints(log: str) -> list[str]:
     return found
 
 
+def faults(kernel, code: disassembly.Code) -> list[str]:
+    """What would make a kernel of Hopper hang, or slow: local memory, registers beyond those that
+    its warps give each other, a main loop that does not multiply as planned or touches global
+    memory, and exponentials that do not run beside the second product."""
+    blocks = sass.parse(code.sass)
+    tile, loop = attention_sm90_loop.tile_of(kernel.name), attention_sm90_loop.main_loop(blocks)
+    found = []
+    if any(i.category == "local" for block in blocks for i in block.instructions):
+        found.append("local memory")
+    if kernel.smem_bytes + code.smem_bytes > SM90_SMEM:
+        found.append("more shared memory than there is")
+
+    roles = attention_sm90_loop.roles(blocks)
+    for role, (budget, used) in roles.items():
+        if used > budget:
+            found.append(f"{role}: {used} registers of {budget}")
+    if roles.keys() != {"producer", "consumers"}:
+        found.append(f"setmaxnreg is only of {[*roles]}")
+    else:
+        together = roles["producer"][0] + tile.groups * roles["consumers"][0]
+        if together > (tile.groups + 1) * code.registers:
+            found.append("setmaxnreg waits for more registers than the block has")
+
+    passed = attention_sm90_loop.waits_before(blocks, loop)
+    inside_loop = [i for i, _ in passed]
+    if any(i.access for i in inside_loop):
+        found.append("global memory in the main loop")
+    if attention_sm90_loop.products(inside_loop) != tile.products:
+        found.append("other products than planned")
+    waits = [(i.operands, n) for i, n in passed if i.opcode.startswith(attention_sm90_loop.WAIT)]
+    if waits != [("gsb0, 0x1", {0}), ("gsb0, 0x0", {1})]:
+        found.append("waits for products are not one for the scores, then one for the values")
+    if any(n != {0} for i, n in passed if i.category == "tensor"):
+        found.append("a product behind a wait")
+    if any(n != {1} for i, n in passed if i.opcode == "MUFU.EX2"):
+        found.append("exponentials not between the waits")
+    path = attention_sm90_loop.main_path(blocks)  # exponentials of softcap have a predicate
+    exponentials = sum(i.opcode == "MUFU.EX2" and not i.predicate for i in path)
+    if exponentials != 64 * tile.keys // 128:  # rows * keys / threads
+        found.append("not one exponential for each score")
+    return found
+
+
+def groups(arch: str, suffix: str) -> list[list]:
+    return [group for group in inside.by_file(arch) if group[0].suffix == suffix]
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("arch", TARGETS)
 def test_all_configurations(arch, part):
-    chosen = inside.by_file(arch)[part::PARTS]
+    chosen = groups(arch, "")[part::PARTS]
     assert sum(map(len, chosen)) > 50
     bad = []
     for group in chosen:
@@ -62,6 +114,31 @@ def test_all_configurations(arch, part):
         assert log.count("Used ") == len(group)  # else the gate would look at nothing
         bad += complaints(log)
     assert not bad
+
+
+@pytest.mark.parametrize("part", range(SM90_PARTS))
+def test_all_configurations_of_hopper_alone(part):
+    chosen = groups("sm_90", "a")[part::SM90_PARTS]
+    assert chosen
+    for group in chosen:
+        log = compile_log(group[0].header, [kernel.name for kernel in group], "sm_90a")
+        assert log.count("Used ") == len(group)
+        assert not complaints(log)
+    if disassembly.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm")
+    for group in chosen:
+        codes = disassembly.compile_kernels(group, "sm_90")
+        for kernel, code in zip(group, codes, strict=True):
+            assert not faults(kernel, code), kernel.name
+
+
+@pytest.mark.parametrize("modified", [False, True])
+@pytest.mark.parametrize("row", TILES, ids=str)
+def test_every_tile_of_hopper_is_compiled(row, modified):
+    problem = attention_problem("float16", *row[:2], modified=modified)
+    name = plan_attention_sm90(problem, 90, SMS).kernel.name
+    compiled = kernels(90)
+    assert name in compiled or name.replace("__half", "__nv_bfloat16") in compiled
 
 
 def test_one_module_one_kernel():
@@ -84,6 +161,135 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
     monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
     log = compile_log("softmax_rows.cuh", ["spills"], "sm_90")
     assert any("spill" in line for line in complaints(log))
+
+
+WGMMA = """
+#include "{root}/ptx/setmaxnreg.cuh"
+#include "{root}/ptx/wgmma.cuh"
+extern "C" __global__ void __launch_bounds__({bounds})
+    wgmma(float* p, unsigned int a, unsigned int b, int n) {{
+  {first}
+  float d[32] = {{}};
+  for (int i = 0; i < n; ++i) {{
+    ptx::wgmma_fence();
+    ptx::wgmma_ss<__nv_bfloat16, 64, 128>(d, a, b, true);
+    ptx::wgmma_ss<__nv_bfloat16, 64, 128>(d, a + 2, b + 2, true);
+    ptx::wgmma_commit();
+    {early}
+    ptx::wgmma_wait<0>();
+  }}
+  for (int i = 0; i < 32; ++i) p[threadIdx.x + 128 * i] = d[i];
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bounds", "first", "early", "expected"),
+    [
+        ("384, 1", "ptx::setmaxnreg_dec<64>();", "", None),
+        ("384", "ptx::setmaxnreg_dec<64>();", "", "C7508.*'setmaxnreg' ignored"),  # from how many?
+        ("384, 1", "", "p[i] = d[0];", "C7514.*serialized"),  # not there yet
+    ],
+)
+def test_the_gate_sees_what_ptxas_says_of_wgmma(
+    tmp_path, monkeypatch, bounds, first, early, expected
+):
+    source = WGMMA.format(root=_nvrtc.source_directory(), bounds=bounds, first=first, early=early)
+    (tmp_path / "wgmma.cuh").write_text(source)
+    monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
+    _, log = _nvrtc.compile_kernel("wgmma.cuh", "wgmma", "sm_90a", disassembly.VERBOSE)
+    assert "Used " in log
+    found = complaints(log)
+    if expected is None:
+        assert not found
+    else:
+        assert any(re.search(expected, line) for line in found)
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    """A kernel of Hopper that has no fault."""
+    if disassembly.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm")
+    kernel = plan_attention_sm90(attention_problem("float16", 64), 90, SMS).kernel
+    (code,) = disassembly.compile_kernels([kernel], "sm_90")
+    assert not faults(kernel, code)
+    return kernel, code
+
+
+PRODUCER, CONSUMERS = "USETMAXREG.DEALLOC.CTAPOOL 0x20", "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xa0"
+SCORES, VALUES = "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+
+
+def planted(text: str, place: str, line: str) -> str:
+    """SASS with an instruction more, behind the first `place`; VALUES: in the main loop."""
+    start = text.index(place, text.index(SCORES) if place == VALUES else 0)
+    end = text.index("\n", start)
+    return f"{text[:end]}\n/*0000*/ {line} ;{text[end:]}"
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "fault"),
+    [
+        (PRODUCER, "IADD3 R31, R0, R1, RZ", None),
+        (PRODUCER, "IADD3 R32, R0, R1, RZ", "producer: 33 registers of 32"),
+        (PRODUCER, "STG.E [R2.64], R0", None),
+        (PRODUCER, "STL [R1], R0", "local memory"),
+        (SCORES, "FADD R159, R1, -R2", None),
+        (SCORES, "FADD R1, |R160|, -R2", "consumers: 161 registers of 160"),
+        (SCORES, "LDL.64 R0, [R1]", "local memory"),
+        (SCORES, "LDG.E R0, desc[UR4][R2.64]", "global memory in the main loop"),
+        (SCORES, "STG.E desc[UR4][R2.64], R0", "global memory in the main loop"),
+        (SCORES, "MUFU.EX2 R0, R1", "not one exponential for each score"),
+        (VALUES, "MUFU.EX2 R0, R1", "exponentials not between the waits"),
+        (VALUES, VALUES, "waits for products"),
+        (VALUES, "HGMMA.64x64x16.F32 R24, R4, gdesc[UR4].tnspB, R24", "a product behind a wait"),
+        (VALUES, "HGMMA.64x64x16.F32 R24, R4, gdesc[UR4].tnspB, R24", "other products"),
+    ],
+)
+def test_the_gate_of_hopper_sees_an_instruction(hopper, place, line, fault):
+    kernel, code = hopper
+    found = faults(kernel, code._replace(sass=planted(code.sass, place, line)))
+    assert not found if fault is None else any(fault in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead", "fault"),
+    [
+        (CONSUMERS, CONSUMERS.replace("0xa0", "0xa8"), "setmaxnreg waits for more registers"),
+        (PRODUCER, "NOP", "setmaxnreg is only of ['consumers']"),
+        (SCORES, VALUES, "waits for products"),
+        (
+            rf"({SCORES} ;)(.*?)({VALUES} ;)",
+            r"\1\n/*0000*/ \3\2NOP ;",
+            "exponentials not",
+        ),
+        (rf"{SCORES}(.*?){VALUES}", r"NOP ;\1NOP", "waits for products"),
+        (r"HGMMA.64x128x16", "HGMMA.64x64x16", "other products"),
+        (r"\.tnspB", "", "other products"),
+        ("MUFU.EX2", "@P0 MUFU.EX2", "not one exponential for each score"),
+    ],
+)
+def test_the_gate_of_hopper_sees_a_change(hopper, pattern, instead, fault):
+    kernel, code = hopper
+    changed, count = re.subn(pattern, instead, code.sass, flags=re.DOTALL)
+    assert count
+    assert any(fault in each for each in faults(kernel, code._replace(sass=changed)))
+
+
+def test_the_gate_of_hopper_looks_into_functions(hopper):
+    kernel, code = hopper
+    called = planted(code.sass, PRODUCER, "CALL.REL.NOINC `($other)")
+    for register, good in ((31, True), (32, False)):
+        text = f"{called}\n$other:\n/*0000*/ MOV R{register}, R0 ;\n/*0010*/ RET.REL R2 ;\n"
+        assert (not faults(kernel, code._replace(sass=text))) == good
+
+
+def test_the_gate_of_hopper_counts_shared_memory(hopper):
+    kernel, code = hopper
+    for smem_bytes, good in ((227 << 10, True), ((227 << 10) + 1, False)):
+        changed = dataclasses.replace(kernel, smem_bytes=smem_bytes)
+        assert (not faults(changed, code)) == good
 
 
 def test_an_error_names_kernel_and_log():

@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from bench import disassembly, inside, kernel_report, sass
+from bench import (
+    attention_sm90_loop,
+    disassembly,
+    formats,
+    inside,
+    kernel_report,
+    report_attention,
+    report_tables,
+    sass,
+)
 
 GPU = kernel_report.GPUS["sm_90"]
 
@@ -383,6 +392,166 @@ def test_without_nvdisasm(nvrtc, monkeypatch):
     assert disassembly.WHEEL in kernel_report.markdown([row], [])
 
 
+# ---- Attention on Hopper ----
+
+SM90 = "attention_sm90<__half, 3, 128, 4, 64, 64, true, true, false>"
+SM90_LOOP = (
+    "@P0 BRA `(.L_x_9)",
+    ".L_x_0:",
+    "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xa0",
+    "@!P0 BRA `(.L_x_0)",
+    "MOV R157, R2",
+    ".L_x_1:",  # the main loop
+    "UMOV UR4, UR5",
+    *["HGMMA.64x128x16.F32 R24, gdesc[UR24], R24"] * 4,
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R8",
+    "@!P0 BRA `(.L_x_7)",
+    ".L_x_2:",
+    *["HGMMA.64x64x16.F32 R88, R152, gdesc[UR8].tnspB, R88"] * 8,
+    "WARPGROUP.DEPBAR.LE gsb0, 0x1",
+    "@!P0 BRA P1, `(.L_x_3)",
+    *["FSEL R24, R24, -INF , P0"] * 5,  # a mask
+    ".L_x_3:",
+    *["FMNMX.FTZ R3, R24, R25, !PT"] * 2,
+    "@!P0 BRA `(.L_x_4)",
+    "MUFU.EX2 R4, R3",  # how much O is rescaled
+    ".L_x_4:",
+    *["FFMA.FTZ R24, R24, UR4, -R5", "MUFU.EX2 R24, R24", "FADD.FTZ R7, R7, R24"] * 3,
+    "@P1 BRA `(.L_x_5)",  # the last tile
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R9",
+    "@!P0 BRA `(.L_x_8)",
+    ".L_x_5:",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+    "@!P2 BRA `(.L_x_6)",
+    *["FMUL.FTZ R88, R88, R4"] * 9,  # the rescale
+    ".L_x_6:",
+    "F2FP.F16.F32.PACK_AB R152, R25, R24",
+    "@P3 BRA `(.L_x_1)",
+    "CALL.REL.NOINC `($divide)",
+    "EXIT",
+    ".L_x_7:",
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R8",
+    "@!P0 BRA `(.L_x_7)",
+    "BRA `(.L_x_2)",
+    ".L_x_8:",
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R9",
+    "@!P0 BRA `(.L_x_8)",
+    "BRA `(.L_x_5)",
+    ".L_x_9:",
+    "MOV R200, R0",
+    "USETMAXREG.DEALLOC.CTAPOOL 0x20",
+    "UTMALDG.5D [UR4], [UR6]",
+    "MOV R20, R2",
+    "EXIT",
+    "$divide:",
+    "MOV R158, R2",
+    "RET.REL.NODEC R6 `(attention)",
+    *TRAP,
+)
+
+
+def test_main_path_of_hopper():
+    """All products and waits; no mask, no rescale, no second try, and not the last tile."""
+    blocks = sass.parse(listing(*SM90_LOOP))
+    region, mix = attention_sm90_loop.mix(blocks, SM90)
+    assert region.kind == "loop"
+    opcodes = [i.opcode for i in region.path]
+    assert "FSEL" not in opcodes and "FMUL.FTZ" not in opcodes
+    assert [mix[name] for name in ("tensor", "mufu", "ffma", "fadd", "fmnmx", "fmul")] == [
+        12, 3, 3, 3, 2, 0,
+    ]  # fmt: skip
+    assert [mix[name] for name in ("f2fp", "syncs", "bar", "barrier", "uniform")] == [1, 2, 0, 4, 1]
+    assert mix["total"] == len(opcodes) == 12 + 3 + 3 + 3 + 2 + 1 + 4 + 1 + 7  # and branches
+    assert mix["tensor_flops"] == 2 * 64 * 128 * (64 + 64) // 4
+    assert mix["read_bytes"] == 128 * (64 + 64) * 2 // (3 * 128)
+    assert attention_sm90_loop.products(region.path) == attention_sm90_loop.tile_of(SM90).products
+
+
+def test_waits_before_each_instruction():
+    """On every path: the second tries of a barrier change nothing."""
+    blocks = sass.parse(listing(*SM90_LOOP))
+    loop = attention_sm90_loop.main_loop(blocks)
+    passed = attention_sm90_loop.waits_before(blocks, loop)
+    assert len(passed) == sum(len(blocks[b].instructions) for b in loop.members)
+    found = {i.base: set() for i, _ in passed}
+    for i, waits in passed:
+        found[i.base] |= waits
+    assert (found["HGMMA"], found["MUFU"], found["FMNMX"]) == ({0}, {1}, {1})
+    assert (found["WARPGROUP"], found["FMUL"], found["F2FP"]) == ({0, 1}, {2}, {2})
+
+
+def test_registers_of_the_roles():
+    """From setmaxnreg on, functions included: not what the producer had before."""
+    blocks = sass.parse(listing(*SM90_LOOP))
+    assert attention_sm90_loop.roles(blocks) == {"consumers": (160, 159), "producer": (32, 21)}
+
+
+@pytest.mark.parametrize(
+    ("opcode", "operands", "registers"),
+    [
+        ("HGMMA.64x128x16.F32.BF16", "R24, gdesc[UR24], R24, gsb0", 88),
+        ("HGMMA.64x64x16.F32", "R88, R152, gdesc[UR8].tnspB, R88", 153),
+        ("FADD.FTZ", "R7, |R9|, -R8.reuse", 10),
+        ("STG.E.128", "desc[UR44][R12.64+0x10], R4", 13),
+        ("UMOV", "UR51, UR7", 0),
+        ("CS2R", "R6, SRZ", 7),
+    ],
+)
+def test_registers_of_an_instruction(opcode, operands, registers):
+    assert attention_sm90_loop.registers(sass.Instruction(0, "", opcode, operands)) == registers
+
+
+def test_tiles_of_hopper_are_those_of_the_name():
+    found = attention_sm90_loop.tile_of(SM90.replace("64, 64", "192, 96"))
+    assert found == (3, 128, 192, 96)
+    assert found.products == {"64x128x16": 12, "64x96x16 tnspB": 8}
+    with pytest.raises(ValueError, match="softmax_rows"):
+        attention_sm90_loop.tile_of("softmax_rows<A, 1, 2, 3, 4, 5, 6>")
+    with pytest.raises(ValueError, match="no loop"):
+        attention_sm90_loop.main_loop(sass.parse(listing("EXIT", *TRAP)))
+
+
+@pytest.mark.parametrize(
+    ("dim", "value_dim", "most", "bounds"),
+    [
+        (64, 64, 410, {"exponential", "tensor"}),  # they take the same time
+        (128, 128, 440, {"tensor"}),
+        (256, 256, 360, {"tensor"}),
+    ],
+)
+def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
+    """FlashAttention-3 has 431 and 469 in its tiles of 128 keys, of 64 and 128 columns."""
+    name = next(
+        name
+        for name in inside.kernels(90)
+        if name.startswith("attention_sm90<") and f", {dim}, {value_dim}, " in name
+        if name.endswith(", false>")
+    )
+    row = row_of(90, name)
+    tile, mix = attention_sm90_loop.tile_of(name), row["mix"]
+    assert mix["total"] <= most
+    assert mix["mufu"] == mix["ffma"] == 64 * tile.keys // 128  # one exponential for each score
+    assert mix["f2fp"] == mix["mufu"] // 2
+    assert mix["fmul"] <= 4  # no rescale
+    assert mix["tensor"] == sum(tile.products.values())
+    assert 4 * mix["tensor_flops"] == 2 * 64 * tile.keys * (dim + value_dim)
+    assert row["spill_bytes"] == mix["local"] == mix["shared_load"] == mix["shared_store"] == 0
+    assert (row["arch"], row["region"]) == ("sm_90", "loop") and row["bound"] in bounds
+    assert row["cycles"]["tensor"] == 2 * 64 * tile.keys * (dim + value_dim) / 4 / 4096
+    assert row["occupancy"]["warps"] == 4 * (tile.groups + 1)  # one block an SM
+
+    for text in (kernel_report.markdown([row], []), report_tables.kernels({"kernels": [row]})):
+        assert report_attention.tiles([row]) in text
+        assert f"| `{name}` | {mix['total']} | {mix['tensor']} | {mix['mufu']} | " in text
+        flops = formats.number(2 * 64 * tile.keys * (dim + value_dim) / 1e6)
+        assert f"| 4 | {flops} | {formats.number(row['cycles']['tensor'])} | " in text
+
+
+def test_other_kernels_have_no_table_of_tiles(nvdisasm):
+    row = row_of(90, "state_merge<float, 128>")
+    assert report_attention.tiles([row, row | {"mix": None, "header": "attention_sm90.cuh"}]) == ""
+
+
 # ---- Command line ----
 
 
@@ -399,6 +568,17 @@ def test_command_line(nvdisasm, tmp_path, capsys):
     assert table.count("\n|`state_merge<float, 128>`|") == 2
     assert "| sm_90 (H200 SXM) | 1 | 0 | HBM 1 |" in table
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("most", [1, 24])
+def test_groups_compile_together(monkeypatch, most):
+    monkeypatch.setattr(inside, "TOGETHER", most)
+    groups = inside.by_file("sm_90", "attention")
+    assert sum(map(len, groups)) == sum("attention" in name for name in inside.kernels(90))
+    for group in groups:
+        ((header, suffix),) = {(kernel.header, kernel.suffix) for kernel in group}
+        assert suffix == ("a" if header == "attention_sm90.cuh" else "")
+        assert len(group) <= min(most, inside.FEWER.get(header, most))
 
 
 def test_the_time_limit_shows(nvrtc, monkeypatch):
