@@ -56,8 +56,9 @@ __device__ __forceinline__ long long clamp_index(long long value, long long low,
   return value < low ? low : value < high ? value : high;
 }
 
-// Block `rank`, of `count` rows, of all sequences of a ragged batch: its sequence, and the block's number in it. Every warp finds it by
-// itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows, never ones outside.
+// Block `rank`, of `count` rows, of all sequences of a ragged batch: its sequence, and the block's number in it. Every
+// warp finds it by itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows,
+// never ones outside.
 __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int count, int rank, QueryBlock& block,
                                             int& number) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -89,8 +90,8 @@ __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int c
   return false;
 }
 
-// The `count` rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a section the
-// rows that see most keys come first.
+// The `count` rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a
+// section the rows that see most keys come first.
 __device__ __forceinline__ bool find_block(const AttentionParams& params, int count, int heads, unsigned int index,
                                            QueryBlock& block) {
   const unsigned int of_section = static_cast<unsigned int>(params.section) * params.row_blocks;
