@@ -30,7 +30,7 @@ TILES = (
     (64, 64, True, 2, 128, 4, True, True, "160 KiB; 160 registers are too few for a rule"),
     (96, 96, True, 2, 128, 2, True, True, "144 KiB"),
     (128, 128, True, 2, 128, 2, True, True, "192 KiB"),
-    (192, 128, True, 2, 128, 2, False, False, "208 KiB"),
+    (192, 128, False, 2, 128, 2, False, False, "208 KiB"),
     (192, 192, True, 2, 112, 2, False, False, "216 KiB; O leaves no room for more keys"),
     (256, 256, False, 2, 80, 2, False, False, "224 KiB"),
     (256, 256, True, 2, 64, 2, False, False, "192 KiB; registers"),

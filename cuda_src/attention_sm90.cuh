@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     // P from S, of tile j; whether O needs `rescale`.
     const auto softmax = [&](int j) {
       const int key = keys.begin + j * kKeys;
-      const bool edge = key < keys.all_begin || key + kKeys > keys.all_end;
       if constexpr (kModified) {
         if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside softcap
           const float inner = 2 * Base::kUnit * scale / softcap;
@@ -154,18 +153,26 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           }
         }
       }
-      if (edge) {
+      if (key < keys.all_begin) {
 #pragma unroll
         for (int r = 0; r < kKeys / 2; ++r) {
-          const int half = r / 2 % 2, col = key + 8 * (r / 4) + column0 + r % 2;
-          if (col < low[half] || col >= high[half]) s[r] = -infinity;
+          if (8 * (r / 4) + r % 2 < low[r / 2 % 2] - key - column0) s[r] = -infinity;
         }
       }
-      float best[2] = {s[0], s[2]};
+      if (key + kKeys > keys.all_end) {
 #pragma unroll
-      for (int r = 0; r < kKeys / 2; ++r) best[r / 2 % 2] = max_number(best[r / 2 % 2], s[r]);
+        for (int r = 0; r < kKeys / 2; ++r) {
+          if (8 * (r / 4) + r % 2 >= high[r / 2 % 2] - key - column0) s[r] = -infinity;
+        }
+      }
+      float part[4] = {s[0], s[1], s[2], s[3]};  // of each row two: shorter chains of instructions
 #pragma unroll
-      for (int half = 0; half < 2; ++half) best[half] = group_max<4>(best[half]) * fold;
+      for (int r = 4; r < kKeys / 2; ++r) part[r % 4] = max_number(part[r % 4], s[r]);
+      float best[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        best[half] = group_max<4>(max_number(part[2 * half], part[2 * half + 1])) * fold;
+      }
       const bool grew = __any_sync(0xffffffff, best[0] > limit[0] || best[1] > limit[1]);
       if (grew) {
 #pragma unroll

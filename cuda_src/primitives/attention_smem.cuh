@@ -109,6 +109,5 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
       }
     }
     q_parity ^= 1;
-    __syncwarp();  // find_turn is of the whole warp
   }
 }
