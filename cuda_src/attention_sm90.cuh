@@ -199,31 +199,32 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       }
     };
 
-    ptx::mbarrier_wait(&barriers.q_full[group], q_parity);
+    ptx::mbarrier_wait(&barriers.q_full[group], q_parity);  // Q has landed
     q_parity ^= 1;
     if (tiles > 0) {
-      await(barriers.k_full, tile);
-      ptx::wgmma_fence();
+      await(barriers.k_full, tile);  // K has landed
+      ptx::wgmma_fence();            // S is the tensor cores'
       start_scores(slot(tile));
       ptx::wgmma_wait<0>();  // S is there, and K read
       release(barriers.k_free[slot(tile)]);
       softmax(0);
       convert();
-      if (tiles > 1) await(barriers.k_full, tile + 1);
+      if (tiles > 1) await(barriers.k_full, tile + 1);  // the next K has landed
       for (int j = 1; j < tiles; ++j) {
         const unsigned int last = tile++;
+        // Our products go next.
         if constexpr (kTurns) ptx::named_barrier_sync(kTurnBarrier + group, 256);
         ptx::wgmma_fence();  // S, P and O are the tensor cores'
         start_scores(slot(tile));
-        await(barriers.v_full, last);
+        await(barriers.v_full, last);  // V has landed
         start_values(slot(last));
         pass_turn();
         ptx::wgmma_wait<1>();  // S is ours, and K read
         release(barriers.k_free[slot(tile)]);
         const bool grew = softmax(j);
         if (j + 1 < tiles) {
-          // Here, and as if it depended on the sums, which are not negative: else ptxas puts the softmax behind the
-          // wait for O, where nothing runs beside it.
+          // The next K has landed. Here, and as if it depended on the sums, which are not negative: else ptxas puts the
+          // softmax behind the wait for O, where nothing runs beside it.
           const int never = l[0] + l[1] < 0 ? 1 : 0;
           ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
         }
@@ -238,7 +239,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     }
     if (kOwnOut) release(barriers.q_free[group]);
     if (tiles > 0) {
-      await(barriers.v_full, tile);
+      await(barriers.v_full, tile);  // V has landed
       const int key = keys.begin + (tiles - 1) * kKeys, seen = block.high(block.q_len - 1);
       if (key + kKeys > seen && block.k_start + seen < attention.k_rows) {
         constexpr int kChunks = kValueDim / 8;
@@ -249,7 +250,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
         ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
       }
-      ptx::wgmma_fence();
+      ptx::wgmma_fence();  // P and O are the tensor cores'
       start_values(slot(tile));
       ptx::wgmma_wait<0>();  // O is ours, and V read
       release(barriers.v_free[slot(tile)]);
@@ -280,8 +281,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       rescale[half] = weight * ptx::rcp_approx(total);
     }
 
-    if (kOwnOut && leads) ptx::cp_async_bulk_wait_read<0>();
-    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // nobody needs what was in place of `out`
+    if (kOwnOut && leads) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);      // nobody needs what was in place of `out`
     const typename Smem::OutTile out = smem.out(group);
 #pragma unroll
     for (int i = 0; i < kValueDim / 16; ++i) {
@@ -322,7 +323,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       if (whole) smem.out(group).store(params.out, 0, q_start + (64 * group >> params.pack_log2), block.head, batch);
       ptx::cp_async_bulk_commit();
       if (!kOwnOut) {
-        ptx::cp_async_bulk_wait_read<0>();
+        ptx::cp_async_bulk_wait_read<0>();  // `out` has left: Q may come
         ptx::mbarrier_arrive(&barriers.q_free[group]);
       }
     }

@@ -88,14 +88,14 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
       const int q_start = static_cast<int>(block.q_start) + block.first, k_start = static_cast<int>(block.k_start);
       const auto load_k = [&](unsigned int tile, int key) {
         unsigned long long* full = &barriers.k_full[Smem::slot(tile)];
-        ptx::mbarrier_wait(&barriers.k_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);
+        ptx::mbarrier_wait(&barriers.k_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last K here is read
         ptx::mbarrier_arrive_expect_tx(full, Smem::KTile::kBytes);
         smem.k(Smem::slot(tile)).load(params.k, full, 0, k_start + key, k_head, batch);
       };
       if (keys.begin < keys.end) load_k(tile, keys.begin);  // need not wait for the rows before these
 #pragma unroll
       for (int group = 0; group < Smem::kRows / 64; ++group) {
-        ptx::mbarrier_wait(&barriers.q_free[group], q_parity ^ 1);
+        ptx::mbarrier_wait(&barriers.q_free[group], q_parity ^ 1);  // the last Q is read, its `out` gone
         ptx::mbarrier_arrive_expect_tx(&barriers.q_full[group], Smem::QTile::kBytes);
         smem.q(group).load(params.q, &barriers.q_full[group], 0, q_start + (64 * group >> params.pack_log2), block.head,
                            batch);
@@ -103,7 +103,7 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
       for (int key = keys.begin; key < keys.end; key += Smem::kKeys, ++tile) {
         if (key + Smem::kKeys < keys.end) load_k(tile + 1, key + Smem::kKeys);  // needed with this V
         unsigned long long* full = &barriers.v_full[Smem::slot(tile)];
-        ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);
+        ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last V here is read
         ptx::mbarrier_arrive_expect_tx(full, Smem::VTile::kBytes);
         smem.v(Smem::slot(tile)).load(params.v, full, 0, k_start + key, k_head, batch);
       }
