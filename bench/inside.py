@@ -22,7 +22,7 @@ import attention_cases
 import tolerance
 from configurations import TARGETS, kernels
 
-# Instantiations a program: the headers are parsed once for all, but each costs more among many.
+# Instantiations a program: the headers are parsed once for all, and processes share the programs.
 TOGETHER = 8
 FEWER = {"attention_sm90.cuh": 3}  # a second each: several processes share them
 
