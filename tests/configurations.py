@@ -90,8 +90,8 @@ def problems() -> Iterator[SoftmaxProblem]:
                     yield SoftmaxProblem(result, dtype, acc, dtype, layout(rows, cols))
         if dtype not in STRESS:
             continue
-        for result, lengths in (("prob", LENGTHS), ("log_prob", FEW_LENGTHS)):
-            for cols in lengths:
+        for cols in LENGTHS:
+            for result in ("prob", "log_prob"):
                 yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
         for cols in FEW_LENGTHS:
             for masked in (False, True):
@@ -100,7 +100,7 @@ def problems() -> Iterator[SoftmaxProblem]:
                 yield SoftmaxProblem(
                     "lse", dtype, acc, dtype, layout(64, cols), masked=masked, weighted=True
                 )
-            for row_rank in _layout.RANKS[1:] if dtype == "float32" else ():
+            for row_rank in _layout.RANKS[1:]:
                 yield SoftmaxProblem("prob", dtype, acc, dtype, layout(64, cols, row_rank=row_rank))
         for offsets in ("int32", "int64"):
             for width in (1, 100):

@@ -85,8 +85,6 @@ def test_many_keys(backend, rng, op):
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_float32_is_as_accurate_as_a_matrix_product(backend, rng, dim):
     """The root mean square of the errors, which luck cannot change, beside NumPy's expression."""
-    if backend.arch == "sm_90a":
-        pytest.skip("the kernel of sm_80")
     errors = []
     for spread in (1, 3):
         problem = Problem(rng, "float32", 1, (2, 2), (16, 1500), (dim, dim), spread=spread)

@@ -22,14 +22,13 @@ class Tolerance(NamedTuple):
 
 # The device flushes float32 subnormals, and bfloat16 is stored from a float32 value: up to the
 # smallest normal is lost. float16 keeps its subnormals: half of the smallest one.
-# The plain expression rounds the exponential, the sum and the quotient; that of float64 is good to
-# one unit, which is two halves. A kernel that accumulates
+# The plain expression rounds the exponential, the sum and the quotient. A kernel that accumulates
 # in float32 rounds a 16-bit result once, so there no more than one is granted.
 TABLE = {
     "float16": Tolerance(2.0**-11, 2.0**-25, 1),
     "bfloat16": Tolerance(2.0**-8, 2.0**-126, 1),
     "float32": Tolerance(2.0**-24, 2.0**-126, 3),
-    "float64": Tolerance(2.0**-53, 2.0**-1022, 4),
+    "float64": Tolerance(2.0**-53, 2.0**-1022, 3),
 }
 
 # Roundings on the way to an exponent: log2(e), scale * log2(e), the product, the difference.
