@@ -17,6 +17,9 @@ from cuattn._tensor_map import ALIGNMENT, Boxes
 SM90_TAIL = struct.Struct("2i56x")  # AttentionSm90Params: what follows AttentionParams, and padding
 HALVES = ("float16", "bfloat16")
 ITEMSIZE = 2
+SM90_SOFTCAP = (
+    1024  # the most; the kernel's tanh errs by 2^-22 softcap, which then exceeds the scores'
+)
 STRIDE_LIMIT = 2**40 // 64  # bytes, of 64 packed heads
 
 DIMS = (64, 96, 128, 192, 256)  # of tiles
@@ -86,7 +89,7 @@ def plan_attention_sm90(
 
     columns = max(dim, value_dim) if not own_out else dim + value_dim
     smem = (rows * columns + stages * keys * (dim + value_dim)) * ITEMSIZE
-    smem += 8 * (2 * groups + 4 * stages)  # barriers
+    smem += 8 * (2 * groups + 4 * stages + 1)  # barriers
     flags = ("true" if flag else "false" for flag in (own_out, turns, problem.modified))
     shape = f"{groups}, {keys}, {stages}, {dim}, {value_dim}"
     name = f"attention_sm90<{CTYPES[problem.dtype]}, {shape}, {', '.join(flags)}>"

@@ -9,8 +9,16 @@ from cuattn import _call, _call_attention, _jit, _plan_attention
 from cuattn._layout import Meta
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
-from cuattn._plan_attention_sm90 import SM90_TAIL, box_of, is_tma, plan_attention_sm90
+from cuattn._plan_attention_sm90 import (
+    SM90_SOFTCAP,
+    SM90_TAIL,
+    box_of,
+    is_tma,
+    plan_attention_sm90,
+)
 from cuattn._tensor_map import Boxes
+
+MOST_SCALE = 2**127  # its product with log2 e is finite in float32
 
 
 class AttentionOperands(NamedTuple):
@@ -94,7 +102,9 @@ def _planned(
     kv_heads, k_rows, value_dim = v.shape[1:]
     if not batch * heads * q_rows or (not value_dim and lse is None):
         return None
-    rescored = options.softcap or options.scale <= 0 or bias is not None or alibi_slopes is not None
+    # A larger scale is not left to the exponential, whose factor would be infinite.
+    rescored = options.softcap or not 0 < options.scale < MOST_SCALE
+    rescored = rescored or bias is not None or alibi_slopes is not None
     problem = AttentionProblem(
         op="tf32" if options.tf32 else q.dtype.name,
         dtype=q.dtype.name,
@@ -106,7 +116,9 @@ def _planned(
         head_dim=head_dim,
         value_dim=value_dim,
         vector=aligned[0] and all(map(_is_vector, (q, k, v))),
-        tma=all(aligned) and all(is_tma(a.shape, a.strides) for a in (q, k, v, out)),
+        tma=all(aligned)
+        and options.softcap <= SM90_SOFTCAP
+        and all(is_tma(a.shape, a.strides) for a in (q, k, v, out)),
         modified=bool(rescored),
         bias=None if bias is None else bias.dtype.name,
         masked=mask is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -250,13 +251,23 @@ def _options(
     precision: Any,
 ) -> _run_attention.AttentionOptions:
     left, right = _check_attention.window(window)
+    factor = max(made.head_dim, 1) ** -0.5
+    if scale is not None:
+        factor = _check_attention.number("scale", scale)
     return _run_attention.AttentionOptions(
-        scale=max(made.head_dim, 1) ** -0.5
-        if scale is None
-        else _check_attention.number("scale", scale),
-        softcap=_check_attention.softcap(softcap),
+        scale=_normal(factor, made.acc),
+        softcap=_normal(_check_attention.softcap(softcap), made.acc),
         left=left,
         right=0 if is_causal else right,
         q_offset=offset,
         tf32=_check_attention.precision(precision, made.dtype),
     )
+
+
+def _normal(number: float, acc: np.dtype) -> float:
+    """A finite number, not 0, as the nearest one of that sign that is normal in the accumulator."""
+    limits = np.finfo(acc)
+    if number == 0 or not math.isfinite(number):
+        return number
+    size = min(max(abs(number), float(limits.smallest_normal)), float(limits.max))
+    return math.copysign(size, number)

@@ -3,7 +3,7 @@
 //   Q -> shared memory
 //   for each tile of keys that a row of the block sees:
 //     S = Q K^T;  softcap, bias, masks                              (masks only where the tile has an edge)
-//     m' = max(m, rowmax S);  P = exp(S - m');  O = O exp(m - m'), l likewise
+//     m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O = O exp(m - m'), l likewise
 //     O += P V;  l += rowsum P
 //   out = O / l;  lse = m + log l
 //
@@ -53,23 +53,22 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   const T* v = static_cast<const T*>(params.v) + q_batch * params.v_stride[0] + k_head * params.v_stride[1] +
                block.k_start * params.v_stride[2] + first_column * params.v_stride[3];
 
-  const QueryBlock::Keys keys = block.keys(kRows);
-  const int begin = keys.begin, end = keys.end;
-  const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
+  const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
+  const int tiles = keys.tiles;
 
   T* smem = ptx::dynamic_smem<T>();
   const QTile q_tile{smem};
   T* ring = smem + kRows * kDim;
   const auto load = [&](int step) {  // step 2 j: K of tile j, step 2 j + 1: V
-    const int key = begin + step / 2 * kKeys;
+    const int key = keys.first + step / 2 * kKeys, from = keys.begin - key, to = keys.end - key;
     T* slot = ring + step % kSlots * kSlot;
     if (step < 2 * tiles) {
       if (step % 2 == 0) {
         KTile{slot}.template load<kVector, kThreads>(k + key * params.k_stride[2], params.k_stride[2],
-                                                     params.k_stride[3], end - key, params.head_dim);
+                                                     params.k_stride[3], from, to, params.head_dim);
       } else {
         VTile{slot}.template load<kVector, kThreads>(v + key * params.v_stride[2], params.v_stride[2],
-                                                     params.v_stride[3], end - key, columns);
+                                                     params.v_stride[3], from, to, columns);
       }
     }
     ptx::cp_async_commit();  // a group each step, empty at the end, so that waits can count them
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
     load(step + kSlots - 1);
   };
   if (tiles > 0) {
-    q_tile.template load<kVector, kThreads>(q, params.q_stride[2], params.q_stride[3], block.q_len - block.first,
+    q_tile.template load<kVector, kThreads>(q, params.q_stride[2], params.q_stride[3], 0, block.q_len - block.first,
                                             params.head_dim);  // lands with the first group
   }
 #pragma unroll
@@ -91,13 +90,12 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   const Acc fold = Base::kUnit * (kModified ? Acc(1) : static_cast<Acc>(params.scale));
   const int row0 = block.first + warp_row + lane / 4;  // of fragment element 0; elements 2 and 3 are 8 further down
   Acc o[kMTiles][kDTiles][4] = {};
-  Acc m[kMTiles][2], l[kMTiles][2] = {};  // m in units of Base; l of this lane's columns unless Op::kSumsRows
-#pragma unroll
-  for (int i = 0; i < kMTiles; ++i) m[i][0] = m[i][1] = -Limits<Acc>::infinity();
+  Acc l[kMTiles][2] = {};  // of this lane's columns unless Op::kSumsRows
+  RowShift<Acc> shift[kMTiles][2];
 
   const auto attend = [&](int j, auto edge) {
     constexpr bool kEdge = decltype(edge)::kValue;
-    const int key = begin + j * kKeys;
+    const int key = keys.first + j * kKeys;
     advance(2 * j);
     Acc s[kMTiles][kNTiles][4] = {};
     Op::template scores<kDim>(s, q_tile, warp_row, KTile{ring + 2 * j % kSlots * kSlot});
@@ -148,41 +146,57 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
       __syncthreads();  // the zeros, before any warp multiplies with them
     }
 
+    Acc best[kMTiles][2];
+    bool grew = false;
 #pragma unroll
     for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        Acc best = s[i][0][2 * half];
+        best[i][half] = s[i][0][2 * half];
 #pragma unroll
         for (int n = 0; n < kNTiles; ++n) {
-          best = max_number(best, max_number(s[i][n][2 * half], s[i][n][2 * half + 1]));
+          best[i][half] = max_number(best[i][half], max_number(s[i][n][2 * half], s[i][n][2 * half + 1]));
         }
-        const Acc m_old = m[i][half];
-        const Acc m_new = max_number(m_old, group_max<4>(best) * fold);
-        const Acc shift = m_new == -Limits<Acc>::infinity() ? Acc(0) : m_new;  // (-inf) - (-inf) is not wanted
-        const Acc rescale = Base::exp(m_old - shift);
-        m[i][half] = m_new;
-        l[i][half] *= rescale;
+        best[i][half] = group_max<4>(best[i][half]);
+        grew = grew || shift[i][half].exceeded(best[i][half]);
+      }
+    }
+    if (__any_sync(0xffffffff, grew)) {
 #pragma unroll
-        for (int d = 0; d < kDTiles; ++d) {
-          o[i][d][2 * half] *= rescale;
-          o[i][d][2 * half + 1] *= rescale;
-        }
+      for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
-        for (int n = 0; n < kNTiles; ++n) {
+        for (int half = 0; half < 2; ++half) {
+          const Acc rescale = shift[i][half].move(best[i][half], fold);
+          l[i][half] *= rescale;
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            Acc& p = s[i][n][2 * half + e];
-            p = Base::exp(::fma(p, fold, -shift));
-            if constexpr (!Op::kSumsRows) l[i][half] += p;
+          for (int d = 0; d < kDTiles; ++d) {
+            o[i][d][2 * half] *= rescale;
+            o[i][d][2 * half + 1] *= rescale;
           }
+        }
+#pragma unroll
+        for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[i][n][e] -= shift[i][e / 2].center;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          Acc& p = s[i][n][e];
+          p = Base::exp(::fma(p, fold, -shift[i][e / 2].base));
+          if constexpr (!Op::kSumsRows) l[i][e / 2] += p;
         }
       }
     }
     Op::values(o, l, s, v_tile);
   };
   for (int j = 0; j < tiles; ++j) {
-    const int key = begin + j * kKeys;
+    const int key = keys.first + j * kKeys;
     if (key >= keys.all_begin && key + kKeys <= keys.all_end) {
       attend(j, Constant<false>());
     } else {
@@ -198,20 +212,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      Acc total = l[i][half], weight = 1, m_new = m[i][half];
+      Acc total = l[i][half], weight = 1, m = shift[i][half].log_unit(kModified ? 1 : static_cast<Acc>(params.scale));
       if constexpr (!Op::kSumsRows) total = group_sum<4>(total);
       if (params.sinks != nullptr) {
-        const Acc sink = ptx::ld_global(static_cast<const Acc*>(params.sinks) + head) * Base::kUnit;
-        m_new = max_number(m_new, sink);
-        const Acc shift = m_new == -infinity ? Acc(0) : m_new;
-        weight = Base::exp(m[i][half] - shift);
-        total = total * weight + Base::exp(sink - shift);
+        weight = shift[i][half].join(ptx::ld_global(static_cast<const Acc*>(params.sinks) + head), m, total);
       }
       const int row = row0 + 16 * i + 8 * half;
       const bool padding = row >= block.q_len;
       if (params.lse != nullptr && first_column == 0 && lane % 4 == 0 && row < block.rows) {
-        const Acc shift = m_new == -infinity ? Acc(0) : m_new;
-        const Acc lse = padding ? -infinity : shift * Base::kNatural + log_natural(total);
+        const Acc lse = padding ? -infinity : (m == -infinity ? Acc(0) : m) + log_natural(total);
         ptx::st_global(static_cast<Acc*>(params.lse) + q_batch * params.lse_stride[0] + head * params.lse_stride[1] +
                            (block.q_start + row) * params.lse_stride[2],
                        lse);

@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   constexpr int kRows = Smem::kRows;
   // 64 K registers: what the producer does not need is for the consumers. Above them ptxas would spill.
   constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
-  constexpr float kGrowth = 8;  // exact in float16, and far from what O and l can hold
   constexpr int kTurnBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
 
   const float infinity = Limits<float>::infinity();
@@ -63,7 +62,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   const unsigned int k_descriptor = ptx::wgmma_descriptor(smem.k(0).base, 16);
   const unsigned int v_descriptor = ptx::wgmma_descriptor(smem.v(0).base, Smem::VTile::kPanelBytes);
   unsigned int tile = 0;  // of K and of V
-  int q_parity = 0;
+  int q_parity = 0, unseen_parity = 0;
   const auto slot = [](unsigned int tile) { return Smem::slot(tile); };
   const auto await = [&](unsigned long long* full, unsigned int tile) {
     ptx::mbarrier_wait(&full[slot(tile)], Smem::parity(tile));
@@ -81,8 +80,11 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     if (!find_turn<kRows>(params, turn, block)) continue;
     const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse
     const int q_start = static_cast<int>(block.q_start) + block.first;
-    const QueryBlock::Keys keys = block.keys(queries);
-    const int tiles = keys.end > keys.begin ? (keys.end - keys.begin + kKeys - 1) / kKeys : 0;
+    const QueryBlock::Keys keys = block.keys<kKeys>(queries);
+    const int tiles = keys.tiles;
+    // In the last tile nobody sees keys from here on; beyond k there are zeros.
+    const int seen = block.high(block.q_len - 1);
+    const int unseen_from = block.k_start + seen < attention.k_rows ? seen - keys.first - (tiles - 1) * kKeys : kKeys;
     const int pack_mask = (1 << params.pack_log2) - 1;
     int query[2], head[2], low[2], high[2];
 #pragma unroll
@@ -108,8 +110,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     float s[kKeys / 2];
     unsigned int p[kKeys / 16][4];
     float l[2] = {};  // of this lane's columns
-    // Exponents are relative to `shift`, some score, until one is above `limit`: P is 2^kGrowth at most.
-    float shift[2] = {}, limit[2] = {-infinity, -infinity}, rescale[2];
+    RowShift<float> shift[2];
+    float rescale[2];
 
     const auto start_scores = [&](int stage) {  // S = Q K^T
 #pragma unroll
@@ -130,12 +132,21 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       }
       ptx::wgmma_commit();
     };
+    // Rows of V that no query sees, which may hold NaN, become 0. Every warp of the consumers calls it.
+    const auto clear_values = [&](int stage, int from, int to) {
+      constexpr int kChunks = kValueDim / 8;
+      for (int i = static_cast<int>(threadIdx.x) - 128; i < (to - from) * kChunks; i += 128 * kGroups) {
+        ptx::st_shared(reinterpret_cast<uint4*>(smem.v(stage).chunk(from + i / kChunks, i % kChunks)), uint4{});
+      }
+      ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
+      ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
+    };
     // P from S, of tile j; whether O needs `rescale`.
     const auto softmax = [&](int j) {
-      const int key = keys.begin + j * kKeys;
+      const int key = keys.first + j * kKeys;
       if constexpr (kModified) {
-        if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside softcap
-          const float inner = 2 * Base::kUnit * scale / softcap;
+        if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
+          const float most = Limits<float>::most(), inner = min(max(2 * Base::kUnit / softcap * scale, -most), most);
 #pragma unroll
           for (int r = 0; r < kKeys / 2; ++r) {
             s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
@@ -171,22 +182,21 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       float best[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        best[half] = group_max<4>(max_number(part[2 * half], part[2 * half + 1])) * fold;
+        best[half] = group_max<4>(max_number(part[2 * half], part[2 * half + 1]));
       }
-      const bool grew = __any_sync(0xffffffff, best[0] > limit[0] || best[1] > limit[1]);
+      const bool grew = __any_sync(0xffffffff, shift[0].exceeded(best[0]) || shift[1].exceeded(best[1]));
       if (grew) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float old = shift[half];
-          const bool first = limit[half] == -infinity;
-          if (best[half] > limit[half]) shift[half] = best[half], limit[half] = best[half] + kGrowth;
-          rescale[half] = first ? 0.0f : Base::exp(old - shift[half]);
+          rescale[half] = shift[half].move(best[half], fold);
           l[half] *= rescale[half];
         }
+#pragma unroll
+        for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[r / 2 % 2].center;
       }
 #pragma unroll
       for (int r = 0; r < kKeys / 2; ++r) {
-        s[r] = Base::exp(::fma(s[r], fold, -shift[r / 2 % 2]));
+        s[r] = Base::exp(::fma(s[r], fold, -shift[r / 2 % 2].base));
         l[r / 2 % 2] += s[r];
       }
       return grew;
@@ -209,6 +219,11 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       release(barriers.k_free[slot(tile)]);
       softmax(0);
       convert();
+      if (keys.unseen > 0) {
+        ptx::mbarrier_wait(&barriers.v_unseen, unseen_parity);  // V has landed
+        unseen_parity ^= 1;
+        clear_values(slot(tile), 0, keys.unseen);
+      }
       if (tiles > 1) await(barriers.k_full, tile + 1);  // the next K has landed
       for (int j = 1; j < tiles; ++j) {
         const unsigned int last = tile++;
@@ -240,16 +255,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     if (kOwnOut) release(barriers.q_free[group]);
     if (tiles > 0) {
       await(barriers.v_full, tile);  // V has landed
-      const int key = keys.begin + (tiles - 1) * kKeys, seen = block.high(block.q_len - 1);
-      if (key + kKeys > seen && block.k_start + seen < attention.k_rows) {
-        constexpr int kChunks = kValueDim / 8;
-        for (int i = static_cast<int>(threadIdx.x) - 128; i < (key + kKeys - seen) * kChunks; i += 128 * kGroups) {
-          ptx::st_shared(reinterpret_cast<uint4*>(smem.v(slot(tile)).chunk(seen - key + i / kChunks, i % kChunks)),
-                         uint4{});
-        }
-        ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
-        ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
-      }
+      if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);
       ptx::wgmma_fence();  // P and O are the tensor cores'
       start_values(slot(tile));
       ptx::wgmma_wait<0>();  // O is ours, and V read
@@ -260,18 +266,13 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     bool nothing[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float total = group_sum<4>(l[half]), weight = 1, m = limit[half] == -infinity ? -infinity : shift[half];
+      float total = group_sum<4>(l[half]), weight = 1, m = shift[half].log_unit(kModified ? 1 : scale);
       if (attention.sinks != nullptr) {
-        const float sink = ptx::ld_global(static_cast<const float*>(attention.sinks) + head[half]) * Base::kUnit;
-        const float m_old = m;
-        m = max_number(m, sink);
-        const float base = m == -infinity ? 0 : m;
-        weight = Base::exp(m_old - base);
-        total = total * weight + Base::exp(sink - base);
+        weight = shift[half].join(ptx::ld_global(static_cast<const float*>(attention.sinks) + head[half]), m, total);
       }
       const bool padding = query[half] >= block.q_len;
       if (attention.lse != nullptr && lane % 4 == 0 && query[half] < block.rows) {
-        const float lse = (m == -infinity ? 0 : m) * Base::kNatural + log_natural(total);
+        const float lse = (m == -infinity ? 0 : m) + log_natural(total);
         ptx::st_global(static_cast<float*>(attention.lse) + batch * attention.lse_stride[0] +
                            head[half] * attention.lse_stride[1] +
                            (block.q_start + query[half]) * attention.lse_stride[2],
@@ -284,6 +285,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     if (kOwnOut && leads) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
     ptx::named_barrier_sync(kGroupBarrier + group, 128);      // nobody needs what was in place of `out`
     const typename Smem::OutTile out = smem.out(group);
+    unsigned char* const to = out.chunk(16 * (warp % 4) + lane % 16, lane / 16);
 #pragma unroll
     for (int i = 0; i < kValueDim / 16; ++i) {
       unsigned int words[4];
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         const float scaled[2] = {o[8 * i + 2 * j] * rescale[j % 2], o[8 * i + 2 * j + 1] * rescale[j % 2]};
         words[j] = ptx::cvt_rn_x2<T>(nothing[j % 2] ? 0 : scaled[0], nothing[j % 2] ? 0 : scaled[1]);
       }
-      ptx::stmatrix_x4(out.chunk(16 * (warp % 4) + lane % 16, 2 * i + lane / 16), words);
+      ptx::stmatrix_x4(out.beyond(to, 2 * i), words);
     }
     const bool whole = attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows;
     if (!whole) {    // what follows in `out` is of another sequence

@@ -359,6 +359,29 @@ SM90_PADDED = ("tests/test_attention_sm90.py::test_ragged_into_padded_rows",)
 SM90_EXPS = ("tests/test_attention_sm90.py::test_one_exponential_a_score",)
 SM90_FAR = ("tests/test_attention_sm90.py::test_weights_far_above_one_stay_finite",)
 SM90_GROWTH = sm90("8.1-float16", "60.0-float16", test="test_scores_that_grow_from_tile_to_tile")
+MAGNITUDES_TEST = "attention_magnitudes"
+MAGNITUDES = (
+    *(ampere(MAGNITUDES_TEST, "test_padding_by_scores", "float16", flag, kind)
+      for flag in (False, True) for kind in ("left", "documents")),
+    *(ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", op, order)
+      for op in ("float16", "float32") for order in ("rising", "mixed")),
+)  # fmt: skip
+MAGNITUDES_SM90 = (of(MAGNITUDES_TEST, "test_padding_by_scores", "float16", False, "documents"),)
+MAGNITUDES_SINKS = tuple(
+    ampere(MAGNITUDES_TEST, "test_sinks", "float32", size) for size in ("1e+30", "-1e+30")
+) + (ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "mixed"),)
+MAGNITUDES_CAP = (ampere(MAGNITUDES_TEST, "test_softcap", "1e+300", "float32"),)
+MAGNITUDES_SM90_CAP = (of(MAGNITUDES_TEST, "test_softcap", "1e-300", "float16"),)
+MAGNITUDES_BIAS = (ampere(MAGNITUDES_TEST, "test_bias_beyond_the_accumulator"),)
+ATTENTION_ALONE = (
+    ampere("attention", "test_a_query_alone", "(37, 5)", "float16"),
+    of("attention", "test_a_query_alone", "(37, 5)", "float16"),
+)
+ATTENTION_GROWTH = (ampere("attention", "test_large_scores", "float32"),)
+ATTENTION_EXPS = (
+    "tests/test_attention_traffic.py::test_one_exponential_per_score[float16]",
+    ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "rising"),
+)
 SM90_PANELS = sm90("panels of 32 columns")
 SM90_BYTES = sm90("128-128-None-0", "64-64-100-0", test="test_every_byte")
 MERGE_ATTENTION = (

@@ -49,24 +49,14 @@ def draw(rng, batch, heads, kv_heads, q_rows, k_rows, dim, value_dim, dtype):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-def visible(i, k_rows, offset, left, right):
-    """The keys that query i sees, as a range."""
-    low = 0 if left is None else max(0, i + offset - left)
-    high = k_rows if right is None else min(k_rows, i + offset + right + 1)
-    return low, max(low, high)
-
-
-def seen_by_blocks(q_rows, k_rows, rows, left=None, right=None):
-    """Keys that each block of query rows has to load: what its rows see, and no more."""
-    seen = []
+def ranges_of_blocks(q_rows, k_rows, rows, left=None, right=None):
+    """First and last key that some row of each block of query rows sees."""
+    offset = k_rows - q_rows
     for first in range(0, q_rows, rows):
-        ranges = [
-            visible(i, k_rows, k_rows - q_rows, left, right)
-            for i in range(first, min(first + rows, q_rows))
-        ]
-        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-        seen.append(max(0, high - low))
-    return seen
+        last = min(first + rows, q_rows) - 1
+        begin = 0 if left is None else max(0, first + offset - left)
+        end = k_rows if right is None else min(k_rows, last + offset + right + 1)
+        yield begin, max(begin, end)
 
 
 @pytest.mark.parametrize("op", DTYPES)
@@ -75,15 +65,29 @@ def test_every_byte(rng, op, left, right):
     """Q and the result once; K and V once for each block of query rows that sees any of them."""
     q_rows, k_rows = int(rng.integers(300, 400)), int(rng.integers(400, 500))
     q, k, v = draw(rng, 1, 2, 1, q_rows, k_rows, 64, 64, DTYPES[op])
+    q *= q.dtype.type(0.1)  # no tile has a score that asks for a rescale
     call = Counted(q, k, v, op, window=(left, right), return_lse=True)
-    seen = seen_by_blocks(q_rows, k_rows, call.rows, left, right)
-    rows_read = q_rows + 2 * sum(seen)
+    ranges = list(ranges_of_blocks(q_rows, k_rows, call.rows, left, right))
+    rows_read = q_rows + 2 * sum(end - begin for begin, end in ranges)
     assert call.counters.global_bytes_read == 2 * rows_read * 64 * q.itemsize
     lse = call.result[1]
     assert call.counters.global_bytes_written == call.result[0].nbytes + lse.nbytes
-    tiles = sum(-(-keys // call.keys) for keys in seen)
-    # Each score of a tile once; each row and tile is rescaled by the four lanes that share it.
-    assert call.counters.exps == 2 * tiles * call.rows * (call.keys + 4)
+    tiles = sum(-(-end // call.keys) - begin // call.keys for begin, end in ranges if end > begin)
+    # Each score once; where rows of a warp begin in different tiles, factors of 1 for some.
+    scores = 2 * tiles * call.rows * call.keys
+    assert scores <= call.counters.exps <= scores + (left is not None) * 2 * tiles * call.rows * 4
+
+
+@pytest.mark.parametrize("op", DTYPES)
+def test_one_exponential_per_score(rng, op):
+    """A maximum that grows by little costs no rescale; by more, one for each lane of a row."""
+    for growth, rescaled in ((5.0, False), (13.0, True)):  # powers of two in all; per 64 keys
+        q, k, v = draw(rng, 1, 1, 1, 128, 320, 64, 64, DTYPES[op])
+        q[...], k[..., 0] = np.eye(1, 64), np.arange(320) // 64 * growth * np.log(2) * 8
+        k[..., 0] /= k.dtype.type(1 if rescaled else 4)
+        call = Counted(q, k, v, op)
+        scores = 128 * call.keys * -(-320 // call.keys)
+        assert call.counters.exps == scores + rescaled * 4 * 128 * 4
 
 
 @pytest.mark.parametrize("op", DTYPES)

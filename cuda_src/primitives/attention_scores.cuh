@@ -15,12 +15,67 @@ struct ScoreBase;
 template <>
 struct ScoreBase<float> {
   static constexpr float kUnit = 1.4426950408889634f, kNatural = 0.6931471805599453f;
+  static constexpr float kLinear = 1.0f / (1 << 12);  // up to here tanh x rounds to x
   static __device__ __forceinline__ float exp(float x) { return ptx::exp2_approx(x); }
+  static __device__ __forceinline__ float inverse(float x) { return ptx::rcp_approx(x); }
 };
 template <>
 struct ScoreBase<double> {
   static constexpr double kUnit = 1, kNatural = 1;
+  static constexpr double kLinear = 1.0 / (1 << 27);
   static __device__ __forceinline__ double exp(double x) { return ptx::exp_f64(x); }
+  static __device__ __forceinline__ double inverse(double x) { return 1 / x; }
+};
+
+// What the exponents of one row are relative to: P = exp((s - center) fold - base), `fold` being the unit of a score s
+// in that of ScoreBase. As a rule center = 0 and base = m fold, rounded, for some score m: one multiply-add per score,
+// and as base is the same for the whole row its rounding cancels in O / l. Where that rounding might exceed what P can
+// hold (|m fold| > kFar), center = m, from which the scores that count differ exactly, and base = 0.
+template <class Acc>
+struct RowShift {
+  using Base = ScoreBase<Acc>;
+  static constexpr Acc kGrowth = 8;     // P is at most 2^8, or e^8: far from what O, l and float16 can hold
+  static constexpr Acc kFar = 1 << 20;  // base is rounded by 2^-5 at most
+
+  Acc base = 0, center = 0;
+  Acc limit = -Limits<Acc>::infinity();  // up to where scores need no other shift; NaN: every tile asks, see `far`
+
+  __device__ __forceinline__ bool far() const { return center != 0; }
+  // Whether a tile whose largest score this is goes through `move`.
+  __device__ __forceinline__ bool exceeded(Acc best) const { return !(best <= limit); }
+
+  // Moves to score `best` if that is above the limit. Returns the factor of what has been summed up so far.
+  __device__ __forceinline__ Acc move(Acc best, Acc fold) {
+    const RowShift old = *this;
+    if (best > (far() ? center : limit)) {
+      base = best * fold;
+      const bool is_far = !(fabs(base) <= kFar);
+      center = is_far ? best : Acc(0);
+      base = is_far ? Acc(0) : base;
+      limit = is_far ? Limits<Acc>::nan() : best + kGrowth * Base::inverse(fold);
+    }
+    const bool first = old.limit == -Limits<Acc>::infinity();
+    return first ? Acc(0) : Base::exp(::fma(old.center - center, fold, old.base - base));
+  }
+
+  // The natural logarithm of what P = 1 stands for; -inf before the first score. natural: of a score.
+  __device__ __forceinline__ Acc log_unit(Acc natural) const {
+    if (limit == -Limits<Acc>::infinity()) return limit;
+    return far() ? center * natural : base * Base::kNatural;
+  }
+
+  // A sink joins the sum `total`, whose log_unit is m. Returns the factor of everything that was summed up before.
+  __device__ __forceinline__ Acc join(Acc sink, Acc& m, Acc& total) const {
+    const Acc gap = far() ? (sink - m) * Base::kUnit : ::fma(sink, Base::kUnit, -base);
+    if (sink > m) {
+      const Acc weight = m == -Limits<Acc>::infinity() ? Acc(0) : Base::exp(-gap);
+      m = sink;
+      total = total * weight + Base::exp(sink - m);  // 1; NaN if the sink is infinite
+      return weight;
+    }
+    total += Base::exp(gap);
+    return 1;
+  }
 };
 
 // The rows that one block computes, `first` … first + rows - 1 of the queries of one sequence and head.
@@ -37,13 +92,18 @@ struct QueryBlock {
   __device__ __forceinline__ int low(int i) const { return clamped(i + from); }
   __device__ __forceinline__ int high(int i) const { return clamped(i + to); }
 
-  // Keys that some of `count` rows see, and of these the ones that all of them see.
+  // Keys that some of `count` rows see, and of these the ones that all of them see. Tiles of kKeys begin at multiples
+  // of kKeys, so that the bits of a query do not depend on which others are computed with it.
   struct Keys {
     int begin, end, all_begin, all_end;
+    int tiles, first;  // first: where the first tile begins
+    int unseen;        // leading keys of the first tile that no query of the sequence sees, if positive
   };
+  template <int kKeys>
   __device__ __forceinline__ Keys keys(int count) const {
-    const int last = min(first + count, q_len) - 1;
-    return {low(first), last < first ? 0 : high(last), low(last), high(first)};
+    const int last = min(first + count, q_len) - 1, begin = low(first), end = last < first ? 0 : high(last);
+    const int tile = begin / kKeys * kKeys, tiles = end > begin ? (end - tile + kKeys - 1) / kKeys : 0;
+    return {begin, end, low(last), high(first), tiles, tile, low(0) - tile};
   }
 
  private:
@@ -132,6 +192,8 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int co
 // here; else only the softmax scales them. Op::Acc scores; bias of type Bias.
 template <bool kModified, class Bias, bool kMasked, class Acc>
 struct ScoreRule {
+  using Base = ScoreBase<Acc>;
+
   const AttentionParams& params;
   const QueryBlock& block;
   const Bias* bias;
@@ -164,12 +226,12 @@ struct ScoreRule {
     if constexpr (!kModified) return s;
     s *= static_cast<Acc>(params.scale);
     if (params.softcap != 0) {
-      const Acc cap = static_cast<Acc>(params.softcap);
-      s = cap * tanh(s / cap);
+      const Acc cap = static_cast<Acc>(params.softcap), x = s / cap;
+      if (fabs(x) > Base::kLinear) s = cap * tanh(x);  // else tanh x = x; and x may be subnormal
     }
     if constexpr (!kIsSame<Bias, NoBias>) {
       if (i < params.bias_rows && j < params.bias_cols) {
-        s += to_acc<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
+        s += finite<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
       }
     }
     if (slope != 0) {
@@ -177,5 +239,16 @@ struct ScoreRule {
       s -= slope * static_cast<Acc>(distance < 0 ? -distance : distance);
     }
     return s;
+  }
+
+ private:
+  // A bias as an accumulator: finite ones stay so, those of float64 in float32, too.
+  template <class To, class From>
+  static __device__ __forceinline__ To finite(From value) {
+    const To most = Limits<To>::most(), converted = to_acc<To>(value);
+    if constexpr (sizeof(From) > sizeof(To)) {
+      if (fabs(converted) > most && fabs(value) <= Limits<From>::most()) return value < 0 ? -most : most;
+    }
+    return converted;
   }
 };

@@ -17,9 +17,12 @@ struct AttentionSmem {
   static constexpr int kQBytes = kOwnOut || kDim > kValueDim ? QTile::kBytes : OutTile::kBytes;
 
   // Barriers in shared memory. full: what was loaded has landed; free: all warps that use it are done with it.
+  // v_unseen: as v_full, of a first tile whose leading keys no query sees; v_full is ready before, as a phase is waited
+  // for once.
   struct Barriers {
     unsigned long long q_full[kGroups], q_free[kGroups];
     unsigned long long k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
+    unsigned long long v_unseen;
   };
 
   // Tiles of K are counted over all turns, and so are those of V: they go round kStages slots.
@@ -44,6 +47,7 @@ struct AttentionSmem {
       ptx::mbarrier_init(&b.q_full[i], 1);
       ptx::mbarrier_init(&b.q_free[i], kOwnOut ? 4 : 1);
     }
+    ptx::mbarrier_init(&b.v_unseen, 1);
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(&b.k_full[i], 1);
       ptx::mbarrier_init(&b.v_full[i], 1);
@@ -83,7 +87,7 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
     QueryBlock block;
     if (!find_turn<Smem::kRows>(params, turn, block)) continue;
     if (leads) {
-      const QueryBlock::Keys keys = block.keys(Smem::kRows >> params.pack_log2);
+      const QueryBlock::Keys keys = block.keys<Smem::kKeys>(Smem::kRows >> params.pack_log2);
       const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.group;
       const int q_start = static_cast<int>(block.q_start) + block.first, k_start = static_cast<int>(block.k_start);
       const auto load_k = [&](unsigned int tile, int key) {
@@ -92,7 +96,7 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
         ptx::mbarrier_arrive_expect_tx(full, Smem::KTile::kBytes);
         smem.k(Smem::slot(tile)).load(params.k, full, 0, k_start + key, k_head, batch);
       };
-      if (keys.begin < keys.end) load_k(tile, keys.begin);  // need not wait for the rows before these
+      if (keys.tiles > 0) load_k(tile, keys.first);  // need not wait for the rows before these
 #pragma unroll
       for (int group = 0; group < Smem::kRows / 64; ++group) {
         ptx::mbarrier_wait(&barriers.q_free[group], q_parity ^ 1);  // the last Q is read, its `out` gone
@@ -100,10 +104,15 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
         smem.q(group).load(params.q, &barriers.q_full[group], 0, q_start + (64 * group >> params.pack_log2), block.head,
                            batch);
       }
-      for (int key = keys.begin; key < keys.end; key += Smem::kKeys, ++tile) {
-        if (key + Smem::kKeys < keys.end) load_k(tile + 1, key + Smem::kKeys);  // needed with this V
+      for (int j = 0; j < keys.tiles; ++j, ++tile) {
+        const int key = keys.first + j * Smem::kKeys;
+        if (j + 1 < keys.tiles) load_k(tile + 1, key + Smem::kKeys);  // needed with this V
         unsigned long long* full = &barriers.v_full[Smem::slot(tile)];
         ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last V here is read
+        if (j == 0 && keys.unseen > 0) {
+          ptx::mbarrier_arrive(full);
+          full = &barriers.v_unseen;  // whoever waited for it last has released Q since
+        }
         ptx::mbarrier_arrive_expect_tx(full, Smem::VTile::kBytes);
         smem.v(Smem::slot(tile)).load(params.v, full, 0, k_start + key, k_head, batch);
       }

@@ -50,11 +50,13 @@ template <>
 struct Limits<float> {
   static __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
   static __device__ __forceinline__ float nan() { return __int_as_float(0x7fffffff); }
+  static __device__ __forceinline__ float most() { return __int_as_float(0x7f7fffff); }  // finite
 };
 template <>
 struct Limits<double> {
   static __device__ __forceinline__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
   static __device__ __forceinline__ double nan() { return __longlong_as_double(0x7fffffffffffffffLL); }
+  static __device__ __forceinline__ double most() { return __longlong_as_double(0x7fefffffffffffffLL); }
 };
 
 // Larger of two; a NaN gives way to a number (it is kept by the sum of exponentials instead, see SoftmaxState).

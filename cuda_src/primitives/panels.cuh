@@ -29,9 +29,15 @@ struct Panels {
     }
   }
 
+  static constexpr int kChunks = kSpan / 16;  // a row of a panel has
+
   __device__ __forceinline__ unsigned char* chunk(int row, int column) const {
-    constexpr int kChunks = kSpan / 16;
     return base + column / kChunks * kPanelBytes + row * kSpan +
            (column % kChunks ^ row / (8 / kChunks) % kChunks) * 16;
+  }
+  // `columns` right of a chunk in column c, where c + columns = c ^ columns: all such addresses in one register.
+  static __device__ __forceinline__ unsigned char* beyond(unsigned char* chunk, int columns) {
+    const auto address = reinterpret_cast<unsigned long long>(chunk) ^ columns % kChunks * 16;
+    return reinterpret_cast<unsigned char*>(address) + columns / kChunks * kPanelBytes;
   }
 };

@@ -27,11 +27,11 @@ struct Tile {
     return chunk(row, col / kPerChunk) + col % kPerChunk;
   }
 
-  // `count` rows of `cols` elements from global memory, zeros below and right of them. kVector: asynchronously, where
+  // Rows `begin` to `end` of `cols` elements from global memory, zeros around them. kVector: asynchronously, where
   // every chunk is aligned and `cols` are whole chunks; else element by element, at any strides. The caller commits,
   // waits and synchronises.
   template <bool kVector, int kThreads>
-  __device__ __forceinline__ void load(const T* rows, long long row_stride, long long col_stride, int count,
+  __device__ __forceinline__ void load(const T* rows, long long row_stride, long long col_stride, int begin, int end,
                                        int cols) const {
     constexpr int kStep = kThreads / kRepeat;  // rows at a time, of kRepeat chunks each
     const int first_row = static_cast<int>(threadIdx.x) / kRepeat,
@@ -44,7 +44,8 @@ struct Tile {
 #pragma unroll(kVector ? kChunks : 2)
       for (int column = 0; column < kChunks; column += kRepeat) {
         T* to = chunk(row, first_column) + column * kPerChunk;
-        const int left = row < count ? cols - (first_column + column) * kPerChunk : 0;  // elements from here on
+        const bool inside = row >= begin && row < end;
+        const int left = inside ? cols - (first_column + column) * kPerChunk : 0;  // elements from here on
         if constexpr (kVector) {
           ptx::cp_async_16(to, ptr + column * kPerChunk, left > 0 ? 16 : 0);
         } else {
