@@ -12,13 +12,8 @@ from cuattn.reference import (
     SoftmaxTopKState,
     TopK,
 )
-from cuattn.softmax import (
-    log_softmax,
-    log_softmax_backward,
-    segment_softmax,
-    softmax,
-    softmax_backward,
-)
+from cuattn.segment_softmax import segment_softmax
+from cuattn.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from cuattn.state import merge, softmax_state, softmax_topk_state
 from cuattn.topk import softmax_topk, top_k
 
