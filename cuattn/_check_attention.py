@@ -13,6 +13,10 @@ from cuattn import _check
 Shape = tuple[int, ...]
 MOST_HEAD_DIM = 256
 MOST_OFFSET = 2**39  # so that sums of places stay within what the kernels count
+NORMAL = {  # the least and the largest, by accumulator
+    np.dtype(acc): (float(np.finfo(acc).smallest_normal), float(np.finfo(acc).max))
+    for acc in (np.float32, np.float64)
+}
 LAYOUTS = {"BHSD": ("D", "S", "H", "B"), "BSHD": ("D", "H", "S", "B")}  # last axis first
 
 
@@ -33,6 +37,14 @@ def number(name: str, value: Any) -> float:
     if unreal or not hasattr(type(scalar), "__float__"):
         raise TypeError(f"{name} must be a real number, but it is {_check._kind(value)}")
     return float(scalar)
+
+
+def normal(number: float, acc: np.dtype) -> float:
+    """A finite number, but for 0, as the nearest one of its sign that is normal in `acc`."""
+    if number == 0 or not math.isfinite(number):
+        return number
+    least, most = NORMAL[acc]
+    return math.copysign(min(max(abs(number), least), most), number)
 
 
 def integer(name: str, value: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from cuattn import _call, _call_attention, _jit, _plan_attention
+from cuattn import _call, _call_attention, _check_attention, _jit, _plan_attention
 from cuattn._layout import Meta
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
@@ -53,6 +53,30 @@ class AttentionOptions(NamedTuple):
     right: int | None = None
     q_offset: int | None = None  # None, and no array: bottom-right
     tf32: bool = False
+
+
+def options(
+    offset: int | None,
+    made: _call_attention.Results,
+    is_causal: Any,
+    window: Any,
+    scale: Any,
+    softcap: Any,
+    precision: Any,
+) -> AttentionOptions:
+    """Numbers of a call, checked."""
+    left, right = _check_attention.window(window)
+    factor = max(made.head_dim, 1) ** -0.5
+    if scale is not None:
+        factor = _check_attention.normal(_check_attention.number("scale", scale), made.acc)
+    return AttentionOptions(
+        scale=factor,
+        softcap=_check_attention.normal(_check_attention.softcap(softcap), made.acc),
+        left=left,
+        right=0 if is_causal else right,
+        q_offset=offset,
+        tf32=_check_attention.precision(precision, made.dtype),
+    )
 
 
 def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -216,7 +215,7 @@ def _attention(
     metas = _call_attention.metas(given)
     made = _call_attention.results(metas, layout)
     _call_attention.check_values(given, made)
-    options = _options(offset, made, *numbers)
+    options = _run_attention.options(offset, made, *numbers)
     expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + bool(return_lse)]
     inputs = list(zip(given._fields, given, strict=True))
     outs: Any = None if out is None else _call_attention.check_out(out, expected, inputs)
@@ -239,35 +238,3 @@ def _attention(
             metas = metas if arrays is given else _call_attention.metas(arrays)
             _run_attention.run(arrays, metas, tuple(outs), layout, options)
     return tuple(outs) if return_lse else outs[0]
-
-
-def _options(
-    offset: int | None,
-    made: _call_attention.Results,
-    is_causal: Any,
-    window: Any,
-    scale: Any,
-    softcap: Any,
-    precision: Any,
-) -> _run_attention.AttentionOptions:
-    left, right = _check_attention.window(window)
-    factor = max(made.head_dim, 1) ** -0.5
-    if scale is not None:
-        factor = _check_attention.number("scale", scale)
-    return _run_attention.AttentionOptions(
-        scale=_normal(factor, made.acc),
-        softcap=_normal(_check_attention.softcap(softcap), made.acc),
-        left=left,
-        right=0 if is_causal else right,
-        q_offset=offset,
-        tf32=_check_attention.precision(precision, made.dtype),
-    )
-
-
-def _normal(number: float, acc: np.dtype) -> float:
-    """A finite number, not 0, as the nearest one of that sign that is normal in the accumulator."""
-    limits = np.finfo(acc)
-    if number == 0 or not math.isfinite(number):
-        return number
-    size = min(max(abs(number), float(limits.smallest_normal)), float(limits.max))
-    return math.copysign(size, number)

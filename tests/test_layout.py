@@ -279,8 +279,8 @@ PYTHON_LAYERS = {
     "_plan_attention": ({"_plan", "_problem"}, set()),
     "_plan_attention_sm90": ({"_plan", "_plan_attention", "_problem", "_tensor_map"}, set()),
     "_run_attention": (
-        {"_call", "_call_attention", "_jit", "_layout", "_plan", "_plan_attention"}
-        | {"_plan_attention_sm90", "_tensor_map"},
+        {"_call", "_call_attention", "_check_attention", "_jit", "_layout", "_plan"}
+        | {"_plan_attention", "_plan_attention_sm90", "_tensor_map"},
         set(),
     ),
     "_reference_heads": (set(), {"numpy"}),
