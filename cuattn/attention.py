@@ -106,7 +106,10 @@ def attention(
     -----
     16-bit and float32 results accumulate in float32, float64 ones in float64. A query that sees no
     key gives 0 with an lse of -inf (with `sinks`: of the sink); one that is padding always 0 and
-    -inf. What no query sees may hold anything, NaN too. Results are bitwise the same on every run.
+    -inf. What no query sees may hold anything, NaN too. Scores may have any size that is finite
+    there: a `bias` of -1e30 or ``finfo.min`` hides a key beside others, and on all keys of a query
+    it changes nothing but the lse. Results are bitwise the same on every run and, on a device,
+    those of a query depend on nothing but itself and its keys, not on how many queries there are.
     Runs on the current stream of the device of q; does not synchronise.
 
     References
