@@ -296,8 +296,11 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       }
       ptx::stmatrix_x4(out.beyond(to, 2 * i), words);
     }
-    const bool whole = attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows;
-    if (!whole) {    // what follows in `out` is of another sequence
+    // TMA stores whole chunks of 16 bytes, and whole boxes: where a row ends within a chunk, or a sequence within a
+    // box, it would overwrite what follows.
+    const bool whole =
+        attention.value_dim % 8 == 0 && (attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows);
+    if (!whole) {
       __syncwarp();  // the rows of this warp
       constexpr int kChunks = kValueDim / 8;
       for (int i = lane; i < 16 * kChunks; i += 32) {
@@ -307,7 +310,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         if (to_query >= block.rows || column >= attention.value_dim) continue;
         using Chunk = Fragment<T, 8>;
         const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out.chunk(row, column / 8)));
-        T* ptr = static_cast<T*>(attention.out) + to_head * attention.out_stride[1] +
+        T* ptr = static_cast<T*>(attention.out) + batch * attention.out_stride[0] + to_head * attention.out_stride[1] +
                  (block.q_start + to_query) * attention.out_stride[2] + column;
         if (column + 8 <= attention.value_dim) {
           ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);

@@ -373,6 +373,20 @@ def test_out_of_any_width(backend, rng, value_dim):
     problem.check(backend.asnumpy(out.out))
 
 
+@pytest.mark.parametrize("value_dim", [1, 20, 35, 130])
+@pytest.mark.parametrize("lengths", [(19, 30), (1, 1)], ids=str)
+def test_out_in_padded_rows(backend, rng, lengths, value_dim):
+    """Rows start on boundaries of 16 bytes and end anywhere: what lies between stays as it was."""
+    problem = Problem(rng, "float16", 2, (2, 1), lengths, (40, value_dim))
+    arrays = [backend.asarray(LAYOUTS["padded"](a)) for a in problem.arrays]
+    shape, width = problem.q.shape[:3], value_dim + -value_dim % 8
+    buffer = backend.asarray(np.full((*shape, width + 8), 7, np.float16))
+    out = buffer[..., :value_dim]
+    assert cuattn.attention(*arrays, out=out) is out
+    problem.check(backend.asnumpy(out))
+    assert (backend.asnumpy(buffer)[..., value_dim:] == 7).all()
+
+
 # ---- empty --------------------------------------------------------------------------------------
 
 

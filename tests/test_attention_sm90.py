@@ -102,7 +102,7 @@ def test_ragged_schedules(rng, dims, is_causal):
 
 def test_ragged_into_padded_rows(rng):
     """Rows of `out` that are no whole vectors, and end within a block."""
-    ragged = Ragged(rng, lengths=[(7, 30), (70, 41), (3, 3)], heads=(2, 2), dims=(64, 36))
+    ragged = Ragged(rng, lengths=[(7, 30), (200, 41), (3, 3)], heads=(2, 2), dims=(64, 36))
     q, k, v = ragged.arrays
     memory = {
         name: np.full((*a.shape[:2], 40), np.nan, a.dtype)
@@ -130,16 +130,38 @@ def test_every_head_dimension_is_padded(rng, dtype, dim):
     problem.check(*run.results)
 
 
-def test_odd_head_dimensions_in_padded_rows(rng):
-    problem = Problem(rng, lengths=(70, 90), dims=(59, 35))
-    arrays = []
-    for a in problem.arrays:
-        memory = np.full((*a.shape[:3], 64), np.nan, a.dtype)
-        memory[..., : a.shape[3]] = a
-        arrays.append(memory[..., : a.shape[3]])
-    out = np.full((*problem.q.shape[:3], 40), np.nan, np.float16)[..., :35]
+@pytest.mark.parametrize("value_dim", [1, 35, 63, 93, 126, 188, 255])
+def test_odd_head_dimensions_in_padded_rows(rng, value_dim):
+    problem = Problem(rng, batch=2, heads=(4, 2), lengths=(70, 90), dims=(59, value_dim))
+    arrays = [padded(a, -a.shape[3] % 64) for a in problem.arrays]
+    out = padded(np.full((*problem.q.shape[:3], value_dim), np.nan, np.float16), -value_dim % 8)
     lse = np.empty(out.shape[:3], np.float32)
     problem.check(*Run(cuattn.attention, *arrays, out=(out, lse)).results)
+
+
+def test_packed_heads_in_padded_rows(rng):
+    problem = Problem(rng, batch=2, heads=(16, 2), lengths=(11, 200), dims=(64, 45))
+    arrays = [padded(a, -a.shape[3] % 8) for a in problem.arrays]
+    out = padded(np.full((*problem.q.shape[:3], 45), np.nan, np.float16), 3)
+    lse = np.empty(out.shape[:3], np.float32)
+    problem.check(*Run(cuattn.attention, *arrays, out=(out, lse)).results)
+
+
+def padded(a, columns):
+    """The same with NaN behind each row."""
+    memory = np.full((*a.shape[:-1], a.shape[-1] + columns), np.nan, a.dtype)
+    memory[..., : a.shape[-1]] = a
+    return memory[..., : a.shape[-1]]
+
+
+@pytest.mark.parametrize("dim", [1, 7, 35, 130, 250])
+def test_one_row_that_ends_anywhere(rng, dim):
+    """Nothing is written behind a fresh result."""
+    problem = Problem(rng, heads=(1, 1), lengths=(1, 1), dims=(dim, dim))
+    problem.check(*Run(cuattn.attention, *problem.arrays).results)
+    q, k, v = (a[0] for a in problem.arrays)
+    run = Run(cuattn.attention_varlen, q, k, v, *np.array([[0, 1], [0, 1]]))
+    problem.check(*(one[None] for one in run.results))
 
 
 @pytest.mark.parametrize("layout", ["BHSD", "BSHD"])

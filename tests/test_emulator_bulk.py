@@ -1029,21 +1029,30 @@ if (t == 40) {
 """
 
 
+def in_chunks(view):
+    """`view` with the columns that a store writes: rows end on boundaries of 16 bytes."""
+    width = -(-view.shape[-1] * view.itemsize // 16) * 16 // view.itemsize
+    return np.lib.stride_tricks.as_strided(view, (*view.shape[:-1], width), view.strides)
+
+
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_store(dtype, swizzle, rng):
     for seed in range(12):
-        view = random_view(rng, DTYPES[dtype], repeat=False)
+        inner = random_view(rng, DTYPES[dtype], repeat=False)
         box = random_box(rng, DTYPES[dtype], swizzle)
-        c = random_place(rng, view, box)
+        column, *rest = random_place(rng, inner, box)
+        c = (column * inner.itemsize // 16 * 16 // inner.itemsize, *rest)
+        view = in_chunks(inner)
         offset = int(rng.integers(0, 5)) * (8 * swizzle or 128)
         x = rng.integers(0, 256, int(np.prod(box)) * view.itemsize, np.uint8)
-        before, base_before = view.copy(), view.base.copy()
-        maps = [bytes(128), map_of(view, box, swizzle)]
+        before, base_before = view.copy(), inner.base.copy()
+        maps = [bytes(128), map_of(inner, box, swizzle)]
         counters, _ = run(
             FILL_AND_STORE,
             x=x,
-            y=view,
+            y=inner,
+            writes=(inner.base,),
             maps=maps,
             c=(*c, x.size, offset),
             smem_bytes=offset + x.size,
@@ -1057,7 +1066,7 @@ def test_store(dtype, swizzle, rng):
         expected[of_view] = data.view(view.dtype).reshape(box[::-1])[inside]
         np.testing.assert_array_equal(view.view(np.uint8), expected.view(np.uint8))
         view[...] = before
-        np.testing.assert_array_equal(view.base, base_before)  # nothing else was written
+        np.testing.assert_array_equal(inner.base, base_before)  # nothing else was written
         size = expected[of_view].size
         assert counters.global_bytes_written == size * view.itemsize
         assert counters.global_sectors_written == sectors(view, box, c)
@@ -1292,6 +1301,10 @@ STORE_RULES = {
         "not within dynamic shared memory",
         READY + PUT.replace("out, s", "out, s + 16384 * fault") + WAIT_READ,
     ),
+    "from within a chunk on": (
+        "a bulk store from column 4 on",
+        READY + PUT.replace("s, 0,", "s, 4 * fault,") + WAIT_READ,
+    ),
     "a map that the kernel copied": (
         "not in the launch's parameters, or a copy",
         "TensorMap copy = p.out;\n"
@@ -1384,6 +1397,28 @@ def test_store_of_a_part_of_each_row():
     expected = np.zeros((64, 64), np.float16)
     expected.view(np.uint32)[:8, :12] = np.tile([1, 2, 3, 4], 3)
     np.testing.assert_array_equal(y, expected)
+
+
+def test_store_of_a_part_of_a_chunk():
+    """Of 20 columns: each row is written up to column 24, whoever that belongs to."""
+    y = np.full((64, 64), 5, np.float16)
+    width = (20, *DIMS[1:])
+    maps = [bytes(128), emulator.tensor_map(y, width, STRIDES, BOX, 128)]
+    run(START + READY + PUT + WAIT_READ, y=y, maps=maps)
+    expected = np.full((64, 64), 5, np.float16)
+    expected.view(np.uint32)[:8, :12] = np.tile([1, 2, 3, 4], 3)
+    np.testing.assert_array_equal(y, expected)
+    out_of_view = "48 bytes written out of bounds: byte 40 of writes.* belongs to no element"
+    with pytest.raises(emulator.EmulatorError, match=out_of_view):
+        run(START + READY + PUT + WAIT_READ, y=y, maps=maps, writes=(y[:, :20],))
+    row = emulator.empty((20,), np.float16)
+    maps[1] = emulator.tensor_map(row, (20, 1, 1, 1, 1), STRIDES, BOX, 128)
+    with pytest.raises(emulator.EmulatorError, match="48 bytes written out of bounds: .* 40 bytes"):
+        run(START + READY + PUT + WAIT_READ, y=row, maps=maps)
+    unwritten = "if ((t % 8 ^ t / 8) < (t / 8 == 3 ? 2 : 3)) " + WRITE
+    maps[1] = emulator.tensor_map(y, width, STRIDES, BOX, 128)
+    with pytest.raises(emulator.EmulatorError, match="reads shared byte 400, which was never"):
+        run(START + unwritten + FENCE + BARRIER + PUT + WAIT_READ, y=y, maps=maps)
 
 
 def test_what_a_load_brought_is_stored_with_no_fence(rng):

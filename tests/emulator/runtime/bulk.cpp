@@ -1,5 +1,7 @@
 // Boxes of tensors by the Tensor Memory Accelerator. All is checked when a box is asked for; a load lands when somebody
-// waits for its mbarrier, and a store reads its box when its thread waits for that.
+// waits for its mbarrier, and a store reads its box when its thread waits for that. A load fills with zeros element by
+// element, but a store writes the last 16 bytes of a row whole, wherever the tensor ends in them
+// (https://github.com/triton-lang/triton/issues/11583, on an H100).
 #include "state.hpp"
 
 namespace emu {
@@ -27,6 +29,7 @@ struct TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "as on a device");
 constexpr uint64_t kMagic = 0x70616d726f736e65;
+constexpr int kChunk = 16;  // bytes that a store writes together
 
 TensorMap map_at(const Thread& thread, const void* ptr, Site site) {
   TensorMap map = {};
@@ -160,8 +163,13 @@ void cp_async_bulk_tensor_store(const void* map_ptr, const void* smem_ptr, const
   check_arch(thread, 900, "cp_async_bulk_tensor_store", site);
   const TensorMap map = map_at(thread, map_ptr, site);
   BulkStore store = {box_at(thread, smem_ptr, map, site), thread.index, thread.bulk_groups};
+  if (int64_t(c[0]) * map.item % kChunk != 0) {
+    fault(thread, site, "a bulk store from column %d on: what it overwrites is known for multiples of 16 bytes only",
+          c[0]);
+  }
   SectorCount sectors;
   for_rows(map, c, [&](uint64_t address, uint32_t offset, uint32_t size) {
+    size = (size + kChunk - 1) / kChunk * kChunk;
     if (size == map.row_bytes()) {  // swizzles permute within a row
       check_bulk_store(thread, store.offset + offset, size, site);
     } else {
