@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("cuda_src", "cuattn", "tests", "setup.cfg", "pyproject.toml")
+PARTS = ("bench", "cuda_src", "cuattn", "tests", "setup.cfg", "pyproject.toml")
 LIMIT = 30  # seconds; a kernel that never ends counts as noticed
 
 
@@ -56,6 +56,7 @@ PART = (of("softmax", "test_length", 33, "softmax"),)
 WARP = (of("softmax", "test_length", 1000, "softmax"),)
 BLOCK = (of("softmax", "test_length", 1025, "softmax"),)
 CLUSTER = (of("softmax", "test_long_rows", 1, 32767),)
+CLUSTER_LOADS = ("tests/test_compile.py::test_rows_of_clusters_wait_for_no_memory",)
 CLUSTER_OF_8 = (of("softmax", "test_long_rows", 1, 70001),)
 LOG = (of("softmax", "test_length", 33, "log_softmax"),)
 DOUBLE = (

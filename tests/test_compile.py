@@ -142,6 +142,15 @@ def test_every_tile_of_hopper_is_compiled(row, modified):
     assert name in compiled or name.replace("__half", "__nv_bfloat16") in compiled
 
 
+def test_rows_of_clusters_wait_for_no_memory():
+    """A fence before the loads of a row would cost a latency."""
+    if disassembly.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm")
+    chosen = [k for k in kernels(90).values() if k.header == "softmax_rows.cuh" and k.cluster > 1]
+    for code in disassembly.compile_kernels(chosen[::20], "sm_90"):
+        assert "UCGABAR_ARV" in code.sass and "MEMBAR" not in code.sass
+
+
 def test_one_module_one_kernel():
     kernel = next(iter(kernels(90).values()))
     cubin, _ = _nvrtc.compile_kernel(kernel.header, kernel.name, "sm_90")

@@ -467,6 +467,71 @@ def test_full_cluster_of_full_blocks():
     np.testing.assert_array_equal(run(body, block=1024, grid=8, cluster=8)[1], 1023 - np.arange(64))
 
 
+RELAXED_HEAD = """
+  unsigned long long* bar = ptx::static_smem<unsigned long long, 1>();
+  float* s = ptx::static_smem<float, 64, 1>();
+  const int rank = ptx::cluster_ctarank();
+"""
+RELAXED = (
+    "if (fault) ptx::cluster_arrive_relaxed(); else ptx::cluster_arrive();\nptx::cluster_wait();\n"
+)
+SEND = """
+  if (t == 0) ptx::mbarrier_init(bar, 1), ptx::fence_mbarrier_init();
+  if (t == 0) ptx::mbarrier_arrive_expect_tx(bar, 8);
+  {}
+  if (t < 2) ptx::st_async(s + rank, float(rank + 1), bar, t);
+  ptx::mbarrier_wait_cluster(bar, 0);
+  ptx::st_global(p.y + 2 * rank + t % 2 + 4 * (t / 2), ptx::ld_shared(s + t % 2));
+"""
+STORE, LOAD = "ptx::st_shared(s + t, float(t));\n", "ptx::ld_shared(s + t);\n"
+RELAXED_RULES = {
+    "written by others before": (
+        "race in shared memory: writes byte .*wrote, with no barrier",
+        SEND.format(STORE + RELAXED),
+    ),
+    "read by others before": (
+        "race in shared memory: writes byte .*reads, with no barrier",
+        SEND.format(STORE + "ptx::cluster_arrive();\nptx::cluster_wait();\n" + LOAD + RELAXED),
+    ),
+    "within the block": (
+        "race in shared memory: reads byte .*wrote, with no barrier",
+        STORE + RELAXED + "ptx::st_global(p.y + 64 * rank + t, ptx::ld_shared(s + 63 - t));",
+    ),
+    "in a part of a warp": (
+        "cluster_arrive of some lanes of a warp and cluster_arrive_relaxed of others",
+        "if (fault && t > 8) ptx::cluster_arrive_relaxed(); else ptx::cluster_arrive();\n"
+        "ptx::cluster_wait();",
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("rule", RELAXED_RULES)
+def test_relaxed_arrival_releases_nothing(rule, seed):
+    pattern, body = RELAXED_RULES[rule]
+    y = emulator.empty((128,), np.float32)
+    fails(pattern, RELAXED_HEAD + body, y=y, grid=2, cluster=2, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_relaxed_arrival(seed):
+    """An mbarrier has been released by its fence, anything else by the next arrival."""
+    y = emulator.empty((128,), np.float32)
+    relaxed = "ptx::cluster_arrive_relaxed();\nptx::cluster_wait();\n"
+    counters, _ = run(RELAXED_HEAD + SEND.format(relaxed), y=y, grid=2, cluster=2, seed=seed)
+    np.testing.assert_array_equal(y, np.tile([1, 2], 64))
+    assert counters.cluster_barriers == 1
+    run(
+        RELAXED_HEAD + SEND.format(STORE + relaxed + relaxed.replace("_relaxed", "")),
+        y=y, grid=2, cluster=2, seed=seed,
+    )  # fmt: skip
+    unfenced = SEND.replace(", ptx::fence_mbarrier_init()", "").format(relaxed)
+    with pytest.raises(emulator.EmulatorError, match="no fence_mbarrier_init|no barrier since"):
+        run(RELAXED_HEAD + unfenced, y=y, grid=2, cluster=2, seed=seed)
+    with pytest.raises(emulator.EmulatorError, match="cluster_arrive needs sm_90"):
+        run(relaxed, arch="sm_80")
+
+
 # -- counters ------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,8 @@ struct ClusterMerge {
       ptx::fence_mbarrier_init();  // the initialised mbarrier, before the cluster hears of it
       ptx::mbarrier_arrive_expect_tx(mbarrier(), kBlocks * sizeof(State));
     }
-    ptx::cluster_arrive();  // releases this block's mbarrier to the peers that will send to it
+    // This block may be sent to. The fence has released its mbarrier; to release more would hold up the loads.
+    ptx::cluster_arrive_relaxed();
   }
 
   // Second half: `state` is equal over the block; every thread calls it and gets the cluster's state.

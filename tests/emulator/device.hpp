@@ -84,7 +84,7 @@ void mma_f64(double* d, double a, double b, Site site);
 
 // Clusters and mbarriers.
 int cluster_rank(Site site);
-void cluster_arrive(Site site);
+void cluster_arrive(bool relaxed, Site site);
 void cluster_wait(Site site);
 unsigned int cluster_address(const void* smem_ptr, int cta_rank, Site site);
 void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int cta_rank, Site site);

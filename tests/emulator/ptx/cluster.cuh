@@ -6,7 +6,8 @@
 namespace ptx {
 
 __forceinline__ int cluster_ctarank(EMU_SITE) { return ::emu::cluster_rank(site); }
-__forceinline__ void cluster_arrive(EMU_SITE) { ::emu::cluster_arrive(site); }
+__forceinline__ void cluster_arrive(EMU_SITE) { ::emu::cluster_arrive(false, site); }
+__forceinline__ void cluster_arrive_relaxed(EMU_SITE) { ::emu::cluster_arrive(true, site); }
 __forceinline__ void cluster_wait(EMU_SITE) { ::emu::cluster_wait(site); }
 
 __forceinline__ unsigned int mapa(const void* smem_ptr, int cta_rank, EMU_SITE) {

@@ -24,10 +24,16 @@ MBarrier& mbarrier_at(Thread& thread, Block& block, uint32_t offset, Site site) 
   return machine.mbarriers[stamp.object];
 }
 
+// fence_mbarrier_init releases by itself: any cluster barrier after it will do, also one with relaxed arrivals.
+bool known_to_cluster(const Thread& thread, const MBarrier& bar) {
+  return bar.fenced && bar.fence.cluster_count < thread.cluster_waits;
+}
+
 // The caller's own mbarrier, initialised before now as far as the caller can know.
 MBarrier& local_mbarrier(Thread& thread, void* mbarrier, Site site) {
   MBarrier& bar = mbarrier_at(thread, *thread.block, smem_offset(thread, mbarrier, 8, site), site);
-  if (!ordered(thread, bar.init)) fault(thread, site, "mbarrier used with no barrier since its mbarrier_init");
+  if (!ordered(thread, bar.init) && !known_to_cluster(thread, bar))
+    fault(thread, site, "mbarrier used with no barrier since its mbarrier_init");
   return bar;
 }
 
@@ -58,7 +64,7 @@ void check_not_late(const Thread& thread, const MBarrier& bar, uint32_t target, 
 MBarrier& async_mbarrier(Thread& thread, void* mbarrier, Site site) {
   MBarrier& bar = local_mbarrier(thread, mbarrier, site);
   if (!bar.fenced) fault(thread, site, "an mbarrier for a bulk load with no fence_mbarrier_init since its init");
-  if (!ordered(thread, bar.fence)) {
+  if (!ordered(thread, bar.fence) && !known_to_cluster(thread, bar)) {
     fault(thread, site, "an mbarrier for a bulk load with no barrier since its fence_mbarrier_init");
   }
   return bar;
@@ -102,14 +108,20 @@ int cluster_rank(Site site) {
   return running().block->rank;
 }
 
-void cluster_arrive(Site site) {
+void cluster_arrive(bool relaxed, Site site) {
   Thread& thread = running();
   check_arch(thread, 900, "cluster_arrive", site);
   if (thread.cluster_arrives != thread.cluster_waits) fault(thread, site, "two cluster_arrives without a cluster_wait");
   if (thread.cluster_arrives >= machine.cluster_min_exited) {
     fault(thread, site, "cluster_arrive, but a thread of the cluster has exited without it");
   }
+  for (int lane = 0; lane < thread.warp->size; ++lane) {
+    const Thread& other = thread.warp->threads[lane];
+    if (other.cluster_arrives <= thread.cluster_arrives || other.relaxed[thread.cluster_arrives] == relaxed) continue;
+    fault(thread, site, "cluster_arrive of some lanes of a warp and cluster_arrive_relaxed of others");
+  }
   ++thread.cluster_arrives;
+  thread.relaxed.push_back(relaxed);
   advance(thread);
   if (thread.cluster_arrives > machine.cluster_max_arrives) machine.cluster_max_arrives = thread.cluster_arrives;
   if (++machine.cluster_arrived < static_cast<uint32_t>(machine.total_threads())) return;
@@ -238,7 +250,7 @@ void st_async(void* smem_ptr, const void* value, int size, void* mbarrier, int c
   if (bar.init.cluster_count >= thread.cluster_waits) {
     fault(thread, site, "st_async to an mbarrier with no cluster barrier since its mbarrier_init");
   }
-  if (!bar.fenced || bar.fence.cluster_count >= thread.cluster_waits) {
+  if (!known_to_cluster(thread, bar)) {
     fault(thread, site, "st_async to an mbarrier with no fence_mbarrier_init before the cluster barrier");
   }
   Stamp stamp = make_stamp(thread, Stamp::kAsync);

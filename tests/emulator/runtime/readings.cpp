@@ -44,7 +44,7 @@ uint32_t unite(uint32_t set, uint32_t reading, int warp) {
 
 // One lane that knows its warp to have waited tells of it for all.
 bool comes_after(const Thread& thread, const Stamp& waited) {
-  if (waited.cluster_count < thread.cluster_waits) return true;
+  if (ordered_by_cluster(thread, waited)) return true;
   if (waited.rank != thread.block->rank) return false;
   if (waited.epoch < thread.block->epoch || waited.thread / 32 == thread.index / 32) return true;
   const uint32_t *known = known_row(thread) + waited.thread, *clock = machine.warp_clocks[waited.object].clock;

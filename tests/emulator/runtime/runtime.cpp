@@ -127,8 +127,20 @@ uint32_t stamp_of(Warp& warp) {
   return warp.stamp;
 }
 
+bool ordered_by_cluster(const Thread& thread, const Stamp& earlier) {
+  if (earlier.cluster_count >= thread.cluster_waits) return false;  // it has not arrived, or we have not waited for it
+  const int first = earlier.rank * machine.block_threads + earlier.thread;
+  for (int i = first; i < first + (earlier.kind == Stamp::kWarp ? 32 : 1); ++i) {
+    const std::vector<bool>& relaxed = machine.threads[i].relaxed;
+    uint32_t released = earlier.cluster_count;
+    while (released < thread.cluster_waits && relaxed[released]) ++released;
+    if (released == thread.cluster_waits) return false;
+  }
+  return true;
+}
+
 bool ordered(const Thread& thread, const Stamp& earlier) {
-  if (earlier.cluster_count < thread.cluster_waits) return true;  // it arrived at a cluster barrier, we waited for it
+  if (ordered_by_cluster(thread, earlier)) return true;
   if (earlier.rank != thread.block->rank) return false;
   if (earlier.epoch < thread.block->epoch) return true;
   if (earlier.kind == Stamp::kWarp) {

@@ -181,6 +181,7 @@ struct Thread : ThreadHead {
   Wait wait;
   Site site;  // where it waits
   uint32_t clock, cluster_arrives, cluster_waits;
+  std::vector<bool> relaxed;  // of its cluster_arrives, which were
   uint32_t stamp;             // number of its current stamp; 0: none yet since the last synchronisation
   uint32_t strong_stamp;      // the same for its last strong access
   uint32_t copy_stamp;        // of the bytes that its copies have in flight
@@ -314,7 +315,8 @@ void wake_all(Thread::Wait what, int object, Thread* first, int count);  // thos
 
 // -- ordering -----------------------------------------------------------------------------------------
 
-bool ordered(const Thread& thread, const Stamp& earlier);  // does `thread` come after `earlier`?
+bool ordered(const Thread& thread, const Stamp& earlier);             // does `thread` come after `earlier`?
+bool ordered_by_cluster(const Thread& thread, const Stamp& earlier);  // the same, because of a cluster barrier
 // May the async proxy, on behalf of `thread`, touch what `earlier` accessed?
 bool async_ordered(const Thread& thread, const Stamp& earlier);
 uint32_t stamp_of(Thread& thread);  // number of its current stamp
