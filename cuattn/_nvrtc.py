@@ -63,15 +63,27 @@ def _toolkit_headers() -> str:
     return str(found)
 
 
+# Targets of Jetson and DRIVE. Their code runs nowhere else, and no other code there:
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
+TEGRA = {53, 62, 72, 87, 101, 110}
+
+
 @lru_cache(maxsize=64)
 def architecture(compute_capability: int) -> str:
-    """Newest target of NVRTC whose code runs on this compute capability: same major version."""
+    """Newest target of NVRTC whose code runs on this compute capability: itself, or off Tegra an
+    older one of the same major version.
+    """
     from cupy.cuda import nvrtc
 
     known = [
         a
         for a in nvrtc.getSupportedArchs()
-        if a // 10 == compute_capability // 10 and a <= compute_capability
+        if a == compute_capability
+        or (
+            a // 10 == compute_capability // 10
+            and a < compute_capability
+            and not TEGRA & {a, compute_capability}
+        )
     ]
     if not known:
         raise RuntimeError(

@@ -510,18 +510,27 @@ def test_sources_inside_a_package_or_beside_it(where, tmp_path, monkeypatch):
 
 # ---- The compiler ----
 
-KNOWN = (75, 80, 86, 89, 90, 100, 103, 120)  # of an NVRTC that newer devices are strange to
+# What an NVRTC knows that newer devices are strange to; 53, 62, 72, 87, 101 and 110 are Tegra's.
+KNOWN = (53, 60, 62, 70, 72, 75, 80, 86, 87, 90, 100, 101, 110, 120)
 
 
 @pytest.mark.parametrize(
     ("capability", "target"),
     [
+        (53, "sm_53"),
+        (61, "sm_60"),
+        (70, "sm_70"),
+        (72, "sm_72"),
+        (73, "sm_70"),
         (75, "sm_75"),
-        (87, "sm_86"),
-        (89, "sm_89"),
+        (86, "sm_86"),
+        (87, "sm_87"),
+        (88, "sm_86"),
+        (89, "sm_86"),
         (90, "sm_90"),
-        (101, "sm_100"),
-        (109, "sm_103"),
+        (101, "sm_101"),
+        (103, "sm_100"),
+        (110, "sm_110"),
         (121, "sm_120"),
     ],
 )
@@ -530,7 +539,18 @@ def test_architecture(capability, target, nvrtc, monkeypatch):
     assert _nvrtc.architecture(capability) == target
 
 
-@pytest.mark.parametrize(("capability", "version"), [(70, "7.0"), (110, "11.0"), (130, "13.0")])
+@pytest.mark.parametrize("capability", [53, 62, 72, 87, 101, 110])
+def test_no_other_code_runs_on_tegra(capability, nvrtc, monkeypatch):
+    """Nor does its own anywhere else, not on a newer device of the same major version."""
+    monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: [a for a in KNOWN if a != capability])
+    with pytest.raises(RuntimeError, match=f"compute capability {capability / 10}"):
+        _nvrtc.architecture(capability)
+    monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: [capability])
+    with pytest.raises(RuntimeError, match=f"compute capability {capability // 10}.9"):
+        _nvrtc.architecture(capability // 10 * 10 + 9)
+
+
+@pytest.mark.parametrize(("capability", "version"), [(52, "5.2"), (119, "11.9"), (130, "13.0")])
 def test_unknown_architecture(capability, version, nvrtc, monkeypatch):
     monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: list(KNOWN))
     with pytest.raises(RuntimeError, match=rf"{version}; .*install a newer CUDA toolkit"):
