@@ -17,6 +17,7 @@
 #include <primitives/attention_smem.cuh>
 #include <primitives/vector.cuh>
 #include <primitives/warp.cuh>
+#include <ptx/elect.cuh>
 #include <ptx/fence.cuh>
 #include <ptx/ldmatrix.cuh>
 #include <ptx/named_barrier.cuh>
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
 
   ptx::setmaxnreg_inc<kConsumerRegisters>();
   const int group = warp / 4 - 1;
-  const bool leads = warp % 4 == 0 && lane == 0;  // its group, where one thread is enough
+  const bool leads = warp % 4 == 0;             // its group: one thread of it does what one is enough for
   const int row0 = 16 * (warp % 4) + lane / 4;  // of the group's 64, of elements 0, 1, 4, 5 …; the others are 8 further
   const int column0 = lane % 4 * 2;
   constexpr int kQSteps = Smem::QTile::kSpan / 32, kSpan = Smem::QTile::kSpan, kVSpan = Smem::VTile::kSpan;
@@ -282,8 +283,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       rescale[half] = weight * ptx::rcp_approx(total);
     }
 
-    if (kOwnOut && leads) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
-    ptx::named_barrier_sync(kGroupBarrier + group, 128);      // nobody needs what was in place of `out`
+    if (kOwnOut && leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // nobody needs what was in place of `out`
     const typename Smem::OutTile out = smem.out(group);
     unsigned char* const to = out.chunk(16 * (warp % 4) + lane % 16, lane / 16);
 #pragma unroll
@@ -324,7 +325,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     }
     ptx::fence_proxy_async();                             // `out` is written, before TMA reads it or Q replaces it
     ptx::named_barrier_sync(kGroupBarrier + group, 128);  // and that by every warp
-    if (leads) {
+    if (leads && ptx::elect_one()) {
       if (whole) smem.out(group).store(params.out, 0, q_start + (64 * group >> params.pack_log2), block.head, batch);
       ptx::cp_async_bulk_commit();
       if (!kOwnOut) {
@@ -333,5 +334,5 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       }
     }
   }
-  if (leads) ptx::cp_async_bulk_wait_read<0>();  // before shared memory is given back
+  if (leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // before shared memory is given back
 }

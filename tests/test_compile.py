@@ -66,6 +66,8 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
     found = []
     if any(i.category == "local" for block in blocks for i in block.instructions):
         found.append("local memory")
+    if "BRA.U.ANY" in code.sass:
+        found.append("a loop over lanes around an instruction that one thread executes")
     if kernel.smem_bytes + code.smem_bytes > SM90_SMEM:
         found.append("more shared memory than there is")
 
@@ -245,6 +247,7 @@ def planted(text: str, place: str, line: str) -> str:
         (PRODUCER, "IADD3 R32, R0, R1, RZ", "producer: 33 registers of 32"),
         (PRODUCER, "STG.E [R2.64], R0", None),
         (PRODUCER, "STL [R1], R0", "local memory"),
+        (PRODUCER, "@P0 BRA.U.ANY `(.L_x_9)", "a loop over lanes"),
         (SCORES, "FADD R159, R1, -R2", None),
         (SCORES, "FADD R1, |R160|, -R2", "consumers: 161 registers of 160"),
         (SCORES, "LDL.64 R0, [R1]", "local memory"),

@@ -13,6 +13,7 @@ HEAD = """
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <ptx/cluster.cuh>
+#include <ptx/elect.cuh>
 #include <ptx/math.cuh>
 #include <ptx/mbarrier.cuh>
 #include <ptx/memory.cuh>
@@ -177,6 +178,36 @@ def test_votes_and_reductions():
     v = np.arange(32) * 37 % 64 - 30
     np.testing.assert_array_equal(y[:6], [(v > 0).sum(), 0, 1, v.max(), v.min(), v.sum()])
     assert counters.warp_collectives == 6
+
+
+ELECT = "ptx::st_global(p.y + t, float(ptx::elect_one() + 10 * ptx::elect_one()));"
+
+
+def test_elect_one():
+    """One lane of a warp, always the same, and any but the first."""
+    elected = set()
+    for seed in range(8):
+        y = run(ELECT, seed=seed)[1].reshape(2, 32)
+        assert ((y == 0) | (y == 11)).all() and ((y == 11).sum(axis=1) == 1).all()
+        elected.update(y.argmax(axis=1))
+    assert 0 not in elected and len(elected) > 4
+    with pytest.raises(emulator.EmulatorError, match="elect_one needs sm_90"):
+        run(ELECT, arch="sm_80")
+
+
+def test_elect_one_takes_the_whole_warp():
+    fails("exited", "if (fault && t == 40) return;\nptx::elect_one();")
+    fails("deadlock|two warp collectives", "if (fault && t % 2) __syncwarp();\nptx::elect_one();")
+
+
+def test_elect_one_orders_no_accesses():
+    body = """
+    float* s = ptx::static_smem<float, 64>();
+    ptx::st_shared(s + t, 1.0f);
+    if (fault) ptx::elect_one(); else __syncwarp();
+    ptx::ld_shared(s + (t ^ 1));
+    """
+    fails("race in shared memory: reads byte .*wrote|never written", body)
 
 
 # -- global memory -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 #include <primitives/attention_scores.cuh>
 #include <primitives/panels.cuh>
+#include <ptx/elect.cuh>
 #include <ptx/mbarrier.cuh>
 
 // Q of each warpgroup, kStages tiles of K and of V, `out` of each warpgroup (kOwnOut; else in place of its Q),
@@ -75,7 +76,7 @@ template <class Smem>
 __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, const Smem& smem, int turns) {
   const AttentionParams& attention = params.attention;
   typename Smem::Barriers& barriers = smem.barriers();
-  const bool leads = threadIdx.x % 32 == 0;
+  const bool leads = ptx::elect_one();
   if (leads) {
     ptx::prefetch_tensormap(&params.q);
     ptx::prefetch_tensormap(&params.k);

@@ -53,7 +53,9 @@ enum class Collective {
   kReduceMax,
   kReduceMin,
   kReduceAdd,
-  // Those of the tensor cores: they order no memory accesses.
+  // From here on they order no memory accesses.
+  kElect,
+  // Those of the tensor cores.
   kLdmatrix,
   kLdmatrixTrans,
   kStmatrix,
@@ -61,7 +63,7 @@ enum class Collective {
   kMmaBfloat16,
   kMmaTf32,
   kMmaDouble,
-  // Those of warpgroups; nor do they.
+  // Those of warpgroups.
   kWgmma,
   kWgmmaFence,
   kWgmmaCommit,
@@ -71,6 +73,8 @@ enum class Collective {
 };
 unsigned long long warp_collective(Collective what, unsigned int mask, unsigned long long value, int lane_arg,
                                    int width, Site site);
+
+bool elect_one(Site site);
 
 // Asynchronous copies, matrices in shared memory, and what multiplies them.
 void check_sm_80(const char* what, Site site);

@@ -362,6 +362,7 @@ void begin_block(int rank, uint64_t linear) {
     warp.size = threads - static_cast<int>(32 * w) < 32 ? threads - static_cast<int>(32 * w) : 32;
     warp.exited = warp.met = warp.stamp = 0;
     warp.waiting = 0;
+    warp.elected = -1;
     warp.passed.clear();
     warp.async_passed.clear();
     warp.sites.clear();
@@ -584,8 +585,10 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
 
 void complete_collective(Warp& warp, const Thread& last) {
   const uint32_t mask = last.mask;
-  if (last.what >= Collective::kLdmatrix) {
-    if (last.what >= Collective::kWgmma) {
+  if (last.what >= Collective::kElect) {
+    if (last.what == Collective::kElect) {
+      if (warp.elected < 0) warp.elected = 1 + static_cast<int>(random_below(31));
+    } else if (last.what >= Collective::kWgmma) {
       complete_warpgroup_collective(warp, last.what, last.site);
     } else {
       complete_matrix_collective(warp, last.what, last.site);
@@ -687,6 +690,13 @@ unsigned long long warp_collective(Collective what, unsigned int mask, unsigned 
     wait(thread, Thread::kWarpCollective, static_cast<int>(mask), site);
   }
   return thread.result;
+}
+
+bool elect_one(Site site) {
+  Thread& thread = running();
+  check_arch(thread, 900, "elect_one", site);
+  warp_collective(Collective::kElect, 0xffffffff, 0, 0, 32, site);
+  return thread.lane == thread.warp->elected;
 }
 
 }  // namespace emu

@@ -218,6 +218,7 @@ struct Warp {
   uint32_t exited;  // lanes
   uint32_t met;     // lanes that wait in a collective of the whole warp
   int waiting;      // lanes that wait in any collective
+  int elected;      // the lane of elect_one, or -1
   uint32_t stamp;   // number of the last stamp of kind kWarp
   // By stamp: plain reads by all lanes are known to come after it.
   std::vector<bool> passed;
