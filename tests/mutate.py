@@ -208,6 +208,10 @@ RADIX_STORE = radix("softmax", 5003, 5000, "prob", False)
 RADIX_BEYOND = radix("state_beyond_the_row", 700, 500)
 RADIX_BEYOND_RUNS = radix("state_beyond_the_row", 700, 3001)
 RADIX_READS = ("tests/test_radix.py::test_reads[float32-4-50257-2.25]",)
+WALK = tuple(
+    f"tests/test_primitives.py::test_walk_to_the_last_candidate_that_a_count_can_tell[{case}]"
+    for case in ("255-NarrowCandidate", "193-WideCandidate")
+)
 LISTS_MERGED = radix("merge", 7, 100, "float32", "special")
 LISTS_BITS = radix("merge_keeps_bits")
 LISTS_STATES = radix("merge_of_states")

@@ -197,3 +197,31 @@ def nearest(x, dtype):
         nearer = np.isfinite(x) & (distance.min(axis=0) < abs(expected.astype(float) - x))
         expected = np.where(nearer, candidates[distance.argmin(axis=0), range(x.size)], expected)
     return expected
+
+
+WALK = """
+#include <primitives/radix.cuh>
+struct Params { const {candidate}* candidates; long long count; int* seen; };
+__global__ void walk(const Params p) {
+  int* slot = p.seen + threadIdx.x;
+  const unsigned char count = p.count;
+  walk_candidates<64>(p.candidates, count, [&]({candidate} candidate) {
+    ptx::st_global(slot, candidate.is_none() ? 0 : static_cast<int>(candidate.index()) + 1);
+    slot += 64;
+  });
+}
+"""
+
+
+@pytest.mark.parametrize("candidate", ["NarrowCandidate", "WideCandidate"])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 191, 192, 193, 255])
+def test_walk_to_the_last_candidate_that_a_count_can_tell(candidate, count):
+    """Counts of 8 bits: with the usual ones it would take 2^32 candidates."""
+    words = 1 if candidate == "NarrowCandidate" else 2
+    candidates = np.zeros((count, words), np.uint64)
+    index = np.arange(count, dtype=np.uint64)
+    candidates[:, -1] = ~index & np.uint64(2**32 - 1 if words == 1 else 2**64 - 1)
+    seen = emulator.empty((-(-count // THREADS), THREADS), np.int32)
+    params = emulator.pack(candidates, count, seen)
+    run(WALK.replace("{candidate}", candidate), "walk", params, [candidates], [seen])
+    assert sorted(seen[seen > 0]) == list(range(1, count + 1))

@@ -247,17 +247,18 @@ __device__ __forceinline__ void walk_slice(const Op& op, const Params& params, l
 // block makes the same number of visits, some with Candidate::none().
 template <int kThreads, class Candidate, class Count, class Visit>
 __device__ __forceinline__ void walk_candidates(const Candidate* candidates, Count count, const Visit& visit) {
-  constexpr int kAhead = 64 / sizeof(Candidate);
-  for (Count first = 0; first < count; first += kThreads * kAhead) {
+  constexpr int kAhead = 64 / sizeof(Candidate), kStep = kThreads * kAhead;
+  // What is left is counted: the end of the last step may be beyond what a Count holds.
+  for (Count left = count; left > 0; left -= left < kStep ? left : kStep, candidates += kStep) {
     Candidate candidate[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const Count e = first + i * kThreads + threadIdx.x;
-      candidate[i] = e < count ? ptx::ld_global(candidates + e) : Candidate::none();
+      const unsigned int e = i * kThreads + threadIdx.x;
+      candidate[i] = e < left ? ptx::ld_global(candidates + e) : Candidate::none();
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i * kThreads < count) visit(candidate[i]);
+      if (i * kThreads < left) visit(candidate[i]);
     }
   }
 }
