@@ -22,6 +22,8 @@ from cuattn import _nvrtc, _tensor_map
 emulator: Any = None
 
 
+# CUfunction_attribute
+NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -106,11 +108,22 @@ class Cuda:
                     module = self.xp.cuda.function.Module()
                     module.load(cubin)
                     function = module.get_function(_nvrtc.kernel_symbol(cubin))
+                handle = getattr(function, "kernel", function).ptr
+                if kernel.registers:
+                    self._check_registers(kernel, handle)
                 if kernel.smem_bytes:
-                    handle = getattr(function, "kernel", function).ptr
                     self.xp.cuda.driver.funcSetAttribute(handle, MAX_SMEM, kernel.smem_bytes)
                 self._kernels[key] = function
             return function
+
+    def _check_registers(self, kernel: Any, handle: Any) -> None:
+        found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
+        if found < kernel.registers:
+            raise RuntimeError(
+                f"{kernel.name} must have at least {kernel.registers} registers a thread, but "
+                f"NVRTC {_nvrtc.version()} gave it {found}, with which it would wait for ever; "
+                f"install another CUDA toolkit, or its wheels: {_nvrtc.INSTALL}"
+            )
 
 
 _nowhere: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -63,6 +63,13 @@ def _toolkit_headers() -> str:
     return str(found)
 
 
+def version() -> str:
+    """Version of NVRTC."""
+    from cupy.cuda import nvrtc
+
+    return ".".join(map(str, nvrtc.getVersion()))
+
+
 # Targets of Jetson and DRIVE. Their code runs nowhere else, and no other code there:
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
 TEGRA = {53, 62, 72, 87, 101, 110}
@@ -88,7 +95,7 @@ def architecture(compute_capability: int) -> str:
     if not known:
         raise RuntimeError(
             f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; it is "
-            f"{'.'.join(map(str, nvrtc.getVersion()))}; install a newer CUDA toolkit"
+            f"{version()}; install a newer CUDA toolkit"
         )
     return f"sm_{max(known)}"
 

@@ -66,7 +66,7 @@ class Kernel:
     """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
 
     `smem_bytes` of dynamic shared memory a block. `suffix` "a": for one architecture only, whose
-    target is called so.
+    target is called so. `registers`: what a thread starts with at least, or the kernel would hang.
     """
 
     header: str
@@ -76,6 +76,7 @@ class Kernel:
     cluster: int = 1
     smem_bytes: int = 0
     suffix: str = ""
+    registers: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ SM90_SOFTCAP = (
     1024  # the most; the kernel's tanh errs by 2^-22 softcap, which then exceeds the scores'
 )
 STRIDE_LIMIT = 2**40 // 64  # bytes, of 64 packed heads
+REGISTERS = 65536  # of a multiprocessor: warpgroups give each other what others do not need
 
 DIMS = (64, 96, 128, 192, 256)  # of tiles
 
@@ -94,7 +95,15 @@ def plan_attention_sm90(
     shape = f"{groups}, {keys}, {stages}, {dim}, {value_dim}"
     name = f"attention_sm90<{CTYPES[problem.dtype]}, {shape}, {', '.join(flags)}>"
     grid, block = min(blocks, num_sms), 128 * (groups + 1)
-    kernel = Kernel("attention_sm90.cuh", name, grid, block, smem_bytes=smem, suffix="a")
+    kernel = Kernel(
+        "attention_sm90.cuh",
+        name,
+        grid,
+        block,
+        smem_bytes=smem,
+        suffix="a",
+        registers=REGISTERS // block // 8 * 8,
+    )
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
     return Sm90Plan(kernel, row_blocks, section, blocks, pack, q_panel, v_panel, keys)
 

@@ -68,6 +68,8 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
         found.append("local memory")
     if "BRA.U.ANY" in code.sass:
         found.append("a loop over lanes around an instruction that one thread executes")
+    if code.registers < kernel.registers:
+        found.append("fewer registers than planned")
     if kernel.smem_bytes + code.smem_bytes > SM90_SMEM:
         found.append("more shared memory than there is")
 
@@ -303,6 +305,13 @@ def test_the_gate_of_hopper_counts_shared_memory(hopper):
     for smem_bytes, good in ((227 << 10, True), ((227 << 10) + 1, False)):
         changed = dataclasses.replace(kernel, smem_bytes=smem_bytes)
         assert (not faults(changed, code)) == good
+
+
+def test_the_gate_of_hopper_counts_registers(hopper):
+    kernel, code = hopper
+    assert kernel.registers == 128
+    found = faults(dataclasses.replace(kernel, registers=129), code)
+    assert found == ["fewer registers than planned"]
 
 
 def test_an_error_names_kernel_and_log():

@@ -30,7 +30,8 @@ struct Params { const unsigned int* x; unsigned int* y; long long fault; };
 
 
 def launch(source, x, y, fault, block, grid=1, **options):
-    options = {"arch": "sm_90a", "smem_bytes": 32768} | options
+    registers = min(65536 // block // 8 * 8, 248)
+    options = {"arch": "sm_90a", "smem_bytes": 32768, "registers": registers} | options
     params = emulator.pack(x, y, fault)
     return emulator.launch_source(
         HEAD + source, "kernel", grid, block, params, (x,), (y,), **options
@@ -945,6 +946,11 @@ def test_registers():
         with pytest.raises(emulator.EmulatorError, match="deadlock: .* wait in setmaxnreg_inc at"):
             run(roles.format(dec, inc), block=block)
     run(roles.format(24, 240), block=384, grid=2, cluster=2)
+    run(roles.format(24, 176), block=384, registers=128)
+    with pytest.raises(emulator.EmulatorError, match="deadlock: .* wait in setmaxnreg_inc at"):
+        run(roles.format(24, 184), block=384, registers=128)
+    with pytest.raises(emulator.EmulatorError, match="bad registers: .* registers=176 on sm_90a"):
+        run(roles.format(24, 240), block=384, registers=176)
     run(
         "if (warp < 4) { ptx::setmaxnreg_dec<96>(); ptx::setmaxnreg_dec<24>(); "
         "ptx::setmaxnreg_inc<80>(); } else { ptx::setmaxnreg_inc<192>(); "

@@ -33,13 +33,14 @@ class Gpus(Namespace):
     """A module `cupy` on two devices: number 0 is an sm_80, number 1 an sm_90.
 
     `launches` holds (device, symbol, grid, block, args), `smem` their shared memory, `loads`
-    (device, file or bytes), `attributes` (device, function, attribute, value), and `visits` the
-    devices that were switched to.
+    (device, file or bytes), `attributes` (device, function, attribute, value), `asked` (device,
+    function, attribute), all of which are `registers`, and `visits` the devices that were switched
+    to.
     """
 
     def __init__(self):
         self.launches, self.loads, self.visits, self.allocations = [], [], [], []
-        self.smem, self.attributes = [], []
+        self.smem, self.attributes, self.asked, self.registers = [], [], [], 0
         gpus, here, memory = self, threading.local(), iter(range(1 << 20, 1 << 40, 1 << 12))
 
         def current():
@@ -100,9 +101,13 @@ class Gpus(Namespace):
         def set_attribute(*given):
             gpus.attributes.append((current(), *given))
 
+        def get_attribute(attribute, handle):
+            gpus.asked.append((current(), handle, attribute))
+            return gpus.registers
+
         runtime = Namespace("runtime", getDevice=current, getDeviceProperties=properties)
         function = Namespace("function", Module=Module)
-        driver = Namespace("driver", funcSetAttribute=set_attribute)
+        driver = Namespace("driver", funcSetAttribute=set_attribute, funcGetAttribute=get_attribute)
         cuda = Namespace("cuda", runtime=runtime, Device=Device, function=function, driver=driver)
         super().__init__("cupy", ndarray=ndarray, empty=empty, RawModule=RawModule, cuda=cuda)
 
@@ -190,6 +195,31 @@ def test_shared_memory_is_asked_for_once_a_device(runtime, gpus, compiled, monke
     # 8 is CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES of the driver's CUfunction_attribute.
     handle = "handle of _Zsome<float, 2>"
     assert gpus.attributes == [(0, handle, 8, 70_000), (1, handle, 8, 70_000)]
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_registers_are_checked_once_a_device(runtime, gpus, compiled, monkeypatch, in_a_file):
+    """With fewer than planned setmaxnreg would wait for ever."""
+    if not in_a_file:
+        monkeypatch.setattr(_nvrtc, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
+    monkeypatch.setattr(_nvrtc, "version", lambda: "12.3")
+    own = dataclasses.replace(OTHER, registers=168)
+    gpus.registers = 160
+    words = r"some<float, 2> must have at least 168 registers .* NVRTC 12\.3 .* 160.*pip install"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=words):
+            launch(runtime, own)
+    assert not gpus.launches
+    gpus.asked.clear()
+    gpus.registers = 168
+    for device in (0, 1, 0):
+        with runtime.on(device):
+            launch(runtime, own)
+            launch(runtime, KERNEL)  # which may have any number
+    # 4 is CU_FUNC_ATTRIBUTE_NUM_REGS of the driver's CUfunction_attribute.
+    handle = "handle of _Zsome<float, 2>"
+    assert gpus.asked == [(0, handle, 4), (1, handle, 4)]
+    assert len(gpus.launches) == 6
 
 
 def test_a_kernel_of_one_architecture(runtime, gpus, compiled):

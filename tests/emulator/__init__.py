@@ -44,6 +44,7 @@ import numpy as np
 
 from . import build
 
+_REGISTERS = 65536  # a multiprocessor
 _SMEM_LIMITS = {"sm_80": 163, "sm_90": 227, "sm_90a": 227}  # KiB a block, static and dynamic
 _SIZES = (1, 2, 4, 8, 16)
 
@@ -132,6 +133,7 @@ class _CLaunch(ctypes.Structure):
         ("arch", ctypes.c_uint32),
         ("dynamic_smem", ctypes.c_uint64),
         ("smem_limit", ctypes.c_uint64),
+        ("registers", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         ("counters", ctypes.POINTER(_CCounters)),
         ("error", ctypes.c_char_p),
@@ -324,7 +326,7 @@ def _regions(reads, writes):
 # -- launching -----------------------------------------------------------------------------------
 
 
-def _check_launch(name, arch, grid, block, cluster, smem_bytes):
+def _check_launch(name, arch, grid, block, cluster, smem_bytes, registers):
     """What the driver refuses."""
     limit = 1024 * _SMEM_LIMITS.get(arch, 99)
     problems = {
@@ -334,20 +336,33 @@ def _check_launch(name, arch, grid, block, cluster, smem_bytes):
         ),
         "cluster": not 1 <= cluster <= 8 or grid[0] % cluster or (cluster > 1 and arch < "sm_90"),
         "smem_bytes": not 0 <= smem_bytes <= limit,
+        "registers": not 0 <= registers * block <= _REGISTERS,
     }
     for what, wrong in problems.items():
         if wrong:
             raise EmulatorError(
                 f"kernel {name}: bad {what}: grid={tuple(grid)}, block={block}, cluster={cluster}, "
-                f"smem_bytes={smem_bytes} on {arch}"
+                f"smem_bytes={smem_bytes}, registers={registers} on {arch}"
             )
     return limit
 
 
 def _launch(
-    library, runtime, name, grid, block, params, reads, writes, cluster, smem_bytes, arch, seed
+    library,
+    runtime,
+    name,
+    grid,
+    block,
+    params,
+    reads,
+    writes,
+    cluster,
+    smem_bytes,
+    registers,
+    arch,
+    seed,
 ):
-    limit = _check_launch(name, arch, grid, block, cluster, smem_bytes)
+    limit = _check_launch(name, arch, grid, block, cluster, smem_bytes, registers)
     expected = library.emu_params_size()
     if expected != len(params):
         raise EmulatorError(
@@ -371,6 +386,7 @@ def _launch(
         _arch_number(arch) + arch.endswith("a"),
         smem_bytes,
         limit,
+        registers,
         seed & (2**64 - 1),
         ctypes.pointer(counters),
         ctypes.cast(error, ctypes.c_char_p),
@@ -453,6 +469,7 @@ class Runtime:
             writes,
             kernel.cluster,
             getattr(kernel, "smem_bytes", 0),
+            getattr(kernel, "registers", 0),
             self.arch.removesuffix("a") + getattr(kernel, "suffix", ""),
             self._seed + (next(self._launches) << 32),
         )
@@ -496,6 +513,7 @@ def launch_source(
     writes=(),
     cluster=1,
     smem_bytes=0,
+    registers=0,
     arch="sm_90",
     seed=0,
     compiler=None,
@@ -504,7 +522,8 @@ def launch_source(
 ):
     """Runs the kernel `name` of the CUDA C text `source`; returns its `Counters`.
 
-    `params` is the struct's bytes, see `pack`. Call sites in `source` are named "source:<line>".
+    `params` is the struct's bytes, see `pack`; `registers` is what a thread starts with, which only
+    setmaxnreg asks for. Call sites in `source` are named "source:<line>".
     """
     text = f'#line 1 "source"\n{source}\n'
     library = build.kernel_library(
@@ -522,6 +541,7 @@ def launch_source(
         writes,
         cluster,
         smem_bytes,
+        registers,
         arch,
         seed,
     )

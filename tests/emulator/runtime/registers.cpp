@@ -5,20 +5,12 @@ namespace emu {
 
 namespace {
 
-constexpr int kRegistersOfBlock = 65536, kMostAtLaunch = 248;
-
 struct BlockRegisters {
   int free;               // registers per thread, summed over warps
   std::vector<int> held;  // by the threads of each warp
 };
 
 std::vector<BlockRegisters> blocks;  // of the cluster
-
-// What a kernel that fills its registers is launched with.
-int launch_registers() {
-  const int most = kRegistersOfBlock / machine.block_threads / 8 * 8;
-  return most < kMostAtLaunch ? most : kMostAtLaunch;
-}
 
 BlockRegisters& registers_of(const Thread& thread) { return blocks[thread.block->rank]; }
 
@@ -34,7 +26,8 @@ void meet(Collective what, const char* name, int registers, Site site) {
 }  // namespace
 
 void begin_registers() {
-  blocks.assign(machine.cluster_blocks, {0, std::vector<int>(machine.blocks[0].warps.size(), launch_registers())});
+  const int registers = static_cast<int>(machine.launch.registers);
+  blocks.assign(machine.cluster_blocks, {0, std::vector<int>(machine.blocks[0].warps.size(), registers)});
 }
 
 void complete_setmaxnreg(const Warp& warp, Collective what) {

@@ -45,7 +45,7 @@ struct Launch {
   const Region* regions;
   uint64_t num_regions;
   uint32_t grid[3], block, cluster, arch;
-  uint64_t dynamic_smem, smem_limit, seed;
+  uint64_t dynamic_smem, smem_limit, registers, seed;
   Counters* counters;
   char* error;
   uint64_t error_size;
