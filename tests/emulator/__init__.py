@@ -450,16 +450,19 @@ class Runtime:
         """Poisoned memory, see `emulator.empty`."""
         return empty(shape, dtype)
 
-    def launch(self, kernel, params, reads, writes):
-        """Runs `kernel` on `params`, its parameter struct's bytes; skips None among the arrays."""
-        library = build.kernel_library(
-            f"#include <{kernel.header}>\n",
+    def library(self, kernel, before=""):
+        """`kernel` compiled, with the text `before` in front of it."""
+        return build.kernel_library(
+            f"{before}#include <{kernel.header}>\n",
             kernel.name,
             _arch_number(self.arch),
             profile=self.profile,
         )
+
+    def launch(self, kernel, params, reads, writes):
+        """Runs `kernel` on `params`, its parameter struct's bytes; skips None among the arrays."""
         counters = _launch(
-            library,
+            self.library(kernel),
             build.runtime_library(),
             kernel.name,
             _grid(kernel.grid),

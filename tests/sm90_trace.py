@@ -1,0 +1,141 @@
+"""What the roles of Hopper's attention kernel ask of the hardware, from the kernel itself: it runs
+with tests/emulator/trace.hpp before it, which notes every instruction and executes none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from typing import NamedTuple
+
+import emulator
+import numpy as np
+from configurations import SMS, attention_problem
+
+from cuattn import _jit
+from cuattn._plan_attention_sm90 import DIMS, plan_attention_sm90
+
+ARGS = 10
+
+
+def sizes(name):
+    """Warpgroups, keys, stages, dim and value_dim, as they stand in a kernel's name."""
+    return [int(word) for word in name.split(", ") if word.isdigit()]
+
+
+class Event(NamedTuple):
+    """An instruction of one lane, or of the whole warp; `site` is where the kernel has it."""
+
+    op: str
+    args: tuple[int, ...]
+    site: str
+    lane: int
+
+
+class TensorMap(NamedTuple):
+    """What the host has encoded."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+
+class Trace(NamedTuple):
+    """One block's run: each warp's instructions in their order."""
+
+    name: str  # of the kernel
+    warps: dict[int, list[Event]]
+    maps: dict[int, TensorMap]  # by the address of their tensor
+    arrays: dict[str, np.ndarray]  # q, k, v, out
+
+    def address(self, name):
+        """Where the tensor begins."""
+        return emulator.address(self.arrays[name])
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [("op", ctypes.c_char_p), ("file", ctypes.c_char_p)]
+    _fields_ += [(name, ctypes.c_int) for name in ("line", "warp", "lane", "time")]
+    _fields_ += [("args", ctypes.c_longlong * ARGS)]
+
+
+class _Runtime(emulator.Runtime):
+    """Notes instead of executing; dynamic shared memory begins at `base`."""
+
+    def __init__(self, base):
+        super().__init__("sm_90a", num_sms=1)  # one block, which has all turns
+        self.base, self.maps = base, {}
+
+    def library(self, kernel, before=""):
+        self.traced = super().library(kernel, "#include <trace.hpp>\n")
+        self.traced.trace_data.restype = ctypes.POINTER(_Event)
+        self.traced.trace_start(self.base)
+        return self.traced
+
+    def tensor_map(self, address, *fields):
+        self.maps[address] = TensorMap(*fields)
+        return super().tensor_map(address, *fields)
+
+    def events(self):
+        """Of each warp, sorted by what its lanes execute together."""
+        found = {}
+        for i in range(self.traced.trace_length()):
+            e = self.traced.trace_data()[i]
+            site = f"{e.file.decode().rpartition('/')[2]}:{e.line}"
+            event = Event(e.op.decode(), tuple(e.args), site, e.lane)
+            found.setdefault(e.warp, []).append((e.time, e.lane, i, event))
+        return {warp: _without_repeats(sorted(events)) for warp, events in sorted(found.items())}
+
+
+def _without_repeats(events):
+    """A wait that every lane makes is one wait."""
+    seen, kept = set(), []
+    for time, lane, _, event in events:
+        key = time, event.args, event.site
+        if event.op != "await" or lane == 0 or key not in seen:
+            kept.append(event)
+        seen.add(key)
+    return kept
+
+
+def trace(call, q, k, v, base=1024, **options):
+    """`call`, attention or attention_varlen of these arrays, on one block."""
+    runtime = _Runtime(base)
+    runtime._previous, _jit.emulator = _jit.emulator, runtime
+    with runtime:
+        out = emulator.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+        call(q, k, v, out=out, **options)
+    (kernel,) = runtime.kernels
+    assert kernel.header == "attention_sm90.cuh" and kernel.grid == 1
+    return Trace(kernel.name, runtime.events(), runtime.maps, dict(q=q, k=k, v=v, out=out))
+
+
+class Tile(NamedTuple):
+    """A shipped tile: the largest call for it, whether a rule changes scores, and its sizes."""
+
+    dim: int
+    value_dim: int
+    modified: bool
+    groups: int
+    keys: int
+    stages: int
+
+
+@functools.cache
+def tiles():
+    """All of them."""
+    found = {}
+    for dim, value_dim in itertools.product(DIMS, DIMS):
+        for modified in (False, True):
+            problem = attention_problem("float16", dim, value_dim, modified=modified)
+            name = plan_attention_sm90(problem, 90, SMS).kernel.name
+            found.setdefault(name, Tile(dim, value_dim, modified, *sizes(name)[:3]))
+    return [*found.values()]
+
+
+def rule(tile, heads):
+    """Options that leave scores as they are, for a kernel that can change them or for the other."""
+    return {"alibi_slopes": np.zeros(heads, np.float32)} if tile.modified else {}
