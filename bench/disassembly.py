@@ -31,15 +31,15 @@ def compile_kernels(kernels: list[Any], arch: str) -> list[Code]:
     """Code of kernels of one source file, in their order."""
     names = [kernel.name for kernel in kernels]
     header, target = kernels[0].header, arch + kernels[0].suffix
-    cubin, log, symbols = inside.compile_together(header, names, target, VERBOSE)
-    logs = _parts(log, r"Compiling entry function '(\w+)'")
+    program = inside.compile_together(header, names, target, VERBOSE)
+    logs = _parts(program.log, r"Compiling entry function '(\w+)'")
     sass, note = {}, f"no SASS: nvdisasm is missing (pip install {WHEEL})"
     if find_nvdisasm() is not None:
         try:
-            sass, note = _parts(disassemble(cubin), r"^\.text\.(\w+):"), ""
+            sass, note = _parts(disassemble(program.cubin), r"^\.text\.(\w+):"), ""
         except subprocess.CalledProcessError as error:
             note = f"no SASS: {error.stderr.strip()}"
-    return [Code(*figures(logs[s]), sass.get(s), note) for s in map(symbols.get, names)]
+    return [Code(*figures(logs[s]), sass.get(s), note) for s in map(program.symbols.get, names)]
 
 
 def figures(log: str) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,36 +48,45 @@ def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
     return groups
 
 
+class Program(NamedTuple):
+    """Several instantiations, compiled together."""
+
+    cubin: bytes  # empty for a virtual target, as compute_90a is
+    log: str
+    symbols: dict[str, str]  # by name expression
+    ptx: str  # of targets of one architecture alone, as sm_90a is
+
+
 def compile_together(
     header: str, names: list[str], arch: str, options: tuple[str, ...] = ()
-) -> tuple[bytes, str, dict[str, str]]:
-    """Cubin and log of several instantiations, and the symbol of each; headers are parsed once.
+) -> Program:
+    """Several instantiations in one program: headers are parsed once.
 
     Kept in the cache of kernels: the report and the compile test ask for the same ones.
     """
-    from cupy.cuda import nvrtc
-
     key = _nvrtc.cache_key(header, "\n".join((*names, *options)), arch)
     kept = _nvrtc.cache_directory() / f"{key}.together"
-    with contextlib.suppress(OSError, ValueError):
-        log, symbols = json.loads(kept.with_suffix(".json").read_text())
-        return kept.read_bytes(), log, symbols
-    cubin, log, symbols = _compile_together(nvrtc, header, names, arch, options)
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, damaged, of another form
+        return Program(kept.read_bytes(), *json.loads(kept.with_suffix(".json").read_text()))
+    program = compile_program(header, names, arch, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         for path, content in (
-            (kept, cubin),
-            (kept.with_suffix(".json"), json.dumps([log, symbols]).encode()),
+            (kept, program.cubin),
+            (kept.with_suffix(".json"), json.dumps(program[1:]).encode()),
         ):
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_bytes(content)
             temporary.replace(path)  # whole or not at all; the text last
-    return cubin, log, symbols
+    return program
 
 
-def _compile_together(
-    nvrtc: Any, header: str, names: list[str], arch: str, options: tuple[str, ...]
-) -> tuple[bytes, str, dict[str, str]]:
+def compile_program(
+    header: str, names: list[str], arch: str, options: tuple[str, ...] = ()
+) -> Program:
+    """The same, whatever the cache holds."""
+    from cupy.cuda import nvrtc
+
     program = nvrtc.createProgram(f"#include <{header}>\n", "together.cu", (), ())
     try:
         for name in names:
@@ -87,8 +96,10 @@ def _compile_together(
         except nvrtc.NVRTCError as error:
             raise RuntimeError(nvrtc.getProgramLog(program)) from error
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
-        cubin = nvrtc.getCUBIN(program) + b"\0"  # CuPy strips the last byte
-        return cubin, nvrtc.getProgramLog(program), symbols
+        virtual = arch.startswith("compute")
+        cubin = b"" if virtual else nvrtc.getCUBIN(program) + b"\0"  # CuPy strips the last byte
+        ptx = nvrtc.getPTX(program).decode() if arch.endswith("a") else ""
+        return Program(cubin, nvrtc.getProgramLog(program), symbols, ptx)
     finally:
         nvrtc.destroyProgram(program)
 
@@ -99,6 +110,7 @@ __all__ = [
     "architecture",
     "by_file",
     "compile_kernel",
+    "compile_program",
     "compile_together",
     "dtype_of",
     "kernel_symbol",

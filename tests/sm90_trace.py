@@ -122,6 +122,10 @@ class Tile(NamedTuple):
     groups: int
     keys: int
     stages: int
+    name: str  # of the kernel, for float16
+
+    def __str__(self):
+        return self.name
 
 
 @functools.cache
@@ -132,7 +136,7 @@ def tiles():
         for modified in (False, True):
             problem = attention_problem("float16", dim, value_dim, modified=modified)
             name = plan_attention_sm90(problem, 90, SMS).kernel.name
-            found.setdefault(name, Tile(dim, value_dim, modified, *sizes(name)[:3]))
+            found.setdefault(name, Tile(dim, value_dim, modified, *sizes(name)[:3], name))
     return [*found.values()]
 
 

@@ -10,6 +10,8 @@ import dataclasses
 import re
 
 import pytest
+import sm90_trace
+import wgmma_registers
 from configurations import SMS, TARGETS, attention_problem, kernels
 
 from bench import attention_sm90_loop, disassembly, inside, sass
@@ -21,6 +23,7 @@ cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 PARTS = 6  # tests an architecture, so that processes can share the work
 
 SM90_PARTS = 7
+TILE_PARTS = 4
 SM90_SMEM = 227 << 10  # bytes that a block may have
 
 # What ptxas -v says of a kernel that is as it should be.
@@ -40,10 +43,9 @@ def _nvrtc_is_there():
         pytest.skip(f"no NVRTC: {error}")
 
 
-def compile_log(header: str, names: list[str], arch: str) -> str:
-    """What ptxas -v says of these instantiations."""
-    _, log, _ = inside.compile_together(header, names, arch, disassembly.VERBOSE)
-    return log
+def compiled(header: str, names: list[str], arch: str) -> inside.Program:
+    """These instantiations, with what ptxas -v says of them."""
+    return inside.compile_together(header, names, arch, disassembly.VERBOSE)
 
 
 def complaints(log: str) -> list[str]:
@@ -104,6 +106,13 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
     return found
 
 
+def register_faults(ptx: str) -> dict[str, list[str]]:
+    """Of each kernel, registers of wgmma that are touched while it is under way."""
+    found = wgmma_registers.kernels(ptx)
+    assert all(any(i.kind == "mma" for i in instructions) for instructions in found.values())
+    return {symbol: wgmma_registers.faults(code) for symbol, code in found.items()}
+
+
 def groups(arch: str, suffix: str) -> list[list]:
     return [group for group in inside.by_file(arch) if group[0].suffix == suffix]
 
@@ -115,7 +124,7 @@ def test_all_configurations(arch, part):
     assert sum(map(len, chosen)) > 50
     bad = []
     for group in chosen:
-        log = compile_log(group[0].header, [kernel.name for kernel in group], arch)
+        log = compiled(group[0].header, [kernel.name for kernel in group], arch).log
         assert log.count("Used ") == len(group)  # else the gate would look at nothing
         bad += complaints(log)
     assert not bad
@@ -126,9 +135,10 @@ def test_all_configurations_of_hopper_alone(part):
     chosen = groups("sm_90", "a")[part::SM90_PARTS]
     assert chosen
     for group in chosen:
-        log = compile_log(group[0].header, [kernel.name for kernel in group], "sm_90a")
-        assert log.count("Used ") == len(group)
-        assert not complaints(log)
+        program = compiled(group[0].header, [kernel.name for kernel in group], "sm_90a")
+        assert program.log.count("Used ") == len(group)
+        assert not complaints(program.log)
+        assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
     if disassembly.find_nvdisasm() is None:
         pytest.skip("no nvdisasm")
     for group in chosen:
@@ -137,13 +147,26 @@ def test_all_configurations_of_hopper_alone(part):
             assert not faults(kernel, code), kernel.name
 
 
+def without_type(name: str) -> str:
+    return name.replace("__half", "T").replace("__nv_bfloat16", "T")
+
+
+@pytest.mark.parametrize("part", range(TILE_PARTS))
+def test_registers_of_further_tiles_of_hopper(part):
+    """Of the sizes that no configuration has: as far as PTX."""
+    compiled = {without_type(name) for name in kernels(90)}
+    names = [tile.name for tile in sm90_trace.tiles() if without_type(tile.name) not in compiled]
+    assert len(names) >= TILE_PARTS
+    program = inside.compile_program("attention_sm90.cuh", names[part::TILE_PARTS], "compute_90a")
+    assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
+
+
 @pytest.mark.parametrize("modified", [False, True])
 @pytest.mark.parametrize("row", TILES, ids=str)
 def test_every_tile_of_hopper_is_compiled(row, modified):
     problem = attention_problem("float16", *row[:2], modified=modified)
     name = plan_attention_sm90(problem, 90, SMS).kernel.name
-    compiled = kernels(90)
-    assert name in compiled or name.replace("__half", "__nv_bfloat16") in compiled
+    assert without_type(name) in map(without_type, kernels(90))
 
 
 def test_rows_of_clusters_wait_for_no_memory():
@@ -173,7 +196,7 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
     """
     (tmp_path / "softmax_rows.cuh").write_text(source)
     monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
-    log = compile_log("softmax_rows.cuh", ["spills"], "sm_90")
+    log = inside.compile_program("softmax_rows.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
     assert any("spill" in line for line in complaints(log))
 
 
@@ -211,13 +234,15 @@ def test_the_gate_sees_what_ptxas_says_of_wgmma(
     source = WGMMA.format(root=_nvrtc.source_directory(), bounds=bounds, first=first, early=early)
     (tmp_path / "wgmma.cuh").write_text(source)
     monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
-    _, log = _nvrtc.compile_kernel("wgmma.cuh", "wgmma", "sm_90a", disassembly.VERBOSE)
-    assert "Used " in log
-    found = complaints(log)
+    program = inside.compile_program("wgmma.cuh", ["wgmma"], "sm_90a", disassembly.VERBOSE)
+    assert "Used " in program.log
+    found = complaints(program.log)
     if expected is None:
         assert not found
     else:
         assert any(re.search(expected, line) for line in found)
+    (touched,) = register_faults(program.ptx).values()
+    assert bool(touched) == bool(early)
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +323,17 @@ def test_the_gate_of_hopper_looks_into_functions(hopper):
     for register, good in ((31, True), (32, False)):
         text = f"{called}\n$other:\n/*0000*/ MOV R{register}, R0 ;\n/*0010*/ RET.REL R2 ;\n"
         assert (not faults(kernel, code._replace(sass=text))) == good
+
+
+@pytest.mark.parametrize("kind", ["commit", "wait", "fence"])
+def test_the_gate_of_hopper_sees_what_orders_wgmma(hopper, kind):
+    kernel, _ = hopper
+    program = compiled(kernel.header, [kernel.name], "sm_90a")
+    (code,) = wgmma_registers.kernels(program.ptx).values()
+    places = [i for i, now in enumerate(code) if now.kind == kind]
+    assert len(places) == {"commit": 4, "wait": 4, "fence": 3}[kind]
+    assert not wgmma_registers.faults(code)
+    assert all(wgmma_registers.faults(code[:i] + code[i + 1 :]) for i in places)
 
 
 def test_the_gate_of_hopper_counts_shared_memory(hopper):
