@@ -56,10 +56,16 @@ class Trace(NamedTuple):
         return emulator.address(self.arrays[name])
 
 
-class _Event(ctypes.Structure):
-    _fields_ = [("op", ctypes.c_char_p), ("file", ctypes.c_char_p)]
-    _fields_ += [(name, ctypes.c_int) for name in ("line", "warp", "lane", "time")]
-    _fields_ += [("args", ctypes.c_longlong * ARGS)]
+# TraceEvent of trace.hpp.
+_EVENT = np.dtype(
+    [("op", "u8"), ("file", "u8"), *((name, "i4") for name in ("line", "warp", "lane", "time"))]
+    + [("args", "i8", ARGS)]
+)
+
+
+@functools.cache
+def _text(pointer):
+    return ctypes.string_at(pointer).decode().rpartition("/")[2]
 
 
 class _Runtime(emulator.Runtime):
@@ -71,7 +77,7 @@ class _Runtime(emulator.Runtime):
 
     def library(self, kernel, before=""):
         self.traced = super().library(kernel, "#include <trace.hpp>\n")
-        self.traced.trace_data.restype = ctypes.POINTER(_Event)
+        self.traced.trace_data.restype = ctypes.c_void_p
         self.traced.trace_start(self.base)
         return self.traced
 
@@ -80,34 +86,29 @@ class _Runtime(emulator.Runtime):
         return super().tensor_map(address, *fields)
 
     def events(self):
-        """Of each warp, sorted by what its lanes execute together."""
-        found = {}
-        for i in range(self.traced.trace_length()):
-            e = self.traced.trace_data()[i]
-            site = f"{e.file.decode().rpartition('/')[2]}:{e.line}"
-            event = Event(e.op.decode(), tuple(e.args), site, e.lane)
-            found.setdefault(e.warp, []).append((e.time, e.lane, i, event))
-        return {warp: _without_repeats(sorted(events)) for warp, events in sorted(found.items())}
+        """Of each warp, in an order that is right for each of its lanes."""
+        size = self.traced.trace_length() * _EVENT.itemsize
+        raw = np.frombuffer(ctypes.string_at(self.traced.trace_data(), size), _EVENT)
+        order = np.lexsort((raw["lane"], raw["time"], raw["warp"]))
+        found, waits = {}, set()
+        for op, file, line, warp, lane, time, args in raw[order].tolist():
+            event = Event(_text(op), tuple(args.tolist()), f"{_text(file)}:{line}", lane)
+            if event.op == "await":  # of every lane: one is enough
+                key = warp, time, event.args, event.site
+                if lane > 0 and key in waits:
+                    continue
+                waits.add(key)
+            found.setdefault(warp, []).append(event)
+        return found
 
 
-def _without_repeats(events):
-    """A wait that every lane makes is one wait."""
-    seen, kept = set(), []
-    for time, lane, _, event in events:
-        key = time, event.args, event.site
-        if event.op != "await" or lane == 0 or key not in seen:
-            kept.append(event)
-        seen.add(key)
-    return kept
-
-
-def trace(call, q, k, v, base=1024, **options):
+def trace(call, q, k, v, *offsets, base=1024, **options):
     """`call`, attention or attention_varlen of these arrays, on one block."""
     runtime = _Runtime(base)
     runtime._previous, _jit.emulator = _jit.emulator, runtime
     with runtime:
         out = emulator.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-        call(q, k, v, out=out, **options)
+        call(q, k, v, *offsets, out=out, **options)
     (kernel,) = runtime.kernels
     assert kernel.header == "attention_sm90.cuh" and kernel.grid == 1
     return Trace(kernel.name, runtime.events(), runtime.maps, dict(q=q, k=k, v=v, out=out))

@@ -31,7 +31,7 @@ static_assert(wrappers::ptx::kWgmmaUpper<128> == ptx::kWgmmaUpper<128> &&
 struct TraceEvent {
   const char *op, *file;
   int line, warp, lane;
-  int time;  // instructions that whole warps execute together, by this lane before
+  int time;  // twice the instructions of whole warps before, and one if this is one
   long long args[10];
 };
 
@@ -53,7 +53,7 @@ enum class By { kLane, kEachLane, kWarp };  // who executes it; of kWarp, lane 0
 
 template <class... Args>
 void note(const char* op, By by, Site site, Args... args) {
-  const int thread = static_cast<int>(threadIdx.x), time = trace_time[thread];
+  const int thread = static_cast<int>(threadIdx.x), time = 2 * trace_time[thread] + (by != By::kLane);
   if (by != By::kLane) ++trace_time[thread];
   if (by == By::kWarp && thread % 32 != 0) return;
   if (trace_size == trace_room) {
