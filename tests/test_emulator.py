@@ -9,6 +9,8 @@ import emulator
 import numpy as np
 import pytest
 
+import cuattn
+
 HEAD = """
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -796,6 +798,20 @@ def test_activate_puts_the_runtime_in_place():
         emulator.deactivate()
         assert _jit.emulator is runtime
     assert _jit.emulator is before
+
+
+def test_architectures_share_kernels():
+    """Shipped kernels ask for the architecture in ptx/ only, so that one library serves all."""
+    libraries = []
+    for arch in ("sm_80", "sm_90a"):
+        with emulator.activate(arch) as runtime:
+            cuattn.softmax(np.ones((1, 3), np.float32))
+            libraries += map(runtime.library, runtime.kernels)
+    assert len(libraries) == 2 and libraries[0] is libraries[1]
+    asks = "#if __CUDA_ARCH__ >= 900\n#endif\n__global__ void asks(int) {}\n"
+    with pytest.raises(RuntimeError, match="__CUDA_ARCH__"):
+        emulator.build.kernel_library(asks, "asks")
+    assert emulator.build.kernel_library(asks, "asks", 900).emu_params_size() == 4
 
 
 def test_addresses_are_aligned_as_on_a_device():

@@ -452,12 +452,8 @@ class Runtime:
 
     def library(self, kernel, before=""):
         """`kernel` compiled, with the text `before` in front of it."""
-        return build.kernel_library(
-            f"{before}#include <{kernel.header}>\n",
-            kernel.name,
-            _arch_number(self.arch),
-            profile=self.profile,
-        )
+        source = f"{before}#include <{kernel.header}>\n"
+        return build.kernel_library(source, kernel.name, profile=self.profile)
 
     def launch(self, kernel, params, reads, writes):
         """Runs `kernel` on `params`, its parameter struct's bytes; skips None among the arrays."""

@@ -162,15 +162,19 @@ def runtime_library(compiler=None):
 
 
 @functools.cache
-def kernel_library(source, name, arch, compiler=None, include_dirs=(), profile=False):
+def kernel_library(source, name, arch=None, compiler=None, include_dirs=(), profile=False):
     """The kernel `name` of the translation unit `source`, loaded.
 
     The library has ``emu_params_size()`` and ``emu_call(params)``. With `profile` it counts cost.
+    `arch` is what ``__CUDA_ARCH__`` stands for. None: the code may not ask, as only ptx/ may, whose
+    twins do not; then all architectures share what is compiled.
     """
     compiler = compiler or find_compiler()
     runtime = runtime_library(compiler)
     text = source + ENTRY.format(name=name)
-    flags = [*KERNEL_FLAGS, f"-D__CUDA_ARCH__={arch}"]
+    if arch is None:
+        text = f"#pragma GCC poison __CUDA_ARCH__\n{text}"
+    flags = [*KERNEL_FLAGS, *([] if arch is None else [f"-D__CUDA_ARCH__={arch}"])]
     flags += coverage_flags(compiler) if profile else ()
     digest = _sources_digest(HERE, CUDA_SRC, *include_dirs)
     stem = _stem("kernel", _identity(compiler), *FLAGS, *flags, digest, runtime.path.name, text)
