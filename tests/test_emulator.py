@@ -202,11 +202,20 @@ def test_elect_one_takes_the_whole_warp():
     fails("deadlock|two warp collectives", "if (fault && t % 2) __syncwarp();\nptx::elect_one();")
 
 
-def test_elect_one_orders_no_accesses():
-    body = """
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ptx::elect_one()",
+        *(f"__shfl{how}_sync(~0u, t, 1)" for how in ("", "_up", "_down", "_xor")),
+        *(f"__{vote}_sync(~0u, t == 3)" for vote in ("ballot", "any", "all")),
+        *(f"__reduce_{op}_sync(~0u, t)" for op in ("max", "min", "add")),
+    ],
+)
+def test_only_syncwarp_orders_accesses(call):
+    body = f"""
     float* s = ptx::static_smem<float, 64>();
     ptx::st_shared(s + t, 1.0f);
-    if (fault) ptx::elect_one(); else __syncwarp();
+    if (fault) {call}; else __syncwarp();
     ptx::ld_shared(s + (t ^ 1));
     """
     fails("race in shared memory: reads byte .*wrote|never written", body)

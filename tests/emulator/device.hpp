@@ -42,7 +42,7 @@ enum class Combine { kNone, kOr, kAnd, kCount };
 int block_barrier(Combine op, int value, Site site);
 void named_barrier(int id, int threads, bool wait, Site site);
 
-// Warp collectives; every lane of `mask` calls the same one.
+// Warp collectives; every lane of `mask` calls the same one. Only kSync orders memory accesses.
 enum class Collective {
   kSync,
   kShfl,
@@ -53,7 +53,6 @@ enum class Collective {
   kReduceMax,
   kReduceMin,
   kReduceAdd,
-  // From here on they order no memory accesses.
   kElect,
   // Those of the tensor cores.
   kLdmatrix,

@@ -579,6 +579,11 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
   for (int lane = 0; lane < warp.size; ++lane) {
     if (mask >> lane & 1) memcpy(known_row(warp.threads[lane]) + begin, joined.data(), count * sizeof(uint32_t));
   }
+}
+
+// Where all lanes of a warp meet.
+void flush(Warp& warp, uint32_t mask) {
+  const uint32_t everyone = warp.size == 32 ? 0xffffffff : (1u << warp.size) - 1;
   if (mask == everyone) flush_log(warp);
   if ((mask | warp.exited) == everyone) flush_profile(warp);
 }
@@ -593,9 +598,7 @@ void complete_collective(Warp& warp, const Thread& last) {
     } else {
       complete_matrix_collective(warp, last.what, last.site);
     }
-    flush_log(warp);
-    flush_profile(warp);
-    return;
+    return flush(warp, mask);
   }
   uint64_t shared_result = 0;
   if (last.what == Collective::kBallot) {
@@ -616,8 +619,13 @@ void complete_collective(Warp& warp, const Thread& last) {
     }
     thread.result = warp.threads[source].value;
   }
-  if (last.what != Collective::kSync) ++machine.counters.warp_collectives;
-  synchronise_lanes(warp, mask);
+  // Shuffles, votes and reductions order no memory accesses: https://docs.nvidia.com/cuda/cuda-c-programming-guide/
+  if (last.what == Collective::kSync) {
+    synchronise_lanes(warp, mask);
+  } else {
+    ++machine.counters.warp_collectives;
+  }
+  flush(warp, mask);
 }
 
 // Faults unless `other`, in the mask of `thread`, has arrived or may yet arrive at the same collective.
