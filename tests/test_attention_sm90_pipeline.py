@@ -42,7 +42,16 @@ def ragged(rng, tile):
     return program(trace(cuattn.attention_varlen, q, k, v, *starts, **rule(tile, 1)))
 
 
-CALLS = (dense, ragged)
+def windowed(rng, tile):
+    """Keys before a window that no query sees: in the first tile of some turns, not of others."""
+    keys, rows = (tile.stages + 4) * tile.keys, 64 * tile.groups + 1
+    arrays = zeros(tile, (2, 1), rows, keys)
+    offsets = np.array([2 * tile.keys + rng.integers(1, tile.keys), 2 * tile.keys])
+    options = {"window": (tile.keys, tile.keys), "q_offset": offsets, **rule(tile, 1)}
+    return program(trace(cuattn.attention, *arrays, **options))
+
+
+CALLS = (dense, ragged, windowed)
 
 
 @pytest.mark.parametrize("tile", tiles(), ids=str)
