@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from cuattn._keywords import FUNCTIONS
 from cuattn.attention import attention, attention_varlen
 from cuattn.logsumexp import logsumexp
 from cuattn.merge_attention import merge_attention, merge_attention_states
@@ -41,3 +44,10 @@ __all__ = [
     "softmax_topk_state",
     "top_k",
 ]
+
+if not TYPE_CHECKING:  # for whom there is nothing but __all__
+    del globals()["topk"]  # the file: torch's name of a function
+
+    def __getattr__(name: str) -> Any:
+        meant = f"; it is cuattn.{FUNCTIONS[name]}" if name in FUNCTIONS else ""
+        raise AttributeError(f"module 'cuattn' has no attribute {name!r}{meant}", name=name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _check, _jit
+from cuattn import _check, _check_option, _jit
+from cuattn._interchange import adopt, is_cupy, on_host
 from cuattn._layout import Meta
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -65,25 +67,40 @@ def meta(array: Any) -> Any:
 
 def enter(name: str, value: Any, first: tuple[str, Any] | None = None) -> Any:
     """`value` as a NumPy or CuPy array, of the library and device of `first` (name and array)."""
-    host, cupy = isinstance(value, np.ndarray), _jit.is_cupy(value)
-    if not (host or cupy or _jit.is_array(value)):
-        raise _check.not_an_array(name, value)
+    host = True if type(value) is np.ndarray else on_host(value)
+    if host is None:
+        raise _check.not_an_array(name, value, _libraries(first))
     if first is not None and host != isinstance(first[1], np.ndarray):
         raise _check.no_mix(name, value, *first)
-    if host:
-        return value
-    array = value if cupy else _jit.adopt(value)
-    if first is not None and array.data.device_id != first[1].data.device_id:
+    array = _adopted(name, value)
+    if first is not None and not host and array.data.device_id != first[1].data.device_id:
         raise _check.other_device(name, array.data.device_id, first[0], first[1].data.device_id)
     return array
+
+
+def _libraries(first: tuple[str, Any] | None) -> tuple[str, ...]:
+    """What makes arrays that go with `first`."""
+    if first is not None:
+        return ("cupy",) if is_cupy(first[1]) else ("numpy",)
+    return ("numpy", "cupy") if "cupy" in sys.modules else ("numpy",)
+
+
+def _adopted(name: str, value: Any) -> Any:
+    if type(value) is np.ndarray or is_cupy(value):
+        return value
+    if isinstance(value, (np.ma.MaskedArray, np.matrix)):
+        raise _check.not_plain(name, value)
+    try:
+        return adopt(value)
+    except (BufferError, TypeError, ValueError) as error:
+        raise _check.not_handed_out(name, value, error) from error
 
 
 def enter_pair(name: str, value: Any, other: str, other_value: Any) -> tuple[Any, Any]:
     """Two arrays that must be of one library and on one device."""
     # Before either enters: taking in another library's array touches its device.
-    if isinstance(value, np.ndarray) != isinstance(other_value, np.ndarray) and (
-        _jit.is_array(value) and _jit.is_array(other_value)
-    ):
+    host = on_host(value)
+    if host is not None and on_host(other_value) is (not host):
         raise _check.no_mix(other, other_value, name, value)
     first = (name, enter(name, value))
     return first[1], enter(other, other_value, first)
@@ -91,13 +108,27 @@ def enter_pair(name: str, value: Any, other: str, other_value: Any) -> tuple[Any
 
 def array_or_number(name: str, value: Any, first: tuple[str, Any]) -> tuple[Any, float]:
     """An option that is one number or an array of them: (array, 1.0) or (None, number)."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, (np.generic, int, float, complex, str, bytes)):
-        return None, _check.real_scalar(name, value)
-    array = enter(name, value, first)
-    _check.real(name, array.dtype)
+    array = one_or_array(name, value, first)
+    if isinstance(array, float):
+        return None, array
+    if array.ndim == 0 and isinstance(array, np.ndarray):
+        return None, float(array)
     return array, 1.0
+
+
+def one_or_array(name: str, value: Any, first: tuple[str, Any]) -> Any:
+    """A number of Python as float, else an array; one without dimensions may be of the host beside
+    those of a device."""
+    if type(value) is float:
+        return value
+    host = on_host(value)
+    if host is None and not isinstance(value, (list, tuple)):
+        return _check_option.number(name, value, "a real number or an array of them")
+    if host:
+        value = _adopted(name, value)
+    array = value if host and value.ndim == 0 else enter(name, value, first)
+    _check.real(name, array.dtype)
+    return array
 
 
 def scale(value: Any, first: tuple[str, Any]) -> tuple[Any, float]:
@@ -105,18 +136,44 @@ def scale(value: Any, first: tuple[str, Any]) -> tuple[Any, float]:
 
 
 def mask(where: Any, first: tuple[str, Any]) -> Any:
-    """`where` as an array; True, as in NumPy's functions, means no mask."""
+    """`where` as an array; True, as in NumPy's functions, means no mask. One without dimensions may
+    be of the host beside those of a device, until it is `placed` there."""
     if where is None or where is True:
         return None
+    if where is False:
+        return np.zeros((), np.bool_)
+    if on_host(where):
+        where = _adopted("where", where)
+        if where.ndim == 0:
+            return where
     return enter("where", where, first)
+
+
+def either(array: Any, number: float) -> Any:
+    """What `array_or_number` was given, for the references."""
+    return number if array is None else array
+
+
+def rounded(part: Any, dtype: np.dtype) -> Any:
+    """What a reference has computed in float64, in the dtype of the result; overflow is inf."""
+    with np.errstate(all="ignore"):
+        return np.asarray(part, dtype)
+
+
+def placed(array: Any, runtime: Any, x: Any) -> Any:
+    """An array without dimensions as one of the device of x, if it is one of the host."""
+    if not isinstance(array, np.ndarray) or runtime.xp is np:
+        return array
+    with runtime.on(runtime.device(x)):
+        return runtime.xp.full((), array[()], array.dtype)
 
 
 def rows(x: Any, axis: Any, scale: Any = None, where: Any = None) -> tuple[Any, int, Any, Any]:
     """x, one axis of it, scale and where; axis None is that of all elements, in C order."""
-    axis = None if axis is None else _check.one_axis(axis, x.ndim)
+    axis = None if axis is None else _check_option.one_axis(axis, x.ndim)
     if axis is not None and x.ndim:
         return x, axis, scale, where
-    if where is not None and x.ndim:
+    if where is not None and x.ndim and where.ndim:
         _check.broadcastable("where", where.shape, x.shape, "the shape of x")
         runtime = _jit.runtime_of(x)
         where = (np if runtime is None else runtime.xp).broadcast_to(where, x.shape)
@@ -125,8 +182,26 @@ def rows(x: Any, axis: Any, scale: Any = None, where: Any = None) -> tuple[Any, 
         x.reshape(-1),
         0,
         scale.reshape(1) if one else scale,
-        where if where is None else where.reshape(-1),
+        where.reshape(-1) if where is not None and where.ndim else where,
     )
+
+
+def most(k: Any, x: Any, axis: int) -> int:
+    """k of a selection from the whole row."""
+    return _check_option.count("k", k, x.shape[axis], ", the length of the axis")
+
+
+def most_of_state(k: Any, x: Any, axis: int) -> int:
+    """k of a selection that fills up what a row lacks."""
+    rows = max(x.size // max(x.shape[axis], 1), 1)
+    why = ", so that the result can be addressed"
+    return _check_option.count("k", k, _check_option.MOST_INDEX // (8 * rows), why)
+
+
+def index_offset(value: Any, x: Any, axis: int) -> int:
+    """What is added to every index of a row."""
+    largest = _check_option.MOST_INDEX - x.shape[axis]
+    return _check_option.count("index_offset", value, largest, ", so that every index is an int64")
 
 
 @lru_cache(maxsize=4096)
@@ -188,6 +263,8 @@ def check_out(
         zip(_check.out_count(out, len(expected)), expected, strict=True)
     ):
         name = "out" if len(expected) == 1 else f"out[{i}]"
+        if isinstance(given, np.generic) or on_host(given) is None:
+            raise _check.not_an_array(name, given)  # what is made of it would not be written to
         array = enter(name, given, inputs[0])
         _check.out_array(name, array, shape, dtype)
         extent = _extent(array)

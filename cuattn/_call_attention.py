@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _call, _check, _check_attention, _jit
+from cuattn import _call, _check, _check_attention
+from cuattn._interchange import on_host
 from cuattn._layout import Meta
 
 INT64 = np.dtype(np.int64)
@@ -53,13 +54,12 @@ class Results(NamedTuple):
 def enter(given: dict[str, Any]) -> dict[str, Any]:
     """All arrays of a call, of one library and on one device; the first two must be there."""
     name, value = next(iter(given.items()))
-    host = isinstance(value, np.ndarray)
+    host = on_host(value)
     for other, array in given.items():  # before any enters, as that touches its device
-        if _jit.is_array(value) and _jit.is_array(array) and isinstance(array, np.ndarray) != host:
+        if host is not None and on_host(array) is (not host):
             raise _check.no_mix(other, array, name, value)
     first = (name, _call.enter(name, value))
-    entered = {n: _call.enter(n, a, first) for n, a in list(given.items())[1:]}
-    return {name: first[1], **entered}
+    return {name: first[1]} | {n: _call.enter(n, a, first) for n, a in given.items() if n != name}
 
 
 def arrays(
@@ -67,12 +67,14 @@ def arrays(
 ) -> tuple[Arrays, int | None]:
     """Arrays of a call, and q_offset if it is one number."""
     given = {**required, **{n: array for n, array in options.items() if array is not None}}
-    if q_offset is None:
-        return Arrays(**enter(given)), None
-    if not _jit.is_array(q_offset) or (isinstance(q_offset, np.ndarray) and q_offset.ndim == 0):
+    number, host = None, None if q_offset is None else on_host(q_offset)
+    if host:
+        q_offset = _call.enter("q_offset", q_offset)
+    if host is False or (host and q_offset.ndim):
+        given["q_offset"] = q_offset
+    elif q_offset is not None:
         number = _check_attention.offset(q_offset)
-        return Arrays(**enter(given)), number
-    return Arrays(**enter({**given, "q_offset": q_offset})), None
+    return Arrays(**enter(given)), number
 
 
 def metas(given: Arrays) -> Arrays:
@@ -123,9 +125,7 @@ def results(metas: Arrays, layout: str) -> Results:
         same_shape = _check_attention.one_of_shapes
         same_shape("cu_seqlens_k", metas.cu_seqlens_k.shape, (shape,), "that of cu_seqlens_q")
         batch = shape[0] - 1
-    else:
-        _check_masks(metas, (batch, heads, seqlen_q, k_shape[2])[4 - ndim :])
-    _check_options(metas, batch, heads, ndim, varlen)
+    _check_options(metas, (batch, heads, seqlen_q, k_shape[2]), ndim, varlen)
     out_shape = (*q.shape[:-1], v.shape[-1])
     lse_shape = (batch, heads, seqlen_q)[4 - ndim :] if not varlen else (heads, seqlen_q)
     acc = _call.FLOAT64 if q.dtype == _call.FLOAT64 else _call.FLOAT32
@@ -135,13 +135,8 @@ def results(metas: Arrays, layout: str) -> Results:
     return Results(q.dtype, acc, out_shape, lse_shape, *sizes, fractional)
 
 
-def _check_masks(metas: Arrays, target: Shape) -> None:
-    for name, meta in (("mask", metas.mask), ("bias", metas.bias)):
-        if meta is not None:
-            _check.broadcastable(name, meta.shape, target, "the shape of the scores")
-
-
-def _check_options(metas: Arrays, batch: int, heads: int, ndim: int, varlen: bool) -> None:
+def _check_options(metas: Arrays, sizes: Shape, ndim: int, varlen: bool) -> None:
+    batch, heads, *_ = sizes
     if metas.mask is not None:
         _check_attention.mask_dtype(metas.mask.dtype)
     if metas.bias is not None:
@@ -150,6 +145,8 @@ def _check_options(metas: Arrays, batch: int, heads: int, ndim: int, varlen: boo
         meta = getattr(metas, name)
         if meta is not None and varlen:
             _check_attention.mask_of_sequences(name, meta.shape, (batch, heads))
+        elif meta is not None:
+            _check_attention.mask_shape(name, meta.shape, sizes[4 - ndim :])
     shapes: tuple[Shape, ...] = ((heads,), (batch, heads))
     for name in ("alibi_slopes", "sinks"):
         meta = getattr(metas, name)
@@ -171,6 +168,8 @@ def check_values(given: Arrays, made: Results) -> None:
     if isinstance(given.cu_seqlens_q, np.ndarray):
         _check_attention.offsets("cu_seqlens_q", given.cu_seqlens_q, made.seqlen_q, "q")
         _check_attention.offsets("cu_seqlens_k", given.cu_seqlens_k, made.seqlen_k, "k")
+    if isinstance(given.q_offset, np.ndarray):
+        _check_attention.offset_values(given.q_offset)
     for name, cu_seqlens, most in (
         ("q_lens", given.cu_seqlens_q, made.seqlen_q),
         ("kv_lens", given.cu_seqlens_k, made.seqlen_k),

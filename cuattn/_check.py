@@ -1,34 +1,71 @@
-"""The only place that raises about arguments.
+"""What is raised about arrays; `_check_option` about options, `_check_attention` about attention's.
 
-Messages read `<argument> must <requirement>, but <what came>[; <remedy>]`.
+No other module raises about arguments. Messages read
+`<argument> must <requirement>, but <what came>[; <remedy>]`.
 """
 
 from __future__ import annotations
 
-import operator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.exceptions import AxisError
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-def not_an_array(name: str, value: Any) -> TypeError:
-    """The error for `value`, which is neither a NumPy nor a device array."""
+def kind(value: Any) -> str:
+    """The name of the type of a value."""
+    if value is None:
+        return "None"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def shown(value: Any) -> str:
+    """What a message says of a value: short, and whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:  # of an integer with too many digits inside it, or of a foreign object
+        return kind(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def not_an_array(name: str, value: Any, libraries: tuple[str, ...] = ()) -> TypeError:
+    """The error for `value`, which is no array, and the libraries that would make one of it."""
+    remedy = f"convert it with {' or '.join(f'{xp}.asarray({name})' for xp in libraries)}"
+    if hasattr(type(value), "__dlpack_device__"):
+        remedy = "it is neither on the CPU nor on one CUDA device, copy it there"
+    elif not libraries:
+        remedy = "pass an array"
     return TypeError(
-        f"{name} must be a cupy.ndarray, a numpy.ndarray or a CUDA array of another library, "
-        f"but it is {_kind(value)}; convert it with cupy.asarray({name})"
+        f"{name} must be a cupy.ndarray, a numpy.ndarray or an array of another library on the CPU "
+        f"or a CUDA device, but it is {kind(value)}; {remedy}"
+    )
+
+
+def not_handed_out(name: str, value: Any, error: Exception) -> TypeError:
+    """The error for an array that its own library refuses to hand out."""
+    return TypeError(
+        f"{name} must be an array that can be shared, but {kind(value)} refuses: {error}"
+    )
+
+
+def not_plain(name: str, value: Any) -> TypeError:
+    """The error for a kind of NumPy array that behaves unlike others."""
+    return TypeError(
+        f"{name} must be a plain numpy.ndarray, but it is {kind(value)}; "
+        f"convert it with numpy.asarray({name}); what a mask hides, leave out with where"
     )
 
 
 def no_mix(name: str, value: Any, other: str, other_value: Any) -> TypeError:
     """The error for two arrays of different libraries."""
     return TypeError(
-        f"{name} must be an array of the same library as {other} ({_kind(other_value)}), "
-        f"but it is {_kind(value)}; move one with cupy.asarray or cupy.asnumpy"
+        f"{name} must be an array of the same library as {other} ({kind(other_value)}), "
+        f"but it is {kind(value)}; move one with cupy.asarray or cupy.asnumpy"
     )
 
 
@@ -58,88 +95,27 @@ def real(name: str, dtype: np.dtype) -> None:
         )
 
 
-def float_dtype(dtype: Any) -> np.dtype | None:
-    """`dtype` as one of FLOATS, None if it is not given."""
-    if dtype is None:
-        return None
-    try:
-        given = np.dtype(dtype)
-    except TypeError:
-        given = None
-    if given is None or given.name not in FLOATS:
-        raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, but it is {dtype!r}")
-    return given
-
-
 def result_dtype(dtype: np.dtype | None, x: np.dtype, weight: np.dtype | None = None) -> np.dtype:
-    """`dtype` if given, else that of x (float64 for integers), widened by a floating weight."""
+    """`dtype` if given, else what SciPy promotes x and weights to, float64 for integers.
+
+    bfloat16 is promoted as float16 is; the two of them to float32.
+    """
     if dtype is not None:
         return dtype
-    result = np.dtype(np.float64) if x.name in INTEGERS else x
-    if weight is None or weight.name not in FLOATS or weight == result:
-        return result
-    if result.itemsize == weight.itemsize:  # float16 and bfloat16
-        return np.dtype(np.float32)
-    return max(result, weight, key=lambda d: d.itemsize)
+    if weight is None or weight == x:
+        return np.dtype(np.float64) if x.name in INTEGERS else x
+    names = {x.name, weight.name}
+    half = np.dtype(np.float16)
+    found = np.promote_types(*(half if d.name == "bfloat16" else d for d in (x, weight)))
+    if found == half and "bfloat16" in names:
+        return np.dtype(np.float32) if "float16" in names else x if x.name == "bfloat16" else weight
+    return found if found.kind == "f" else np.dtype(np.float64)
 
 
 def state_dtype(dtype: np.dtype) -> None:
     """TypeError unless the dtype is one that softmax_state gives."""
-    if dtype.name not in ("float32", "float64"):
+    if dtype not in (np.float32, np.float64):
         raise TypeError(f"a.m must be float32 or float64, but its dtype is {dtype}")
-
-
-def axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """Sorted non-negative axes; None means all."""
-    if axis is None:
-        return tuple(range(ndim))
-    given = axis if isinstance(axis, tuple) else (axis,)
-    numbers = []
-    for a in given:
-        try:
-            number = operator.index(a)
-        except TypeError:
-            raise TypeError(
-                f"axis must be an int, a tuple of ints or None, but it is {axis!r} ({_kind(axis)})"
-            ) from None
-        if not -max(ndim, 1) <= number < max(ndim, 1):
-            raise AxisError(
-                f"axis must be in [{-ndim}, {ndim}), as x has {ndim} dimensions, but it is {number}"
-            )
-        if ndim:
-            numbers.append(number % ndim)
-    if len(set(numbers)) != len(numbers):
-        raise ValueError(f"axis must name each dimension once, but it is {axis!r}")
-    return tuple(sorted(numbers))
-
-
-def one_axis(axis: Any, ndim: int) -> int:
-    """One non-negative axis."""
-    if isinstance(axis, tuple):
-        raise TypeError(f"axis must be an int or None, but it is {axis!r}")
-    return (*axes(axis, ndim), 0)[0]
-
-
-def integer(name: str, value: Any) -> int:
-    """An integer of any kind but bool."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, but it is {_kind(value)}")
-    return operator.index(value)
-
-
-def count(name: str, value: Any, most: int | None = None) -> int:
-    """An integer from 0 to `most`."""
-    number = integer(name, value)
-    if number < 0 or (most is not None and number > most):
-        upper = "" if most is None else f" and at most {most}, the length of the axis"
-        raise ValueError(f"{name} must be at least 0{upper}, but it is {number}")
-    return number
-
-
-def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError unless the option is one of its words."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but it is {value!r}")
 
 
 def misaligned(name: str, array: Any) -> ValueError:
@@ -150,34 +126,24 @@ def misaligned(name: str, array: Any) -> ValueError:
     )
 
 
-def broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
+def broadcastable(
+    name: str, shape: tuple[int, ...], target: tuple[int, ...], what: str, remedy: str = ""
+) -> None:
     """ValueError unless `shape` broadcasts to exactly `target`."""
     try:
         fits = np.broadcast_shapes(shape, target) == target
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must broadcast to {what} {target}, but its shape is {shape}")
+        raise ValueError(
+            f"{name} must broadcast to {what} {target}, but its shape is {shape}{remedy}"
+        )
 
 
 def where_dtype(dtype: np.dtype) -> None:
     """TypeError unless the mask is bool."""
     if dtype.name != "bool":
         raise TypeError(f"where must be a bool array, but its dtype is {dtype}; compare with 0")
-
-
-def real_scalar(name: str, value: Any) -> float:
-    """A Python or NumPy real number as float."""
-    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)):
-        raise TypeError(
-            f"{name} must be a real number or an array of them, but it is {_kind(value)}"
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be a real number or an array of them, but it is {_kind(value)}"
-        ) from None
 
 
 def same_shape_and_dtype(
@@ -199,7 +165,7 @@ def out_count(out: Any, count: int) -> tuple[Any, ...]:
     if isinstance(out, tuple) != (count > 1) or (count > 1 and len(out) != count):
         raise TypeError(
             f"out must be {'one array' if count == 1 else f'a tuple of {count} arrays'}, but it is "
-            + (f"a tuple of {len(out)}" if isinstance(out, tuple) else _kind(out))
+            + (f"a tuple of {len(out)}" if isinstance(out, tuple) else kind(out))
         )
     return out if count > 1 else (out,)
 
@@ -213,7 +179,9 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
     if not getattr(array.flags, "writeable", True):
         raise ValueError(f"{name} must be writeable, but it is read-only")
     strides = array.strides
-    if 0 in strides and any(s == 0 and n > 1 for s, n in zip(strides, shape, strict=True)):
+    if 0 in strides and any(
+        s == 0 and n > 1 and 0 not in shape for s, n in zip(strides, shape, strict=True)
+    ):
         raise ValueError(f"{name} must not overlap itself, but its strides are {strides}")
 
 
@@ -240,8 +208,8 @@ def same_view(
 
 def segments(offsets: Any, total: int, checked: bool) -> int:
     """Number of segments of int32 / int64 offsets; with `checked`, their values are looked at."""
-    if offsets.dtype.name not in ("int32", "int64"):
-        raise TypeError(f"cu_seqlens must be int32 or int64, but its dtype is {offsets.dtype}")
+    if offsets.dtype not in (np.int32, np.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, but its dtype is {offsets.dtype!r}")
     if offsets.ndim != 1 or offsets.shape[0] == 0:
         raise ValueError(f"cu_seqlens must have shape (segments + 1,), but it has {offsets.shape}")
     if checked:
@@ -256,11 +224,11 @@ def segments(offsets: Any, total: int, checked: bool) -> int:
     return offsets.shape[0] - 1
 
 
-def state(name: str, value: Any, kind: type) -> None:
+def state(name: str, value: Any, wanted: type) -> None:
     """TypeError unless `value` is a state."""
-    if not isinstance(value, kind):
+    if not isinstance(value, wanted):
         raise TypeError(
-            f"{name} must be a {kind.__name__}, but it is {_kind(value)}; use softmax_state"
+            f"{name} must be a {wanted.__name__}, but it is {kind(value)}; use softmax_state"
         )
 
 
@@ -289,11 +257,3 @@ def _dtype(name: str, dtype: np.dtype, known: tuple[str, ...], what: str) -> Non
         )
     if not dtype.isnative:
         raise TypeError(f"{name} must be in native byte order, but its dtype is {dtype!r}; cast it")
-
-
-def _kind(value: Any) -> str:
-    return (
-        "None"
-        if value is None
-        else f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    )

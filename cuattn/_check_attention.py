@@ -9,6 +9,8 @@ import numpy as np
 from numpy.exceptions import AxisError
 
 from cuattn import _check
+from cuattn._check import shown
+from cuattn._check_option import integer, number
 
 Shape = tuple[int, ...]
 MOST_HEAD_DIM = 256
@@ -23,22 +25,6 @@ LAYOUTS = {"BHSD": ("D", "S", "H", "B"), "BSHD": ("D", "H", "S", "B")}  # last a
 # -- numbers -------------------------------------------------------------------------------------
 
 
-def _scalar(value: Any) -> Any:
-    """`value`, without the array around it if it is a NumPy number; None of other arrays."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return value[()]
-    return None if hasattr(value, "ndim") and not isinstance(value, np.generic) else value
-
-
-def number(name: str, value: Any) -> float:
-    """One real number of Python or NumPy as float."""
-    scalar = _scalar(value)
-    unreal = isinstance(scalar, (bool, np.bool_, np.complexfloating))
-    if unreal or not hasattr(type(scalar), "__float__"):
-        raise TypeError(f"{name} must be a real number, but it is {_check._kind(value)}")
-    return float(scalar)
-
-
 def normal(number: float, acc: np.dtype) -> float:
     """A finite number, but for 0, as the nearest one of its sign that is normal in `acc`."""
     if number == 0 or not math.isfinite(number):
@@ -47,18 +33,10 @@ def normal(number: float, acc: np.dtype) -> float:
     return math.copysign(min(max(abs(number), least), most), number)
 
 
-def integer(name: str, value: Any) -> int:
-    """One integer of Python or NumPy, but no array of a device, as reading it would wait for it."""
-    scalar = _scalar(value)
-    if scalar is None:
-        raise TypeError(f"{name} must be an integer, but it is {_check._kind(value)}")
-    return _check.integer(name, scalar)
-
-
 def hint(name: str, value: Any) -> None:
     """TypeError or ValueError unless this is a length or None."""
     if value is not None and integer(name, value) < 0:
-        raise ValueError(f"{name} must be at least 0, but it is {value}")
+        raise ValueError(f"{name} must be at least 0, but it is {shown(value)}")
 
 
 def softcap(value: Any) -> float:
@@ -66,7 +44,7 @@ def softcap(value: Any) -> float:
     cap = 0.0 if value is None else number("softcap", value)
     if value is not None and not 0 < cap < math.inf:
         raise ValueError(
-            f"softcap must be a positive finite number, but it is {value}; None is no cap"
+            f"softcap must be a positive finite number, but it is {shown(value)}; None is no cap"
         )
     return cap
 
@@ -77,13 +55,15 @@ def window(value: Any) -> tuple[int | None, int | None]:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(
-            f"window must be a pair (left, right) of integers or None, but it is {value!r}"
+            f"window must be a pair (left, right) of integers or None, but it is {shown(value)}"
         )
     bounds: list[int | None] = []
     for i, bound in enumerate(value):
         size = None if bound is None else integer(f"window[{i}]", bound)
         if size is not None and size < 0:
-            raise ValueError(f"window[{i}] must be at least 0, but it is {size}; None has no bound")
+            raise ValueError(
+                f"window[{i}] must be at least 0, but it is {shown(size)}; None has no bound"
+            )
         bounds.append(size if size is None or size <= 2 * MOST_OFFSET else None)
     return bounds[0], bounds[1]
 
@@ -92,14 +72,14 @@ def offset(value: Any) -> int:
     """A place of query 0 among the keys."""
     place = integer("q_offset", value)
     if abs(place) > MOST_OFFSET:
-        raise ValueError(f"q_offset must be between -2**39 and 2**39, but it is {place}")
+        raise ValueError(f"q_offset must be between -2**39 and 2**39, but it is {shown(place)}")
     return place
 
 
 def precision(value: Any, dtype: np.dtype) -> bool:
     """Whether scores may be computed in TF32."""
     if value is not None and (not isinstance(value, str) or value not in ("ieee", "tf32")):
-        raise ValueError(f"precision must be None, 'ieee' or 'tf32', but it is {value!r}")
+        raise ValueError(f"precision must be None, 'ieee' or 'tf32', but it is {shown(value)}")
     if value == "tf32" and dtype.name != "float32":
         raise ValueError(f"precision must be None or 'ieee' for {dtype}, but it is 'tf32'")
     return value == "tf32"
@@ -111,7 +91,7 @@ def state_axis(axis: Any, ndim: int) -> int:
     if not -ndim <= place < ndim - 1 or place == -1:
         raise AxisError(
             f"axis must be in [0, {ndim - 1}) or [{-ndim}, -1), one of outs and of lses, "
-            f"but it is {place}"
+            f"but it is {shown(place)}"
         )
     return place % ndim
 
@@ -199,6 +179,16 @@ def one_of_shapes(name: str, shape: Shape, shapes: tuple[Shape, ...], what: str)
         raise ValueError(f"{name} must have shape {wanted}, {what}, but its shape is {shape}")
 
 
+def mask_shape(name: str, shape: Shape, target: Shape) -> None:
+    """ValueError unless mask or bias broadcasts to the scores; with the way from common shapes."""
+    remedy = ""
+    if len(target) == 4 and shape == (target[0], target[3]):
+        remedy = f"; for one value a key pass {name}[:, None, None, :], or kv_lens for padding"
+    elif len(target) == 4 and shape == (target[0], *target[2:]):
+        remedy = f"; for one value a query and key pass {name}[:, None]"
+    _check.broadcastable(name, shape, target, "the shape of the scores", remedy)
+
+
 def mask_of_sequences(name: str, shape: Shape, target: Shape) -> None:
     """ValueError unless mask or bias broadcasts to (B, H, its own last two sizes)."""
     lead = shape[:-2]
@@ -214,10 +204,16 @@ def mask_of_sequences(name: str, shape: Shape, target: Shape) -> None:
 # -- values: only of NumPy arrays, as reading a device array would wait for it --------------------
 
 
+def offset_values(values: np.ndarray) -> None:
+    """ValueError unless every sequence's `offset` is one."""
+    if np.any(values > MOST_OFFSET) or np.any(values < -MOST_OFFSET):
+        raise ValueError(f"q_offset must be between -2**39 and 2**39, but it is {shown(values)}")
+
+
 def lengths(name: str, values: np.ndarray, most: Any) -> None:
     """ValueError unless lengths are from 0 to `most`."""
     if np.any(values < 0) or np.any(values > most):
-        raise ValueError(f"{name} must be from 0 to {most}, but it is {values}")
+        raise ValueError(f"{name} must be from 0 to {most}, but it is {shown(values)}")
 
 
 def offsets_dtype(name: str, dtype: np.dtype, shape: Shape) -> None:

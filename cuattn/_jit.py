@@ -8,7 +8,6 @@ emulator is the other, put into `emulator`.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -132,49 +131,12 @@ _runtime_lock = threading.Lock()
 
 
 def _cuda() -> Cuda:
-    runtime = _runtimes.get("cuda")
-    if runtime is None:
-        with _runtime_lock:  # two threads must not load the same kernels into two runtimes
-            runtime = _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
-    return runtime
+    with _runtime_lock:  # two threads must not load the same kernels into two runtimes
+        return _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
 
 
 def runtime_of(array: Any) -> Any:
-    """The runtime of a NumPy or CuPy array; None: cuattn.reference, or no such array."""
+    """The runtime of a NumPy or CuPy array; None: cuattn.reference."""
     if isinstance(array, np.ndarray):
         return emulator
-    return _cuda() if is_cupy(array) else None
-
-
-def is_array(value: Any) -> bool:
-    """Whether `value` is a NumPy, CuPy or other CUDA array."""
-    return isinstance(value, np.ndarray) or is_cupy(value) or _is_foreign(value)
-
-
-def adopt(array: Any) -> Any:
-    """A CUDA array of any library as a CuPy array, without a copy (DLPack, else its interface)."""
-    if is_cupy(array):
-        return array
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError(f"cuattn needs CuPy for arrays on a GPU: {_nvrtc.INSTALL}") from error
-    return cupy.from_dlpack(array) if _is_dlpack(array) else cupy.asarray(array)
-
-
-def is_cupy(value: Any) -> bool:
-    """Whether `value` is a CuPy array."""
-    cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(value, cupy.ndarray)
-
-
-def _is_foreign(value: Any) -> bool:
-    if hasattr(type(value), "__dlpack_device__"):
-        return _is_dlpack(value)  # whatever else the class has: a CPU tensor has the interface, too
-    return hasattr(type(value), "__cuda_array_interface__")
-
-
-def _is_dlpack(value: Any) -> bool:
-    if not hasattr(type(value), "__dlpack_device__"):
-        return False
-    return int(value.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+    return _runtimes.get("cuda") or _cuda()

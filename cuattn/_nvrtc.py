@@ -174,11 +174,11 @@ def kernel_symbol(cubin: bytes) -> str:
 
 
 def cache_directory() -> Path:
-    """$CUATTN_CACHE_DIR, else cuattn in the user's cache folder."""
+    """$CUATTN_CACHE_DIR, else cuattn in the user's cache folder; a leading ~ is the home folder."""
     given = os.environ.get("CUATTN_CACHE_DIR")
     if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cuattn"
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cuattn"
 
 
 def cache_key(header: str, name: str, arch: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from cuattn import _call, _call_attention, _check_attention, _jit, _plan_attention
+from cuattn import _call, _call_attention, _check_attention, _check_option, _jit, _plan_attention
 from cuattn._layout import Meta
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
@@ -68,12 +68,12 @@ def options(
     left, right = _check_attention.window(window)
     factor = max(made.head_dim, 1) ** -0.5
     if scale is not None:
-        factor = _check_attention.normal(_check_attention.number("scale", scale), made.acc)
+        factor = _check_attention.normal(_check_option.number("scale", scale), made.acc)
     return AttentionOptions(
         scale=factor,
         softcap=_check_attention.normal(_check_attention.softcap(softcap), made.acc),
         left=left,
-        right=0 if is_causal else right,
+        right=0 if _check_option.flag("is_causal", is_causal) else right,
         q_offset=offset,
         tf32=_check_attention.precision(precision, made.dtype),
     )

@@ -8,16 +8,18 @@ import numpy as np
 
 from cuattn import (
     _call_attention,
-    _check,
     _check_attention,
+    _check_option,
     _jit,
     _reference_attention,
     _run_attention,
 )
+from cuattn._keywords import explained
 
 Window = tuple[int | None, int | None]
 
 
+@explained
 def attention(
     q: Any,
     k: Any,
@@ -49,8 +51,8 @@ def attention(
     Parameters
     ----------
     q : cupy.ndarray or numpy.ndarray, shape (B, H, S_q, D), (H, S_q, D) or (S_q, D)
-        float16, bfloat16, float32 or float64, any strides. A CUDA array of another library is
-        taken without a copy. A NumPy array is computed by `cuattn.reference`, block by block.
+        float16, bfloat16, float32 or float64, any strides. An array of another library is
+        taken without a copy. One on the CPU is computed by `cuattn.reference`, block by block.
     k : array, shape (B, H_kv, S_k, D), dtype of q
         As many dimensions as q; H must be a multiple of H_kv.
     v : array, shape (B, H_kv, S_k, D_v), dtype of q
@@ -69,6 +71,7 @@ def attention(
         Scores become ``softcap * tanh(score / softcap)``.
     mask : array of bool, optional
         True: attend. Must broadcast to (B, H, S_q, S_k), or what of it q has; never copied.
+        One of padding, (B, S_k), is ``mask[:, None, None, :]``, or better `kv_lens`.
     bias : array, optional
         Added to the scores: any of the four dtypes, broadcast as `mask`.
     alibi_slopes : array, shape (H,) or (B, H), optional
@@ -127,12 +130,13 @@ def attention(
         "q_lens": q_lens,
         "kv_lens": kv_lens,
     }
-    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given, offset = _call_attention.arrays({"q": q, "k": k, "v": v}, arrays, q_offset)
     numbers = is_causal, window, scale, softcap, precision
     return _attention(given, offset, layout, numbers, return_lse, out)
 
 
+@explained
 def attention_varlen(
     q: Any,
     k: Any,
@@ -219,7 +223,8 @@ def _attention(
     made = _call_attention.results(metas, layout)
     _call_attention.check_values(given, made)
     options = _run_attention.options(offset, made, *numbers)
-    expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + bool(return_lse)]
+    return_lse = _check_option.flag("return_lse", return_lse)
+    expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + return_lse]
     inputs = list(zip(given._fields, given, strict=True))
     outs: Any = None if out is None else _call_attention.check_out(out, expected, inputs)
     runtime = _jit.runtime_of(given.q)

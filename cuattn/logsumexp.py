@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn import _call, _check, _jit, _run, reference
+import numpy as np
+
+from cuattn import _call, _check_option, _jit, _run, reference
+from cuattn._keywords import explained
 
 Axis = int | tuple[int, ...] | None
 
 
+@explained
 def logsumexp(
     x: Any,
     /,
@@ -39,8 +43,8 @@ def logsumexp(
     Returns
     -------
     lse : array
-        Natural logarithm, in the dtype of x (float64 for integers; the wider one where b is a wider
-        array), or `dtype`. A negative sum gives NaN, an empty one -inf.
+        Natural logarithm, in `dtype`, else in the dtype of x, promoted with that of b unless b is a
+        Python number; float64 for integers. A negative sum gives NaN, an empty one -inf.
 
     Raises
     ------
@@ -49,34 +53,38 @@ def logsumexp(
     """
     x = _call.enter("x", x)
     first = ("x", x)
-    weight, number = (None, 1.0) if b is None else _call.array_or_number("b", b, first)
+    weight = None if b is None else _call.one_or_array("b", b, first)
+    weak = isinstance(weight, float)  # a number of Python leaves the dtype to x
     where = _call.mask(where, first)
     request = _call.Request(
         "lse",
-        _check.axes(axis, x.ndim),
+        _check_option.axes(axis, x.ndim),
         _call.meta(x),
         where=_call.meta(where),
-        weight=_call.meta(weight),
-        dtype=_check.float_dtype(dtype),
-        keepdims=bool(keepdims),
+        weight=None if weak else _call.meta(weight),
+        dtype=_check_option.float_dtype(dtype),
+        keepdims=_check_option.flag("keepdims", keepdims),
     )
     expected = _call.results(request)
     if out is not None:
-        inputs = [first, ("where", where), ("b", weight)]
+        inputs = [first, ("where", where), ("b", None if weak else weight)]
         (out,) = _call.check_out(out, [(expected.stat_shape, expected.stat_dtype)], inputs)
     runtime = _jit.runtime_of(x)
     if runtime is None:
         return reference.logsumexp(
             x,
             request.axes,
-            b=b,
+            b=weight,
             where=where,
             keepdims=request.keepdims,
             dtype=expected.dtype,
             out=out,
         )
-    if weight is None and b is not None:
-        with runtime.on(runtime.device(x)):
-            weight = runtime.xp.full((), number, expected.acc)
+    if weak:
+        weight = np.asarray(weight, expected.acc)
+    if weight is not None and not weight.ndim:
+        weight = _call.placed(weight, runtime, x)
         request = request._replace(weight=_call.meta(weight), dtype=expected.dtype)
+    if where is not None and not where.ndim:
+        where = _call.placed(where, runtime, x)
     return _run.run(request, _run.Operands(x, where=where, weight=weight), stat=out).stat

@@ -9,14 +9,16 @@ import numpy as np
 from cuattn import (
     _call,
     _call_attention,
-    _check,
     _check_attention,
+    _check_option,
     _jit,
     _reference_attention,
     _run_attention,
 )
+from cuattn._keywords import explained
 
 
+@explained
 def merge_attention(
     out_a: Any,
     lse_a: Any,
@@ -66,7 +68,7 @@ def merge_attention(
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
     section 3.1.
     """
-    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
     given = _call_attention.enter(given)
     metas = {name: _call.meta(array) for name, array in given.items()}
@@ -81,6 +83,7 @@ def merge_attention(
     return _merge(inputs, outs, lses, expected, layout, made)
 
 
+@explained
 def merge_attention_states(
     outs: Any, lses: Any, /, *, axis: int = 0, layout: str = "BHSD"
 ) -> tuple[Any, Any]:
@@ -109,7 +112,7 @@ def merge_attention_states(
     numpy.exceptions.AxisError
         If outs or lses has no such axis.
     """
-    _check.one_of("layout", layout, ("BHSD", "BSHD"))
+    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given = _call_attention.enter({"outs": outs, "lses": lses})
     outs, lses = given["outs"], given["lses"]
     _check_attention.states("outs", outs.shape, layout)

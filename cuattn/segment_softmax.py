@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from cuattn import _call, _check, _jit, _run, reference
+from cuattn._keywords import explained
 
 
+@explained
 def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any = None) -> Any:
     """Softmax of each segment of ragged rows, laid end to end along axis 0.
 
@@ -53,7 +55,8 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
         (out,) = _call.check_out(out, [(x.shape, expected.dtype)], inputs)
     runtime = _jit.runtime_of(x)
     if runtime is None:
+        scale = _call.either(scale_array, scale_value)
         y = reference.segment_softmax(x, offsets, scale=scale, out=out)
-        return y if out is not None else y.astype(expected.dtype)
+        return y if out is not None else _call.rounded(y, expected.dtype)
     operands = _run.Operands(x, scale=scale_array, offsets=offsets)
     return _run.run(request, operands, scale_value, out).out

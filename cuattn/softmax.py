@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from cuattn import _call, _check, _jit, _run, reference
+from cuattn import _call, _check_option, _jit, _run, reference
+from cuattn._keywords import explained
 
 Axis = int | tuple[int, ...] | None
 
 
+@explained
 def softmax(
     x: Any,
     /,
@@ -31,14 +31,14 @@ def softmax(
     Parameters
     ----------
     x : cupy.ndarray or numpy.ndarray
-        float16, bfloat16, float32, float64 or integers, of any shape and strides. A CUDA array of
-        another library is taken without a copy. A NumPy array is computed by `cuattn.reference`.
+        float16, bfloat16, float32, float64 or integers, of any shape and strides. An array of
+        another library is taken without a copy. One on the CPU is computed by `cuattn.reference`.
     axis : int, tuple of int or None, optional
         Axes that together form a row; None: all.
     scale : float or array, optional
         Multiplies x first (an inverse temperature). An array must broadcast to the shape of x with
         `axis` of length 1.
-    where : array of bool, optional
+    where : array of bool or bool, optional
         Elements that take part; must broadcast to the shape of x. The others give 0, whatever they
         hold.
     dtype : dtype, optional
@@ -85,6 +85,7 @@ def softmax(
     return _transform("prob", x, axis, scale, where, dtype, out, return_lse)
 
 
+@explained
 def log_softmax(
     x: Any,
     /,
@@ -120,6 +121,7 @@ def log_softmax(
     return _transform("log_prob", x, axis, scale, where, dtype, out, False)
 
 
+@explained
 def softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
 ) -> Any:
@@ -148,6 +150,7 @@ def softmax_backward(
     return _gradient("grad", grad, y, axis, scale, out)
 
 
+@explained
 def log_softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
 ) -> Any:
@@ -182,12 +185,13 @@ def _transform(
         where = _call.mask(where, first)
     request = _call.Request(
         result,
-        _check.axes(axis, x.ndim),
+        _check_option.axes(axis, x.ndim),
         _call.meta(x),
         where=_call.meta(where),
         scale=_call.meta(scale_array),
-        dtype=_check.float_dtype(dtype),
+        dtype=_check_option.float_dtype(dtype),
     )
+    return_lse = _check_option.flag("return_lse", return_lse)
     y = lse = None
     if out is not None:
         expected = _call.results(request)
@@ -196,7 +200,10 @@ def _transform(
         y, lse = (*_call.check_out(out, shapes[: 1 + return_lse], inputs), None)[:2]
     runtime = _jit.runtime_of(x)
     if runtime is None:
-        return _reference_transform(request, x, scale, where, y, lse, return_lse)
+        given = x, _call.either(scale_array, scale_value), where
+        return _reference_transform(request, *given, y, lse, return_lse)
+    if where is not None and not where.ndim and _call.results(request):  # whose errors come first
+        where = _call.placed(where, runtime, x)
     operands = _run.Operands(x, where=where, scale=scale_array)
     made = _run.run(request, operands, scale_value, y, lse, return_lse)
     return (made.out, made.stat) if return_lse else made.out
@@ -213,8 +220,8 @@ def _reference_transform(
         return reference.softmax(x, request.axes, **options, out=y)
     made = reference.softmax(x, request.axes, **options, return_lse=True)
     if y is None:
-        return made[0], np.asarray(made[1], expected.stat_dtype)
-    y[...], lse[...] = made
+        return made[0], _call.rounded(made[1], expected.stat_dtype)
+    y[...], lse[...] = made[0], _call.rounded(made[1], expected.stat_dtype)
     return y, lse
 
 
@@ -224,7 +231,7 @@ def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) 
     scale_array, scale_value = _call.scale(scale, first)
     request = _call.Request(
         result,
-        _check.axes(axis, grad.ndim),
+        _check_option.axes(axis, grad.ndim, "grad"),
         _call.meta(grad),
         y=_call.meta(y),
         scale=_call.meta(scale_array),
@@ -239,7 +246,7 @@ def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) 
         function = (
             reference.softmax_backward if result == "grad" else reference.log_softmax_backward
         )
-        dx = function(grad, y, request.axes, scale=scale, out=out)
-        return dx if out is not None else dx.astype(grad.dtype)
+        dx = function(grad, y, request.axes, scale=_call.either(scale_array, scale_value), out=out)
+        return dx if out is not None else _call.rounded(dx, grad.dtype)
     operands = _run.Operands(grad, y, scale=scale_array)
     return _run.run(request, operands, scale_value, out).out

@@ -6,13 +6,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cuattn import _call, _check, _jit, _plan, _plan_radix, _run, _run_topk, reference
+from cuattn import (
+    _call,
+    _check,
+    _check_option,
+    _jit,
+    _plan,
+    _plan_radix,
+    _run,
+    _run_topk,
+    reference,
+)
+from cuattn._keywords import explained
 from cuattn.reference import SoftmaxState, SoftmaxTopKState
 
 Axis = int | tuple[int, ...] | None
 State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
 
 
+@explained
 def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
     """What a softmax has to know of a row, in a form that merges.
 
@@ -45,19 +57,21 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     scale_array, scale_value = _call.scale(scale, ("x", x))
     request = _call.Request(
         "state",
-        _check.axes(axis, x.ndim),
+        _check_option.axes(axis, x.ndim),
         _call.meta(x),
         scale=_call.meta(scale_array),
     )
     runtime = _jit.runtime_of(x)
     if runtime is None:
         acc = _call.results(request).acc
+        scale = _call.either(scale_array, scale_value)
         state = reference.softmax_state(x, request.axes, scale=scale)
-        return SoftmaxState(*(np.asarray(part, acc) for part in state))
+        return SoftmaxState(*(_call.rounded(part, acc) for part in state))
     made = _run.run(request, _run.Operands(x, scale=scale_array), scale_value)
     return SoftmaxState(made.stat, made.stat_l)
 
 
+@explained
 def softmax_topk_state(
     x: Any,
     k: int,
@@ -101,19 +115,20 @@ def softmax_topk_state(
     x = _call.enter("x", x)
     scale_array, scale_value = _call.scale(scale, ("x", x))
     x, axis, scale_array, _ = _call.rows(x, axis, scale_array)
-    k, offset = _check.count("k", k), _check.count("index_offset", index_offset)
+    k, offset = _call.most_of_state(k, x, axis), _call.index_offset(index_offset, x, axis)
     request = _call.TopKRequest("state", axis, k, _call.meta(x), scale=_call.meta(scale_array))
     expected = _call.topk_results(request)
     if _jit.runtime_of(x) is None:
-        scale = scale_value if scale_array is None else scale_array
+        scale = _call.either(scale_array, scale_value)
         found = reference.softmax_topk_state(x, k, axis=axis, scale=scale, index_offset=offset)
-        m, l, values = (np.asarray(part, expected.acc) for part in found[:3])  # noqa: E741
+        m, l, values = (_call.rounded(part, expected.acc) for part in found[:3])  # noqa: E741
         return SoftmaxTopKState(m, l, values, found.indices)
     options = _run_topk.Options(scale_value, index_offset=offset)
     made = _run_topk.run(request, _run_topk.Operands(x, scale=scale_array), options)
     return SoftmaxTopKState(made.stat, made.stat_l, made.values, made.indices)
 
 
+@explained
 def merge(a: State, b: State, /) -> State:
     """State of a row from the states of two parts of it: associative up to rounding.
 
@@ -147,9 +162,10 @@ def merge(a: State, b: State, /) -> State:
     m, k = arrays[0], arrays[2].shape[-1] if kind is SoftmaxTopKState else 0
     runtime = _jit.runtime_of(m)
     if runtime is None:
-        both = reference.merge(a, b)
+        size = len(kind._fields)
+        both = reference.merge(kind(*arrays[:size]), kind(*arrays[size:]))
         return kind(
-            *(np.asarray(part, like.dtype) for part, like in zip(both, arrays, strict=False))
+            *(_call.rounded(part, like.dtype) for part, like in zip(both, arrays, strict=False))
         )
     with runtime.on(runtime.device(m)):
         arrays = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from cuattn import _call, _check, _jit, _run_topk, reference
+from cuattn import _call, _check_option, _jit, _run_topk, reference
+from cuattn._keywords import explained
 from cuattn.reference import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 
+@explained
 def top_k(
     x: Any,
     k: int,
@@ -27,8 +27,8 @@ def top_k(
     Parameters
     ----------
     x : cupy.ndarray or numpy.ndarray
-        float16, bfloat16, float32, float64 or integers, of any shape and strides. A CUDA array of
-        another library is taken without a copy. A NumPy array is computed by `cuattn.reference`.
+        float16, bfloat16, float32, float64 or integers, of any shape and strides. An array of
+        another library is taken without a copy. One on the CPU is computed by `cuattn.reference`.
         A 0-dimensional array is a row of one element.
     k : int
         0 to the length of the axis.
@@ -67,8 +67,9 @@ def top_k(
     TopK(values=array([3, 3, 2]), indices=array([0, 2, 3]))
     """
     x, axis, _, _ = _call.rows(_call.enter("x", x), axis)
-    _check.one_of("mode", mode, ("largest", "smallest"))
-    request = _call.TopKRequest("top_k", axis, _check.count("k", k, x.shape[axis]), _call.meta(x))
+    _check_option.one_of("mode", mode, ("largest", "smallest"))
+    _check_option.flag("sorted", sorted)
+    request = _call.TopKRequest("top_k", axis, _call.most(k, x, axis), _call.meta(x))
     _call.topk_results(request)
     if _jit.runtime_of(x) is None:
         return reference.top_k(x, request.k, axis=axis, mode=mode)
@@ -77,6 +78,7 @@ def top_k(
     return TopK(made.values, made.indices)
 
 
+@explained
 def softmax_topk(
     x: Any,
     k: int,
@@ -141,30 +143,35 @@ def softmax_topk(
     scale_array, scale_value = _call.scale(scale, first)
     where = _call.mask(where, first)
     x, axis, scale_array, where = _call.rows(x, axis, scale_array, where)
-    _check.one_of("output", output, ("prob", "log_prob", "logit"))
+    _check_option.one_of("output", output, ("prob", "log_prob", "logit"))
     request = _call.TopKRequest(
         output,
         axis,
-        _check.count("k", k, x.shape[axis]),
+        _call.most(k, x, axis),
         _call.meta(x),
         where=_call.meta(where),
         scale=_call.meta(scale_array),
     )
+    renormalize = _check_option.flag("renormalize", renormalize)
+    return_lse = _check_option.flag("return_lse", return_lse)
     expected = _call.topk_results(request)
-    if _jit.runtime_of(x) is None:
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
         found: Any = reference.softmax_topk(
             x,
             request.k,
             axis=axis,
-            scale=scale_value if scale_array is None else scale_array,
+            scale=_call.either(scale_array, scale_value),
             where=where,
             renormalize=renormalize,
             output=output,
             return_lse=True,
         )
-        best = SoftmaxTopK(found[0].astype(expected.dtype), found[1])
-        return SoftmaxTopKLse(*best, np.asarray(found[2], expected.acc)) if return_lse else best
-    options = _run_topk.Options(scale_value, bool(renormalize), wants_lse=bool(return_lse))
+        best = SoftmaxTopK(_call.rounded(found[0], expected.dtype), found[1])
+        return SoftmaxTopKLse(*best, _call.rounded(found[2], expected.acc)) if return_lse else best
+    if where is not None and not where.ndim:
+        where = _call.placed(where, runtime, x)
+    options = _run_topk.Options(scale_value, renormalize, wants_lse=return_lse)
     made = _run_topk.run(request, _run_topk.Operands(x, where, scale_array), options)
     best = SoftmaxTopK(made.values, made.indices)
     return SoftmaxTopKLse(*best, made.stat) if return_lse else best

@@ -90,7 +90,7 @@ def test_what_is_right_passes(at):
 @pytest.mark.parametrize("name", ALL)
 def test_not_an_array(at, name, value):
     for argument in NAMES[name]:
-        at.bad(TypeError, argument, name, "cupy.asarray", {argument: value})
+        at.bad(TypeError, argument, name, f"{at.xp.__name__}.asarray", {argument: value})
 
 
 @pytest.mark.parametrize("option", ["mask", "bias", "alibi_slopes", "sinks", "q_lens", "kv_lens"])
@@ -98,7 +98,7 @@ def test_not_an_array(at, name, value):
 def test_option_is_not_an_array(at, name, option):
     for value in NOT_ARRAYS:
         if value is not None:
-            at.bad(TypeError, option, name, "cupy.asarray", **{option: value})
+            at.bad(TypeError, option, name, f"{at.xp.__name__}.asarray", **{option: value})
     at.bad(TypeError, option, name, **{option: True})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _call, _jit, _nvrtc, _plan, _tensor_map
+from cuattn import _call, _interchange, _jit, _nvrtc, _plan, _tensor_map
 
 KERNEL = _plan.Kernel("some.cuh", "some<float, 1>", grid=3, block=64)
 OTHER = _plan.Kernel("some.cuh", "some<float, 2>", grid=5, block=32, cluster=1)
@@ -405,14 +405,6 @@ class Managed(Dlpack):
     kind = 13  # kDLCUDAManaged
 
 
-class Host(Dlpack):
-    kind = 1  # kDLCPU
-
-
-class Pinned(Dlpack):
-    kind = 3  # kDLCUDAHost: a device may read it, but it is an array of the host
-
-
 class Interface:
     """An array of a library without DLPack."""
 
@@ -423,14 +415,6 @@ class Interface:
 
 class Both(Dlpack, Interface):
     pass
-
-
-class TorchOnHost(Host):
-    """As torch.Tensor: the class has the interface, its arrays on the host have not."""
-
-    @property
-    def __cuda_array_interface__(self):
-        raise AttributeError("a tensor on the host")
 
 
 @pytest.mark.parametrize(
@@ -451,20 +435,40 @@ def test_foreign_arrays_are_taken_without_a_copy(kind, taken_by, gpus, compiled)
     assert _plan.HEAD.unpack_from(gpus.launches[0][4][0].tobytes())[0] == ours.data.ptr
 
 
+def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):
+    """A mask that is one False, and one weight: placed on the device of x, once all is checked."""
+    x, placed = gpus.ndarray((4, 5), "float32", 1), []
+
+    def full(shape, value, dtype):
+        assert gpus.cuda.runtime.getDevice() == 1
+        placed.append((shape, value, dtype, gpus.ndarray(shape, dtype)))
+        return placed[-1][3]
+
+    gpus.full = full
+    cuattn.softmax(x, where=np.False_)
+    cuattn.logsumexp(x, b=np.float32(3), where=False)
+    cuattn.softmax_topk(x, 2, where=np.array(False))
+    assert [p[:3] for p in placed] == [
+        ((), False, np.bool_),
+        ((), 3, np.float32),
+        ((), False, np.bool_),
+        ((), False, np.bool_),
+    ]
+    where, weight = (placed[i][3].data.ptr for i in (0, 1))
+    heads = [_plan.HEAD.unpack_from(launch[4][0].tobytes()) for launch in gpus.launches[:2]]
+    assert heads[0][2] == where and heads[1][3] == weight and heads[1][2] == placed[2][3].data.ptr
+    for call in (cuattn.softmax, cuattn.logsumexp):
+        with pytest.raises(ValueError, match="^axis must"):
+            call(x, 5, where=False)
+    assert len(placed) == 4
+
+
 def test_cupy_arrays_are_taken_as_they_are(gpus):
     x = gpus.ndarray((4, 5), "float32")
-    assert _jit.adopt(x) is x and _call.enter("x", x) is x
+    assert _interchange.adopt(x) is x and _call.enter("x", x) is x
 
 
-@pytest.mark.parametrize("kind", [Host, Pinned, TorchOnHost])
-def test_arrays_of_other_libraries_on_the_host(kind, gpus, compiled):
-    gpus.from_dlpack = gpus.asarray = lambda array: gpus.ndarray((4, 5), "float32")
-    with pytest.raises(TypeError, match=r"cupy\.asarray"):
-        cuattn.softmax(kind())
-    assert gpus.launches == []
-
-
-@pytest.mark.parametrize("value", [None, 1.0, [1.0, 2.0], "text", object(), np.float32(1), Dlpack])
+@pytest.mark.parametrize("value", [None, 1.0, [1.0, 2.0], "text", object(), Dlpack])
 def test_no_arrays(value, gpus):
     with pytest.raises(TypeError):
         cuattn.softmax(value)
@@ -484,7 +488,7 @@ def test_runtime_of(gpus, monkeypatch):
     runtime = _jit.runtime_of(gpus.ndarray((), "float32"))
     assert isinstance(runtime, _jit.Cuda) and runtime.xp is gpus
     assert _jit.runtime_of(gpus.ndarray((2,), "int8")) is runtime
-    assert _jit.runtime_of(np.zeros(2)) is None and _jit.runtime_of([1]) is None
+    assert _jit.runtime_of(np.zeros(2)) is None
     monkeypatch.setattr(_jit, "emulator", "emulator")
     assert _jit.runtime_of(np.zeros(2)) == "emulator"
     assert _jit.runtime_of(gpus.ndarray((2,), "int8")) is runtime
@@ -492,7 +496,7 @@ def test_runtime_of(gpus, monkeypatch):
 
 def test_runtime_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert _jit.runtime_of(np.zeros(2)) is None and _jit.runtime_of([1]) is None
+    assert _jit.runtime_of(np.zeros(2)) is None
 
 
 def test_threads_share_one_runtime(gpus, monkeypatch):

@@ -258,13 +258,16 @@ def test_a_missing_twin_is_seen():
 # A module that is not named here is a public one.
 PYTHON_LAYERS = {
     "_check": (set(), {"numpy"}),
+    "_check_option": ({"_check"}, {"numpy"}),
+    "_keywords": (set(), set()),
     "_layout": (set(), set()),
     "_problem": ({"_layout"}, set()),
     "_plan": ({"_layout", "_problem"}, set()),
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
     "_tensor_map": (set(), set()),
-    "_jit": ({"_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
-    "_call": ({"_check", "_layout", "_jit"}, {"numpy"}),
+    "_interchange": ({"_nvrtc"}, {"cupy", "ml_dtypes", "numpy"}),
+    "_jit": ({"_interchange", "_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
+    "_call": ({"_check", "_check_option", "_interchange", "_layout", "_jit"}, {"numpy"}),
     "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
     "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
     "_plan_radix": ({"_layout", "_problem", "_plan"}, set()),
@@ -274,13 +277,16 @@ PYTHON_LAYERS = {
         | {"_jit", "reference"},
         {"numpy"},
     ),
-    "_check_attention": ({"_check"}, {"numpy"}),
-    "_call_attention": ({"_call", "_check", "_check_attention", "_jit", "_layout"}, {"numpy"}),
+    "_check_attention": ({"_check", "_check_option"}, {"numpy"}),
+    "_call_attention": (
+        {"_call", "_check", "_check_attention", "_interchange", "_layout"},
+        {"numpy"},
+    ),
     "_plan_attention": ({"_plan", "_problem"}, set()),
     "_plan_attention_sm90": ({"_plan", "_plan_attention", "_problem", "_tensor_map"}, set()),
     "_run_attention": (
-        {"_call", "_call_attention", "_check_attention", "_jit", "_layout", "_plan"}
-        | {"_plan_attention", "_plan_attention_sm90", "_tensor_map"},
+        {"_call", "_call_attention", "_check_attention", "_check_option", "_jit", "_layout"}
+        | {"_plan", "_plan_attention", "_plan_attention_sm90", "_tensor_map"},
         set(),
     ),
     "_reference_heads": (set(), {"numpy"}),
@@ -289,7 +295,8 @@ PYTHON_LAYERS = {
 }
 PUBLIC = (
     {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"}
-    | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"},
+    | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"}
+    | {"_check_option", "_keywords"},
     {"numpy"},
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cases
 import numpy as np
 import pytest
@@ -134,6 +136,42 @@ def test_weights_axis(backend, rng, axis):
 def test_weights_dtype(backend, rng, x_dtype, b_dtype):
     b = rng.integers(0, 5, (3, 33)).astype(b_dtype)
     verify(backend, draw(rng, (3, 33), x_dtype), -1, b=b)
+
+
+@pytest.mark.parametrize("x_dtype", ["float16", "float32", "float64", "int8"])
+@pytest.mark.parametrize(
+    "b", [2, 2.5, np.float16(2), np.float64(2.5), np.int64(2), np.array(2.5), np.array(2, np.int32)]
+)
+def test_one_weight(backend, rng, x_dtype, b):
+    """A number of Python leaves the dtype to x, one of NumPy does not."""
+    verify(backend, draw(rng, (3, 33), x_dtype), -1, b=b)
+
+
+EVERY_DTYPE = [np.dtype(c) for c in "bBhHiIlLefd"]
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+def test_dtype_as_scipy(shape):
+    from scipy.special import logsumexp
+
+    for x_dtype, b_dtype in itertools.product(EVERY_DTYPE, repeat=2):
+        for x, b in (
+            (np.ones(3, x_dtype), np.ones(shape, b_dtype)),
+            (np.ones(shape, x_dtype), np.ones(3, b_dtype)[: 3 if shape else 1].reshape(shape)),
+            (x_dtype.type(1), b_dtype.type(1)),
+            (np.ones(3, x_dtype), b_dtype.type(1).item()),
+        ):
+            want = logsumexp(x, b=b).dtype
+            assert cuattn.logsumexp(x, b=b).dtype == want, (x_dtype, b_dtype)
+
+
+@pytest.mark.parametrize("b_dtype", ["float16", "float32", "float64", "int8", "int16", "int32"])
+def test_dtype_of_bfloat16(b_dtype):
+    """Which SciPy does not know: as float16, and float32 beside that."""
+    x, b = np.ones(3, dtype_of("bfloat16")), np.ones(3, b_dtype)
+    other = {"float16": "float32", "int8": "bfloat16", "int16": "float32", "int32": "float64"}
+    want = dtype_of(other.get(b_dtype, b_dtype))
+    assert cuattn.logsumexp(x, b=b).dtype == cuattn.logsumexp(b, b=x).dtype == want
 
 
 def test_weight_zero_takes_out(backend, rng):

@@ -376,6 +376,8 @@ def test_an_unwritable_cache_is_still_read(cache, compiled, cubins, monkeypatch)
     ("environment", "expected"),
     [
         ({"CUATTN_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"CUATTN_CACHE_DIR": "~/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/c/a"),
+        ({"XDG_CACHE_HOME": "~/b", "HOME": "/c"}, "/c/b/cuattn"),
         ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/cuattn"),
         ({"HOME": "/c"}, "/c/.cache/cuattn"),
         ({"CUATTN_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/cuattn"),
@@ -388,6 +390,14 @@ def test_cache_directory(environment, expected, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert _nvrtc.cache_directory() == Path(expected)
+
+
+def test_the_emulator_keeps_its_libraries_there(tmp_path, monkeypatch):
+    import emulator
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CUATTN_CACHE_DIR", "~/x")
+    assert emulator.build.cache_dir() == (tmp_path / "x" / "emulator").resolve()
 
 
 def test_no_home(compiled, cubins, monkeypatch):

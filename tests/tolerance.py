@@ -41,14 +41,16 @@ def exact(x):
 
 
 def result_dtype(x, dtype=None, b=None):
-    """What the softmax family returns: integers become float64, weights may widen, as in SciPy."""
+    """What the softmax family returns: with weights what SciPy promotes both to, float64 for
+    integers; bfloat16 as float16, and float32 for the two of them."""
     if dtype is not None:
         return np.dtype(dtype)
-    result = np.dtype(np.float64) if x.dtype.kind in "iu" else x.dtype
-    weights = b.dtype if isinstance(b, np.ndarray) and b.dtype.kind not in "iu" else result
-    if weights != result and weights.itemsize == result.itemsize:  # float16 and bfloat16
-        return np.dtype(np.float32)
-    return np.promote_types(result, weights)
+    dtypes = [a.dtype for a in (x, b) if hasattr(a, "dtype")]  # numbers of Python do not count
+    names = {dtype.name for dtype in dtypes}
+    result = np.result_type(*(np.float16 if d.name == "bfloat16" else d for d in dtypes))
+    if result == np.float16 and "bfloat16" in names:
+        return np.dtype(np.float32) if "float16" in names else dtype_of("bfloat16")
+    return np.dtype(np.float64) if result.kind in "iu" else result
 
 
 def lse_dtype(dtype):

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cuattn import _nvrtc
+
 HERE = Path(__file__).resolve().parent
 CUDA_SRC = HERE.parents[1] / "cuda_src"
 
@@ -62,11 +64,7 @@ def zig_compiler():
 
 def cache_dir():
     """Where compiled libraries are kept."""
-    if "CUATTN_CACHE_DIR" in os.environ:
-        base = Path(os.environ["CUATTN_CACHE_DIR"])
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cuattn"
-    path = base / "emulator"
+    path = _nvrtc.cache_directory() / "emulator"
     path.mkdir(parents=True, exist_ok=True)
     return path.resolve()
 

@@ -1,0 +1,158 @@
+"""What a call is told whose arguments do not fit the signature: our names, whoever's it used.
+
+Python itself finds that they do not fit; only then anything here is looked up.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What other libraries (torch, JAX, SciPy, TensorFlow, flash-attn, cuDNN) call an option: our name,
+# and how to pass it where that is not the same.
+RENAMED = {
+    "dim": ("axis", ""),
+    "dims": ("axis", ""),
+    "axes": ("axis", ""),
+    "keepdim": ("keepdims", ""),
+    "keep_dims": ("keepdims", ""),
+    "weights": ("b", ""),
+    "mask": ("where", "True takes part"),
+    "temperature": ("scale", "scale=1 / temperature"),
+    "beta": ("scale", ""),
+    "softmax_scale": ("scale", ""),
+    "sm_scale": ("scale", ""),
+    "attn_scale": ("scale", ""),
+    "scaling": ("scale", ""),
+    "largest": ("mode", 'mode="largest" or mode="smallest"'),
+    "descending": ("mode", 'mode="largest" or mode="smallest"'),
+    "topk": ("k", ""),
+    "top_k": ("k", ""),
+    "normalize": ("renormalize", ""),
+    "norm_topk_prob": ("renormalize", ""),
+    "return_softmax_lse": ("return_lse", ""),
+    "return_logsumexp": ("return_lse", ""),
+    "return_attn_probs": ("return_lse", "probabilities are never stored"),
+    "causal": ("is_causal", ""),
+    "use_causal_mask": ("is_causal", ""),
+    "attn_mask": ("mask", "a bool one, True attends; what is added to the scores is bias"),
+    "attention_mask": ("mask", "a bool one, True attends; what is added to the scores is bias"),
+    "key_padding_mask": ("kv_lens", "or mask=~key_padding_mask[:, None, None, :]"),
+    "attn_bias": ("bias", ""),
+    "attention_bias": ("bias", ""),
+    "alibi": ("alibi_slopes", ""),
+    "soft_cap": ("softcap", ""),
+    "logits_soft_cap": ("softcap", ""),
+    "attn_logits_soft_cap": ("softcap", ""),
+    "window_size": ("window", "(left, right), in which None and not -1 has no bound"),
+    "local_window_size": ("window", "(left, right), in which None and not -1 has no bound"),
+    "sliding_window": ("window", "(n - 1, 0) is n keys up to the query's own"),
+    "sink": ("sinks", ""),
+    "s_aux": ("sinks", ""),
+    "seqused_q": ("q_lens", ""),
+    "query_seq_lengths": ("q_lens", ""),
+    "seqused_k": ("kv_lens", ""),
+    "cache_seqlens": ("kv_lens", ""),
+    "key_value_seq_lengths": ("kv_lens", ""),
+    "qkv_format": ("layout", ""),
+    "tensor_layout": ("layout", ""),
+    "allow_tf32": ("precision", 'precision="tf32"'),
+    "input_precision": ("precision", ""),
+    "cu_seqlens_kv": ("cu_seqlens_k", ""),
+    "max_seqlen_kv": ("max_seqlen_k", ""),
+    "query": ("q", ""),
+    "key": ("k", ""),
+    "value": ("v", ""),
+}
+FIRST = ("input", "a", "logits", "query")  # the first array, whatever it is called here
+# What has no counterpart, and why.
+ABSENT = {
+    "dropout_p": "there is no dropout",
+    "dropout": "there is no dropout",
+    "dropout_rate": "there is no dropout",
+    "enable_gqa": "heads of k and v are shared wherever their number divides that of q",
+    "deterministic": "every result has the same bits on every run",
+    "num_splits": "how keys are split is chosen by shape",
+    "return_sign": "a negative sum gives NaN",
+    "stream": "kernels run on CuPy's current stream",
+    "device": "kernels run where the arrays are",
+}
+
+# What other libraries call a function of ours.
+FUNCTIONS = {
+    "topk": "top_k",
+    "scaled_dot_product_attention": "attention",
+    "dot_product_attention": "attention",
+    "flash_attn_func": "attention",
+    "flash_attn_varlen_func": "attention_varlen",
+}
+
+
+def explained(function: Callable[P, R]) -> Callable[P, R]:
+    """The function; where arguments do not fit its signature, with a TypeError in our words."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*args, **options)
+        except TypeError as error:
+            trace = error.__traceback__
+            if trace is not None and trace.tb_next is not None:  # raised inside of the function
+                raise
+            reason = _reason(function, args, options)
+        raise TypeError(reason)
+
+    return call
+
+
+def _reason(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    name, signature = function.__name__, inspect.signature(function)
+    parameters = signature.parameters
+    arrays = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
+    places = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    for option in options:
+        if option in arrays:
+            return (
+                f"{option} must be given by position, but it came as a keyword; "
+                f"call {name}({', '.join(arrays)}, ...)"
+            )
+        if option in places[: len(args)]:
+            return f"{option} must be given once, but it came by position and as a keyword"
+        if option not in parameters:
+            return _unknown(option, name, list(parameters), arrays)
+    if len(args) < len(arrays):
+        return (
+            f"{arrays[len(args)]} must be given, but {len(args)} arguments came; "
+            f"call {name}({', '.join(arrays)}, ...)"
+        )
+    return (
+        f"{', '.join(places)} must be all that is given by position, but {len(args)} arguments "
+        f"came; name the others, as in {name}({', '.join(arrays)}, {list(parameters)[-1]}=...)"
+    )
+
+
+def _unknown(option: str, name: str, known: list[str], arrays: list[str]) -> str:
+    ours, remedy = RENAMED.get(option, ("", ""))
+    if option in FIRST:
+        ours = arrays[0]
+    if ours in arrays:
+        call = f"{name}({', '.join(arrays)}, ...)"
+        return f"{ours} must be given by position, but it came as {option}; call {call}"
+    if ours in known:
+        told = f"; {remedy}" if remedy else ""
+        return f"{ours} must be given by this name, but it came as {option}{told}"
+    if option in ABSENT:
+        return f"{option} must be left out of {name}, but it was given; {ABSENT[option]}"
+    options = [n for n in known if n not in arrays]
+    close = difflib.get_close_matches(option, options, 1)
+    meant = f"; is it {close[0]}?" if close else ""
+    return (
+        f"{option} must be an option of {name} ({', '.join(options) or 'it has none'}), "
+        f"but it is none of them{meant}"
+    )
