@@ -33,12 +33,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def not_an_array(name: str, value: Any, libraries: tuple[str, ...] = ()) -> TypeError:
+def not_an_array(name: str, value: Any, libraries: tuple[str, ...]) -> TypeError:
     """The error for `value`, which is no array, and the libraries that would make one of it."""
     remedy = f"convert it with {' or '.join(f'{xp}.asarray({name})' for xp in libraries)}"
     if hasattr(type(value), "__dlpack_device__"):
         remedy = "it is neither on the CPU nor on one CUDA device, copy it there"
-    elif not libraries:
+    elif name == "out" or name.startswith("out["):  # nobody would see what is written into that
         remedy = "pass an array"
     return TypeError(
         f"{name} must be a cupy.ndarray, a numpy.ndarray or an array of another library on the CPU "

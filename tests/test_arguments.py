@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pickle
 import sys
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -121,7 +122,8 @@ def test_objects_hide_no_number(refusing, value):
 def test_huge_numbers(refusing, huge):
     x = refusing.x
     if abs(huge) > 2**1024:
-        refusing.refuses(ValueError, "scale", "softmax", x, scale=huge, words="fit into float64")
+        words = f"fit into float64, but it is an integer of {huge.bit_length()} bits"
+        refusing.refuses(ValueError, "scale", "softmax", x, scale=huge, words=words)
         refusing.refuses(ValueError, "b", "logsumexp", x, b=huge, words="fit into float64")
         refusing.refuses(ValueError, "scale", "attention", x, x, x, scale=huge)
         refusing.refuses(ValueError, "softcap", "attention", x, x, x, softcap=huge)
@@ -158,6 +160,21 @@ def test_offsets_that_no_place_has(at):
     for values in ([2**40, 0], [0, -(2**39) - 1]):
         at.bad(ValueError, "q_offset", DENSE, "2**39", q_offset=np.array(values))
     at.bad(ValueError, "q_offset", VARLEN, "2**39", q_offset=np.array([2**63, 0], np.uint64))
+
+
+def test_overflow_warns_nobody():
+    """What does not fit into the dtype of a result is inf, in silence, as on a device."""
+    x = np.array([[1, 2, 4]], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lse = cuattn.softmax(x, scale=1e300, return_lse=True)[1]
+        state = cuattn.softmax_state(x, scale=1e300)
+        selected = cuattn.softmax_topk(x, 2, scale=1e300, output="logit", return_lse=True)
+        part = cuattn.softmax_topk_state(x, 2, scale=1e300)
+        grad, y = np.array([[3e38, 0], [0.5, 0.5]], np.float32)[:, None]
+        dx = cuattn.softmax_backward(grad, y, scale=100)
+    for inf in (lse, state.m, selected.values, selected.lse, part.values, part.m, abs(dx[:, 0])):
+        np.testing.assert_array_equal(inf, np.inf)
 
 
 # ---- flags -------------------------------------------------------------------------------------

@@ -457,9 +457,12 @@ def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):
     where, weight = (placed[i][3].data.ptr for i in (0, 1))
     heads = [_plan.HEAD.unpack_from(launch[4][0].tobytes()) for launch in gpus.launches[:2]]
     assert heads[0][2] == where and heads[1][3] == weight and heads[1][2] == placed[2][3].data.ptr
-    for call in (cuattn.softmax, cuattn.logsumexp):
-        with pytest.raises(ValueError, match="^axis must"):
-            call(x, 5, where=False)
+    wrong = gpus.ndarray((7,), "float32", 1)
+    for call, argument in ((cuattn.softmax, "scale"), (cuattn.logsumexp, "b")):
+        with pytest.raises(ValueError, match=f"^{argument} must"):
+            call(x, where=False, **{argument: wrong})
+    with pytest.raises(ValueError, match="^k must"):
+        cuattn.softmax_topk(x, 6, where=False)
     assert len(placed) == 4
 
 
@@ -472,6 +475,15 @@ def test_cupy_arrays_are_taken_as_they_are(gpus):
 def test_no_arrays(value, gpus):
     with pytest.raises(TypeError):
         cuattn.softmax(value)
+
+
+def test_what_makes_an_array_of_it(gpus):
+    """What goes with the other arrays of the call; of the first one either, where there is CuPy."""
+    for x, makes in ((gpus.ndarray((2, 3), "float32"), "cupy"), (np.ones((2, 3)), "numpy")):
+        with pytest.raises(TypeError, match=rf"; convert it with {makes}\.asarray\(scale\)$"):
+            cuattn.softmax(x, scale=[1.0])
+    with pytest.raises(TypeError, match=r"; convert it with numpy\.asarray\(x\) or cupy\.asarray"):
+        cuattn.softmax([1.0])
 
 
 @pytest.mark.parametrize("kind", [Dlpack, Interface])
