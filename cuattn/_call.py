@@ -67,12 +67,13 @@ def meta(array: Any) -> Any:
 
 def enter(name: str, value: Any, first: tuple[str, Any] | None = None) -> Any:
     """`value` as a NumPy or CuPy array, of the library and device of `first` (name and array)."""
-    host = True if type(value) is np.ndarray else on_host(value)
+    plain = type(value) is np.ndarray or is_cupy(value)  # as most are
+    host = type(value) is np.ndarray if plain else on_host(value)
     if host is None:
         raise _check.not_an_array(name, value, _libraries(first))
     if first is not None and host != isinstance(first[1], np.ndarray):
         raise _check.no_mix(name, value, *first)
-    array = _adopted(name, value)
+    array = value if plain else _adopted(name, value)
     if first is not None and not host and array.data.device_id != first[1].data.device_id:
         raise _check.other_device(name, array.data.device_id, first[0], first[1].data.device_id)
     return array
@@ -86,8 +87,6 @@ def _libraries(first: tuple[str, Any] | None) -> tuple[str, ...]:
 
 
 def _adopted(name: str, value: Any) -> Any:
-    if type(value) is np.ndarray or is_cupy(value):
-        return value
     if isinstance(value, (np.ma.MaskedArray, np.matrix)):
         raise _check.not_plain(name, value)
     try:

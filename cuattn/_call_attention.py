@@ -56,7 +56,7 @@ def enter(given: dict[str, Any]) -> dict[str, Any]:
     name, value = next(iter(given.items()))
     host = on_host(value)
     for other, array in given.items():  # before any enters, as that touches its device
-        if host is not None and on_host(array) is (not host):
+        if host is not None and array is not value and on_host(array) is (not host):
             raise _check.no_mix(other, array, name, value)
     first = (name, _call.enter(name, value))
     return {name: first[1]} | {n: _call.enter(n, a, first) for n, a in given.items() if n != name}
