@@ -230,8 +230,19 @@ def compare_lse(op, lse, ref, plain):
 # ---- calls ---------------------------------------------------------------------------------------
 
 
+NUMBERS = {"scale", "softcap", "q_offset"}
+
+
 def put(backend, value):
     return backend.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def put_options(backend, options):
+    """Arrays on the backend, but for numbers: reading one on a device would wait for it."""
+    return {
+        name: value if name in NUMBERS and np.ndim(value) == 0 else put(backend, value)
+        for name, value in options.items()
+    }
 
 
 def arranged(x, layout, ndim=4):
@@ -243,7 +254,7 @@ def arranged(x, layout, ndim=4):
 def call(backend, arrays, options, **more):
     """`cuattn.attention` on the backend; all results on the host."""
     arrays = [put(backend, a) for a in arrays]
-    options = {name: put(backend, a) for name, a in options.items()}
+    options = put_options(backend, options)
     got = cuattn.attention(*arrays, **options, **more)
     results = got if isinstance(got, tuple) else (got,)
     assert all(isinstance(one, backend.xp.ndarray) for one in results)

@@ -20,7 +20,7 @@ from attention_cases import (
     call,
     compare_lse,
     precision_of,
-    put,
+    put_options,
     verify,
 )
 from cases import LAYOUTS, Guarded
@@ -347,7 +347,7 @@ def test_out(backend, rng, op, layout):
     problem = Problem(rng, op, 2, (2, 1), q_lens=np.array([20, 37]), **SMALL)
     arrays = [backend.asarray(a) for a in problem.arrays]
     dtype = problem.q.dtype
-    options = {name: put(backend, a) for name, a in problem.options.items()}
+    options = put_options(backend, problem.options)
     out = Guarded(backend, (2, 2, 37, 64), dtype, layout)
     lse = Guarded(backend, (2, 2, 37), lse_dtype(dtype), layout)
     got = cuattn.attention(*arrays, **options, return_lse=True, out=(out.out, lse.out))
@@ -571,7 +571,8 @@ def test_two_parts_merge_to_the_whole(backend, rng, op):
     ref, ref_lse = problem.expected()
     whole = problem.plain()
     # Each part has rounded its own out before; weights add up to 1.
-    rounding = TABLE[dtype].relative * abs(np.asarray(parts[0]).astype(np.float64)).max(initial=0)
+    first = backend.asnumpy(parts[0]).astype(np.float64)
+    rounding = TABLE[dtype].relative * abs(first).max(initial=0)
     error = abs(out.astype(np.float64) - ref.astype(np.float64)).max()
     plain = abs(whole.out.astype(np.float64) - ref.astype(np.float64)).max()
     values = abs(v.astype(np.float64)).max()

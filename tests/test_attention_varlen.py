@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from attention_cases import INF, NAN, OPS, Problem, put
+from attention_cases import INF, NAN, OPS, Problem, put, put_options
 from cases import LAYOUTS, Guarded
 from tolerance import dtype_of, lse_dtype
 
@@ -63,7 +63,7 @@ class Ragged:
 
 def call(backend, arrays, ends, options, **more):
     arrays = [put(backend, a) for a in (*arrays, *ends)]
-    options = {name: put(backend, a) for name, a in options.items()}
+    options = put_options(backend, options)
     got = cuattn.attention_varlen(*arrays, **options, **more)
     results = got if isinstance(got, tuple) else (got,)
     assert all(isinstance(one, backend.xp.ndarray) for one in results)

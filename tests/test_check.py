@@ -48,11 +48,12 @@ class Refusing:
         return message
 
     def arguments(self, name, x):
-        """Valid positional arguments of `name` around `x`."""
+        """Valid positional arguments of `name` around `x`, of its library."""
         if name in BACKWARD:
             return x, x
         if name == "segment_softmax":
-            return x, self.array(np.array([0, 1, 3]))
+            offsets = np.array([0, 1, 3])
+            return x, offsets if isinstance(x, np.ndarray) else self.array(offsets)
         return (x,)
 
 
@@ -132,7 +133,7 @@ def test_an_array_on_another_device(refusing, name):
 def test_arrays_that_behave_unlike_others(refusing, name):
     """A matrix never loses a dimension, and of a masked array the mask would be lost."""
     for value in (np.ones((3, 4)).view(np.matrix), np.ma.masked_equal([[1.0, 2.0]], 1)):
-        args = (value, *refusing.arguments(name, refusing.x)[1:])
+        args = (value, *refusing.arguments(name, np.zeros((3, 4), np.float32))[1:])
         refusing.refuses(TypeError, first(name), name, *args)
 
 
@@ -142,10 +143,11 @@ BAD_DTYPES = ["bool", "complex64", "complex128", "O", "U3", "S3", "M8[s]", "m8[s
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
 @pytest.mark.parametrize("name", ALL)
 def test_dtype(refusing, name, dtype):
-    """Also a dtype that CuPy does not know, so that the array stays a NumPy one."""
-    a = np.zeros((3, 4), dtype)
-    a = refusing.array(a) if a.dtype.kind in "bc" else a
-    args = (a, *refusing.arguments(name, refusing.x)[1:])
+    """Also of a dtype that CuPy does not have, where all arguments are NumPy arrays."""
+    bad, good = np.zeros((3, 4), dtype), np.zeros((3, 4), np.float32)
+    if bad.dtype.kind in "bc":
+        bad, good = refusing.array(bad), refusing.array(good)
+    args = (bad, *refusing.arguments(name, good)[1:])
     refusing.refuses(TypeError, first(name), name, *args)
 
 
