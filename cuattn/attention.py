@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuattn import (
     _call_attention,
@@ -15,10 +16,29 @@ from cuattn import (
     _run_attention,
 )
 from cuattn._keywords import explained
+from cuattn._types import (
+    AttentionAlone,
+    AttentionOpen,
+    AttentionWithLse,
+    Host,
+    Layout,
+    Other,
+    Pair,
+    Precision,
+    Unpack,
+    VarlenAlone,
+    VarlenOpen,
+    VarlenWithLse,
+    Window,
+)
 
-Window = tuple[int | None, int | None]
 
-
+@overload
+def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionAlone]) -> NDArray[Any]: ...
+@overload
+def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionWithLse]) -> Pair: ...
+@overload
+def attention(q: Other, k: Other, v: Other, /, **options: Unpack[AttentionOpen]) -> Any: ...
 @explained
 def attention(
     q: Any,
@@ -29,16 +49,16 @@ def attention(
     is_causal: bool = False,
     q_offset: Any = None,
     window: Window | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
+    scale: Any = None,
+    softcap: Any = None,
     mask: Any = None,
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
     q_lens: Any = None,
     kv_lens: Any = None,
-    layout: str = "BHSD",
-    precision: str | None = None,
+    layout: Layout = "BHSD",
+    precision: Precision | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -136,6 +156,36 @@ def attention(
     return _attention(given, offset, layout, numbers, return_lse, out)
 
 
+@overload
+def attention_varlen(
+    q: Host,
+    k: Host,
+    v: Host,
+    cu_seqlens_q: Host,
+    cu_seqlens_k: Host,
+    /,
+    **options: Unpack[VarlenAlone],
+) -> NDArray[Any]: ...
+@overload
+def attention_varlen(
+    q: Host,
+    k: Host,
+    v: Host,
+    cu_seqlens_q: Host,
+    cu_seqlens_k: Host,
+    /,
+    **options: Unpack[VarlenWithLse],
+) -> Pair: ...
+@overload
+def attention_varlen(
+    q: Other,
+    k: Other,
+    v: Other,
+    cu_seqlens_q: Other,
+    cu_seqlens_k: Other,
+    /,
+    **options: Unpack[VarlenOpen],
+) -> Any: ...
 @explained
 def attention_varlen(
     q: Any,
@@ -145,20 +195,20 @@ def attention_varlen(
     cu_seqlens_k: Any,
     /,
     *,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
+    max_seqlen_q: SupportsIndex | None = None,
+    max_seqlen_k: SupportsIndex | None = None,
     is_causal: bool = False,
     q_offset: Any = None,
     window: Window | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
+    scale: Any = None,
+    softcap: Any = None,
     mask: Any = None,
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
     q_lens: Any = None,
     kv_lens: Any = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:

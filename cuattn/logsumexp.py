@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuattn import _call, _check_option, _jit, _run, reference
 from cuattn._keywords import explained
+from cuattn._types import Axis, Host, LogSumExp, Other, Unpack
 
-Axis = int | tuple[int, ...] | None
 
-
+@overload
+def logsumexp(x: Host, /, axis: Axis = None, **options: Unpack[LogSumExp]) -> NDArray[Any]: ...
+@overload
+def logsumexp(x: Other, /, axis: Axis = None, **options: Unpack[LogSumExp]) -> Any: ...
 @explained
 def logsumexp(
     x: Any,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -16,8 +16,17 @@ from cuattn import (
     _run_attention,
 )
 from cuattn._keywords import explained
+from cuattn._types import Host, Layout, Merge, Other, Pair, Unpack
 
 
+@overload
+def merge_attention(
+    out_a: Host, lse_a: Host, out_b: Host, lse_b: Host, /, **options: Unpack[Merge]
+) -> Pair: ...
+@overload
+def merge_attention(
+    out_a: Other, lse_a: Other, out_b: Other, lse_b: Other, /, **options: Unpack[Merge]
+) -> tuple[Any, Any]: ...
 @explained
 def merge_attention(
     out_a: Any,
@@ -26,7 +35,7 @@ def merge_attention(
     lse_b: Any,
     /,
     *,
-    layout: str = "BHSD",
+    layout: Layout = "BHSD",
     out: Any = None,
 ) -> tuple[Any, Any]:
     """Attention over all keys, from that over two parts of them: associative up to rounding.
@@ -83,9 +92,17 @@ def merge_attention(
     return _merge(inputs, outs, lses, expected, layout, made)
 
 
+@overload
+def merge_attention_states(
+    outs: Host, lses: Host, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
+) -> Pair: ...
+@overload
+def merge_attention_states(
+    outs: Other, lses: Other, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
+) -> tuple[Any, Any]: ...
 @explained
 def merge_attention_states(
-    outs: Any, lses: Any, /, *, axis: int = 0, layout: str = "BHSD"
+    outs: Any, lses: Any, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
 ) -> tuple[Any, Any]:
     """Attention over all keys, from that over any number of parts of them.
 

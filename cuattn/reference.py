@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from cuattn._reference_attention import attention as attention
 from cuattn._reference_attention import attention_varlen as attention_varlen
@@ -31,11 +31,11 @@ class SoftmaxState(NamedTuple):
     The empty state is ``(-inf, 0)``. Where `m` is not finite, `l` is the sum without the shift.
     """
 
-    m: Any
-    l: Any  # noqa: E741 - the name in the papers
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741 - the name in the papers
 
     @property
-    def lse(self) -> Any:
+    def lse(self) -> NDArray[Any]:
         """Natural log-sum-exp of the row, ``m + log(l)``; -inf for an empty state."""
         with np.errstate(all="ignore"):
             return np.add(self.m, np.log(self.l))
@@ -44,35 +44,35 @@ class SoftmaxState(NamedTuple):
 class TopK(NamedTuple):
     """The k best elements of each row, best first, and their indices."""
 
-    values: Any
-    indices: Any
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
 
 
 class SoftmaxTopK(NamedTuple):
     """Probabilities, their logarithms or the logits of the k best elements, and their indices."""
 
-    values: Any
-    indices: Any
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
 
 
 class SoftmaxTopKLse(NamedTuple):
     """A `SoftmaxTopK` with the natural log-sum-exp of the whole row."""
 
-    values: Any
-    indices: Any
-    lse: Any
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
+    lse: NDArray[Any]
 
 
 class SoftmaxTopKState(NamedTuple):
     """A `SoftmaxState` and, on the last axis, the k best scores; what a row lacks is (-inf, -1)."""
 
-    m: Any
-    l: Any  # noqa: E741 - the name in the papers
-    values: Any
-    indices: Any
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741 - the name in the papers
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
 
     @property
-    def lse(self) -> Any:
+    def lse(self) -> NDArray[Any]:
         """Natural log-sum-exp of the row."""
         return SoftmaxState(self.m, self.l).lse
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuattn import _call, _check, _jit, _run, reference
 from cuattn._keywords import explained
+from cuattn._types import Host, Other, Scaled, Unpack
 
 
+@overload
+def segment_softmax(x: Host, cu_seqlens: Host, /, **options: Unpack[Scaled]) -> NDArray[Any]: ...
+@overload
+def segment_softmax(x: Other, cu_seqlens: Other, /, **options: Unpack[Scaled]) -> Any: ...
 @explained
 def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any = None) -> Any:
     """Softmax of each segment of ragged rows, laid end to end along axis 0.

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
+
+from numpy.typing import NDArray
 
 from cuattn import _call, _check_option, _jit, _run, reference
 from cuattn._keywords import explained
+from cuattn._types import (
+    Axis,
+    Host,
+    LogSoftmax,
+    Other,
+    Pair,
+    Scaled,
+    SoftmaxAlone,
+    SoftmaxOpen,
+    SoftmaxWithLse,
+    Unpack,
+)
 
-Axis = int | tuple[int, ...] | None
 
-
+@overload
+def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxAlone]) -> NDArray[Any]: ...
+@overload
+def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxWithLse]) -> Pair: ...
+@overload
+def softmax(x: Other, /, axis: Axis = -1, **options: Unpack[SoftmaxOpen]) -> Any: ...
 @explained
 def softmax(
     x: Any,
@@ -85,6 +103,10 @@ def softmax(
     return _transform("prob", x, axis, scale, where, dtype, out, return_lse)
 
 
+@overload
+def log_softmax(x: Host, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> NDArray[Any]: ...
+@overload
+def log_softmax(x: Other, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> Any: ...
 @explained
 def log_softmax(
     x: Any,
@@ -121,6 +143,14 @@ def log_softmax(
     return _transform("log_prob", x, axis, scale, where, dtype, out, False)
 
 
+@overload
+def softmax_backward(
+    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> NDArray[Any]: ...
+@overload
+def softmax_backward(
+    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> Any: ...
 @explained
 def softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
@@ -150,6 +180,14 @@ def softmax_backward(
     return _gradient("grad", grad, y, axis, scale, out)
 
 
+@overload
+def log_softmax_backward(
+    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> NDArray[Any]: ...
+@overload
+def log_softmax_backward(
+    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> Any: ...
 @explained
 def log_softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -15,15 +15,20 @@ from cuattn import (
     _plan_radix,
     _run,
     _run_topk,
+    _types,
     reference,
 )
 from cuattn._keywords import explained
+from cuattn._types import Axis, Factor, Host, Other, Unpack
 from cuattn.reference import SoftmaxState, SoftmaxTopKState
 
-Axis = int | tuple[int, ...] | None
 State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
 
 
+@overload
+def softmax_state(x: Host, /, axis: Axis = -1, *, scale: Factor = None) -> SoftmaxState: ...
+@overload
+def softmax_state(x: Other, /, axis: Axis = -1, *, scale: Factor = None) -> Any: ...
 @explained
 def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
     """What a softmax has to know of a row, in a form that merges.
@@ -71,15 +76,23 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     return SoftmaxState(made.stat, made.stat_l)
 
 
+@overload
+def softmax_topk_state(
+    x: Host, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKState]
+) -> SoftmaxTopKState: ...
+@overload
+def softmax_topk_state(
+    x: Other, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKState]
+) -> Any: ...
 @explained
 def softmax_topk_state(
     x: Any,
-    k: int,
+    k: SupportsIndex,
     /,
     *,
-    axis: int | None = -1,
+    axis: SupportsIndex | None = -1,
     scale: Any = None,
-    index_offset: int = 0,
+    index_offset: SupportsIndex = 0,
 ) -> SoftmaxTopKState:
     """What a softmax and its k most probable elements have to know of a row, in a form that merges.
 

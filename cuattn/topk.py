@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
-from cuattn import _call, _check_option, _jit, _run_topk, reference
+from cuattn import _call, _check_option, _jit, _run_topk, _types, reference
 from cuattn._keywords import explained
+from cuattn._types import Host, Mode, Other, Output, Unpack
 from cuattn.reference import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 
+@overload
+def top_k(x: Host, k: SupportsIndex, /, **options: Unpack[_types.TopK]) -> TopK: ...
+@overload
+def top_k(x: Other, k: SupportsIndex, /, **options: Unpack[_types.TopK]) -> Any: ...
 @explained
 def top_k(
     x: Any,
-    k: int,
+    k: SupportsIndex,
     /,
     *,
-    axis: int | None = -1,
-    mode: str = "largest",
+    axis: SupportsIndex | None = -1,
+    mode: Mode = "largest",
     sorted: bool = True,
 ) -> TopK:
     """The k largest or smallest elements along an axis, best first, and where they are.
@@ -78,17 +83,29 @@ def top_k(
     return TopK(made.values, made.indices)
 
 
+@overload
+def softmax_topk(
+    x: Host, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKAlone]
+) -> SoftmaxTopK: ...
+@overload
+def softmax_topk(
+    x: Host, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKWithLse]
+) -> SoftmaxTopKLse: ...
+@overload
+def softmax_topk(
+    x: Other, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKOpen]
+) -> Any: ...
 @explained
 def softmax_topk(
     x: Any,
-    k: int,
+    k: SupportsIndex,
     /,
     *,
-    axis: int | None = -1,
+    axis: SupportsIndex | None = -1,
     scale: Any = None,
     where: Any = None,
     renormalize: bool = False,
-    output: str = "prob",
+    output: Output = "prob",
     return_lse: bool = False,
 ) -> SoftmaxTopK | SoftmaxTopKLse:
     """The k most probable elements of the softmax along an axis, without the softmax.

@@ -257,6 +257,7 @@ def test_a_missing_twin_is_seen():
 # Module of the package -> (modules of ours, packages of others) that it may import, anywhere in it.
 # A module that is not named here is a public one.
 PYTHON_LAYERS = {
+    "_types": (set(), {"numpy", "typing_extensions"}),  # the latter for type checkers only
     "_check": (set(), {"numpy"}),
     "_check_option": ({"_check"}, {"numpy"}),
     "_keywords": (set(), set()),
@@ -296,7 +297,7 @@ PYTHON_LAYERS = {
 PUBLIC = (
     {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"}
     | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"}
-    | {"_check_option", "_keywords"},
+    | {"_check_option", "_keywords", "_types"},
     {"numpy"},
 )
 

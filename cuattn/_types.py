@@ -1,0 +1,185 @@
+"""What the public functions take, for type checkers.
+
+What comes out of NumPy arrays are NumPy arrays. CuPy has no type information: its arrays are `Any`,
+and so is what comes out of arrays of any library but NumPy.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypedDict
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack  # typing has it from Python 3.11 on
+else:
+    Unpack = Any  # annotations are not evaluated
+
+
+# No NumPy array may be one of these: where an `NDArray[Any]` fits two overloads, mypy infers Any.
+class DLPackArray(Protocol):
+    """An array of PyTorch, JAX and others; NumPy does not call its device by an `Enum`."""
+
+    def __dlpack_device__(self) -> tuple[Enum, Any]: ...
+
+
+class CudaArray(Protocol):
+    """An array on a GPU."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any: ...
+
+
+Host = NDArray[Any] | np.generic  # what NumPy computes
+Other = DLPackArray | CudaArray
+Array = NDArray[Any] | Other
+Pair = tuple[NDArray[Any], NDArray[Any]]
+Number = float | np.floating[Any] | np.integer[Any]
+Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+Factor = Number | Array | None
+Where = Array | np.bool_ | Literal[True] | None
+Window = tuple[SupportsIndex | None, SupportsIndex | None]
+Mode = Literal["largest", "smallest"]
+Output = Literal["prob", "log_prob", "logit"]
+Layout = Literal["BHSD", "BSHD"]
+Precision = Literal["ieee", "tf32"]
+
+
+# ---- Options by keyword ----
+# `return_lse` says whether there is an lse beside the result, and what `out` has to be. Open: where
+# results are Any.
+
+
+class Alone(TypedDict, total=False):
+    return_lse: Literal[False]
+
+
+class WithLse(TypedDict):
+    return_lse: Literal[True]
+
+
+class Open(TypedDict, total=False):
+    return_lse: bool
+
+
+class OutAlone(Alone, total=False):
+    out: Array | None
+
+
+class OutWithLse(WithLse, total=False):
+    out: tuple[Array, Array] | None
+
+
+class OutOpen(Open, total=False):
+    out: Array | tuple[Array, Array] | None
+
+
+class Scaled(TypedDict, total=False):
+    scale: Factor
+    out: Array | None
+
+
+class LogSoftmax(Scaled, total=False):
+    where: Where
+    dtype: DTypeLike | None
+
+
+class LogSumExp(TypedDict, total=False):
+    b: Factor
+    where: Where
+    keepdims: bool
+    dtype: DTypeLike | None
+    out: Array | None
+
+
+class _Softmax(TypedDict, total=False):
+    scale: Factor
+    where: Where
+    dtype: DTypeLike | None
+
+
+class SoftmaxAlone(_Softmax, OutAlone): ...
+
+
+class SoftmaxWithLse(_Softmax, OutWithLse): ...
+
+
+class SoftmaxOpen(_Softmax, OutOpen): ...
+
+
+class TopK(TypedDict, total=False):
+    axis: SupportsIndex | None
+    mode: Mode
+    sorted: bool
+
+
+class _SoftmaxTopK(TypedDict, total=False):
+    axis: SupportsIndex | None
+    scale: Factor
+    where: Where
+    renormalize: bool
+    output: Output
+
+
+class SoftmaxTopKAlone(_SoftmaxTopK, Alone): ...
+
+
+class SoftmaxTopKWithLse(_SoftmaxTopK, WithLse): ...
+
+
+class SoftmaxTopKOpen(_SoftmaxTopK, Open): ...
+
+
+class SoftmaxTopKState(TypedDict, total=False):
+    axis: SupportsIndex | None
+    scale: Factor
+    index_offset: SupportsIndex
+
+
+class _Scores(TypedDict, total=False):
+    is_causal: bool
+    q_offset: SupportsIndex | Array | None
+    window: Window | None
+    scale: Number | NDArray[Any] | None
+    softcap: Number | NDArray[Any] | None
+    mask: Array | None
+    bias: Array | None
+    alibi_slopes: Array | None
+    sinks: Array | None
+    q_lens: Array | None
+    kv_lens: Array | None
+    precision: Precision | None
+
+
+class _Attention(_Scores, total=False):
+    layout: Layout
+
+
+class AttentionAlone(_Attention, OutAlone): ...
+
+
+class AttentionWithLse(_Attention, OutWithLse): ...
+
+
+class AttentionOpen(_Attention, OutOpen): ...
+
+
+class _Varlen(_Scores, total=False):
+    max_seqlen_q: SupportsIndex | None
+    max_seqlen_k: SupportsIndex | None
+
+
+class VarlenAlone(_Varlen, OutAlone): ...
+
+
+class VarlenWithLse(_Varlen, OutWithLse): ...
+
+
+class VarlenOpen(_Varlen, OutOpen): ...
+
+
+class Merge(TypedDict, total=False):
+    layout: Layout
+    out: tuple[Array, Array] | None

@@ -1,0 +1,201 @@
+"""A user's program: every public function, option and field of a result, as type checkers see them.
+
+`mypy --strict` checks it in .ci/run, and tests/test_typing.py runs it, so that what the types say
+is true. What must be an error to mypy is marked as one (it warns of marks without an error), and
+has to raise.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cuattn
+from cuattn import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
+
+Array = NDArray[Any]
+Pair = tuple[Array, Array]
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+else:
+
+    def assert_type(value, kind):
+        """`value`, which must be of this kind now."""
+        origin, arguments = get_origin(kind) or kind, get_args(kind)
+        if origin is np.ndarray:
+            (scalar,) = get_args(arguments[1])
+            assert isinstance(value, np.ndarray) and scalar in (Any, value.dtype.type), value
+        elif origin is tuple:
+            assert len(value) == len(arguments)
+            for one, argument in zip(value, arguments, strict=True):
+                assert_type(one, argument)
+        else:
+            assert kind is Any or type(value) is kind, value
+        return value
+
+
+def refused(call: Callable[[], object]) -> None:
+    """What a type checker refuses raises, too."""
+    try:
+        call()
+    except (TypeError, ValueError, AttributeError):
+        return
+    raise AssertionError("this must raise")
+
+
+class Device(enum.IntEnum):
+    CUDA = 2
+
+
+class Tensor:
+    """An array of another library that has types."""
+
+    def __dlpack_device__(self) -> tuple[Device, int]:
+        return Device.CUDA, 0
+
+
+x = np.arange(12, dtype=np.float32).reshape(3, 4)
+anything: Any = x  # what a type checker makes of a CuPy array
+
+
+def softmaxes() -> None:
+    part, lse = np.ones((3, 4), bool), np.empty(3, np.float32)
+    assert_type(cuattn.softmax(x), Array)
+    assert_type(cuattn.softmax(x, 0, return_lse=False), Array)
+    assert_type(cuattn.softmax(x, (0, 1), scale=np.float64(2), where=True, dtype="f8"), Array)
+    assert_type(cuattn.softmax(x, scale=np.ones((3, 1)), where=part, out=np.empty_like(x)), Array)
+    assert_type(cuattn.softmax(x, return_lse=True), Pair)
+    assert_type(cuattn.softmax(x, out=(np.empty_like(x), lse), return_lse=True), Pair)
+    assert_type(cuattn.softmax(anything), Any)
+    y = assert_type(cuattn.log_softmax(x, np.int64(1), scale=2, where=part, dtype=None), Array)
+    assert_type(cuattn.log_softmax(x, None, out=np.empty_like(x)), Array)
+    total = cuattn.logsumexp(x, axis=1, b=0.5, where=part, keepdims=True, dtype=np.float64)
+    assert_type(total, Array)
+    assert_type(cuattn.logsumexp(x, -1, b=x, out=lse), Array)
+    assert_type(cuattn.softmax_backward(x, y, -1, scale=2.0, out=np.empty_like(x)), Array)
+    assert_type(cuattn.log_softmax_backward(x, y, -1, scale=2.0, out=np.empty_like(x)), Array)
+    ends = np.array([0, 1, 3])
+    assert_type(cuattn.segment_softmax(x, ends, scale=2.0, out=np.empty_like(x)), Array)
+
+    refused(lambda: cuattn.softmax([1.0, 2.0]))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax(x, scale="2"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax(x, scael=2.0))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax(x, out=(x, lse)))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax(x, out=x, return_lse=True))  # type: ignore[call-overload]
+    refused(lambda: cuattn.logsumexp(x, axis=0.5))  # type: ignore[call-overload]
+
+
+def selections() -> None:
+    best = assert_type(cuattn.top_k(x, 2, axis=0, mode="smallest", sorted=False), TopK)
+    assert_type(best.values, Array)
+    assert_type(best.indices, NDArray[np.int64])
+    likely = cuattn.softmax_topk(x, np.int32(2), axis=1, scale=2, where=x > 0, renormalize=True)
+    assert_type(likely, SoftmaxTopK)
+    assert_type(likely.values, Array)
+    assert_type(likely.indices, NDArray[np.int64])
+    full = assert_type(cuattn.softmax_topk(x, 2, output="logit", return_lse=True), SoftmaxTopKLse)
+    values, indices, lse = full
+    assert_type(values, Array)
+    assert_type(full.values, Array)
+    assert_type(indices, NDArray[np.int64])
+    assert_type(full.indices, NDArray[np.int64])
+    assert_type(lse, Array)
+    assert_type(full.lse, Array)
+    assert_type(cuattn.top_k(anything, 2), Any)
+
+    refused(lambda: cuattn.top_k(x, 1.5))  # type: ignore[call-overload]
+    refused(lambda: cuattn.top_k(x, 1, mode="least"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax_topk(x, 1, output="probs"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax_topk(x, 1).lse)  # type: ignore[attr-defined]
+
+
+def states() -> None:
+    a, b = cuattn.softmax_state(x[:, :2], 1, scale=0.5), cuattn.softmax_state(x[:, 2:], scale=0.5)
+    state = assert_type(cuattn.merge(a, b), SoftmaxState)
+    assert_type(state.m, Array)
+    assert_type(state.l, Array)
+    assert_type(state.lse, Array)
+    parts = [cuattn.softmax_topk_state(x, 2, axis=1, scale=2, index_offset=n) for n in (0, 4)]
+    best = assert_type(cuattn.merge(parts[0], parts[1]), SoftmaxTopKState)
+    assert_type(best.m, Array)
+    assert_type(best.l, Array)
+    assert_type(best.lse, Array)
+    assert_type(best.values, Array)
+    assert_type(best.indices, NDArray[np.int64])
+    assert_type(cuattn.merge(SoftmaxState(state.m, state.l), a), SoftmaxState)
+
+    refused(lambda: cuattn.merge(a, best))  # type: ignore[type-var]
+    refused(lambda: cuattn.softmax_state([x]))  # type: ignore[call-overload]
+
+
+def attentions() -> None:
+    rng = np.random.default_rng(0)
+    q = k = v = rng.standard_normal((2, 3, 5, 8))
+    lse = np.empty((2, 3, 5))
+    assert_type(cuattn.attention(q, k, v, layout="BHSD", precision="ieee"), Array)
+    out = cuattn.attention(
+        q, k, v, is_causal=True, q_offset=np.array([0, 1]), window=(3, None), scale=0.3, softcap=9,
+        mask=rng.random((5, 5)) < 0.9, bias=q[0, 0, :, :5], alibi_slopes=np.ones(3), sinks=None,
+        q_lens=np.array([5, 4]), kv_lens=np.array([3, 5]), out=np.empty_like(q),
+    )  # fmt: skip
+    assert_type(out, Array)
+    both = cuattn.attention(q, k, v, sinks=np.ones(3), out=(out, lse), return_lse=True)
+    assert_type(both, Pair)
+    assert_type(cuattn.attention(anything, anything, anything, return_lse=True), Any)
+    flat: Array = q[0]
+    ends = np.array([0, 1, 3])
+    out = cuattn.attention_varlen(
+        flat, flat, flat, ends, ends, max_seqlen_q=3, max_seqlen_k=3, is_causal=True, q_offset=0,
+        window=(1, 1), scale=np.float32(0.3), softcap=None, mask=np.ones((2, 2), bool),
+        bias=np.zeros((2, 2)), alibi_slopes=np.ones(5), sinks=np.ones(5), q_lens=np.array([1, 1]),
+        kv_lens=np.array([1, 2]), precision=None, out=np.empty_like(flat),
+    )  # fmt: skip
+    assert_type(out, Array)
+    lse = np.empty((5, 3))
+    both = cuattn.attention_varlen(flat, flat, flat, ends, ends, out=(out, lse), return_lse=True)
+    assert_type(both, Pair)
+    out, lse = cuattn.attention(flat, flat, flat, layout="BSHD", return_lse=True)
+    made = np.empty_like(out), np.empty_like(lse)
+    assert_type(cuattn.merge_attention(out, lse, out, lse, layout="BSHD", out=made), Pair)
+    outs, lses = np.stack([out, out]), np.stack([lse, lse])
+    assert_type(cuattn.merge_attention_states(outs, lses, axis=0, layout="BSHD"), Pair)
+
+    refused(lambda: cuattn.attention(q, k, v, layout="HSD"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention(q, k, v, precision="fp16"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention(q, k, v, out=made))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention(q, k, v, window=3))  # type: ignore[call-overload]
+    refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
+
+
+def others(x: Tensor) -> None:
+    """Not run: there may be no GPU."""
+    assert_type(cuattn.softmax(x, return_lse=True), Any)
+    assert_type(cuattn.log_softmax(x), Any)
+    assert_type(cuattn.logsumexp(x), Any)
+    assert_type(cuattn.softmax_backward(x, x, out=x), Any)
+    assert_type(cuattn.log_softmax_backward(x, x), Any)
+    assert_type(cuattn.segment_softmax(x, x, scale=x), Any)
+    assert_type(cuattn.top_k(x, 2), Any)
+    assert_type(cuattn.softmax_topk(x, 2, where=x), Any)
+    assert_type(cuattn.softmax_state(x), Any)
+    assert_type(cuattn.softmax_topk_state(x, 2), Any)
+    assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
+    assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
+    assert_type(cuattn.merge_attention(x, x, x, x), tuple[Any, Any])
+    assert_type(cuattn.merge_attention_states(x, x), tuple[Any, Any])
+
+
+def main() -> None:
+    softmaxes()
+    selections()
+    states()
+    attentions()
+
+
+if __name__ == "__main__":
+    main()
