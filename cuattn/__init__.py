@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cuattn import reference
 from cuattn._keywords import FUNCTIONS
 from cuattn.attention import attention, attention_varlen
 from cuattn.logsumexp import logsumexp
@@ -36,6 +37,7 @@ __all__ = [
     "merge",
     "merge_attention",
     "merge_attention_states",
+    "reference",
     "segment_softmax",
     "softmax",
     "softmax_backward",
@@ -44,6 +46,12 @@ __all__ = [
     "softmax_topk_state",
     "top_k",
 ]
+
+
+def __dir__() -> list[str]:
+    """Public names only: what tab completion offers."""
+    return [*__all__, "__version__"]
+
 
 if not TYPE_CHECKING:  # for whom there is nothing but __all__
     del globals()["topk"]  # the file: torch's name of a function

@@ -17,6 +17,13 @@ import cuattn
 TREE = ast.parse(Path(typing_user.__file__).read_text(encoding="utf-8"))
 
 
+def test_completion_offers_public_names_only():
+    """No submodule but `reference`, no helper, nothing that __future__ leaves behind."""
+    assert sorted(dir(cuattn)) == sorted([*cuattn.__all__, "__version__"])
+    modules = [name for name in dir(cuattn) if isinstance(getattr(cuattn, name), types.ModuleType)]
+    assert modules == ["reference"]
+
+
 def used(name):
     """Keywords of all calls of a public function in the program."""
     calls = (node for node in ast.walk(TREE) if isinstance(node, ast.Call))
