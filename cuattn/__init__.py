@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cuattn import reference
+from cuattn._config import show_config
 from cuattn._keywords import FUNCTIONS
 from cuattn.attention import attention, attention_varlen
 from cuattn.logsumexp import logsumexp
@@ -39,6 +40,7 @@ __all__ = [
     "merge_attention_states",
     "reference",
     "segment_softmax",
+    "show_config",
     "softmax",
     "softmax_backward",
     "softmax_state",

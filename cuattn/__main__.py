@@ -10,6 +10,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import timeit
@@ -256,11 +257,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cuattn", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("--repeat", type=int, default=20, metavar="N", help="timed calls of each")
+    parser.add_argument("--info", action="store_true", help="print cuattn.show_config() instead")
+    parser.add_argument("--version", action="version", version=f"cuattn {cuattn.__version__}")
     options = parser.parse_args(arguments)
+    if options.info:
+        print(json.dumps(cuattn.show_config("dicts"))) if options.json else cuattn.show_config()
+        return 0
     result = report(find_device(), max(1, options.repeat))
     print(json.dumps(result)) if options.json else show(result)
     return 0 if result["ok"] else 1
 
 
+def main_in_a_pipe() -> int:
+    """`main`, ending as other tools do where nobody reads its output any more: ``... | head``."""
+    try:
+        try:
+            return main()
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell says of a program that SIGPIPE has ended
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_in_a_pipe())

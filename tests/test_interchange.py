@@ -183,7 +183,8 @@ def leaves(result):
 
 
 def test_every_function_is_called():
-    assert set(CALLS) == {name for name in cuattn.__all__ if name.islower()}
+    functions = {name for name in cuattn.__all__ if name.islower()}
+    assert set(CALLS) == functions - {"reference", "show_config"}
 
 
 @pytest.mark.parametrize("name", CALLS)

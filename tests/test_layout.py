@@ -266,6 +266,7 @@ PYTHON_LAYERS = {
     "_plan": ({"_layout", "_problem"}, set()),
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
     "_tensor_map": (set(), set()),
+    "_config": ({"", "_check_option", "_nvrtc"}, {"cupy", "cuda", "numpy"}),  # "": for the version
     "_interchange": ({"_nvrtc"}, {"cupy", "ml_dtypes", "numpy"}),
     "_jit": ({"_interchange", "_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
     "_call": ({"_check", "_check_option", "_interchange", "_layout", "_jit"}, {"numpy"}),
@@ -390,7 +391,7 @@ def test_import_rule_accepts_what_is_right():
 
 # -- what `import cuattn` pulls in -----------------------------------------------------------------
 
-HEAVY = {"cupy", "ml_dtypes", "scipy", "dask"}
+HEAVY = {"cupy", "ml_dtypes", "scipy", "dask", "importlib.metadata"}
 
 
 def loaded_after(statement):

@@ -33,10 +33,9 @@ def run(*arguments, **environment):
 
 
 def public_operations():
-    """The functions of the package's ``__all__``."""
-    return {
-        name for name in cuattn.__all__ if isinstance(getattr(cuattn, name), types.FunctionType)
-    }
+    """The functions of the package's ``__all__`` that compute."""
+    functions = {n for n in cuattn.__all__ if isinstance(getattr(cuattn, n), types.FunctionType)}
+    return functions - {"show_config"}
 
 
 def test_json_has_every_operation_within_its_bound():
@@ -80,6 +79,48 @@ def test_table():
 def test_without_a_gpu_it_says_so_in_one_line():
     header = run(CUDA_VISIBLE_DEVICES="-1").stdout.splitlines()[0]
     assert header.endswith("running the NumPy path.")
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"cuattn {cuattn.__version__}\n")
+
+
+def test_info_is_show_config(monkeypatch, tmp_path, capsys):
+    for name in ("CUATTN_CACHE_DIR", "CUPY_CACHE_DIR"):  # nobody else writes there meanwhile
+        monkeypatch.setenv(name, str(tmp_path))
+    done = run("--info")
+    assert (done.returncode, done.stderr) == (0, "")
+    cuattn.show_config()
+    assert done.stdout == capsys.readouterr().out
+    assert json.loads(run("--info", "--json").stdout) == cuattn.show_config("dicts")
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "arguments"),
+    [
+        ("", []),
+        ("1", []),
+        ("", ["--json"]),
+        ("", ["--info"]),
+        ("", ["--version"]),
+        ("", ["--help"]),
+    ],
+)
+def test_nobody_reads_the_output(arguments, unbuffered):
+    """As ``| head``, but for sure: the pipe's other end is closed before the first word."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "cuattn", "--repeat", "1", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode == 141  # as a shell has it of `yes | head`
 
 
 def wrong(module, name):

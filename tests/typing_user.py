@@ -35,7 +35,7 @@ else:
             for one, argument in zip(value, arguments, strict=True):
                 assert_type(one, argument)
         else:
-            assert kind is Any or type(value) is kind, value
+            assert kind is Any or type(value) is origin, value
         return value
 
 
@@ -172,6 +172,13 @@ def attentions() -> None:
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
+def config() -> None:
+    assert_type(cuattn.show_config("dicts"), dict[str, Any])
+    cuattn.show_config(mode="stdout")
+
+    refused(lambda: cuattn.show_config("dict"))  # type: ignore[call-overload]
+
+
 def others(x: Tensor) -> None:
     """Not run: there may be no GPU."""
     assert_type(cuattn.softmax(x, return_lse=True), Any)
@@ -195,6 +202,7 @@ def main() -> None:
     selections()
     states()
     attentions()
+    config()
 
 
 if __name__ == "__main__":
