@@ -270,7 +270,7 @@ def softmax_topk(
     renormalize: bool = False,
     output: str = "prob",
     return_lse: bool = False,
-) -> SoftmaxTopK | SoftmaxTopKLse:
+) -> Any:
     """`softmax` or `log_softmax` at the `top_k` of the logits; `renormalize`: of these k only."""
     x = np.atleast_1d(np.asarray(x))
     part = np.broadcast_to(True if where is None else where, x.shape)

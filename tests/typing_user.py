@@ -172,6 +172,13 @@ def attentions() -> None:
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
+def oracle() -> None:
+    """The references are for any array-like."""
+    best = cuattn.reference.softmax_topk([[1.0, 2.0]], 1, return_lse=True)
+    assert_type(np.asarray(best.lse), Array)
+    assert_type(np.asarray(cuattn.reference.softmax([1, 2])), Array)
+
+
 def config() -> None:
     assert_type(cuattn.show_config("dicts"), dict[str, Any])
     cuattn.show_config(mode="stdout")
@@ -202,6 +209,7 @@ def main() -> None:
     selections()
     states()
     attentions()
+    oracle()
     config()
 
 
