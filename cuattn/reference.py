@@ -38,7 +38,7 @@ class SoftmaxState(NamedTuple):
     def lse(self) -> NDArray[Any]:
         """Natural log-sum-exp of the row, ``m + log(l)``; -inf for an empty state."""
         with np.errstate(all="ignore"):
-            return np.add(self.m, np.log(self.l))
+            return np.add(self.m, np.log(self.l), out=np.empty_like(self.m))
 
 
 class TopK(NamedTuple):

@@ -120,6 +120,7 @@ def states() -> None:
     assert_type(state.m, Array)
     assert_type(state.l, Array)
     assert_type(state.lse, Array)
+    assert_type(cuattn.softmax_state(x, None).lse, Array)
     parts = [cuattn.softmax_topk_state(x, 2, axis=1, scale=2, index_offset=n) for n in (0, 4)]
     best = assert_type(cuattn.merge(parts[0], parts[1]), SoftmaxTopKState)
     assert_type(best.m, Array)
