@@ -112,7 +112,8 @@ def results(metas: Arrays, layout: str) -> Results:
     for name, meta in (("k", k), ("v", v)):
         shape = canonical_shape(meta.shape, layout)
         _check_attention.key_shape(name, meta.shape, shape, q.shape, q_shape)
-        _check_attention.head_dim(name, shape[3])
+        _check_attention.sizes(name, shape)
+    _check_attention.sizes("q", q_shape)
     k_shape, v_shape = (canonical_shape(meta.shape, layout) for meta in (k, v))
     same = _check_attention.same_size
     same("k", "head dimension", k.shape, k_shape[3], "q", dim)

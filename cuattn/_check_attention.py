@@ -14,6 +14,7 @@ from cuattn._check_option import integer, number
 
 Shape = tuple[int, ...]
 MOST_HEAD_DIM = 256
+MOST_SIZE = 2**31 - 1024  # kernels count rows and keys in 32 bits, up to the end of a tile
 MOST_OFFSET = 2**39  # so that sums of places stay within what the kernels count
 NORMAL = {  # the least and the largest, by accumulator
     np.dtype(acc): (float(np.finfo(acc).smallest_normal), float(np.finfo(acc).max))
@@ -142,11 +143,16 @@ def same_size(name: str, what: str, shape: Shape, size: int, other: str, expecte
         )
 
 
-def head_dim(name: str, size: int) -> None:
-    """ValueError for more than the kernels hold."""
-    if size > MOST_HEAD_DIM:
+def sizes(name: str, canonical: Shape) -> None:
+    """ValueError for more than the kernels hold, or count."""
+    if canonical[3] > MOST_HEAD_DIM:
         raise ValueError(
-            f"{name} must have a head dimension of at most {MOST_HEAD_DIM}, but it has {size}"
+            f"{name} must have a head dimension of at most {MOST_HEAD_DIM}, but it has "
+            f"{canonical[3]}"
+        )
+    if max(canonical) > MOST_SIZE:
+        raise ValueError(
+            f"{name} must have axes of at most {MOST_SIZE}, but as (B, H, S, D) it has {canonical}"
         )
 
 

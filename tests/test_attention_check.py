@@ -220,6 +220,9 @@ def test_shapes(at):
     wide = {"q": f(2, 4, 3, 257), "k": f(2, 2, 5, 257)}
     at.bad(ValueError, "k", DENSE, "at most 256", wide)
     at.bad(ValueError, "v", DENSE, "at most 256", {"v": f(2, 2, 5, 257)})
+    for argument, size in (("q", 8), ("k", 8)):  # repeated: no memory
+        long = at.xp.broadcast_to(f(1), (2, 2, 2**31 - 1, size))
+        at.bad(ValueError, argument, DENSE, "axes of at most 2147482624", {argument: long})
     swapped = [a.swapaxes(1, 2) for a in at.args(DENSE)]
     at.refuses(ValueError, "k", DENSE, *swapped)
     at.refuses(ValueError, "k", DENSE, *at.args(DENSE), layout="BSHD")
