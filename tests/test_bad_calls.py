@@ -257,7 +257,7 @@ def device(request, monkeypatch):
 def test_bad_calls(name, device):
     arrays, options = parameters(name)
     argument = rf"^(?:{'|'.join(arrays + options)})\b[\w.\[\]]* must .+, but .+"
-    counts = {}
+    counts = dict.fromkeys(("right", "type", "value"), 0)
 
     @seed(f"{os.environ[SEED]} {name} {device is None}")
     @settings(
@@ -286,11 +286,11 @@ def test_bad_calls(name, device):
             assert len(str(error)) < 1000
             assert memory(call) == before
             assert device is None or device.asked == 0
-            counts[type(error)] = counts.get(type(error), 0) + 1
+            counts["type" if type(error) is TypeError else "value"] += 1
         else:
             made = [np.shape(result) for result in leaves(results)]
             assert made == shapes(name, call)
-            counts["right"] = counts.get("right", 0) + 1
+            counts["right"] += 1
 
     call_it()
-    assert min(counts[kind] for kind in ("right", TypeError, ValueError)) > EXAMPLES // 100, counts
+    assert min(counts.values()) > EXAMPLES // 100, counts  # each of them 3 to 60 in 100
