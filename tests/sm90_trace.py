@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+from collections import Counter
 from typing import NamedTuple
 
 import emulator
@@ -88,16 +89,18 @@ class _Runtime(emulator.Runtime):
     def events(self):
         """Of each warp, in an order that is right for each of its lanes."""
         size = self.traced.trace_length() * _EVENT.itemsize
-        raw = np.frombuffer(ctypes.string_at(self.traced.trace_data(), size), _EVENT)
-        order = np.lexsort((raw["lane"], raw["time"], raw["warp"]))
-        found, waits = {}, set()
-        for op, file, line, warp, lane, time, args in raw[order].tolist():
+        raw = np.frombuffer(ctypes.string_at(self.traced.trace_data(), size), _EVENT).tolist()
+        waiting = {(e[3], e[4]) for e in raw if _text(e[0]) == "await"}
+        together = {w for w, _ in waiting if all((w, lane) in waiting for lane in range(32))}
+        noted, waits = [], Counter()
+        for i, (op, file, line, warp, lane, time, args) in enumerate(raw):
             event = Event(_text(op), tuple(args.tolist()), f"{_text(file)}:{line}", lane)
-            if event.op == "await":  # of every lane: one is enough
-                key = warp, time, event.args, event.site
-                if lane > 0 and key in waits:
-                    continue
-                waits.add(key)
+            wait = event.op == "await" and warp in together  # of the whole warp: lane 0 speaks
+            if lane == 0 or not wait:
+                noted.append((warp, time + 2 * waits[warp, lane] + wait, lane, i, event))
+            waits[warp, lane] += wait
+        found = {}
+        for warp, *_, event in sorted(noted):
             found.setdefault(warp, []).append(event)
         return found
 
