@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 # Opcode without its modifiers -> category; uniform-datapath opcodes are also looked up without
 # their leading U.
@@ -48,12 +49,12 @@ class Instruction:
     opcode: str
     operands: str
 
-    @property
+    @cached_property
     def base(self) -> str:
         """Opcode without modifiers."""
         return self.opcode.partition(".")[0]
 
-    @property
+    @cached_property
     def category(self) -> str:
         """The one of CATEGORIES that the instruction belongs to."""
         if self.base.endswith("MMA"):
@@ -84,7 +85,7 @@ class Instruction:
             return int(self.opcode[-1]) if self.opcode[-2:] in (".2", ".4") else 1
         return max(1, self.width // 4)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """FLOPs of a tensor instruction of a warp, or of a warpgroup's four; else 0, or unknown."""
         for modifier in self.opcode.split(".")[1:] if self.category == "tensor" else ():
