@@ -13,7 +13,7 @@ from sm90_trace import rule, tiles, trace
 
 import cuattn
 
-RUNS = 6  # of each call
+RUNS = 4  # of each call
 MUTANT_RUNS = 400  # at most, until one fails; a few are enough for most
 
 
