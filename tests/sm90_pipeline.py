@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 GRANULE = 1024  # bytes: what is loaded or stored at once begins and ends at a multiple
 SYNC = ("await", "arrive", "barrier sync", "barrier arrive", "commit", "wait")
-SYNC += ("commit stores", "wait for stores", "proxy fence")
+SYNC += ("commit stores", "wait for stores", "proxy fence", "init fence")
 
 
 class Fault(AssertionError):
@@ -97,8 +97,7 @@ def program(trace):
                 turn += 1
             if op == "init":
                 arrivals[on] = count
-                continue
-            if op == "load":
+            elif op == "load":
                 name = tensors[args[2]]
                 box = name, args[3], args[1] * (name == "q")  # Q: of each warpgroup by itself
                 uses = ((slot[args[0] // GRANULE], (name, loaded[box])),)
@@ -134,7 +133,8 @@ class Machine:
     def __init__(self, program, seed):
         self.program, self.random = program, random.Random(seed)
         self.at = dict.fromkeys(program.warps, 0)
-        self.pending, self.bytes, self.phase = dict(program.arrivals), Counter(), Counter()
+        self.pending, self.bytes, self.phase = {}, Counter(), Counter()  # of mbarriers
+        self.hidden = set()  # mbarriers that the async proxy does not see yet
         self.arrived, self.waiting, self.passing = Counter(), {}, set()  # at named barriers
         self.content, self.there = {}, Counter()  # of a slot, and how many parts of it
         self.landing, self.reading = Counter(), Counter()
@@ -189,10 +189,25 @@ class Machine:
 
     # What each instruction does. True: the warp goes on; False: it waits; None: it begins to wait.
 
+    def on_init(self, warp, step):
+        self.pending[step.on] = self.program.arrivals[step.on]
+        self.hidden.add(step.on)
+        return True
+
+    def on_init_fence(self, warp, step):
+        self.hidden.clear()
+        return True
+
+    def there_is(self, warp, step):
+        if step.on not in self.pending:
+            self.fault(warp, step, "an mbarrier that is not there yet")
+
     def on_await(self, warp, step):
+        self.there_is(warp, step)
         return self.phase[step.on] % 2 != step.count  # the phase of this parity is complete
 
     def on_arrive(self, warp, step):
+        self.there_is(warp, step)
         if self.pending[step.on] == 0:
             self.fault(warp, step, "an arrival too many")
         self.pending[step.on] -= 1
@@ -249,6 +264,8 @@ class Machine:
 
     def on_load(self, warp, step):
         slot = self.takes(warp, step)
+        if step.on in self.hidden:
+            self.fault(warp, step, "no fence after the init of its mbarrier")
         if self.unfenced[slot]:
             self.fault(warp, step, f"no fence after writes of warps {self.unfenced[slot]}")
         self.landing[slot] += 1

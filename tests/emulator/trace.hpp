@@ -69,11 +69,16 @@ bool elect_one(Site) { return threadIdx.x % 32 == 0; }  // only what this lane d
 void mbarrier_init(void* mbarrier, int arrivals, Site site) {
   note("init", By::kLane, site, __cvta_generic_to_shared(mbarrier), arrivals);
 }
+void fence_mbarrier_init(Site site) { note("init fence", By::kLane, site); }
 void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
   note("arrive", By::kLane, site, __cvta_generic_to_shared(mbarrier), bytes);
 }
 void mbarrier_wait(void* mbarrier, int parity, bool, Site site) {
   note("await", By::kLane, site, __cvta_generic_to_shared(mbarrier), parity);
+}
+int block_barrier(Combine, int value, Site site) {
+  note("barrier sync", By::kWarp, site, 0, ::emu::block_dim.x);
+  return value;
 }
 void named_barrier(int id, int threads, bool wait, Site site) {
   note(wait ? "barrier sync" : "barrier arrive", By::kWarp, site, id, threads);
