@@ -148,7 +148,7 @@ def compile_kernel(
 def compiler_options(arch: str) -> tuple[str, ...]:
     """Options of every compilation."""
     includes = (f"-I{source_directory()}", f"-I{_toolkit_headers()}")
-    return (*includes, f"-arch={arch}", "--std=c++17", "-ftz=true")
+    return (*includes, f"-arch={arch}", "--std=c++17")
 
 
 def kernel_symbol(cubin: bytes) -> str:

@@ -7,13 +7,13 @@ is its configuration.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._layout import OPERANDS, Layout
+from cuattn._plan_parts import Parts, geometry, parts_of_row
 from cuattn._problem import CTYPES, ITEMSIZE, SoftmaxProblem, ceil_div
 
 # The pointers and scale_value of SoftmaxParams change from call to call; what follows them is
@@ -54,9 +54,16 @@ STRIDED = (
     (512, 16, "256 columns of 32 rows; beyond that all but the first 256 are read twice"),
 )
 
+# Ragged rows, by twice their mean length: (warps of a block, why). A row that is longer than what a
+# warp holds is shared by 8 warps, or by fewer that take several shares each.
+SEGMENTS = (
+    (1, "a warp holds 256 columns, or 8 of 32 rows"),
+    (4, "1024: half the warps that share a longer row"),
+    (8, "all of them; beyond 2048 all but the first tile of each is read twice"),
+)
+SEGMENT_WORDS = 8  # register words of row elements that a thread holds
+
 SPLIT_THREADS = 256
-SPLIT_MOST = 1024  # slices of a row: every block reads the states of them all
-WAVES = 4  # blocks per SM that a split aims at
 MERGE_ROWS = 4  # warps, one a row, in a block of softmax_merge
 STATE_MERGE_THREADS = 128
 
@@ -91,7 +98,9 @@ class SoftmaxPlan:
 @lru_cache(maxsize=4096)
 def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int) -> SoftmaxPlan:
     """Kernels for one call on a device: compute capability (90 for sm_90), multiprocessors."""
-    if problem.offsets is not None or not _rows_are_vectors(problem):
+    if problem.offsets is not None:
+        return _plan_segments(problem)
+    if not _rows_are_vectors(problem):
         return _plan_strided(problem, num_sms)
     if problem.reduces:
         return _plan_split(problem, num_sms)
@@ -117,7 +126,11 @@ def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
 def _plan_resident(
     problem: SoftmaxProblem, compute_capability: int, num_sms: int
 ) -> SoftmaxPlan | None:
-    """softmax_rows, where a row fits into the registers of a warp, a block or a cluster."""
+    """softmax_rows, where a row fits into the registers of a warp, a block or a cluster.
+
+    The threads of a row, and so the order of its sum, depend on its length alone; where it starts
+    at any element, they hold a fragment more.
+    """
     threads, rows_per_block, fragments, cluster = 0, 1, 0, 1
     if problem.fragments <= _warp_fragments(problem) * 32:
         threads, rows_per_block, fragments = _part_of_a_warp(problem)
@@ -134,6 +147,10 @@ def _plan_resident(
                 break
         else:
             return None
+        if problem.fragments_most > threads * fragments * cluster:
+            if words == WORDS_MOST and problem.result == "log_prob":
+                return None  # the one that would spill
+            fragments += 1
         # Few rows: smaller blocks in larger clusters hold as much, on more SMs.
         blocks = problem.layout.rows * cluster
         while compute_capability >= 90 and 2 * blocks <= num_sms and threads > 128 and cluster < 8:
@@ -168,7 +185,8 @@ def _part_of_a_warp(problem: SoftmaxProblem) -> tuple[int, int, int]:
     threads = max(
         threads, min(32, _power_of_two(ceil_div(needed, min(4, _warp_fragments(problem)))))
     )
-    return threads, 128 // threads, _power_of_two(ceil_div(needed, threads))
+    fragments = _power_of_two(ceil_div(needed, threads))
+    return threads, 128 // threads, fragments + (problem.fragments_most > threads * fragments)
 
 
 def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
@@ -183,77 +201,75 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         if problem.fragments <= 128 * most:
             threads = 128
     groups = ceil_div(layout.rows, rows_per_block)
-    splits, slice_ = 1, layout.cols + problem.vec
+    parts = Parts(1, layout.cols + problem.vec)
     if rows_per_block == 1:
-        step = threads * problem.vec
-        cols = problem.fragments * problem.vec
-        splits, slice_ = _slices(cols, groups, num_sms, step, fragments)
+        parts = parts_of_row(problem.fragments * problem.vec, threads * problem.vec * fragments)
+        parts = parts.of(problem.fragments_most * problem.vec).shared_by(groups, num_sms)
 
     def kernel(phase: str) -> Kernel:
         name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
-        return Kernel("softmax_split.cuh", name, groups * splits, threads * rows_per_block)
+        grid = groups * parts.splits
+        return Kernel("softmax_split.cuh", name, grid, threads * rows_per_block)
 
-    return _in_two_passes(problem, kernel, splits, slice_)
+    return _in_two_passes(problem, kernel, parts, alone=parts.splits == 1)
 
 
 def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
-    """softmax_strided: layouts in which the elements of a row are not neighbours, ragged rows."""
+    """softmax_strided: layouts in which the elements of a row are not neighbours."""
     layout = problem.layout
-    lanes = 1 if layout.rows == problem.segments else _lanes(layout)
-    cols = layout.cols
-    if problem.offsets is not None:
-        cols = 2 * ceil_div(
-            cols, max(1, problem.segments)
-        )  # a segment of twice the mean length still is read once
+    lanes = _lanes(layout)
     for threads, items, _ in STRIDED:
         items = max(1, items // problem.words)
-        if problem.acc == "float64" or problem.offsets is not None:
+        if problem.acc == "float64" or problem.weighted:
             threads = min(threads, 256)  # they take more than 128 registers
-        if cols <= threads // lanes * items:
+        if layout.cols <= threads // lanes * items:
             break
     groups = ceil_div(layout.rows, lanes)
-    splits, slice_ = 1, layout.cols
-    if problem.offsets is None:
-        splits, slice_ = _slices(layout.cols, groups, num_sms, threads // lanes, items)
-    offset = "void" if problem.offsets is None else CTYPES[problem.offsets]
+    parts = parts_of_row(layout.cols, threads // lanes * items).shared_by(groups, num_sms)
 
     def kernel(phase: str) -> Kernel:
-        name = f"softmax_strided<{problem.op}, {phase}, {offset}, {lanes}, {threads}, {items}>"
-        return Kernel("softmax_strided.cuh", name, groups * splits, threads)
+        name = f"softmax_strided<{problem.op}, {phase}, {lanes}, {threads}, {items}>"
+        return Kernel("softmax_strided.cuh", name, groups * parts.splits, threads)
 
-    if splits == 1 and not problem.reduces:
-        return SoftmaxPlan(
-            (kernel("kFused"),), 0, geometry(problem.layout, 1, slice_, problem.segments)
-        )
-    return _in_two_passes(problem, kernel, splits, slice_)
+    if parts.splits == 1 and not problem.reduces:
+        return SoftmaxPlan((kernel("kFused"),), 0, geometry(layout, parts))
+    return _in_two_passes(problem, kernel, parts, alone=parts.parts == 1)
+
+
+def _plan_segments(problem: SoftmaxProblem) -> SoftmaxPlan:
+    """softmax_segments: ragged rows."""
+    layout = problem.layout
+    lanes = 1 if layout.rows == problem.segments else _lanes(layout)
+    items = max(1, SEGMENT_WORDS // problem.words)
+    # A segment of twice the mean length still is read once.
+    cols = 2 * ceil_div(layout.cols, max(1, problem.segments))
+    for warps, _ in SEGMENTS:
+        if cols <= warps * (32 // lanes) * items:
+            break
+    offset = CTYPES[str(problem.offsets)]
+    name = f"softmax_segments<{problem.op}, {offset}, {lanes}, {warps}, {items}>"
+    kernel = Kernel("softmax_segments.cuh", name, ceil_div(layout.rows, lanes), 32 * warps)
+    return SoftmaxPlan((kernel,), 0, geometry(layout, segments=problem.segments))
 
 
 def _lanes(layout: Layout) -> int:
-    """Rows beside each other in a warp: neighbours in memory; few where columns lie closer."""
-    x = OPERANDS.index("x")
-    row_stride, col_stride = abs(layout.row_stride[x][-1]), abs(layout.col_stride[x][-1])
-    most = min(32, _power_of_two(layout.row_size[-1]))
-    if layout.cols > 1 and (col_stride < row_stride or row_stride == 0):
-        return min(most, max(1, 32 // _power_of_two(layout.cols)))
-    return most
+    """Rows beside each other in a warp: as many as fit between two columns, more if these are few.
 
-
-def _slices(cols: int, groups: int, num_sms: int, step: int, items: int) -> tuple[int, int]:
-    """Slices of a row and columns of each, in steps of a block that holds `items` of them."""
-    wanted = ceil_div(WAVES * num_sms, groups)
-    splits = max(1, min(wanted, cols // (step * items), SPLIT_MOST))
-    slice_ = ceil_div(ceil_div(cols, splits), step) * step
-    return ceil_div(cols, slice_), slice_
+    Not as many as there are rows: the order of a row's sum must not depend on their number.
+    """
+    between = abs(layout.col_stride[OPERANDS.index("x")][-1]) if layout.cols > 1 else 0
+    return min(32, max(_power_of_two(between), 32 // min(32, _power_of_two(layout.cols))))
 
 
 def _in_two_passes(
-    problem: SoftmaxProblem, kernel: Callable[[str], Kernel], splits: int, slice_: int
+    problem: SoftmaxProblem, kernel: Callable[[str], Kernel], parts: Parts, alone: bool
 ) -> SoftmaxPlan:
-    workspace = problem.layout.rows * splits * problem.state_bytes
-    fixed = geometry(problem.layout, splits, slice_, problem.segments)
+    """`alone`: a block of a reduction has a whole row, and merges its parts by itself."""
+    workspace = problem.layout.rows * parts.parts * problem.state_bytes
+    fixed = geometry(problem.layout, parts)
     if not problem.reduces:
         return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, fixed)
-    if splits == 1:
+    if alone:
         return SoftmaxPlan((kernel("kReduce"),), 0, fixed)
     merge = Kernel(
         "softmax_merge.cuh",
@@ -262,14 +278,6 @@ def _in_two_passes(
         32 * MERGE_ROWS,
     )
     return SoftmaxPlan((kernel("kReduce"), merge), workspace, fixed)
-
-
-def geometry(layout: Layout, splits: int = 1, slice_: int = 0, segments: int = 0) -> bytes:
-    """SoftmaxParams from `rows` on."""
-    width = layout.rows // max(1, segments)
-    values = [layout.rows, layout.cols, splits, slice_, width, *layout.row_size, *layout.col_size]
-    values += itertools.chain(*layout.row_stride, *layout.col_stride)
-    return struct.pack(f"{len(values)}q", *values)
 
 
 def _power_of_two(n: int) -> int:

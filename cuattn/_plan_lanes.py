@@ -38,7 +38,8 @@ ROWS = (
     (8, 384, 4, "with 2 lanes 80 in place of 87, but 4 results a lane, stored in parts of sectors"),
 )
 
-# Below these, a row is spread over more lanes: what counts then is when the last one is done.
+# Below these, a row of top_k is spread over more lanes: what counts then is when the last one is
+# done.
 FEW_ROWS = 2048
 FEW_WARPS = 1024
 
@@ -71,9 +72,12 @@ def _rows(problem: TopKProblem, listed: int) -> tuple[int, int] | None:
     The fewest lanes whose tile holds the row; the tile is a whole number of lists.
     """
     longest, least = next(found[1:3] for found in ROWS if problem.k <= found[0])
-    needed, unit = problem.fragments, max(1, listed // problem.vec)
+    # A row with a state is added up in an order that must not depend on the number of rows, nor on
+    # where it starts; what that takes it beyond the tile, the kernel looks at in a second one.
+    needed = problem.fragments if problem.softmax else problem.fragments_most
+    unit = max(1, listed // problem.vec)
     most = max(unit, _tile(problem)[0] // problem.vec)
-    wanted = unit if problem.layout.rows < FEW_ROWS else most
+    wanted = unit if problem.layout.rows < FEW_ROWS and not problem.softmax else most
     lanes = min(least, _power_of_two(needed))
     while lanes > 1 and (lanes // 2) * unit >= needed:
         lanes //= 2  # the other half would have nothing
@@ -88,8 +92,11 @@ def _columns(problem: TopKProblem, listed: int) -> tuple[int, int, int]:
     layout, most = problem.layout, max(listed, _tile(problem)[1])
     stride = layout.row_stride[OPERANDS.index("x")][-1]
     beside = _lanes(layout)
+    if not problem.softmax:  # no order of a sum to keep: no lane without a row
+        beside = min(beside, _power_of_two(layout.row_size[-1]))
     while (
-        stride in (-1, 1)
+        not problem.softmax
+        and stride in (-1, 1)
         and beside * ITEMSIZE[problem.x] > SECTOR  # with fewer, parts of sectors would be wasted
         and ceil_div(layout.rows, beside) < FEW_WARPS
         and layout.cols > 32 // beside * most

@@ -194,7 +194,7 @@ def _sort(problem: TopKProblem, what: str, most: int, grid: int) -> Kernel:
 
 def _slices(problem: TopKProblem, rows: int, num_sms: int, tile: int) -> tuple[int, int]:
     """Slices of a row and columns of each, in tiles of a block."""
-    cols = problem.fragments * problem.vec
+    cols = problem.fragments_most * problem.vec
     tiles = ceil_div(cols, tile)
     splits = max(1, min(ceil_div(WAVES * num_sms, rows), tiles, SPLIT_MOST))
     splits = max(splits, ceil_div(cols, SLICE_MOST - tile))

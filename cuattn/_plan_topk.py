@@ -12,7 +12,8 @@ from functools import lru_cache
 
 from cuattn import _plan_lanes, _plan_radix
 from cuattn._layout import OPERANDS
-from cuattn._plan import Kernel, geometry
+from cuattn._plan import Kernel
+from cuattn._plan_parts import Parts, geometry
 from cuattn._problem import TopKProblem, ceil_div
 
 # TopKParams behind the parameters of the rows (primitives/topk_ops.cuh): indices, lists, k,
@@ -37,6 +38,9 @@ SMEM_MOST = 48 * 1024  # static shared memory
 COLUMNS_MOST = 4096  # columns of that length go to lanes only where they occupy the chip
 ROWS_PER_SM = 16  # rows that keep a multiprocessor busy with a warp each
 CLUSTER_COLS = 1 << 19  # longest row of a cluster: 8 blocks, below 64 K elements each
+STATE_WARPS = 32  # of a row in a cluster that keeps a state: lane p % 32 of one warp merges part p
+PART_TILES = 2  # of a warp: to merge a state costs 40 instructions, a tile takes 400
+PARTS_MOST = 2048
 WAVES = 2  # blocks per multiprocessor that a split aims at
 SPLIT_MOST = 1024
 
@@ -67,8 +71,9 @@ def plan_topk(problem: TopKProblem, compute_capability: int, num_sms: int) -> To
         return TopKPlan(launches, radix.workspace_bytes, geometry(problem.layout), radix=True)
     strided = problem.layout.col_stride[OPERANDS.index("x")] != (1,)
     kernel = _plan_lanes.plan_lanes(problem, strided)
-    few = strided and problem.layout.cols > COLUMNS_MOST  # a few lanes would walk for long
-    if kernel is not None and not (few and kernel.grid < num_sms):
+    # A few lanes would walk for long. Which kernel adds up a row must not depend on the grid.
+    long = strided and problem.layout.cols > COLUMNS_MOST
+    if kernel is not None and not (long and (problem.softmax or kernel.grid < num_sms)):
         return TopKPlan(((kernel, b""),), 0, geometry(problem.layout))
     return _plan_lists(problem, compute_capability, num_sms)
 
@@ -82,25 +87,23 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
     warps = WARPS if WARPS * queue_bytes <= SMEM_MOST else WARPS // 2
 
     rows, cols = problem.layout.rows, problem.layout.cols
+    most = cols
     if vec > 1:
-        cols = problem.fragments * vec
+        cols, most = problem.fragments * vec, problem.fragments_most * vec
     warp_tile = 32 * vec * fragments
+    parts, tiles = _parts(ceil_div(cols, warp_tile), warps)
     cluster, splits, warps_per_row, rows_per_block = 1, 1, 1, warps
     if rows < ROWS_PER_SM * num_sms and cols > 2 * warp_tile:
         warps_per_row, rows_per_block = warps, 1
-        tiles = ceil_div(cols, warps * warp_tile)
+        blocks = ceil_div(most, warps * warp_tile)  # that have a tile for each warp
         if compute_capability >= 90 and cols <= CLUSTER_COLS:
-            while (
-                cluster < min(8, warps) and 2 * cluster * rows <= num_sms and 2 * cluster <= tiles
-            ):
+            largest = min(8, warps, STATE_WARPS // warps if problem.softmax else 8)
+            while cluster < largest and 2 * cluster * rows <= num_sms and 2 * cluster <= blocks:
                 cluster *= 2
             splits = cluster
         else:
-            splits = max(1, min(WAVES * num_sms // rows, tiles // 2, SPLIT_MOST))
-    tile = warps_per_row * warp_tile
-    tiles = ceil_div(ceil_div(cols, tile), splits)
-    if cluster == 1:
-        splits = ceil_div(ceil_div(cols, tile), tiles)
+            splits = max(1, min(WAVES * num_sms // rows, blocks // 2, SPLIT_MOST))
+            splits = min(splits, ceil_div(parts, warps))
 
     shape = f"{warps_per_row}, {rows_per_block}, {per_lane}, {vec}, {fragments}, {cluster}"
     grid = ceil_div(rows, rows_per_block) * splits
@@ -109,16 +112,25 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
     if splits > cluster:
         merge = f"topk_merge<{problem.op}, {WARPS}, {per_lane}>"
         kernels.append(Kernel("topk_merge.cuh", merge, rows, 32 * WARPS))
-        states = ceil_div(rows * splits * problem.state_bytes, 16) * 16
+        states = ceil_div(rows * parts * problem.state_bytes, 16) * 16
         workspace = states + rows * splits * problem.k * problem.candidate_bytes
     return TopKPlan(
         tuple((kernel, b"") for kernel in kernels),
         workspace,
-        geometry(problem.layout, splits, tiles * tile),
+        geometry(problem.layout, Parts(parts, 0, splits)),
         states,
         tiles,
         _golden_step(tiles),
     )
+
+
+def _parts(tiles: int, warps: int) -> tuple[int, int]:
+    """Parts of a row and tiles of each at most, from its length alone.
+
+    A part for each warp of a block, where there are as many tiles; then of PART_TILES tiles.
+    """
+    parts = min(tiles, PARTS_MOST, max(warps, tiles // PART_TILES // warps * warps))
+    return parts, ceil_div(tiles, parts)
 
 
 def _golden_step(tiles: int) -> int:

@@ -25,7 +25,13 @@ ITEMSIZE = {
 }
 
 # enum SoftmaxResult (primitives/softmax_ops.cuh).
-RESULTS = {"prob": "kProb", "log_prob": "kLogProb", "lse": "kLse", "state": "kState"}
+RESULTS = {
+    "prob": "kProb",
+    "prob_lse": "kProbLse",
+    "log_prob": "kLogProb",
+    "lse": "kLse",
+    "state": "kState",
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,15 @@ class SoftmaxProblem:
 
     @property
     def state_bytes(self) -> int:
-        return ITEMSIZE[self.acc] * (1 if self.backward else 2)
+        return ITEMSIZE[self.acc] * (1 if self.backward else 4 if self.weighted else 2)
 
     @property
     def fragments(self) -> int:
+        """Fragments of a row that starts on the boundary of one."""
+        return ceil_div(self.layout.cols, self.vec)
+
+    @property
+    def fragments_most(self) -> int:
         """Fragments that cover a row, wherever it starts."""
         past = 0 if self.aligned else self.vec - 1
         return ceil_div(self.layout.cols + past, self.vec)
@@ -154,6 +165,11 @@ class TopKProblem:
 
     @property
     def fragments(self) -> int:
+        """Fragments of a row that starts on the boundary of one."""
+        return ceil_div(self.layout.cols, self.vec)
+
+    @property
+    def fragments_most(self) -> int:
         """Fragments that cover a row, wherever it starts."""
         past = 0 if self.aligned else self.vec - 1
         return ceil_div(self.layout.cols + past, self.vec)

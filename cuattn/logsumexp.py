@@ -54,6 +54,11 @@ def logsumexp(
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
         As `softmax`.
+
+    Notes
+    -----
+    As SciPy from 1.15 on, results near 0 have all their digits: the terms of the maximum are kept
+    apart from the sum of the others, of which log1p is taken.
     """
     x = _call.enter("x", x)
     first = ("x", x)

@@ -19,9 +19,8 @@ from cuattn._reference_attention import attention as attention
 from cuattn._reference_attention import attention_varlen as attention_varlen
 from cuattn._reference_attention import merge_attention as merge_attention
 from cuattn._reference_attention import merge_attention_states as merge_attention_states
+from cuattn._reference_rows import Axis, Option, log_sum, result, row_max, scores, shift, wide
 
-Axis = int | tuple[int, ...] | None
-Option = ArrayLike | None
 _quiet = np.errstate(all="ignore")
 
 
@@ -80,36 +79,6 @@ class SoftmaxTopKState(NamedTuple):
 State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
 
 
-def _wide(x: ArrayLike) -> np.ndarray:
-    """`x` in float64, or in its own type where that is wider."""
-    x = np.asarray(x)
-    return x.astype(np.result_type(x.dtype, np.float64))
-
-
-def _scores(x: ArrayLike, scale: Option, where: Option) -> np.ndarray:
-    """The scaled scores; an element that does not take part is -inf, whatever it holds."""
-    s = _wide(x) if scale is None else _wide(x) * _wide(scale)
-    return s if where is None else np.where(where, s, -np.inf)
-
-
-def _max(s: np.ndarray, axis: Axis) -> np.ndarray:
-    """Row maximum with kept dimensions: NaN is sticky, -inf for an empty row."""
-    return np.max(s, axis=axis, keepdims=True, initial=-np.inf)
-
-
-def _shift(m: np.ndarray) -> np.ndarray:
-    """What is safe to subtract: ``-inf - (-inf)`` and ``inf - inf`` would be NaN."""
-    return np.where(np.isfinite(m), m, 0)
-
-
-def _result(y: ArrayLike, dtype: DTypeLike | None = None, out: Any = None) -> Any:
-    """`y` in `dtype`, or written into `out`."""
-    if out is None:
-        return np.asarray(y, dtype)
-    np.copyto(out, y, casting="unsafe")
-    return out
-
-
 @_quiet
 def softmax(
     x: ArrayLike,
@@ -126,16 +95,16 @@ def softmax(
 
     With ``return_lse=True`` also the natural log-sum-exp, without the reduced axes.
     """
-    s = _scores(x, scale, where)
-    m = _max(s, axis)
-    p = np.exp(s - m)  # not _shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
+    s = scores(x, scale, where)
+    m = row_max(s, axis)
+    p = np.exp(s - m)  # not shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
     y = p / np.sum(p, axis=axis, keepdims=True)
     y = y if where is None else np.where(where, y, 0)
     if not return_lse:
-        return _result(y, dtype, out)
+        return result(y, dtype, out)
     out_y, out_lse = (None, None) if out is None else out
-    lse = _shift(m) + np.log(np.sum(np.exp(s - _shift(m)), axis=axis, keepdims=True))
-    return _result(y, dtype, out_y), _result(np.squeeze(lse, axis), out=out_lse)
+    lse = shift(m) + log_sum(s, axis)
+    return result(y, dtype, out_y), result(np.squeeze(lse, axis), out=out_lse)
 
 
 @_quiet
@@ -150,10 +119,9 @@ def log_softmax(
     out: Any = None,
 ) -> Any:
     """``scale * x - log(sum(exp(scale * x)))``; -inf where an element does not take part."""
-    s = _scores(x, scale, where)
-    s = s - _shift(_max(s, axis))
-    y = s - np.log(np.sum(np.exp(s), axis=axis, keepdims=True))
-    return _result(y if where is None else np.where(where, y, -np.inf), dtype, out)
+    s = scores(x, scale, where)
+    y = s - shift(row_max(s, axis)) - log_sum(s, axis)
+    return result(y if where is None else np.where(where, y, -np.inf), dtype, out)
 
 
 @_quiet
@@ -169,13 +137,11 @@ def logsumexp(
     out: Any = None,
 ) -> Any:
     """``log(sum(b * exp(x)))``. An element with ``b == 0`` is out, even if it is inf or NaN."""
-    b = _wide(1 if b is None else b)
+    b = wide(1 if b is None else b)
     part = (b != 0) if where is None else np.logical_and(where, b != 0)
-    s = _scores(x, None, part)
-    shift = _shift(_max(s, axis))
-    total = np.sum(np.where(part, b, 0) * np.exp(s - shift), axis=axis, keepdims=True)
-    lse = shift + np.log(total)
-    return _result(lse if keepdims else np.squeeze(lse, axis), dtype, out)
+    s = scores(x, None, part)
+    lse = shift(row_max(s, axis)) + log_sum(s, axis, np.where(part, b, 0))
+    return result(lse if keepdims else np.squeeze(lse, axis), dtype, out)
 
 
 @_quiet
@@ -183,9 +149,9 @@ def softmax_backward(
     grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
 ) -> Any:
     """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x)."""
-    grad, y = _wide(grad), _wide(y)
+    grad, y = wide(grad), wide(y)
     dx = y * (grad - np.sum(grad * y, axis=axis, keepdims=True))
-    return _result(dx if scale is None else _wide(scale) * dx, out=out)
+    return result(dx if scale is None else wide(scale) * dx, out=out)
 
 
 @_quiet
@@ -193,9 +159,9 @@ def log_softmax_backward(
     grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
 ) -> Any:
     """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``."""
-    grad, y = _wide(grad), _wide(y)
+    grad, y = wide(grad), wide(y)
     dx = grad - np.exp(y) * np.sum(grad, axis=axis, keepdims=True)
-    return _result(dx if scale is None else _wide(scale) * dx, out=out)
+    return result(dx if scale is None else wide(scale) * dx, out=out)
 
 
 @_quiet
@@ -206,35 +172,35 @@ def segment_softmax(
 
     `scale` broadcasts to ``(num_segments, *x.shape[1:])``.
     """
-    x, ends = _wide(x), np.asarray(cu_seqlens)
+    x, ends = wide(x), np.asarray(cu_seqlens)
     y = np.zeros_like(x)
     scales = np.broadcast_to(1 if scale is None else scale, (len(ends) - 1, *x.shape[1:]))
     for begin, end, segment_scale in zip(ends[:-1], ends[1:], scales, strict=True):
         y[begin:end] = softmax(x[begin:end], axis=0, scale=segment_scale)
-    return _result(y, out=out)
+    return result(y, out=out)
 
 
 @_quiet
 def softmax_state(x: ArrayLike, /, axis: Axis = -1, *, scale: Option = None) -> SoftmaxState:
     """The state of each row, without the reduced axes (paper, Algorithm 3, lines 1-6)."""
-    s = _scores(x, scale, None)
-    m = _max(s, axis)
-    l = np.sum(np.exp(s - _shift(m)), axis=axis, keepdims=True)  # noqa: E741
-    return SoftmaxState(_result(np.squeeze(m, axis)), _result(np.squeeze(l, axis)))
+    s = scores(x, scale, None)
+    m = row_max(s, axis)
+    l = np.sum(np.exp(s - shift(m)), axis=axis, keepdims=True)  # noqa: E741
+    return SoftmaxState(result(np.squeeze(m, axis)), result(np.squeeze(l, axis)))
 
 
 @_quiet
 def merge(a: State, b: State, /) -> State:
     """The state of two parts of a row (paper, eq. 4): a commutative monoid up to rounding."""
     m = np.maximum(a.m, b.m)
-    l = sum(_wide(part.l) * np.exp(_wide(part.m) - _shift(m)) for part in (a, b))  # noqa: E741
+    l = sum(wide(part.l) * np.exp(wide(part.m) - shift(m)) for part in (a, b))  # noqa: E741
     if isinstance(a, SoftmaxState):
-        return SoftmaxState(_wide(m), _result(l))
+        return SoftmaxState(wide(m), result(l))
     values, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
-    order = np.lexsort((indices, -_wide(values), indices == -1))  # the last key counts most
+    order = np.lexsort((indices, -wide(values), indices == -1))  # the last key counts most
     best = order[..., : a.indices.shape[-1]]
-    values, indices = (np.take_along_axis(both, best, -1) for both in (_wide(values), indices))
-    return SoftmaxTopKState(_wide(m), _result(l), values, indices)
+    values, indices = (np.take_along_axis(both, best, -1) for both in (wide(values), indices))
+    return SoftmaxTopKState(wide(m), result(l), values, indices)
 
 
 @_quiet
@@ -244,7 +210,7 @@ def top_k(
     """The k best of each row, best first: ties in order of index, NaN after every number."""
     x = np.atleast_1d(np.asarray(x))
     integer = x.dtype.kind in "iu"
-    key = x if integer else _wide(x)
+    key = x if integer else wide(x)
     if mode == "largest":
         key = ~key if integer else -key  # ~ turns the order round as - does, without overflow
     indices = np.argsort(key, axis, kind="stable").take(np.arange(k), axis)
@@ -252,10 +218,16 @@ def top_k(
 
 
 def _logits(x: np.ndarray, scale: Option, where: Option) -> np.ndarray:
-    """The scores, rounded to what a kernel computes in: float32, or float64 for float64."""
+    """The scores, rounded to what a kernel computes in: float32, or float64 for float64.
+
+    The range is not float32's: a power of two is taken out of a scale above 1.
+    """
     acc = np.dtype(np.float32) if x.itemsize <= 4 else x.dtype
-    t = x.astype(acc) * np.asarray(1 if scale is None else scale, acc)
-    return _wide(t if where is None else np.where(where, t, -np.inf))
+    factor = np.asarray(1 if scale is None else scale, acc)
+    unit = np.where(np.isfinite(factor) & (abs(factor) > 1), np.frexp(factor)[1], 0)
+    unit = np.minimum(unit, 127 if acc == np.float32 else 0)
+    t = np.ldexp(wide(x.astype(acc) * np.ldexp(factor, -unit)), unit)
+    return t if where is None else np.where(where, t, -np.inf)
 
 
 @_quiet
@@ -274,7 +246,7 @@ def softmax_topk(
     """`softmax` or `log_softmax` at the `top_k` of the logits; `renormalize`: of these k only."""
     x = np.atleast_1d(np.asarray(x))
     part = np.broadcast_to(True if where is None else where, x.shape)
-    s, t = _scores(x, scale, part), _logits(x, scale, part)
+    s, t = scores(x, scale, part), _logits(x, scale, part)
     indices = top_k(t, k, axis=axis).indices
     function = log_softmax if output == "log_prob" else softmax
     full = t if output == "logit" else function(s, axis, where=part)

@@ -87,8 +87,11 @@ def softmax(
     -----
     16-bit and float32 results accumulate in float32, float64 ones in float64. A row that holds NaN
     or +inf is NaN, as is a row of nothing but -inf; a row in which nothing takes part is 0 with an
-    lse of -inf. Runs on the current stream of the device of x and does not synchronise. Arrays with
-    more than 8 separate row dimensions are copied first.
+    lse of -inf. ``scale * x`` may pass the range of float32: only differences of scores within a
+    row are ever multiplied by all of `scale`. In float64 it may not. Subnormal results are kept.
+    The bits of a row do not depend on how many rows there are. Runs on the current stream of the
+    device of x and does not synchronise. Arrays with more than 8 separate row dimensions are copied
+    first.
 
     References
     ----------
@@ -138,7 +141,8 @@ def log_softmax(
     Notes
     -----
     As `scipy.special.log_softmax` for rows that are not finite: with +inf, NaN there and -inf
-    elsewhere; with NaN, or nothing but -inf, all NaN.
+    elsewhere; with NaN, or nothing but -inf, all NaN. Results near 0 have all their digits: the
+    term of the maximum is kept apart from the sum of the others (log1p).
     """
     return _transform("log_prob", x, axis, scale, where, dtype, out, False)
 
@@ -222,7 +226,7 @@ def _transform(
     if where is not None:
         where = _call.mask(where, first)
     request = _call.Request(
-        result,
+        "prob_lse" if return_lse else result,
         _check_option.axes(axis, x.ndim),
         _call.meta(x),
         where=_call.meta(where),

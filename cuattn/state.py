@@ -43,7 +43,8 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     state : SoftmaxState
         ``m = max(scale * x)`` and ``l = sum(exp(scale * x - m))``, shape of x without `axis`,
         float32 (float64 for float64 and integers). ``state.lse`` is ``m + log(l)``. The state of
-        nothing is ``(-inf, 0)``; where m is infinite, l is the sum without m.
+        nothing is ``(-inf, 0)``; where m is infinite, l is the sum without m. A log-sum-exp near 0
+        has the digits of l, which is near 1 then: `logsumexp` has more.
 
     Raises
     ------

@@ -120,8 +120,8 @@ def softmax_topk(
     k, axis
         As `top_k`.
     scale, where
-        As `softmax`. Elements are ordered by ``scale * x``, rounded to float32 (float64 for
-        float64); those that do not take part count as -inf there.
+        As `softmax`. Elements are ordered by ``scale * x``, rounded to the digits of float32
+        (float64 for float64); those that do not take part count as -inf there.
     renormalize : bool, optional
         Probabilities of the k selected elements among themselves instead of in the whole row: what
         routers of experts call normalised top-k.
@@ -147,8 +147,9 @@ def softmax_topk(
 
     Notes
     -----
-    A row that holds NaN or +inf, or nothing but -inf, has the values of `softmax`. On a GPU scores
-    in float32 below 2^-126 in magnitude count as 0.
+    A row that holds NaN or +inf, or nothing but -inf, has the values of `softmax`. Scores keep
+    their order beyond the range of float32, where as logits they are infinite; for k above 256 they
+    must be finite. A logarithm, or an lse, near 0 has the digits of a sum near 1.
 
     References
     ----------

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_merge(const __grid_cons
       values.element[0] = first < params.columns ? ptx::ld_global(part) : T();
     }
 #pragma unroll
-    for (int e = 0; e < kVec; ++e) sum[e] += weight * to_acc<Acc>(values.element[e]);
+    for (int e = 0; e < kVec; ++e) sum[e] += mul_rn(weight, to_acc<Acc>(values.element[e]));  // a + b = b + a
   }
   if (first == 0) {
     ptx::st_global(static_cast<Acc*>(params.lse) + batch * params.lse_stride[0] + head * params.lse_stride[1] +

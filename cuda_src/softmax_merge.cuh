@@ -1,4 +1,4 @@
-// Merges the partial states of each row, params.partial [rows, splits], into the row's result: a warp a row.
+// Merges the partial states of each row, params.partial [rows, parts], into the row's result: a warp a row.
 // Grid: ceil(rows / kRowsPerBlock) blocks of 32 * kRowsPerBlock threads. No shared memory.
 #pragma once
 
@@ -13,12 +13,9 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock, 1)
   const bool exists = row < params.rows;
 
   State total = State::identity();
-  const State* partial = static_cast<const State*>(params.partial) + (exists ? row : 0) * params.splits;
-  for (long long i = lane; i < params.splits; i += 32) total = total.merge(ptx::ld_global(partial + i));
-  total = total.template merge_group<32>();
-
-  if (exists && lane == 0) {
-    Op op(params, row);
-    op.store_stat(total, row);
-  }
+  const Op op(params, exists ? row : 0);
+  const State* partial = static_cast<const State*>(params.partial) + (exists ? row : 0) * params.parts;
+  for (long long i = lane; i < params.parts; i += 32) total = total.merge(load_state(partial + i), op.unit);
+  total = total.template merge_group<32>(op.unit);
+  if (exists && lane == 0) op.store_stat(total, row);
 }

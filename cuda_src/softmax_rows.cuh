@@ -5,8 +5,8 @@
 // kThreadsPerRow threads of each of kClusterSize blocks hold one row: part of a warp, a warp, a block, or a cluster of
 // blocks; a block holds kRowsPerBlock rows (1 unless a row is at most a warp). Fragment i of thread j of a row covers
 // columns (i * kThreadsPerRow * kClusterSize + j) * kVec - past ..., `past` being the row's own distance from a 16-byte
-// boundary. Grid: ceil(rows / kRowsPerBlock) * kClusterSize blocks. Shared memory: one state a warp, and one a block of
-// the cluster.
+// boundary. So the order of every sum depends on the threads of a row, not on how they are spread over blocks. Grid:
+// ceil(rows / kRowsPerBlock) * kClusterSize blocks. Shared memory: that of RowMerge.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, algorithm 3, with the maximum of the warp known before its first exponential.
 #pragma once
@@ -21,9 +21,10 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS
   constexpr int kWarpsPerRow = kThreadsPerRow / kGroup;
   constexpr int kStep = kThreadsPerRow * kClusterSize * Op::kVec;  // columns from one fragment of a thread to the next
   static_assert(kThreadsPerRow * kRowsPerBlock % 32 == 0, "collectives need whole warps");
-  static_assert(kRowsPerBlock == 1 || (kWarpsPerRow == 1 && kClusterSize == 1), "a block merges the warps of one row");
+  static_assert(kRowsPerBlock == 1 || kWarpsPerRow == 1, "a block merges the warps of one row");
+  static_assert(kWarpsPerRow > 1 || kClusterSize == 1, "a cluster merges warps of blocks");
   using State = typename Op::State;
-  using Merge = ClusterMerge<kClusterSize, State>;
+  using Merge = RowMerge<kClusterSize, kWarpsPerRow, State>;
 
   // Row and place of this thread. Threads past the last row own no column but take part in every collective.
   const int cta_rank = kClusterSize > 1 ? ptx::cluster_ctarank() : 0;
@@ -44,11 +45,12 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS
   const int used = (cols - first_col + kStep - 1) / kStep;  // fragments that begin inside the row
   const State part = op.template accumulate<kGroup>(items, used, State::identity()).template add_group<kGroup>();
   State total = part;
-  if constexpr (kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total);
-  if constexpr (kClusterSize > 1) total = Merge::merge(total);
+  if constexpr (kWarpsPerRow > 1) total = Merge::merge(total, op.unit);
 
   // Scale and store.
   op.finish(part, total);
+#pragma unroll
+  for (int i = 0; i < kFragments; ++i) op.settle(items[i]);
 #pragma unroll
   for (int i = 0; i < kFragments; ++i) {
     op.template store<kThreadsPerRow % 32 == 0>(items[i], first_col + i * kStep, 0, cols);

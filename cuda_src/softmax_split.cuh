@@ -1,12 +1,13 @@
 // Rows of any length, shared by `splits` blocks: a first launch reduces, a second one reads again, normalises and
 // writes.
 //
-//   kReduce     (m, l) of a slice: m = max(t), l = sum(exp(t - m)), one rescale a tile
-//   kNormalize  (m, l) of the row from those of its slices, then y = exp(t - m) / l of a slice
+//   kReduce     (m, l) of each part of a row: m = max(t), l = sum(exp(t - m)), one rescale a tile
+//   kNormalize  (m, l) of the row from those of its parts, then y = exp(t - m) / l
 //
-// The partial states are merged in one order by every block, so all slices of a row are scaled alike. Block b has slice
-// b % splits of row group b / splits; a block holds kRowsPerBlock rows (1 unless a row is at most a warp, then splits =
-// 1). Slices begin on fragment boundaries of x. Shared memory: one state a warp.
+// A row is summed up part by part, and the states of the parts are merged in one order (softmax_merge.cuh), whichever
+// blocks have reduced them: how many blocks share a row changes no bit. Block b has the `share` parts from (b % splits)
+// * share on of row group b / splits; a block holds kRowsPerBlock rows (1 unless a row is at most a warp, then it is
+// one part). Parts begin on fragment boundaries of x. Shared memory: two states a warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, algorithm 3 (each thread) and section 3.1 (the merge).
 #pragma once
@@ -15,7 +16,7 @@
 #include <primitives/softmax_ops.cuh>
 
 template <class Op, SoftmaxPass kPass, int kThreadsPerRow, int kRowsPerBlock, int kFragments>
-__global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
+__global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, Op::kVec > 4 ? 3 : 1)
     softmax_split(const __grid_constant__ typename Op::Params params) {
   constexpr int kGroup = kThreadsPerRow < 32 ? kThreadsPerRow : 32;
   constexpr int kWarpsPerRow = kThreadsPerRow / kGroup;
@@ -24,57 +25,78 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
   static_assert(kRowsPerBlock == 1 || kWarpsPerRow == 1, "a block merges the warps of one row");
   using State = typename Op::State;
 
-  // Row and slice of this thread. Threads past the last row own no column but take part in every collective.
+  // Row and parts of this thread. Threads past the last row own no column but take part in every collective.
   const int thread = static_cast<int>(threadIdx.x) % kThreadsPerRow;
   const unsigned splits = static_cast<unsigned>(params.splits);
-  const long long split = blockIdx.x % splits;
   const long long row = static_cast<long long>(blockIdx.x / splits) * kRowsPerBlock + threadIdx.x / kThreadsPerRow;
   const bool exists = row < params.rows;
   Op op(params, exists ? row : 0);
-  const long long slice_start = split * params.slice - op.past_boundary();
-  const long long begin = slice_start > 0 ? slice_start : 0;
-  const long long slice_end = slice_start + params.slice;
-  const long long end = !exists ? 0 : slice_end < params.cols ? slice_end : params.cols;
+  const long long first_part = blockIdx.x % splits * params.share;
+  const long long end_part = min(first_part + params.share, params.parts);
+  State* partial = static_cast<State*>(params.partial) + (exists ? row : 0) * params.parts;
 
-  State* partial = static_cast<State*>(params.partial) + (exists ? row : 0) * splits;
-  State total = State::identity();
-  if constexpr (kPass == kNormalize) {
-    // Merge the states of the row's slices.
-    for (long long i = thread; i < splits; i += kThreadsPerRow) total = total.merge(ptx::ld_global(partial + i));
-    total = total.template merge_group<kGroup>();
-    if constexpr (kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total);
+  // Columns of the parts, from a fragment boundary on; a tile of kFragments loads of each thread is in flight.
+  constexpr int kTile = kStep * kFragments;
+  const long long start = first_part * params.slice - op.past_boundary();
+  const long long begin = max(start, 0LL);
+  const long long end = min(start + (end_part - first_part) * params.slice, exists ? params.cols : 0);
+  const auto fragments_inside = [&](long long first_col) {
+    const long long inside = (end - first_col + kStep - 1) / kStep;
+    return inside < kFragments ? static_cast<int>(inside) : kFragments;
+  };
+
+  if constexpr (kPass == kReduce) {
+    State total = State::identity();
+    State all = total;  // of the parts that a lane of the first warp merges
+    // Parts are whole tiles. Even one that no column is left for has a state.
+    long long last_tile = start + (end_part - 1 - first_part) * params.slice;
+    if (kWarpsPerRow == 1 || last_tile < end - 1) last_tile = end - 1;
+    int left = static_cast<int>(params.slice / kTile), done = 0;  // tiles of the part, and parts
+    for (long long tile = start; tile <= last_tile; tile += kTile) {
+      const long long first_col = tile + thread * Op::kVec;
+      typename Op::template Items<Op::kVec> items[kFragments];
+      load_tile<false, kStep, Op::kVec, kFragments>(op, items, first_col, begin, end);
+      total = total.extend(op.template accumulate<1>(items, fragments_inside(first_col), total), op.unit);
+      if constexpr (kWarpsPerRow > 1) {
+        if (--left > 0 && tile + kTile <= last_tile) continue;
+        total = total.template merge_group<kGroup>(op.unit);
+        total = block_merge<kWarpsPerRow, true>(total, op.unit, done);
+        if (params.partial) {
+          if (thread == 0) store_state(partial + (first_part + done), total);
+        } else if (thread == done % 32) {  // the block has all parts
+          all = all.merge(total, op.unit);
+        }
+        total = State::identity();
+        left = static_cast<int>(params.slice / kTile);
+        ++done;
+      }
+    }
+    if constexpr (kWarpsPerRow > 1) {
+      if (params.partial || threadIdx.x >= 32) return;
+      total = all;
+    }
+    total = total.template merge_group<kGroup>(op.unit);
+    if (thread == 0 && exists) op.store_stat(total, row);
+  } else {
+    State total = State::identity();
+    for (long long i = thread; i < params.parts; i += kThreadsPerRow) {
+      total = total.merge(load_state(partial + i), op.unit);
+    }
+    total = total.template merge_group<kGroup>(op.unit);
+    if constexpr (kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total, op.unit);
     op.finish(total, total);
-  }
 
-  // Walk over the slice, a tile of kFragments loads in flight.
-  for (long long tile = slice_start; tile < end; tile += kStep * kFragments) {
-    const long long first_col = tile + thread * Op::kVec;
-    typename Op::template Items<Op::kVec> items[kFragments];
-    load_tile<kPass == kNormalize, kStep, Op::kVec, kFragments>(op, items, first_col, begin, end);
-    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
-    const int used = inside < kFragments ? static_cast<int>(inside) : kFragments;
-    if constexpr (kPass == kReduce) {
-      total = total.extend(op.template accumulate<1>(items, used, total));
-    } else {
+    for (long long tile = start; tile < end; tile += kTile) {
+      const long long first_col = tile + thread * Op::kVec;
+      typename Op::template Items<Op::kVec> items[kFragments];
+      load_tile<true, kStep, Op::kVec, kFragments>(op, items, first_col, begin, end);
+      const int used = fragments_inside(first_col);
 #pragma unroll
       for (int i = 0; i < kFragments; ++i) {
         if (i < used) op.prepare(items[i], total);
         op.template store<kThreadsPerRow % 32 == 0>(items[i], first_col + i * kStep, begin, end);
       }
     }
-  }
-
-  if constexpr (kPass == kReduce) {
-    total = total.template merge_group<kGroup>();
-    if constexpr (kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total);
-    if (thread == 0 && exists) {
-      if (params.partial) {
-        ptx::st_global(partial + split, total);
-      } else {
-        op.store_stat(total, row);
-      }
-    }
-  } else if (thread == 0 && exists && split == 0) {
-    op.store_stat(total, row);
+    if (thread == 0 && exists && first_part == 0) op.store_stat(total, row);
   }
 }

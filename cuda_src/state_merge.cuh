@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) state_merge(const __grid_constant__ 
                                ptx::ld_global(static_cast<const Acc*>(params.l_a) + i)};
   const SoftmaxState<Acc> b = {ptx::ld_global(static_cast<const Acc*>(params.m_b) + i),
                                ptx::ld_global(static_cast<const Acc*>(params.l_b) + i)};
-  const SoftmaxState<Acc> both = a.merge(b);
+  const SoftmaxState<Acc> both = a.merge(b, Acc(1));
   const Acc m = both.l == both.l ? both.m : both.l;  // a NaN in either shows in both
   ptx::st_global(static_cast<Acc*>(params.m) + i, m);
   ptx::st_global(static_cast<Acc*>(params.l) + i, both.l);

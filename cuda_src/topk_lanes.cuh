@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1) topk_lanes(const __grid_constant_
   const Index most = static_cast<Index>(params.row.cols) + kVec - 1;
   for (Index start = kTile; start < most; start += kTile) {
     Tile tile(op, first_col + start, cols);
-    total = total.extend(tile.accumulate(total));
+    total = total.extend(tile.accumulate(total), op.unit);
     if (tile.first_col < cols && tile.head().beats(best[kList - 1])) {
       Candidate other[kList];
       tile.select(other);
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 1) topk_lanes(const __grid_constant_
   }
 
   // Merge over the group, and store.
-  total = total.template merge_group<kGroup, kStride>();
+  total = total.template merge_group<kGroup, kStride>(op.unit);
   merge_group_lists<kGroup, kStride>(best, place);
   constexpr int kHeld = kListHeld<kList, kGroup>;
   const int held = place < kListHolders<kList, kGroup> ? first_held<kList, kGroup>(place) : kList;  // from here on
@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(kThreads, 1) topk_lanes(const __grid_constant_
     norm = State::identity();
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      if (held + i < params.k) norm = norm.merge(op.selected(best[i]));
+      if (held + i < params.k) norm = norm.merge(op.selected(best[i]), op.unit);
     }
-    norm = norm.template merge_group<kGroup, kStride>();
+    norm = norm.template merge_group<kGroup, kStride>(op.unit);
   }
   if (!exists) return;
 #pragma unroll

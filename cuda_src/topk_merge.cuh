@@ -1,12 +1,12 @@
 // Merges the lists and states of the blocks that shared a row (topk_rows.cuh) into the row's result.
 //
 // A block of kWarps warps for each row: warp w takes the lists of slices w, w + kWarps, ..., then the warps merge
-// theirs. Grid: rows blocks. Shared memory: a list and a state a warp.
+// theirs. Grid: rows blocks. Shared memory: a list a warp.
 #pragma once
 
-#include <primitives/block.cuh>
 #include <primitives/topk_ops.cuh>
 #include <primitives/warp_list.cuh>
+#include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kPerLane>
 __global__ void __launch_bounds__(32 * kWarps, 1) topk_merge(const __grid_constant__ typename Op::Params params) {
@@ -24,9 +24,12 @@ __global__ void __launch_bounds__(32 * kWarps, 1) topk_merge(const __grid_consta
 
   State total = State::identity();
   if constexpr (!kIsSame<State, NoState>) {
-    const State* partial = static_cast<const State*>(params.row.partial) + row * splits;
-    for (long long i = threadIdx.x; i < splits; i += 32 * kWarps) total = total.merge(ptx::ld_global(partial + i));
-    total = block_merge<kWarps>(total.template merge_group<32>());
+    // As topk_rows merges the parts of a row.
+    const State* partial = static_cast<const State*>(params.row.partial) + row * params.row.parts;
+    for (long long i = threadIdx.x % 32; warp == 0 && i < params.row.parts; i += 32) {
+      total = total.merge(ptx::ld_global(partial + i), op.unit);
+    }
+    total = total.template merge_group<32>(op.unit);
   }
   if (warp == 0) store_selection(op, list.best, total);
 }

@@ -6,14 +6,19 @@
 //                             else what beats the k-th goes to the warp's queue, and by batches into its list
 //   the row:                  merge the lists and states of its warps, then of its blocks
 //
-// kWarpsPerRow warps walk over a slice of a row: one warp of kRowsPerBlock, or a block of them; params.splits blocks
-// have a slice each: a cluster (kClusterSize > 1), whose first block gets all lists, or blocks whose lists topk_merge
-// merges. Block b has slice b % splits of row group b / splits. Elements of a row are taken kVec at a time from
-// fragment boundaries (vector.cuh), or one by one (kVec = 1) at any stride.
+// kWarpsPerRow warps of a block have a row, or kRowsPerBlock warps one each; params.splits blocks share it: a cluster
+// (kClusterSize > 1), whose first block gets all lists, or blocks whose lists topk_merge merges. Block b has place b %
+// splits in row group b / splits. Elements of a row are taken kVec at a time from fragment boundaries (vector.cuh), or
+// one by one (kVec = 1) at any stride.
 //
-// Tiles are visited in steps of about 0.618 of their number, so that a row that rises or falls from end to end looks
-// like one in random order: the maximum of the tiles seen grows a logarithmic number of times.
-// Shared memory: a queue a warp, which later holds its list; a bound a warp; states a warp and a block of the cluster.
+// A tile is what a warp looks at at once. Part p of a row are the tiles p, p + parts, ...: every part looks like the
+// row. Warp w of all that share the row takes the parts w, w + warps, ...; the state of a part depends on the part
+// alone, and they are merged in one order: lane p % 32 merges part p, then the lanes. So no bit depends on how many
+// warps there are.
+//
+// Tiles of a part are visited in steps of about 0.618 of their number, so that a row that rises or falls from end to
+// end looks like one in random order: the maximum of the tiles seen grows a logarithmic number of times. Shared memory:
+// a queue a warp, which later holds its list; a bound a warp; 32 states.
 #pragma once
 
 #include <primitives/block.cuh>
@@ -25,7 +30,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
                                   kVec == 1 || sizeof(typename Op::Candidate) == 16 ? 1 : 2) CLUSTER_DIMS(kClusterSize)
     topk_rows(const __grid_constant__ typename Op::Params params) {
   constexpr int kWarps = kWarpsPerRow * kRowsPerBlock;
-  constexpr int kStep = 32 * kWarpsPerRow * kVec;
+  constexpr int kStep = 32 * kVec;
   constexpr int kTile = kStep * kFragments;
   static_assert(kRowsPerBlock == 1 || (kWarpsPerRow == 1 && kClusterSize == 1), "a block merges the warps of one row");
   static_assert(kClusterSize <= kWarps, "a warp for each list of the cluster");
@@ -36,9 +41,10 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   constexpr bool kHasState = !kIsSame<State, NoState>;
   constexpr int kQueue = 32 * (kVec * kFragments + List::kBatch);
   static_assert(kQueue >= 32 * kPerLane, "a queue's memory holds a list");
+  static_assert(!kHasState || 32 % (kWarpsPerRow * kClusterSize) == 0, "the parts of a lane are those of one warp");
 
-  // Row and slice of this thread. Warps past the last row own no column but take part in every collective.
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // Row of this thread. Warps past the last row own no column but take part in every collective.
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
   const int thread = static_cast<int>(threadIdx.x) % (32 * kWarpsPerRow);
   const unsigned splits = static_cast<unsigned>(params.row.splits);
   const long long split = blockIdx.x % splits;
@@ -46,55 +52,82 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   const bool exists = row < params.row.rows;
   const Op op(params, exists ? row : 0);
   const int past = kVec > 1 ? op.past_boundary() : 0;
-  const long long slice_start = split * params.row.slice - past;
-  const long long begin = slice_start > 0 ? slice_start : 0;
-  const long long slice_end = slice_start + params.row.slice;
-  const long long end = !exists ? 0 : slice_end < params.row.cols ? slice_end : params.row.cols;
+  const long long end = exists ? params.row.cols : 0;
 
   Candidate* queues = ptx::static_smem<Candidate, kWarps * kQueue>();
   Key* bounds = ptx::static_smem<Key, kWarps>();  // a key that ceil(k / kWarpsPerRow) elements of each warp reach
   const int share = (static_cast<int>(params.k) - 1) / kWarpsPerRow;
   if constexpr (kWarpsPerRow > 1) {
-    if (thread % 32 == 0) ptx::st_shared_relaxed(bounds + warp, Key(0));
+    if (lane == 0) ptx::st_shared_relaxed(bounds + warp, Key(0));
     __syncthreads();  // all bounds are there before any warp reads them
   }
-  State* states = ptx::static_smem<State, kClusterSize, 1>();
+  State* states = ptx::static_smem<State, 32, 1>();
   unsigned long long* mbarrier = ptx::static_smem<unsigned long long, 1, 2>();
   if constexpr (kClusterSize > 1) {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(mbarrier, 1);
       ptx::fence_mbarrier_init();  // the initialised mbarrier, before the cluster hears of it
       const int list_bytes = 32 * kPerLane * static_cast<int>(sizeof(Candidate));
-      ptx::mbarrier_arrive_expect_tx(mbarrier, kClusterSize * (list_bytes + (kHasState ? sizeof(State) : 0)));
+      ptx::mbarrier_arrive_expect_tx(mbarrier, kClusterSize * list_bytes + (kHasState ? 32 * sizeof(State) : 0));
     }
   }
   List list(queues + warp * kQueue, static_cast<int>(params.k));
-  State total = State::identity();
 
-  const unsigned tiles = static_cast<unsigned>(params.tiles);
-  const unsigned tile_step = static_cast<unsigned>(params.tile_step);
+  // The tiles of this warp's parts, one after the other. `place` tiles of the part have been visited.
+  const int parts = static_cast<int>(params.row.parts), tiles = static_cast<int>(params.tiles);
+  const int tile_step = static_cast<int>(params.tile_step);
+  const int warps = static_cast<int>(splits) * kWarpsPerRow;
+  int part = static_cast<int>(split) * kWarpsPerRow + warp % kWarpsPerRow, place = 0, tile = 0;
+  const auto first_col_of = [&](int part, int tile) {
+    return (static_cast<long long>(tile) * parts + part) * kTile - past + lane * kVec;
+  };
+  const auto advance = [&] {
+    do {
+      if (++place > tiles) {
+        place = tile = 0;
+        part += warps;
+      } else {
+        tile += tile_step;
+        if (tile >= tiles) tile -= tiles;
+        if (place == tiles) tile = tiles;  // behind the last whole row of tiles: where x is not aligned
+      }
+    } while (part < parts && first_col_of(part, tile) - lane * kVec >= end);
+  };
   typename Op::template Loaded<kVec> loaded[kFragments];
   const auto load = [&](long long first_col) {
 #pragma unroll
-    for (int i = 0; i < kFragments; ++i) op.template load<true>(loaded[i], first_col + i * kStep, begin, end);
+    for (int i = 0; i < kFragments; ++i) op.template load<true>(loaded[i], first_col + i * kStep, 0LL, end);
   };
-  unsigned tile = 0;
-  load(slice_start + thread * kVec);
-  for (unsigned i = 0; i < tiles; ++i) {
-    const long long first_col = slice_start + static_cast<long long>(tile) * kTile + thread * kVec;
+  State total = State::identity(), all = total;  // of the part, and of the parts that this lane merges
+  if (part < parts) load(first_col_of(part, tile));
+  while (part < parts) {
+    const int this_part = part;
+    const long long first_col = first_col_of(part, tile);
     typename Op::template Items<kVec> items[kFragments];
 #pragma unroll
-    for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, begin, end);
-    tile += tile_step;
-    if (tile >= tiles) tile -= tiles;
+    for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, 0LL, end);
     // The next tile is under way while this one is looked at.
-    if (i + 1 < tiles) load(slice_start + static_cast<long long>(tile) * kTile + thread * kVec);
+    advance();
+    const bool last = part >= parts;
+    if (!last) load(first_col_of(part, tile));
 
-    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the slice
+    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the row
     const int used = inside < 0 ? 0 : inside < kFragments ? static_cast<int>(inside) : kFragments;
-    total = total.extend(op.template accumulate<1>(items, used, total));
+    total = total.extend(op.template accumulate<1>(items, used, total), op.unit);
+    if constexpr (kHasState) {
+      if (part != this_part) {
+        total = total.template merge_group<32>(op.unit);
+        if (kClusterSize == 1 && splits > 1) {
+          State* partial = static_cast<State*>(params.row.partial) + row * parts;
+          if (lane == 0 && exists) ptx::st_global(partial + this_part, total);
+        } else if (lane == this_part % 32) {
+          all = all.merge(total, op.unit);
+        }
+        total = State::identity();
+      }
+    }
 
-    const Candidate head = Candidate::make(op.best(items), first_col > begin ? first_col : begin);
+    const Candidate head = Candidate::make(op.best(items), first_col > 0 ? first_col : 0);
     bool look = __any_sync(0xffffffff, head.beats(list.kth));
     if (look) {
       Key floor = 0;
@@ -119,12 +152,11 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
           for (int e = 0; e < kVec; ++e) {
             const long long col = first_col + j * kStep + e;
             const Candidate candidate = op.candidate(items[j], e, col);
-            list.append(col >= begin && col < end && candidate.key() >= floor && candidate.beats(list.kth), candidate);
+            list.append(col >= 0 && col < end && candidate.key() >= floor && candidate.beats(list.kth), candidate);
           }
         }
       }
     }
-    const bool last = i + 1 == tiles;
     if (look || last) {
       list.drain(last);
       if constexpr (kWarpsPerRow > 1) {
@@ -135,9 +167,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   }
 
   // Merge over the warps of the row, then over its blocks: by the first of the cluster, or by topk_merge.
-  total = total.template merge_group<32>();
-  if constexpr (kHasState && kWarpsPerRow > 1) total = block_merge<kWarpsPerRow>(total);
   if constexpr (kWarpsPerRow > 1) merge_lists<kQueue>(list, queues, kWarpsPerRow);
+  const bool mine = lane % warps == split * kWarpsPerRow + warp % kWarpsPerRow;  // this lane's parts are this warp's
   if constexpr (kClusterSize > 1) {
     ptx::cluster_arrive();  // releases this block's mbarrier and, with its queues read, the memory of the slots
     ptx::cluster_wait();    // the first block is ready to be sent to
@@ -146,26 +177,25 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
       for (int r = 0; r < kPerLane; ++r) {
         ptx::st_async(queues + split * kQueue + r * 32 + thread, list.best[r], mbarrier, 0);
       }
-      if constexpr (kHasState) {
-        if (thread == 0) ptx::st_async(states + split, total, mbarrier, 0);
-      }
+    }
+    if constexpr (kHasState) {
+      if (mine) ptx::st_async(states + lane, all, mbarrier, 0);
     }
     if (split != 0) return;
     ptx::mbarrier_wait_cluster(mbarrier, 0);  // the lists and states of all blocks are here
     if (warp < kClusterSize) list.load(queues + warp * kQueue);
-    if constexpr (kHasState) {
-      total = ptx::ld_shared(states + thread % kClusterSize).template merge_group<kClusterSize>();
-    }
+    if constexpr (kHasState) all = ptx::ld_shared(states + lane);
     merge_lists<kQueue>(list, queues, kClusterSize);
   } else if (splits > 1) {
-    const long long slice = row * splits + split;
     if (thread < 32 && exists) {
-      if constexpr (kHasState) {
-        if (thread == 0) ptx::st_global(static_cast<State*>(params.row.partial) + slice, total);
-      }
-      list.store(static_cast<Candidate*>(params.lists) + slice * params.k);
+      list.store(static_cast<Candidate*>(params.lists) + (row * splits + split) * params.k);
     }
     return;
+  } else if constexpr (kHasState && kWarpsPerRow > 1) {
+    if (mine) ptx::st_shared(states + lane, all);
+    __syncthreads();  // the states of all lanes are written before any warp reads them
+    all = ptx::ld_shared(states + lane);
   }
+  total = all.template merge_group<32>(op.unit);
   if (thread < 32 && exists) store_selection(op, list.best, total);
 }

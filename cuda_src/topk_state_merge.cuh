@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1) topk_state_merge(const __grid_con
                                        ptx::ld_global(static_cast<const Acc*>(params.l_a) + row)};
     const SoftmaxState<Acc> state_b = {ptx::ld_global(static_cast<const Acc*>(params.m_b) + row),
                                        ptx::ld_global(static_cast<const Acc*>(params.l_b) + row)};
-    const SoftmaxState<Acc> both = state_a.merge(state_b);
+    const SoftmaxState<Acc> both = state_a.merge(state_b, Acc(1));
     ptx::st_global(static_cast<Acc*>(params.m) + row,
                    both.l == both.l ? both.m : both.l);  // NaN in either shows in both
     ptx::st_global(static_cast<Acc*>(params.l) + row, both.l);

@@ -1,4 +1,4 @@
-"""Relaxed accesses to shared memory, and fma with subnormals, on the emulator."""
+"""Relaxed accesses to shared memory, and fma, on the emulator."""
 
 from __future__ import annotations
 
@@ -135,20 +135,18 @@ def test_fma_rounds_once(kind):
     assert (plain != fused).any()
 
 
-def test_fma_keeps_subnormals_where_plain_arithmetic_flushes_them():
+def test_subnormals_are_kept():
     tiny = np.ldexp(np.arange(1.0, 65), -149)  # operands
-    fused, plain = fma("f4", tiny, np.ones(64), np.zeros(64))
-    np.testing.assert_array_equal(fused, tiny)
-    assert not plain.any()
-    fused, plain = fma("f4", np.zeros(64), np.ones(64), tiny)
-    np.testing.assert_array_equal(fused, tiny)
-    assert not plain.any()
+    for product in fma("f4", tiny, np.ones(64), np.zeros(64)):
+        np.testing.assert_array_equal(product, tiny)
+    for total in fma("f4", np.zeros(64), np.ones(64), tiny):
+        np.testing.assert_array_equal(total, tiny)
     half = np.ldexp(np.arange(1.0, 65), -64)  # results
-    fused, plain = fma("f4", half, np.full(64, 2.0**-70), np.zeros(64))
-    np.testing.assert_array_equal(fused, np.ldexp(np.arange(1.0, 65), -134))
-    assert not plain.any()
+    for product in fma("f4", half, np.full(64, 2.0**-70), np.zeros(64)):
+        np.testing.assert_array_equal(product, np.ldexp(np.arange(1.0, 65), -134))
     tiny = np.ldexp(np.arange(1.0, 65), -1074)
-    np.testing.assert_array_equal(fma("f8", tiny, np.ones(64), tiny)[0], 2 * tiny)
+    for total in fma("f8", tiny, np.ones(64), tiny):
+        np.testing.assert_array_equal(total, 2 * tiny)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

@@ -13,7 +13,7 @@ import pytest
 from cases import INF, NAN, border_row, draw, nans, special_rows
 from tolerance import FLOATS, NAIVE, assert_close, dtype_of, exact
 
-from cuattn import _layout, _plan, reference
+from cuattn import _layout, _plan, _plan_parts, reference
 from cuattn._plan_lanes import plan_lanes
 from cuattn._problem import TopKProblem
 
@@ -112,7 +112,7 @@ def topk(
         0,
         float(sign if scale is None or scales is not None else scale),
     )
-    params += _plan.geometry(layout, 1, layout.cols)
+    params += _plan_parts.geometry(layout, _plan_parts.Parts(1, layout.cols))
     params += TAIL.pack(
         emulator.address(indices), 0, k, index_offset, 1, 1, OUTPUTS[output], renormalize
     )

@@ -263,7 +263,8 @@ PYTHON_LAYERS = {
     "_keywords": (set(), set()),
     "_layout": (set(), set()),
     "_problem": ({"_layout"}, set()),
-    "_plan": ({"_layout", "_problem"}, set()),
+    "_plan_parts": ({"_layout", "_problem"}, set()),
+    "_plan": ({"_layout", "_problem", "_plan_parts"}, set()),
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
     "_tensor_map": (set(), set()),
     "_config": ({"", "_check_option", "_nvrtc"}, {"cupy", "cuda", "numpy"}),  # "": for the version
@@ -273,7 +274,10 @@ PYTHON_LAYERS = {
     "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
     "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
     "_plan_radix": ({"_layout", "_problem", "_plan"}, set()),
-    "_plan_topk": ({"_layout", "_problem", "_plan", "_plan_lanes", "_plan_radix"}, set()),
+    "_plan_topk": (
+        {"_layout", "_problem", "_plan", "_plan_parts", "_plan_lanes", "_plan_radix"},
+        set(),
+    ),
     "_run_topk": (
         {"_call", "_check", "_layout", "_problem", "_plan", "_plan_radix", "_plan_topk", "_run"}
         | {"_jit", "reference"},
@@ -293,7 +297,8 @@ PYTHON_LAYERS = {
     ),
     "_reference_heads": (set(), {"numpy"}),
     "_reference_attention": ({"_reference_heads"}, {"numpy"}),
-    "reference": ({"_reference_attention"}, {"numpy"}),
+    "_reference_rows": (set(), {"numpy"}),
+    "reference": ({"_reference_attention", "_reference_rows"}, {"numpy"}),
 }
 PUBLIC = (
     {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from configurations import accumulator, layout, problems
 
-from cuattn import _layout, _plan
+from cuattn import _layout, _plan, _plan_parts
 from cuattn._problem import CTYPES, ITEMSIZE, RESULTS, SoftmaxProblem
 
 CAPABILITIES = (75, 80, 90, 120)
@@ -49,8 +49,8 @@ def geometry(problem, plan):
         return taken
 
     row_rank, col_rank = len(problem.layout.row_size), len(problem.layout.col_size)
-    names = ("rows", "cols", "splits", "slice", "segment_width")
-    found = dict(zip(names, take(5), strict=True))
+    names = ("rows", "cols", "splits", "slice", "parts", "share", "segment_width")
+    found = dict(zip(names, take(7), strict=True))
     found["row_size"], found["col_size"] = take(row_rank), take(col_rank)
     found["row_stride"] = tuple(take(row_rank) for _ in range(OPERANDS))
     found["col_stride"] = tuple(take(col_rank) for _ in range(OPERANDS))
@@ -69,14 +69,17 @@ def check_covers(rows, rows_per_block, blocks):
     assert (blocks - 1) * rows_per_block < rows <= blocks * rows_per_block
 
 
-def check_slices(cols, splits, slice_, vec, pasts):
-    """The slices of a row hold each column once, wherever their first fragment begins."""
-    assert 1 <= splits <= _plan.SPLIT_MOST
-    assert splits == 1 or slice_ % vec == 0
+def check_parts(cols, values, tile, vec, pasts):
+    """The parts of a row hold each column once, wherever its first fragment begins, and every part
+    is some block's."""
+    parts, slice_, splits, share = (values[name] for name in ("parts", "slice", "splits", "share"))
+    assert 1 <= splits <= parts <= _plan_parts.PARTS_MOST + 1  # where no row is aligned
+    assert parts == 1 or slice_ % tile == 0 and slice_ >= 2 * tile
     for past in pasts:
-        ends = [min(max(i * slice_ - past, 0), cols) for i in range(splits + 1)]
+        ends = [min(max(i * slice_ - past, 0), cols) for i in range(parts + 1)]
         assert ends[0] == 0 and ends[-1] == cols
-    assert (splits - 1) * slice_ < cols + vec - 1 or splits == 1
+    assert (parts - 1) * slice_ < cols + vec - 1 or parts == 1
+    assert (splits - 1) * share < parts <= splits * share
 
 
 def check(problem, capability, num_sms=SMS):
@@ -88,7 +91,7 @@ def check(problem, capability, num_sms=SMS):
         check_grid(kernel, capability)
 
     ranks = len(given.row_size) + len(given.col_size)
-    assert len(plan.geometry) == 8 * (5 + ranks + OPERANDS * ranks)
+    assert len(plan.geometry) == 8 * (7 + ranks + OPERANDS * ranks)
     values = geometry(problem, plan)
     assert (values["rows"], values["cols"]) == (rows, cols)
     assert values["segment_width"] == (rows // problem.segments if problem.segments else rows)
@@ -115,26 +118,37 @@ def check(problem, capability, num_sms=SMS):
         assert plan.workspace_bytes == 0
         return plan
 
+    if header == "softmax_segments":
+        ((_, _, arguments),) = names
+        lanes, warps, items = map(int, arguments[1:])
+        (kernel,) = plan.kernels
+        assert kernel.block == 32 * warps and 8 % warps == 0 and items >= 1
+        check_covers(rows, lanes, kernel.grid)
+        assert plan.workspace_bytes == 0
+        return plan
+
     # softmax_split, softmax_strided
-    splits = values["splits"]
+    splits, parts = values["splits"], values["parts"]
     for kernel, (_, _, arguments) in zip(reads, names, strict=False):
         if header == "softmax_split":
             threads, rows_per_block, fragments = map(int, arguments[1:])
             assert kernel.block == threads * rows_per_block and fragments >= 1
-            assert rows_per_block == 1 or splits == 1
+            assert rows_per_block == 1 or parts == 1
+            tile = threads * fragments * vec
         else:
-            rows_per_block, threads, items = map(int, arguments[2:])
+            rows_per_block, threads, items = map(int, arguments[1:])
             assert kernel.block == threads and items >= 1
             assert rows_per_block in (1, 2, 4, 8, 16, 32)
-            pasts, vec = [0], 1
+            pasts, vec, tile = [0], 1, threads // rows_per_block * items
         check_covers(rows, rows_per_block, kernel.grid // splits)
         assert kernel.grid % splits == 0 and kernel.cluster == 1
-        check_slices(cols, splits, values["slice"], vec, pasts)
+        check_parts(cols, values, tile, vec, pasts)
 
     phases = [arguments[0] for _, _, arguments in names]
     if problem.reduces:
         assert phases[0] == "kReduce" and len(reads) == 1
-        assert len(plan.kernels) == 1 + (splits > 1)
+        alone = splits == 1 and (header == "softmax_split" or parts == 1)
+        assert len(plan.kernels) == 2 - alone
     elif len(reads) == 1:
         assert phases == ["kFused"] and splits == 1
     else:
@@ -142,8 +156,9 @@ def check(problem, capability, num_sms=SMS):
     if len(plan.kernels) > len(reads):
         assert plan.kernels[-1].block == 32 * int(phases[-1])
         check_covers(rows, int(phases[-1]), plan.kernels[-1].grid)
-    state = SIZE_OF[op[2]] * (1 if op[0] == "SoftmaxBackward" else 2)
-    assert plan.workspace_bytes == (rows * splits * state if len(plan.kernels) > 1 else 0)
+    words = 1 if op[0] == "SoftmaxBackward" else 4 if problem.weighted else 2
+    state = SIZE_OF[op[2]] * words
+    assert plan.workspace_bytes == (rows * parts * state if len(plan.kernels) > 1 else 0)
     return plan
 
 
@@ -223,7 +238,7 @@ def test_long_rows_fill_the_device():
     for result in ("prob", "lse"):
         shape = layout(1, 2**24)
         (kernel, *_) = check(SoftmaxProblem(result, *["float32"] * 3, shape), 90).kernels
-        assert SMS <= kernel.grid <= _plan.SPLIT_MOST
+        assert SMS <= kernel.grid <= _plan_parts.PARTS_MOST + 1
         check(SoftmaxProblem(result, *["float32"] * 3, shape), 90, num_sms=1000)
 
 
@@ -231,7 +246,7 @@ def test_aligned_rows_split_into_even_slices():
     shape = layout(1, 2**20)
     problem = SoftmaxProblem("lse", *["float32"] * 3, shape, aligned=True)
     values = geometry(problem, check(problem, 90))
-    assert (values["splits"], values["slice"]) == (128, 8192)
+    assert (values["parts"], values["splits"], values["slice"]) == (64, 64, 16384)
 
 
 def test_names_are_configurations():
@@ -434,7 +449,7 @@ def test_other_layouts_are_strided(shape, axes, x, out):
 
 def test_no_row_of_the_tables_is_idle():
     """Each is reached by some problem, and says why it is there."""
-    resident, strided = set(), set()
+    resident, strided, segments = set(), set(), set()
     for capability in (80, 90):
         for problem in problems():
             if problem.layout.rows < 4096 and problem.layout.cols > 1000:
@@ -443,15 +458,19 @@ def test_no_row_of_the_tables_is_idle():
                 name, _, arguments = parse(kernel.name)
                 if name == "softmax_rows" and arguments[1] == "1":
                     threads, _, fragments, cluster = map(int, arguments)
-                    words = fragments * problem.vec * problem.words
+                    fragments = min(fragments, -(-problem.fragments // (threads * cluster)))
+                    words = 2 ** math.ceil(math.log2(fragments * problem.vec * problem.words))
                     resident.add((threads, words, cluster))
-                elif name == "softmax_strided" and (problem.acc == "float64" or problem.offsets):
+                elif name == "softmax_strided" and problem.acc == "float64":
                     assert kernel.block <= 256  # they take more than 128 registers
                 elif name == "softmax_strided":
-                    strided.add((kernel.block, int(arguments[4]) * problem.words))
+                    strided.add((kernel.block, int(arguments[3]) * problem.words))
+                elif name == "softmax_segments":
+                    segments.add(int(arguments[2]))
     assert resident == {row[:3] for row in _plan.RESIDENT}
     assert strided == {row[:2] for row in _plan.STRIDED}
-    for *_, reason in (*_plan.RESIDENT, *_plan.STRIDED):
+    assert segments == {row[0] for row in _plan.SEGMENTS}
+    for *_, reason in (*_plan.RESIDENT, *_plan.STRIDED, *_plan.SEGMENTS):
         assert isinstance(reason, str) and reason
 
 

@@ -33,19 +33,21 @@ def check_launch(kernel, capability):
 
 
 def check_lists(problem, plan, kernels):
-    """topk_rows: rows, slices and tiles hold each column once; the queues fit."""
+    """topk_rows: rows, parts and tiles hold each column once; the queues fit."""
     rows, cols = problem.layout.rows, problem.layout.cols
     warps_per_row, rows_per_block, per_lane, vec, fragments, cluster = shape_of(kernels[0])
     warps = warps_per_row * rows_per_block
-    tile = 32 * warps_per_row * vec * fragments
-    splits, slice_ = struct.unpack("2q", plan.geometry[16:32])
+    tile = 32 * vec * fragments
+    splits, _, parts = struct.unpack("3q", plan.geometry[16:40])
     assert kernels[0].block == 32 * warps and kernels[0].cluster == cluster
     assert kernels[0].grid == -(-rows // rows_per_block) * splits
     assert 32 * per_lane >= problem.k
-    assert slice_ == plan.tiles * tile
-    past = vec - 1 if vec > 1 and not problem.aligned else 0
-    assert splits * slice_ >= cols + past
-    assert (splits - 1) * slice_ < cols + past or cluster > 1
+    assert parts * (plan.tiles - 1) * tile < cols <= parts * plan.tiles * tile
+    assert (parts - 1) * tile < cols  # each has a first tile
+    if problem.softmax:  # lane p % 32 of one warp merges part p
+        assert splits > cluster or 32 % (warps_per_row * splits) == 0
+    if splits > cluster:
+        assert (splits - 1) * warps_per_row < parts
     visited = [i * plan.tile_step % plan.tiles for i in range(plan.tiles)]
     assert sorted(visited) == list(range(plan.tiles)) and plan.tile_step <= plan.tiles
     batch = 1 if per_lane < 4 else 2
@@ -62,7 +64,7 @@ def check_lists(problem, plan, kernels):
     assert merge_warps * 32 * per_lane * problem.candidate_bytes <= SMEM
     lists = rows * splits * problem.k * problem.candidate_bytes
     assert plan.lists_offset % 16 == 0
-    assert plan.lists_offset >= rows * splits * problem.state_bytes
+    assert plan.lists_offset >= rows * parts * problem.state_bytes
     assert plan.workspace_bytes == plan.lists_offset + lists
 
 

@@ -63,10 +63,43 @@ struct Limits<double> {
 __device__ __forceinline__ float max_number(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double max_number(double a, double b) { return fmax(a, b); }
 
+// a * b rounded by itself: the compiler fuses no addition into it.
+__device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+
 // e^x. In float32 one multiplication and one MUFU.EX2; callers subtract the maximum first, so that x <= 0 and rounding
 // x * log2(e) costs at most |x| half ulps of a result that is e^x small.
 __device__ __forceinline__ float exp_natural(float x) { return ptx::exp2_approx(x * 1.4426950408889634f); }
 __device__ __forceinline__ double exp_natural(double x) { return ptx::exp_f64(x); }
 
+// e^(unit * x) in two steps, the first of which does not underflow before the result itself does: MUFU.EX2 flushes
+// subnormals, so float32 takes the root and squares it. float64 has the exponential at once, and no units.
+__device__ __forceinline__ float exp_root(float x, float unit) { return ptx::exp2_approx(x * (unit * 0.72134752f)); }
+__device__ __forceinline__ double exp_root(double x, double) { return ptx::exp_f64(x); }
+__device__ __forceinline__ float from_root(float root) { return mul_rn(root, root); }
+__device__ __forceinline__ double from_root(double e) { return e; }
+__device__ __forceinline__ float add_from_root(float sum, float root) { return ptx::fma_rn(root, root, sum); }
+__device__ __forceinline__ double add_from_root(double sum, double e) { return sum + e; }
+__device__ __forceinline__ float times_from_root(float factor, float root) { return mul_rn(root * factor, root); }
+__device__ __forceinline__ double times_from_root(double factor, double e) { return mul_rn(e, factor); }
+
+// `scale` as factor * unit, such that no element times `factor` overflows: unit is a power of two, 1 where |scale| <=
+// 1, and then |factor| < 1 (below 2 if |scale| >= 2^127). Products with either are exact multiples of each other, so
+// that differences of scores do not depend on the unit.
+template <class Acc>
+struct ScaleParts {
+  Acc factor, unit;
+};
+__device__ __forceinline__ ScaleParts<float> parts_of_scale(float scale) {
+  const int bits = __float_as_int(scale), exponent = bits >> 23 & 255;
+  if (!(fabsf(scale) > 1) || exponent == 255) return {scale, 1.0f};
+  const int power = min(exponent - 126, 127);
+  return {__int_as_float((bits & 0x807fffff) | (exponent - power) << 23), __int_as_float((127 + power) << 23)};
+}
+__device__ __forceinline__ ScaleParts<double> parts_of_scale(double scale) { return {scale, 1.0}; }
+
 __device__ __forceinline__ float log_natural(float x) { return logf(x); }
 __device__ __forceinline__ double log_natural(double x) { return log(x); }
+// log(1 + x): beyond 1 as the logarithm of a whole number, where x is one.
+__device__ __forceinline__ float log1p_natural(float x) { return x < 1 ? log1pf(x) : logf(1 + x); }
+__device__ __forceinline__ double log1p_natural(double x) { return x < 1 ? log1p(x) : log(1 + x); }

@@ -274,11 +274,12 @@ __device__ __forceinline__ void store_sorted(const Op& op, const Params& params,
   State norm = State::identity();
   if constexpr (!kIsSame<State, NoState>) {
     if (params.topk.renormalize) {
-      for (long long e = threadIdx.x; e < params.wanted; e += kThreads) norm = norm.merge(op.selected(sorted(e)));
-      norm = block_merge<kThreads / 32>(norm.template merge_group<32>());
+      for (long long e = threadIdx.x; e < params.wanted; e += kThreads)
+        norm = norm.merge(op.selected(sorted(e)), op.unit);
+      norm = block_merge<kThreads / 32>(norm.template merge_group<32>(op.unit), op.unit);
     } else if (params.topk.row.stat) {
       const long long offset = params.topk.row.row_offset(kStat, row);
-      norm.m = ptx::ld_global(static_cast<decltype(norm.m)*>(params.topk.row.stat) + offset);
+      norm.m = ptx::ld_global(static_cast<decltype(norm.m)*>(params.topk.row.stat) + offset) / op.unit;
       norm.l = ptx::ld_global(static_cast<decltype(norm.l)*>(params.topk.row.stat_l) + offset);
     }
   }

@@ -4,18 +4,20 @@
 // element of a strided one: kCount = 1) and their reduction as a State:
 //   load        elements of the row as they lie in memory, into Loaded<kCount>: nothing waits for them
 //   unpack      the same as Items; what is outside or masked counts for nothing
-//   accumulate  the state of a tile of items: tile maximum first, then one exponential an element
+//   accumulate  the Part of a tile of items: tile maximum first, then one exponential an element
 //   finish      takes the reduction of the whole row
-//   prepare     brings items that never went through accumulate to where accumulate leaves them
+//   settle      what items need between finish and the first store
+//   prepare     after finish, brings items that never went through accumulate to where settle leaves them
 //   store       the results of items, after finish
 //   store_stat  the row's lse or state
+//   unit        of its scores (softmax_state.cuh)
 #pragma once
 
 #include <primitives/softmax_params.cuh>
 #include <primitives/softmax_state.cuh>
 #include <primitives/vector.cuh>
 
-enum SoftmaxResult { kProb, kLogProb, kLse, kState };
+enum SoftmaxResult { kProb, kProbLse, kLogProb, kLse, kState };  // kProbLse: both probabilities and lse
 
 template <class A, class B>
 constexpr int kFragmentOf = 16 / (sizeof(A) > sizeof(B) ? sizeof(A) : sizeof(B));
@@ -42,12 +44,24 @@ __device__ __forceinline__ void load_tile(const Op& op, typename Op::template It
   for (int i = 0; i < kTile; ++i) op.unpack(items[i], loaded[i], first_col + i * kStep, begin, end);
 }
 
+// The state that a result is made of. Only the logarithm of a sum asks for more than the sum.
+template <class Acc, SoftmaxResult kResult, bool kWeighted>
+struct StateFor {
+  using Type = typename Select<kResult == kProb || kResult == kState, SoftmaxState<Acc>, RestState<Acc>>::Type;
+};
+template <class Acc>
+struct StateFor<Acc, kLse, true> {
+  using Type = WeightedState<Acc>;
+};
+
 // softmax, log_softmax, logsumexp (with weights b) and softmax_state of t = scale * x.
 template <class In, class Acc, class Out, SoftmaxResult kResult, bool kMasked, bool kWeighted, int kRowRank,
           int kColRank>
 struct SoftmaxForward {
-  using State = SoftmaxState<Acc>;
+  using State = typename StateFor<Acc, kResult, kWeighted>::Type;
+  using Part = typename State::Part;
   using Params = SoftmaxParams<kRowRank, kColRank>;
+  static constexpr bool kProbs = kResult == kProb || kResult == kProbLse;
   static constexpr int kVec = kResult <= kLogProb ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
   static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
 
@@ -60,7 +74,7 @@ struct SoftmaxForward {
 
   template <int kCount>
   struct Items {
-    Acc t[kCount];     // scaled elements; exponentials once accumulated, if probabilities are wanted
+    Acc t[kCount];     // scaled elements; exponentials (exp_root) once accumulated, if probabilities are wanted
     Acc w[kCount];     // weights (kWeighted)
     unsigned present;  // bit i: element i takes part (kMasked)
   };
@@ -70,17 +84,21 @@ struct SoftmaxForward {
   const bool* where;
   const Acc* weight;
   Out* out;
-  Acc scale;
-  Acc shift, factor;  // after finish: kProb is e^t * factor, kLogProb is t - shift - factor
+  Acc scale;          // times unit
+  Acc unit;           // of t
+  Acc shift, factor;  // after finish: probabilities are e^t * factor, their logarithms (t - shift) * unit - factor
 
   __device__ __forceinline__ SoftmaxForward(const Params& p, long long row)
       : params(p),
         x(static_cast<const In*>(p.x) + p.row_offset(kX, row)),
         where(static_cast<const bool*>(p.where) + (kMasked ? p.row_offset(kWhere, row) : 0)),
         weight(static_cast<const Acc*>(p.weight) + (kWeighted ? p.row_offset(kWeight, row) : 0)),
-        out(static_cast<Out*>(p.out) + p.row_offset(kOut, row)),
-        scale(static_cast<Acc>(p.scale_value)) {
-    if (p.scale) scale = ptx::ld_global(static_cast<const Acc*>(p.scale) + p.row_offset(kScale, row));
+        out(static_cast<Out*>(p.out) + p.row_offset(kOut, row)) {
+    Acc whole = static_cast<Acc>(p.scale_value);
+    if (p.scale) whole = ptx::ld_global(static_cast<const Acc*>(p.scale) + p.row_offset(kScale, row));
+    const ScaleParts<Acc> parts = parts_of_scale(whole);
+    scale = parts.factor;
+    unit = parts.unit;
   }
 
   __device__ __forceinline__ int past_boundary() const { return elements_past_boundary<In, kVec>(x); }
@@ -110,7 +128,7 @@ struct SoftmaxForward {
                                          Index end) const {
     if (!kMasked && !kWeighted && col >= begin && col + kCount <= end) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) items.t[i] = to_acc<Acc>(loaded.x.element(i)) * scale;
+      for (int i = 0; i < kCount; ++i) items.t[i] = mul_rn(to_acc<Acc>(loaded.x.element(i)), scale);
       return;
     }
     items.present = 0;
@@ -122,14 +140,14 @@ struct SoftmaxForward {
         items.w[i] = !kMasked || present ? loaded.w[i] : Acc(0);
         present = items.w[i] != 0;  // b = 0 takes out even an inf or a NaN
       }
-      items.t[i] = present ? to_acc<Acc>(loaded.x.element(i)) * scale : -Limits<Acc>::infinity();
+      items.t[i] = present ? mul_rn(to_acc<Acc>(loaded.x.element(i)), scale) : -Limits<Acc>::infinity();
       items.present |= unsigned(present) << i;
     }
   }
 
-  // The state of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
+  // The sum of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
   template <int kGroup, int kTile, int kCount>
-  __device__ __forceinline__ State accumulate(Items<kCount> (&tile)[kTile], int used, State floor) const {
+  __device__ __forceinline__ Part accumulate(Items<kCount> (&tile)[kTile], int used, State floor) const {
     Acc m = floor.m;
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
@@ -139,38 +157,68 @@ struct SoftmaxForward {
     }
     m = group_max<kGroup>(m);
 
-    Acc l = 0;
+    Acc l = 0, w = 0;
+    int left_out = 0;  // elements that equal m, a finite one
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
       Acc sum = 0;  // of a fragment: short sums round less
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        const Acc e = exp_natural(tile[i].t[j] - shift_of(m));
-        sum += kWeighted ? e * tile[i].w[j] : e;
-        if (kResult == kProb) tile[i].t[j] = e;
+        const Acc below = tile[i].t[j] - shift_of(m), root = exp_root(below, unit);
+        if constexpr (kWeighted) {
+          const Acc b = tile[i].w[j];
+          w += tile[i].t[j] == m ? b : Acc(0);
+          sum += tile[i].t[j] == m ? Acc(0) : times_from_root(b, root);
+        } else if constexpr (kIsSame<Part, State>) {
+          sum = add_from_root(sum, root);
+        } else {
+          if (below == 0) {
+            ++left_out;
+          } else {
+            sum = add_from_root(sum, root);
+          }
+        }
+        if constexpr (kProbs) tile[i].t[j] = root;
       }
       l += sum;
     }
-    return {m, l};
+    if constexpr (kWeighted)
+      return {m, w, l};
+    else if constexpr (kIsSame<Part, State>)
+      return {m, l};
+    else
+      return {m, l, left_out};
   }
 
   template <int kCount>
   __device__ __forceinline__ void prepare(Items<kCount>& items, State total) const {
-    if constexpr (kResult == kProb) {
+    if constexpr (kProbs) {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) items.t[j] = exp_natural(items.t[j] - shift_of(total.m));
+      for (int j = 0; j < kCount; ++j) items.t[j] = exp_root(items.t[j] - shift_of(total.m), unit);
+    } else {
+      settle(items);
     }
   }
 
   // `part`: the state whose m the items' exponentials are relative to; `total`: the whole row's.
-  __device__ __forceinline__ void finish(State part, State total) {
+  template <class Part_>
+  __device__ __forceinline__ void finish(Part_ part, State total) {
     shift = total.m;  // where it is infinite, factor makes NaN or -inf of everything
-    if constexpr (kResult == kProb) {
-      factor = exp_natural(part.m - shift) / total.l;
+    if constexpr (kProbs) {
+      factor = from_root(exp_root(part.m - shift, unit)) / total.sum();
       if (total.m == Limits<Acc>::infinity()) factor = Limits<Acc>::nan();  // exp(inf - inf)
-    } else {
-      factor = log_natural(total.l);
+    } else if constexpr (kResult == kLogProb) {
+      factor = log1p_natural(total.r);
+    }
+  }
+
+  // In place, before the first store: or 64 elements would take 128 registers.
+  template <int kCount>
+  __device__ __forceinline__ void settle(Items<kCount>& items) const {
+    if constexpr (kResult == kLogProb) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) items.t[j] -= shift;
     }
   }
 
@@ -179,8 +227,8 @@ struct SoftmaxForward {
     Acc value[kCount];
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      value[j] = kResult == kProb ? items.t[j] * factor : items.t[j] - shift - factor;
-      if (kMasked && !(items.present >> j & 1)) value[j] = kResult == kProb ? Acc(0) : -Limits<Acc>::infinity();
+      value[j] = kProbs ? times_from_root(factor, items.t[j]) : ptx::fma_rn(items.t[j], unit, -factor);
+      if (kMasked && !(items.present >> j & 1)) value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
     }
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }
@@ -188,13 +236,13 @@ struct SoftmaxForward {
   __device__ __forceinline__ void store_stat(State total, long long row) const {
     const long long offset = params.row_offset(kStat, row);
     if constexpr (kResult == kLse) {
-      ptx::st_global(static_cast<Out*>(params.stat) + offset, from_acc<Out>(total.lse()));
+      ptx::st_global(static_cast<Out*>(params.stat) + offset, from_acc<Out>(total.lse(unit)));
     } else if constexpr (kResult == kState) {
-      const Acc m = total.l == total.l ? total.m : total.l;  // a NaN in the row shows in both
+      const Acc m = total.l == total.l ? mul_rn(total.m, unit) : total.l;  // a NaN in the row shows in both
       ptx::st_global(static_cast<Acc*>(params.stat) + offset, m);
       ptx::st_global(static_cast<Acc*>(params.stat_l) + offset, total.l);
-    } else if (params.stat) {
-      ptx::st_global(static_cast<Acc*>(params.stat) + offset, total.lse());
+    } else if constexpr (kResult == kProbLse) {
+      ptx::st_global(static_cast<Acc*>(params.stat) + offset, total.lse(unit));
     }
   }
 };
@@ -207,6 +255,7 @@ struct SoftmaxBackward {
   using State = SumState<Acc>;
   using Params = SoftmaxParams<kRowRank, kColRank>;
   static constexpr int kVec = kFragmentOf<T, T>;
+  static constexpr Acc unit = 1;
 
   template <int kCount>
   struct Loaded {
@@ -268,7 +317,8 @@ struct SoftmaxBackward {
       if (i >= used) break;
       prepare(tile[i], {});
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) part += kLog ? tile[i].g[j] : tile[i].g[j] * tile[i].y[j];
+      for (int j = 0; j < kCount; ++j)
+        part = kLog ? part + tile[i].g[j] : ptx::fma_rn(tile[i].g[j], tile[i].y[j], part);
     }
     return {part};
   }
@@ -277,18 +327,21 @@ struct SoftmaxBackward {
   __device__ __forceinline__ void prepare(Items<kCount>& items, State) const {
     if constexpr (kLog) {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) items.y[j] = exp_natural(items.y[j]);
+      for (int j = 0; j < kCount; ++j) items.y[j] = from_root(exp_root(items.y[j], unit));
     }
   }
 
   __device__ __forceinline__ void finish(State, State total) { sum = total.sum; }
+
+  template <int kCount>
+  __device__ __forceinline__ void settle(Items<kCount>&) const {}
 
   template <bool kWholeWarps, int kCount, class Index>
   __device__ __forceinline__ void store(const Items<kCount>& items, Index col, Index begin, Index end) const {
     Acc value[kCount];
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      value[j] = scale * (kLog ? items.g[j] - items.y[j] * sum : items.y[j] * (items.g[j] - sum));
+      value[j] = scale * (kLog ? ptx::fma_rn(-items.y[j], sum, items.g[j]) : items.y[j] * (items.g[j] - sum));
     }
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }

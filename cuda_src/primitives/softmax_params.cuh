@@ -8,8 +8,8 @@
 // What one launch does to its rows, or to its slices of them.
 enum SoftmaxPass {
   kFused,      // everything
-  kReduce,     // the state of each slice; to `partial`, or as the row's result where that is null
-  kNormalize,  // merges the row's partial states, then reads the slice again and writes it
+  kReduce,     // the state of each part; to `partial`, or all merged as the row's result where that is null
+  kNormalize,  // merges the row's partial states, then reads its parts again and writes them
 };
 
 enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands };
@@ -24,13 +24,15 @@ struct SoftmaxParams {
   void* out;            // softmax, log_softmax or gradient of x
   void* stat;           // one a row: lse, or m of the state; null: not wanted
   void* stat_l;         // one a row: l of the state
-  void* partial;        // [rows, splits] State, between the kernels of a split row
+  void* partial;        // [rows, parts] State, between the kernels of a split row
   const void* offsets;  // [segments + 1] int or long long: ragged rows begin and end here
   double scale_value;
   long long rows;
   long long cols;
   long long splits;         // blocks that share a row
-  long long slice;          // columns of each of them
+  long long slice;          // columns of a part of it; unused by selections
+  long long parts;          // of a row: they alone say in which order it is added up
+  long long share;          // parts that a block takes, one after the other
   long long segment_width;  // ragged rows: independent columns of one segment
   long long row_size[kRowRank];
   long long col_size[kColRank];

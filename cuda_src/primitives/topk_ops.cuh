@@ -22,7 +22,7 @@ struct TopKParams {
   void* lists;                     // Candidate [rows, splits, k], between the kernels of a split row
   long long k;
   long long index_offset;  // added to every index
-  long long tiles;         // of a slice
+  long long tiles;         // of a part of the row
   long long tile_step;     // coprime with tiles
   long long output;        // TopKOutput
   long long renormalize;   // probabilities of the selected elements among themselves
@@ -38,10 +38,16 @@ struct TopKParams {
 // A plain selection keeps no state.
 struct NoState {
   static __device__ __forceinline__ NoState identity() { return {}; }
-  __device__ __forceinline__ NoState extend(NoState) const { return {}; }
-  __device__ __forceinline__ NoState merge(NoState) const { return {}; }
-  template <int kGroup, int kStride = 1>
-  __device__ __forceinline__ NoState merge_group() const {
+  template <class Acc>
+  __device__ __forceinline__ NoState extend(NoState, Acc) const {
+    return {};
+  }
+  template <class Acc>
+  __device__ __forceinline__ NoState merge(NoState, Acc) const {
+    return {};
+  }
+  template <int kGroup, int kStride = 1, class Acc>
+  __device__ __forceinline__ NoState merge_group(Acc) const {
     return {};
   }
 };
@@ -164,17 +170,18 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
     const bool none = candidate.is_none();
     const Acc infinity = Limits<Acc>::infinity();
     const Acc t = none ? -infinity : sorted_value<Acc>(candidate.key(), Acc(1));
+    const Acc score = mul_rn(t, this->unit);
     const long long offset = params.result_offset(row, e);
     params.store_index(offset, none ? -1 : candidate.index());
     if (params.output == kOutState) {
-      ptx::st_global(static_cast<Acc*>(params.row.out) + offset, t);
+      ptx::st_global(static_cast<Acc*>(params.row.out) + offset, score);
       return;
     }
-    Acc value = t;
+    Acc value = score;
     if (params.output == kOutProb) {
-      value = norm.m == infinity ? Limits<Acc>::nan() : exp_natural(t - norm.m) / norm.l;
+      value = norm.m == infinity ? Limits<Acc>::nan() : from_root(exp_root(t - norm.m, this->unit)) / norm.l;
     } else if (params.output == kOutLogProb) {
-      value = t - norm.m - log_natural(norm.l);
+      value = ptx::fma_rn(t - norm.m, this->unit, -log_natural(norm.l));
     }
     if (kMasked && t == -infinity && !ptx::ld_global(this->where + params.row.col_offset(kWhere, candidate.index()))) {
       value = params.output == kOutProb ? Acc(0) : -infinity;
@@ -186,7 +193,7 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
     if (params.output == kOutState) {
       this->store_stat(total, row);
     } else if (params.row.stat) {
-      ptx::st_global(static_cast<Acc*>(params.row.stat) + params.row.row_offset(kStat, row), total.lse());
+      ptx::st_global(static_cast<Acc*>(params.row.stat) + params.row.row_offset(kStat, row), total.lse(this->unit));
     }
   }
 };
@@ -202,9 +209,9 @@ __device__ __forceinline__ void store_selection(const Op& op, const typename Op:
     norm = Op::State::identity();
 #pragma unroll
     for (int r = 0; r < kPerLane; ++r) {
-      if (r * 32 + lane < op.params.k) norm = norm.merge(op.selected(best[r]));
+      if (r * 32 + lane < op.params.k) norm = norm.merge(op.selected(best[r]), op.unit);
     }
-    norm = norm.template merge_group<32>();
+    norm = norm.template merge_group<32>(op.unit);
   }
 #pragma unroll
   for (int r = 0; r < kPerLane; ++r) {

@@ -22,6 +22,20 @@ __device__ __forceinline__ T group_sum(T value) {
   return value;
 }
 
+// How many lanes of the group have `condition`.
+template <int kGroup, int kStride = 1>
+__device__ __forceinline__ int group_count(bool condition) {
+  unsigned int lanes = __ballot_sync(0xffffffff, condition);
+  if constexpr (kGroup < 32) {
+    unsigned int group = 0;  // that of lane 0
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) group |= 1u << i * kStride;
+    const int lane = threadIdx.x % 32;
+    lanes &= group << (lane / (kGroup * kStride) * (kGroup * kStride) + lane % kStride);
+  }
+  return __popc(lanes);
+}
+
 // Of neighbouring lanes, and of integers too.
 template <int kGroup, class T>
 __device__ __forceinline__ T group_min(T value) {

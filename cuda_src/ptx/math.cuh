@@ -25,7 +25,7 @@ __device__ __forceinline__ float rcp_approx(float x) {
 // e^x in float64, 1 ulp: a libdevice call (no instruction does it), here so that it is counted with exp2_approx.
 __device__ __forceinline__ double exp_f64(double x) { return ::exp(x); }
 
-// a * b + c rounded once, subnormals kept although the library compiles with -ftz=true; any NaN is 0x7fffffff.
+// a * b + c rounded once; any NaN is 0x7fffffff.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-fma
 __device__ __forceinline__ float fma_rn(float a, float b, float c) {
   float y;
@@ -33,7 +33,7 @@ __device__ __forceinline__ float fma_rn(float a, float b, float c) {
   return y;
 }
 
-// The same in float64, which has no flushing.
+// The same in float64.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-fma
 __device__ __forceinline__ double fma_rn(double a, double b, double c) {
   double y;

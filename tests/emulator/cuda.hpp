@@ -96,6 +96,24 @@ __forceinline__ bool isfinite(T x) {
 }
 __forceinline__ float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
+// Products that no addition is fused into, even where the compiler may contract: it cannot see through the barrier.
+#if defined(__x86_64__)
+#define EMU_FLOAT_REGISTER "x"
+#else
+#define EMU_FLOAT_REGISTER "w"
+#endif
+__forceinline__ float __fmul_rn(float a, float b) {
+  float product = a * b;
+  asm("" : "+" EMU_FLOAT_REGISTER(product));
+  return product;
+}
+__forceinline__ double __dmul_rn(double a, double b) {
+  double product = a * b;
+  asm("" : "+" EMU_FLOAT_REGISTER(product));
+  return product;
+}
+#undef EMU_FLOAT_REGISTER
+
 #define EMU_MIN_MAX(T)                                      \
   __forceinline__ T max(T a, T b) { return a > b ? a : b; } \
   __forceinline__ T min(T a, T b) { return a < b ? a : b; }

@@ -33,7 +33,7 @@ void* atomic_target(void* ptr, int size, Site site);  // host address of a globa
 void* static_smem(const void* key, long long bytes);  // one allocation per key
 void* dynamic_smem(int alignment);
 
-// Computed with subnormals kept, although kernels run with them flushed.
+// fma.rn: rounded once, whatever the compiler is allowed to do with plain products.
 float fma_rn(float a, float b, float c);
 double fma_rn(double a, double b, double c);
 

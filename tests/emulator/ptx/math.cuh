@@ -17,17 +17,20 @@ struct CvtTo<__nv_bfloat16> {
   static unsigned int bits(float x) { return __float2bfloat16_rn(x).bits; }
 };
 
+// What .ftz makes of an operand or a result: a subnormal is a zero of its sign.
+inline float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+
 }  // namespace emu
 
 namespace ptx {
 
-// NOTE: runs with subnormals flushed, as .ftz does; the library's 2^x is more accurate than the instruction's 2 ulp.
+// NOTE: the library's 2^x is more accurate than the instruction's 2 ulp.
 inline float exp2_approx(float x) {
   ++::emu::current->exp_calls;
-  return exp2f(x);
+  return ::emu::flushed(exp2f(::emu::flushed(x)));
 }
 
-inline float rcp_approx(float x) { return 1.0f / x; }
+inline float rcp_approx(float x) { return ::emu::flushed(1.0f / ::emu::flushed(x)); }
 
 inline double exp_f64(double x) {
   ++::emu::current->exp_calls;

@@ -89,14 +89,7 @@ constexpr uint64_t kFlushBits = 0x8040;  // operands and results
 constexpr uint64_t kFlushBits = uint64_t(1) << 24;
 #endif
 
-// Flushes subnormal operands and results to zero, as -ftz=true does; returns what to restore.
-inline uint64_t flush_subnormals() {
-  const uint64_t old = float_mode();
-  restore_float_mode(old | kFlushBits);
-  return old;
-}
-
-// The opposite; returns what to restore.
+// Computes with subnormals, whatever mode the caller is in; returns what to restore.
 inline uint64_t keep_subnormals() {
   const uint64_t old = float_mode();
   restore_float_mode(old & ~kFlushBits);

@@ -1,5 +1,4 @@
 // d += a * b of a warp.
-#include "fiber.hpp"
 #include "matrix.hpp"
 
 namespace emu {
@@ -79,7 +78,9 @@ void multiply_f64(const Warp& warp) {
   }
 }
 
-__attribute__((noinline)) void multiply_with_subnormals(const Warp& warp, Collective what) {
+}  // namespace
+
+void multiply(const Warp& warp, Collective what) {
   if (what == Collective::kMmaDouble) {
     multiply_f64(warp);
   } else if (what == Collective::kMmaTf32) {
@@ -89,14 +90,6 @@ __attribute__((noinline)) void multiply_with_subnormals(const Warp& warp, Collec
   } else {
     multiply_16<false>(warp);
   }
-}
-
-}  // namespace
-
-void multiply(const Warp& warp, Collective what) {
-  const uint64_t old = keep_subnormals();
-  multiply_with_subnormals(warp, what);
-  restore_float_mode(old);
 }
 
 }  // namespace emu

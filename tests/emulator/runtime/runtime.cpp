@@ -737,7 +737,7 @@ extern "C" __attribute__((visibility("default"))) int emu_launch(const emu::Laun
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
   emu::shuffle(order.data(), order.size());
 
-  const uint64_t float_mode = emu::flush_subnormals();
+  const uint64_t float_mode = emu::keep_subnormals();
   {
     emu::SegmentationGuard guard;
     emu::begin_profile();

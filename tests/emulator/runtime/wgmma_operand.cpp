@@ -1,7 +1,6 @@
 // Where wgmma finds its operands in shared memory, and how it multiplies them.
 #include "wgmma_operand.hpp"
 
-#include "fiber.hpp"
 #include "matrix.hpp"
 
 namespace emu {
@@ -142,8 +141,9 @@ void multiply_strip(const double (&a)[16][16], const Strip& b, float* d, int pit
   }
 }
 
-__attribute__((noinline)) void multiply_with_subnormals(bool half, const uint8_t* a_rows, const SharedOperand& b,
-                                                        const uint8_t* b_bytes, float* d) {
+}  // namespace
+
+void multiply(bool half, const uint8_t* a_rows, const SharedOperand& b, const uint8_t* b_bytes, float* d) {
   double a[16][16], low[4], high[4];
   for (int chunk = 0; chunk < 32; ++chunk) {
     expand_words(half, a_rows + 16 * chunk, low, high);
@@ -158,14 +158,6 @@ __attribute__((noinline)) void multiply_with_subnormals(bool half, const uint8_t
     expand_strip(half, b, b_bytes, n, strip);
     multiply_strip(a, strip, d + 4 * n, columns / 2);
   }
-}
-
-}  // namespace
-
-void multiply(bool half, const uint8_t* a_rows, const SharedOperand& b, const uint8_t* b_bytes, float* d) {
-  const uint64_t old = keep_subnormals();
-  multiply_with_subnormals(half, a_rows, b, b_bytes, d);
-  restore_float_mode(old);
 }
 
 }  // namespace emu
