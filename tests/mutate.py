@@ -64,6 +64,13 @@ DOUBLE = (
     of("softmax", "test_dtype", "float64", 33, "log_softmax"),
     of("softmax_backward", "test_dtype", "float64", 33, "softmax"),
 )
+# Ends of the range, rows alone, and products that a compiler may fuse.
+NEAR_ONE = (of("magnitudes", "test_sums_next_to_one", "float32", 33),)
+MAXIMA = (of("magnitudes", "test_maxima_that_occur_often", 3),)
+SUBNORMAL = (of("magnitudes", "test_subnormal_probabilities", 300, "float32"),)
+SCALED = (of("magnitudes", "test_scaled_scores_beyond_the_range", "x1-1e+20", 1),)
+ALONE = ("tests/test_batch_invariance.py::test_rows[softmax-sm_90a]",)
+CONTRACTED = ("tests/test_contraction.py::test_states[float32]",)
 # softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.
 LSE = (of("logsumexp", "test_length", 33),)
 LSE_BLOCK = (of("logsumexp", "test_length", 4097),)

@@ -143,6 +143,8 @@ def test_maxima_that_occur_often(backend, rng, n):
         row[rng.permutation(n)[:count]] = rng.integers(-3, 4)
     want = reference.logsumexp(x.astype(np.float64), 1)
     close(backend.asnumpy(cuattn.logsumexp(backend.asarray(x), 1)), want, least=2e-7)
+    got = backend.asnumpy(cuattn.log_softmax(backend.asarray(x), 1))
+    close(got, reference.log_softmax(x.astype(np.float64), 1), least=2e-7)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
