@@ -64,8 +64,6 @@ void note(const char* op, By by, Site site, Args... args) {
       op, site.file, site.line, thread / 32, thread % 32, time, {static_cast<long long>(args)...}};
 }
 
-bool elect_one(Site) { return threadIdx.x % 32 == 0; }  // only what this lane does is written down
-
 void mbarrier_init(void* mbarrier, int arrivals, Site site) {
   note("init", By::kLane, site, __cvta_generic_to_shared(mbarrier), arrivals);
 }
