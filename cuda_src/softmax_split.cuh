@@ -16,7 +16,7 @@
 #include <primitives/softmax_ops.cuh>
 
 template <class Op, SoftmaxPass kPass, int kThreadsPerRow, int kRowsPerBlock, int kFragments>
-__global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, Op::kVec > 4 ? 3 : 1)
+__global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
     softmax_split(const __grid_constant__ typename Op::Params params) {
   constexpr int kGroup = kThreadsPerRow < 32 ? kThreadsPerRow : 32;
   constexpr int kWarpsPerRow = kThreadsPerRow / kGroup;

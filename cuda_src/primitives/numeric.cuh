@@ -96,7 +96,10 @@ __device__ __forceinline__ ScaleParts<float> parts_of_scale(float scale) {
   const int power = min(exponent - 126, 127);
   return {__int_as_float((bits & 0x807fffff) | (exponent - power) << 23), __int_as_float((127 + power) << 23)};
 }
-__device__ __forceinline__ ScaleParts<double> parts_of_scale(double scale) { return {scale, 1.0}; }
+template <class Acc>
+__device__ __forceinline__ ScaleParts<Acc> parts_of_scale(Acc scale) {
+  return {scale, Acc(1)};
+}
 
 __device__ __forceinline__ float log_natural(float x) { return logf(x); }
 __device__ __forceinline__ double log_natural(double x) { return log(x); }
