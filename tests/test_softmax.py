@@ -467,7 +467,7 @@ def test_large_offset(backend, rng, name, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_smallest_probabilities(backend, dtype):
-    """Down through the subnormals, which the device may flush in float32."""
+    """Down through the subnormals."""
     span = 800 if dtype == "float64" else 110
     x = np.linspace(0, -span, 1025).astype(dtype_of(dtype))
     verify(backend, np.stack([x, x[::-1]]))

@@ -20,8 +20,9 @@ class Tolerance(NamedTuple):
     plain: int  # roundings that the plain expression makes, even where a lucky sample hides them
 
 
-# The device flushes float32 subnormals, and bfloat16 is stored from a float32 value: up to the
-# smallest normal is lost. float16 keeps its subnormals: half of the smallest one.
+# Exponentials of attention flush float32 subnormals, and bfloat16 is stored from a float32 value: up
+# to the smallest normal is lost (test_magnitudes.py says what softmax keeps). float16: half of the
+# smallest subnormal.
 # The plain expression rounds the exponential, the sum and the quotient. A kernel that accumulates
 # in float32 rounds a 16-bit result once, so there no more than one is granted.
 TABLE = {
