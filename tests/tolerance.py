@@ -20,7 +20,7 @@ class Tolerance(NamedTuple):
     plain: int  # roundings that the plain expression makes, even where a lucky sample hides them
 
 
-# Exponentials of attention flush float32 subnormals, and bfloat16 is stored from a float32 value: up
+# Exponentials of attention flush float32 subnormals, bfloat16 is stored from a float32 value: up
 # to the smallest normal is lost (test_magnitudes.py says what softmax keeps). float16: half of the
 # smallest subnormal.
 # The plain expression rounds the exponential, the sum and the quotient. A kernel that accumulates
