@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
     if (share == warp) {
       load_steps(op, first, first_col, step, begin, end);
       kept = op.template accumulate<1>(first, items_inside<kItems>(end - first_col, step), total);
-      total = total.extend(kept, op.unit);
+      total = State::of(kept);
     } else {
       Items items[kItems];
       load_steps(op, items, first_col, step, begin, end);

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
       // The first tile of the row, which stays.
       load_tile<false, kStep, 1, kItems>(op, first, begin + thread, begin, end);
       kept = op.template accumulate<1>(first, items_inside<kItems>(end - thread, kStep), total);
-      total = total.extend(kept, op.unit);
+      total = State::of(kept);
       tile += kItems * kStep;
       left -= kItems / kAhead;
     }

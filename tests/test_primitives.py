@@ -59,12 +59,12 @@ __global__ void merge(const Params p) {
   using State = SoftmaxState<Acc>;
   const State a = ptx::ld_global(static_cast<const State*>(p.a) + threadIdx.x);
   const State b = ptx::ld_global(static_cast<const State*>(p.b) + threadIdx.x);
-  const State both = a.merge(b);
+  const State both = a.merge(b, Acc(1));
   ptx::st_global(static_cast<State*>(p.merged) + threadIdx.x, both);
-  ptx::st_global(static_cast<State*>(p.group) + threadIdx.x, a.template merge_group<32>());
+  ptx::st_global(static_cast<State*>(p.group) + threadIdx.x, a.template merge_group<32>(Acc(1)));
   const State three[3] = {a, b, State::identity()};
-  ptx::st_global(static_cast<State*>(p.all) + threadIdx.x, State::merge_all(three));
-  const State extended = a.m <= b.m ? a.extend(b) : b.extend(a);
+  ptx::st_global(static_cast<State*>(p.all) + threadIdx.x, State::merge_all(three, Acc(1)));
+  const State extended = a.m <= b.m ? a.extend(b, Acc(1)) : b.extend(a, Acc(1));
   ptx::st_global(static_cast<State*>(p.extended) + threadIdx.x, extended);
 }
 """

@@ -39,6 +39,7 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
   Acc l;
 
   static __device__ __forceinline__ SoftmaxState identity() { return {-Limits<Acc>::infinity(), Acc(0)}; }
+  static __device__ __forceinline__ SoftmaxState of(SoftmaxState part) { return part; }
 
   // l as it counts towards a sum whose maximum is m_new >= m.
   __device__ __forceinline__ Acc rescaled(Acc m_new, Acc unit) const { return rescaled_sum(l, m, m_new, unit); }
@@ -92,6 +93,10 @@ struct alignas(2 * sizeof(Acc)) RestState {
   Acc r;
 
   static __device__ __forceinline__ RestState identity() { return {-Limits<Acc>::infinity(), Acc(0)}; }
+  template <class Part_>
+  static __device__ __forceinline__ RestState of(Part_ part) {
+    return {part.m, part.r + static_cast<Acc>(part.left_out - 1)};
+  }
 
   // r as it counts towards that of a state whose maximum is m_new >= m; where they are equal, one element more is left
   // out, and the caller adds it.
@@ -159,6 +164,7 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
   Acc r;
 
   static __device__ __forceinline__ WeightedState identity() { return {-Limits<Acc>::infinity(), Acc(0), Acc(0)}; }
+  static __device__ __forceinline__ WeightedState of(WeightedState part) { return part; }
 
   __device__ __forceinline__ WeightedState rescaled(Acc m_new, Acc unit) const {
     if (m == m_new) return *this;
@@ -204,6 +210,7 @@ struct SumState {
   Acc sum;
 
   static __device__ __forceinline__ SumState identity() { return {Acc(0)}; }
+  static __device__ __forceinline__ SumState of(SumState part) { return part; }
   __device__ __forceinline__ SumState merge(SumState other, Acc) const { return {sum + other.sum}; }
   template <int kCount>
   static __device__ __forceinline__ SumState merge_all(const SumState (&state)[kCount], Acc) {
