@@ -221,6 +221,7 @@ def _transform(
     result: str, x: Any, axis: Axis, scale: Any, where: Any, dtype: Any, out: Any, return_lse: bool
 ) -> Any:
     x = _call.enter("x", x)
+    return_lse = _check_option.flag("return_lse", return_lse)
     first = ("x", x)
     scale_array, scale_value = (None, 1.0) if scale is None else _call.scale(scale, first)
     if where is not None:
@@ -233,7 +234,6 @@ def _transform(
         scale=_call.meta(scale_array),
         dtype=_check_option.float_dtype(dtype),
     )
-    return_lse = _check_option.flag("return_lse", return_lse)
     y = lse = None
     if out is not None:
         expected = _call.results(request)

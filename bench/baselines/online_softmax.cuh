@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) online_softmax(const __grid_constant
 
   auto part = SoftmaxState<float>::identity();
   for (long long col = threadIdx.x; col < params.cols; col += kThreads) {
-    part = part.merge({ptx::ld_global(x + col), 1.0f});
+    part = part.merge({ptx::ld_global(x + col), 1.0f}, kUnit);
   }
   const auto total = reduce_block(part);
   const float factor = 1.0f / total.l;

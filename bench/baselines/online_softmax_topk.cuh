@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads) online_softmax_topk(const __grid_con
   auto best = TopList<kCount>::none();
   for (long long col = threadIdx.x; col < params.cols; col += kThreads) {
     const float value = ptx::ld_global(x + col);
-    part = part.merge({value, 1.0f});
+    part = part.merge({value, 1.0f}, kUnit);
     best.insert({value, static_cast<int>(col)});
   }
   const auto total = reduce_block(part);

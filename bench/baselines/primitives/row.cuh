@@ -6,6 +6,7 @@
 
 constexpr int kThreads = 256;  // of the block that owns a row, as in the paper
 constexpr int kWarps = kThreads / 32;
+constexpr float kUnit = 1;  // of scores
 
 struct RowParams {
   const float* x;  // [rows, cols]
@@ -18,7 +19,7 @@ struct MaxState {
   float m;
 
   template <int kGroup>
-  __device__ __forceinline__ MaxState merge_group() const {
+  __device__ __forceinline__ MaxState merge_group(float) const {
     return {group_max<kGroup>(m)};
   }
 };
@@ -27,5 +28,5 @@ struct MaxState {
 // block_merge keeps in shared memory is not free again before the kernel ends.
 template <class State>
 __device__ __forceinline__ State reduce_block(State state) {
-  return block_merge<kWarps>(state.template merge_group<32>());
+  return block_merge<kWarps>(state.template merge_group<32>(kUnit), kUnit);
 }
