@@ -70,7 +70,8 @@ def test_numpy_scalar_for_x(backend, dtype):
 def test_one_bool_for_where(backend, rng, name):
     """Of Python, of NumPy, or an array without dimensions: all take part, or nothing does."""
     function, x = getattr(cuattn, name), backend.asarray(draw(rng, (3, 33)))
-    want = backend.asnumpy(function(x, axis=-1))
+    every = backend.xp.ones(x.shape, bool)
+    want = backend.asnumpy(function(x, axis=-1, where=every))
     nothing = {"softmax": 0, "log_softmax": -np.inf, "logsumexp": -np.inf}[name]
     for true, false in ((True, False), (np.True_, np.False_), (np.array(True), np.array(False))):
         np.testing.assert_array_equal(backend.asnumpy(function(x, axis=-1, where=true)), want)
@@ -81,7 +82,7 @@ def test_one_bool_for_where(backend, rng, name):
 @pytest.mark.parametrize("axis", [-1, 0, None])
 def test_one_bool_for_where_of_a_selection(backend, rng, axis):
     x = backend.asarray(draw(rng, (3, 33)))
-    want = cuattn.softmax_topk(x, 2, axis=axis)
+    want = cuattn.softmax_topk(x, 2, axis=axis, where=backend.xp.ones(x.shape, bool))
     got = cuattn.softmax_topk(x, 2, axis=axis, where=np.True_)
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_array_equal(backend.asnumpy(ours), backend.asnumpy(theirs))
