@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
   using KTile = Tile<T, kKeys, kDim>;
   using VTile = Tile<T, kKeys, kValueDim>;
   using OutTile = Tile<T, kRows, kValueDim>;
+  constexpr bool kLazy = sizeof(Acc) == 4;  // float64 has no registers for a path without rescale
   constexpr int kSlot = (kDim > kValueDim ? kDim : kValueDim) * kKeys;  // elements
 
   const int heads = params.batch * params.heads;  // ragged: every head finds its sequence by itself
@@ -161,12 +162,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
         grew = grew || shift[i][half].exceeded(best[i][half]);
       }
     }
-    if (__any_sync(0xffffffff, grew)) {
+    if (!kLazy || __any_sync(0xffffffff, grew)) {
+      bool far = kLazy;
 #pragma unroll
       for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const Acc rescale = shift[i][half].move(best[i][half], fold);
+          far = far || shift[i][half].far();
           l[i][half] *= rescale;
 #pragma unroll
           for (int d = 0; d < kDTiles; ++d) {
@@ -174,10 +177,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constan
             o[i][d][2 * half + 1] *= rescale;
           }
         }
+      }
+      if (kLazy || __any_sync(0xffffffff, far)) {
 #pragma unroll
-        for (int n = 0; n < kNTiles; ++n) {
+        for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[i][n][e] -= shift[i][e / 2].center;
+          for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) s[i][n][e] -= shift[i][e / 2].center;
+          }
         }
       }
     }

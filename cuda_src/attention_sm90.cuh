@@ -147,7 +147,9 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       const int key = keys.first + j * kKeys;
       if constexpr (kModified) {
         if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
-          const float most = Limits<float>::most(), inner = min(max(2 * Base::kUnit / softcap * scale, -most), most);
+          const float most = Limits<float>::most(), approx = ptx::rcp_approx(softcap);
+          const float inverse = ::fma(approx, ::fma(-softcap, approx, 1.0f), approx);  // no call, unlike a division
+          const float inner = min(max(2 * Base::kUnit * inverse * scale, -most), most);
 #pragma unroll
           for (int r = 0; r < kKeys / 2; ++r) {
             s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
