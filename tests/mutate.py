@@ -381,11 +381,13 @@ MAGNITUDES = (
     *(ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", op, order)
       for op in ("float16", "float32") for order in ("rising", "mixed")),
 )  # fmt: skip
-MAGNITUDES_SM90 = (of(MAGNITUDES_TEST, "test_padding_by_scores", "float16", False, "documents"),)
+MAGNITUDES_SM90 = (
+    of(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float16", "mixed"),
+)
 MAGNITUDES_SINKS = tuple(
     ampere(MAGNITUDES_TEST, "test_sinks", "float32", size) for size in ("1e+30", "-1e+30")
 ) + (ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "mixed"),)
-MAGNITUDES_CAP = (ampere(MAGNITUDES_TEST, "test_softcap", "1e+300", "float32"),)
+MAGNITUDES_SINKS += (ampere(MAGNITUDES_TEST, "test_sinks_alone", "float32"),)
 MAGNITUDES_SM90_CAP = (of(MAGNITUDES_TEST, "test_softcap", "1e-300", "float16"),)
 MAGNITUDES_BIAS = (ampere(MAGNITUDES_TEST, "test_bias_beyond_the_accumulator"),)
 ATTENTION_ALONE = (

@@ -167,6 +167,17 @@ def test_sinks(backend, rng, op, sink):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_sinks_alone(backend, rng, op):
+    """Of queries that see nothing: the lse is the sink, however low."""
+    for sink in (-300.0, -1e9, -1e30, 1e30):
+        problem = Problem(rng, op, **SMALL, sinks=np.array([sink], np.float32), q_offset=-9999,
+                          is_causal=True)  # fmt: skip
+        out, lse = call(backend, problem.arrays, problem.options, return_lse=True)
+        assert not out.any()
+        np.testing.assert_allclose(lse, sink, rtol=1e-6)
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("slope", [1e6, 1e9, 1e30])
 def test_alibi(backend, rng, op, slope):
     """The nearest key alone, also where it is far away."""
@@ -182,6 +193,8 @@ def test_softcap(backend, rng, op, softcap):
     """From a cap that makes all scores equal to one that changes none."""
     for size in (1.0, 100.0):
         options = {"softcap": softcap} if softcap < 1e12 else {}
+        if softcap < 1:  # scale / softcap is then beyond float32
+            options["scale"] = 20.0
         problem = Problem(rng, op, **SMALL, spread=size, **options)
         options = problem.options | {"softcap": softcap}
         problem.check(*call(backend, problem.arrays, options, return_lse=True))

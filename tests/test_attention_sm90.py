@@ -62,8 +62,10 @@ PIPELINES = {
         "batch": 3, "lengths": (200, 450), "dims": (128, 128), "kv_lens": np.array([0, 129, 450]),
         "q_lens": np.array([200, 70, 0]),
     },
-    "values beyond a window": {"lengths": (150, 700), "dims": (256, 256), "window": (64, 13),
-                               "q_offset": np.array([200])},
+    "values beyond a window": {
+        "batch": 3, "heads": (1, 1), "lengths": (150, 700), "dims": (256, 256), "window": (64, 13),
+        "q_offset": np.array([200, 200, 200]),
+    },
 }  # fmt: skip
 
 
