@@ -394,7 +394,6 @@ ATTENTION_ALONE = (
     ampere("attention", "test_a_query_alone", "(37, 5)", "float16"),
     of("attention", "test_a_query_alone", "(37, 5)", "float16"),
 )
-ATTENTION_GROWTH = (ampere("attention", "test_large_scores", "float32"),)
 ATTENTION_EXPS = (
     "tests/test_attention_traffic.py::test_one_exponential_per_score[float16]",
     ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "rising"),
