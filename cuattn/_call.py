@@ -61,7 +61,7 @@ class TopKResults(NamedTuple):
 
 
 def meta(array: Any) -> Any:
-    """Meta of an array, None of None."""
+    """Meta of an array; None stays None."""
     return None if array is None else Meta(array.shape, array.strides, array.dtype)
 
 

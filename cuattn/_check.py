@@ -34,7 +34,7 @@ def shown(value: Any) -> str:
 
 
 def not_an_array(name: str, value: Any, libraries: tuple[str, ...]) -> TypeError:
-    """The error for `value`, which is no array, and the libraries that would make one of it."""
+    """The error for a `value` that is not an array; the remedy names what converts it."""
     remedy = f"convert it with {' or '.join(f'{xp}.asarray({name})' for xp in libraries)}"
     if hasattr(type(value), "__dlpack_device__"):
         remedy = "it is neither on the CPU nor on one CUDA device, copy it there"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from cuattn._layout import Layout
 from cuattn._problem import ceil_div
 
-PART_TILES = 2  # tiles of a part: to merge one costs 27 instructions a warp, a tile takes 250
+PART_TILES = 2  # tiles of a part: to merge one costs 27 instructions per warp, a tile takes 250
 PARTS_MOST = 512  # of a row: every block that normalises it reads the states of them all
 WAVES = 4  # blocks per SM that a split aims at
 
