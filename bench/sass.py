@@ -14,8 +14,10 @@ path
     taken that has, in this order: the most tensor FLOPs; the most global accesses, each weighing
     the square of its width, those that are narrower than the region's vectors against the path; the
     most floating-point instructions; the fewest instructions. That is a thread in the middle of an
-    aligned row, with all the columns that it can hold. It cannot tell an optional result as wide as
-    the main ones from them, nor an iteration that the compiler peeled off a loop from the body.
+    aligned row, with all the columns that it can hold. A detour that a warp makes where any of its
+    lanes has to (a vote decides), or where they have diverged, is no path. It cannot tell an
+    optional result as wide as the main ones from them, nor an iteration that the compiler peeled
+    off a loop from the body.
 
 A predicated instruction counts like any other: it takes an issue slot.
 """
@@ -188,8 +190,9 @@ def _best_path(blocks, order, back, loop, left_out, rate=None) -> list[Instructi
     for block in order:
         if block not in best:
             continue
+        rare = _detour(blocks, order, block)
         for other in blocks[block].next:
-            if other not in loop.members or (block, other) in back:
+            if other not in loop.members or (block, other) in back or other == rare:
                 continue
             score = tuple(a + b for a, b in zip(best[block], weigh(other), strict=True))
             if other not in best or score > best[other]:
@@ -199,6 +202,25 @@ def _best_path(blocks, order, back, loop, left_out, rate=None) -> list[Instructi
     while path[-1] != start:
         path.append(came_from[path[-1]])
     return [i for b in reversed(path) if b in own for i in blocks[b].instructions]
+
+
+def _detour(blocks: list[Block], order: list[int], block: int) -> int | None:
+    """The block that follows `block` where lanes have diverged, or where a vote finds any lane and
+    it only leads to the block that follows where it finds none."""
+    *before, last = blocks[block].instructions
+    if block > 0:  # where lanes that have diverged come back, between a vote and its branch
+        before = blocks[block - 1].instructions + before
+    if last.base != "BRA" or len(blocks[block].next) != 2:
+        return None
+    jump, on = blocks[block].next
+    if last.opcode == "BRA.DIV":
+        return jump
+    votes = [i for i in before if i.base in ("VOTE", "VOTEU") and ".ANY" in i.opcode]
+    condition = last.predicate or last.operands.split(",")[0]
+    if condition.lstrip("!") not in [i.operands.split(",")[0] for i in votes]:
+        return None
+    rare, other = (on, jump) if condition.startswith("!") else (jump, on)
+    return rare if rare in _reaching(blocks, order, other, block) else None
 
 
 def _score(instructions: list[Instruction], main: dict[str, set[int]]) -> tuple[int, ...]:

@@ -211,7 +211,9 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         grid = groups * parts.splits
         return Kernel("softmax_split.cuh", name, grid, threads * rows_per_block)
 
-    return _in_two_passes(problem, kernel, parts, alone=parts.splits == 1)
+    if parts.splits == 1 and problem.reduces:
+        return SoftmaxPlan((kernel("kFused"),), 0, geometry(layout, parts))
+    return _in_two_passes(problem, kernel, parts)
 
 
 def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
@@ -231,9 +233,10 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         name = f"softmax_strided<{problem.op}, {phase}, {lanes}, {threads}, {items}>"
         return Kernel("softmax_strided.cuh", name, groups * parts.splits, threads)
 
-    if parts.splits == 1 and not problem.reduces:
+    # A reduction's parts are merged in the order of softmax_merge.
+    if (parts.parts if problem.reduces else parts.splits) == 1:
         return SoftmaxPlan((kernel("kFused"),), 0, geometry(layout, parts))
-    return _in_two_passes(problem, kernel, parts, alone=parts.parts == 1)
+    return _in_two_passes(problem, kernel, parts)
 
 
 def _plan_segments(problem: SoftmaxProblem) -> SoftmaxPlan:
@@ -262,15 +265,12 @@ def _lanes(layout: Layout) -> int:
 
 
 def _in_two_passes(
-    problem: SoftmaxProblem, kernel: Callable[[str], Kernel], parts: Parts, alone: bool
+    problem: SoftmaxProblem, kernel: Callable[[str], Kernel], parts: Parts
 ) -> SoftmaxPlan:
-    """`alone`: a block of a reduction has a whole row, and merges its parts by itself."""
     workspace = problem.layout.rows * parts.parts * problem.state_bytes
     fixed = geometry(problem.layout, parts)
     if not problem.reduces:
         return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, fixed)
-    if alone:
-        return SoftmaxPlan((kernel("kReduce"),), 0, fixed)
     merge = Kernel(
         "softmax_merge.cuh",
         f"softmax_merge<{problem.op}, {MERGE_ROWS}>",

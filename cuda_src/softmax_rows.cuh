@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS
   static_assert(kRowsPerBlock == 1 || kWarpsPerRow == 1, "a block merges the warps of one row");
   static_assert(kWarpsPerRow > 1 || kClusterSize == 1, "a cluster merges warps of blocks");
   using State = typename Op::State;
+  using Part = typename Op::Part;
   using Merge = RowMerge<kClusterSize, kWarpsPerRow, State>;
 
   // Row and place of this thread. Threads past the last row own no column but take part in every collective.
@@ -43,8 +44,9 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS
 
   // Reduce: lanes, warps, blocks.
   const int used = (cols - first_col + kStep - 1) / kStep;  // fragments that begin inside the row
-  const State part = op.template accumulate<kGroup>(items, used, State::identity()).template add_group<kGroup>();
-  State total = part;
+  const Part part = op.template accumulate<kGroup>(items, used, Part::identity());
+  State total = State::template of_group<kGroup, 1, true>(
+      part, op.unit, [&](auto m) { return op.template rest<true>(items, used, m, part); });
   if constexpr (kWarpsPerRow > 1) total = Merge::merge(total, op.unit);
 
   // Scale and store.

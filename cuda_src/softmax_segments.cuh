@@ -40,25 +40,24 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
   // Reduce share by share.
   State* slots = ptx::static_smem<State, kShares * kLanes>();
   State total = State::identity();
-  typename State::Part kept{};  // of the first tile
+  State kept{};  // of the first tile
   Items first[kItems];
   for (int share = warp; share < shares; share += kWarps) {
     const long long first_col = first_of(share);
     total = State::identity();
     if (share == warp) {
-      load_steps(op, first, first_col, step, begin, end);
-      kept = op.template accumulate<1>(first, items_inside<kItems>(end - first_col, step), total);
-      total = State::of(kept);
+      load_steps<false>(op, first, first_col, step, end);
+      kept = total = op.template accumulate<1>(first, items_inside<kItems>(end - first_col, step), total);
     } else {
       Items items[kItems];
-      load_steps(op, items, first_col, step, begin, end);
+      load_steps<false>(op, items, first_col, step, end);
       total =
           total.extend(op.template accumulate<1>(items, items_inside<kItems>(end - first_col, step), total), op.unit);
     }
     for (long long skipped = kItems; __any_sync(0xffffffff, first_col + skipped * step < end); skipped += kAhead) {
       const long long col = first_col + skipped * step;
       Items items[kAhead];
-      load_steps(op, items, col, step, begin, end);
+      load_steps<false>(op, items, col, step, end);
       total = total.extend(op.template accumulate<1>(items, items_inside<kAhead>(end - col, step), total), op.unit);
     }
     total = total.template merge_group<kPlaces, kLanes>(op.unit);
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
   for (int share = warp; share < shares; share += kWarps) {
     const long long first_col = first_of(share);
     if (share != warp) {
-      load_steps(op, first, first_col, step, begin, end);
+      load_steps<false>(op, first, first_col, step, end);
       kept = op.template accumulate<1>(first, items_inside<kItems>(end - first_col, step), State::identity());
     }
     op.finish(kept, total);
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
     for (long long done = kItems; first_col + done * step < end; done += kAhead) {
       const long long col = first_col + done * step;
       Items items[kAhead];
-      load_steps(op, items, col, step, begin, end);
+      load_steps<false>(op, items, col, step, end);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         op.prepare(items[i], total);

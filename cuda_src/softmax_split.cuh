@@ -24,59 +24,76 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
   static_assert(kThreadsPerRow * kRowsPerBlock % 32 == 0, "collectives need whole warps");
   static_assert(kRowsPerBlock == 1 || kWarpsPerRow == 1, "a block merges the warps of one row");
   using State = typename Op::State;
+  using Part = typename Op::Part;
 
   // Row and parts of this thread. Threads past the last row own no column but take part in every collective.
   const int thread = static_cast<int>(threadIdx.x) % kThreadsPerRow;
-  const unsigned splits = static_cast<unsigned>(params.splits);
+  const unsigned splits = kPass == kFused ? 1 : static_cast<unsigned>(params.splits);
   const long long row = static_cast<long long>(blockIdx.x / splits) * kRowsPerBlock + threadIdx.x / kThreadsPerRow;
   const bool exists = row < params.rows;
   Op op(params, exists ? row : 0);
-  const long long first_part = blockIdx.x % splits * params.share;
-  const long long end_part = min(first_part + params.share, params.parts);
+  const long long first_part = kPass == kFused ? 0 : blockIdx.x % splits * params.share;
+  const long long end_part = kPass == kFused ? params.parts : min(first_part + params.share, params.parts);
   State* partial = static_cast<State*>(params.partial) + (exists ? row : 0) * params.parts;
 
   // Columns of the parts, from a fragment boundary on; a tile of kFragments loads of each thread is in flight.
   constexpr int kTile = kStep * kFragments;
   const long long start = first_part * params.slice - op.past_boundary();
   const long long begin = max(start, 0LL);
-  const long long end = min(start + (end_part - first_part) * params.slice, exists ? params.cols : 0);
+  const long long last =
+      kPass == kFused ? params.cols : min(start + (end_part - first_part) * params.slice, params.cols);
+  const long long end = exists ? last : 0;
   const auto fragments_inside = [&](long long first_col) {
     const long long inside = (end - first_col + kStep - 1) / kStep;
     return inside < kFragments ? static_cast<int>(inside) : kFragments;
   };
 
-  if constexpr (kPass == kReduce) {
-    State total = State::identity();
-    State all = total;  // of the parts that a lane of the first warp merges
+  if constexpr (kPass != kNormalize) {
+    Part part = Part::identity();
+    State all = State::identity();  // of the parts that a lane of the first warp merges
     // Parts are whole tiles. Even one that no column is left for has a state.
     long long last_tile = start + (end_part - 1 - first_part) * params.slice;
     if (kWarpsPerRow == 1 || last_tile < end - 1) last_tile = end - 1;
     int left = static_cast<int>(params.slice / kTile), done = 0;  // tiles of the part, and parts
+    // What this thread's elements of the part add to its sum, without the part's maximum (RestState).
+    const auto rest = [&](auto m, long long end_col) {
+      auto sum = m - m;
+#pragma unroll 1
+      for (long long col = start + done * params.slice + thread * Op::kVec; col < end_col; col += kStep) {
+        typename Op::template Items<Op::kVec> items[1];
+        load_tile<false, kStep, Op::kVec, 1>(op, items, col, begin, end);
+        sum += op.template rest<false>(items, 1, m);
+      }
+      return sum;
+    };
     for (long long tile = start; tile <= last_tile; tile += kTile) {
       const long long first_col = tile + thread * Op::kVec;
       typename Op::template Items<Op::kVec> items[kFragments];
       load_tile<false, kStep, Op::kVec, kFragments>(op, items, first_col, begin, end);
-      total = total.extend(op.template accumulate<1>(items, fragments_inside(first_col), total), op.unit);
+      part = part.extend(op.template accumulate<1>(items, fragments_inside(first_col), part), op.unit);
       if constexpr (kWarpsPerRow > 1) {
         if (--left > 0 && tile + kTile <= last_tile) continue;
-        total = total.template merge_group<kGroup>(op.unit);
+        State total =
+            State::template of_group<kGroup, 1, false>(part, op.unit, [&](auto m) { return rest(m, tile + kTile); });
         total = block_merge<kWarpsPerRow, true>(total, op.unit, done);
-        if (params.partial) {
+        if constexpr (kPass == kReduce) {
           if (thread == 0) store_state(partial + (first_part + done), total);
         } else if (thread == done % 32) {  // the block has all parts
           all = all.merge(total, op.unit);
         }
-        total = State::identity();
+        part = Part::identity();
         left = static_cast<int>(params.slice / kTile);
         ++done;
       }
     }
+    if constexpr (kPass == kReduce) return;
     if constexpr (kWarpsPerRow > 1) {
-      if (params.partial || threadIdx.x >= 32) return;
-      total = all;
+      if (threadIdx.x >= 32) return;
+      all = all.template merge_group<kGroup>(op.unit);
+    } else {
+      all = State::template of_group<kGroup, 1, false>(part, op.unit, [&](auto m) { return rest(m, end); });
     }
-    total = total.template merge_group<kGroup>(op.unit);
-    if (thread == 0 && exists) op.store_stat(total, row);
+    if (thread == 0 && exists) op.store_stat(all, row);
   } else {
     State total = State::identity();
     for (long long i = thread; i < params.parts; i += kThreadsPerRow) {

@@ -146,8 +146,8 @@ def check(problem, capability, num_sms=SMS):
 
     phases = [arguments[0] for _, _, arguments in names]
     if problem.reduces:
-        assert phases[0] == "kReduce" and len(reads) == 1
         alone = splits == 1 and (header == "softmax_split" or parts == 1)
+        assert phases[0] == ("kFused" if alone else "kReduce") and len(reads) == 1
         assert len(plan.kernels) == 2 - alone
     elif len(reads) == 1:
         assert phases == ["kFused"] and splits == 1

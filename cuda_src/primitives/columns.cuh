@@ -23,14 +23,13 @@ __device__ __forceinline__ State merge_slots(const State* slots, Acc unit) {
   }
 }
 
-// Merges the states of threads that share threadIdx.x % kLanes. Every thread of the block calls it; with `only` not
-// negative the threads with threadIdx.x / kLanes == only get the result, and others something. Calls with `round` 0, 1,
-// 2 ... may follow each other: there are two sets of slots, and no warp is two barriers ahead of another. Shared
-// memory: 2 * kLanes states a warp.
+// Merges the states of threads that share threadIdx.x % kLanes, which are equal over those of a warp. Every thread of
+// the block calls it; with `only` not negative the threads with threadIdx.x / kLanes == only get the result, and others
+// something. Calls with `round` 0, 1, 2 ... may follow each other: there are two sets of slots, and no warp is two
+// barriers ahead of another. Shared memory: 2 * kLanes states a warp.
 template <int kLanes, int kThreads, class State, class Acc>
 __device__ __forceinline__ State column_merge(State state, Acc unit, int round = 0, int only = -1) {
   constexpr int kWarps = kThreads / 32;
-  state = state.template merge_group<32 / kLanes, kLanes>(unit);
   if constexpr (kWarps == 1) return state;
   State* slots = ptx::static_smem<State, 2 * kWarps * kLanes>() + round % 2 * kWarps * kLanes;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -48,14 +47,27 @@ __device__ __forceinline__ int items_inside(long long cols, int step) {
   return items < kItems ? static_cast<int>(items) : kItems;
 }
 
-// Items of one element from `first_col` on, `step` columns apart: all loads are under way before the first is waited
-// for.
-template <int kTile, class Op, class Items>
+// Items of one element from `first_col` on, `step` columns apart, as far as they lie before `end`: all loads are under
+// way before the first is waited for. Where none lies behind it, none is compared with it: predicates are few.
+template <bool kStreaming, int kTile, class Op, class Items>
 __device__ __forceinline__ void load_steps(const Op& op, Items (&items)[kTile], long long first_col, int step,
-                                           long long begin, long long end) {
-  typename Op::template Loaded<1> loaded[kTile];
+                                           long long end) {
+  const auto load_until = [&](auto end_of) {
+    typename Op::template Loaded<1> loaded[kTile];
 #pragma unroll
-  for (int i = 0; i < kTile; ++i) op.template load<false>(loaded[i], first_col + i * step, begin, end);
+    for (int i = 0; i < kTile; ++i) {
+      const long long col = first_col + i * step;
+      op.template load<kStreaming>(loaded[i], col, col, end_of(col));
+    }
 #pragma unroll
-  for (int i = 0; i < kTile; ++i) op.unpack(items[i], loaded[i], first_col + i * step, begin, end);
+    for (int i = 0; i < kTile; ++i) {
+      const long long col = first_col + i * step;
+      op.unpack(items[i], loaded[i], col, col, end_of(col));
+    }
+  };
+  if (Op::Params::kOneProduct && first_col + (kTile - 1) * step < end) {
+    load_until([](long long col) { return col + 1; });
+  } else {
+    load_until([end](long long) { return end; });
+  }
 }

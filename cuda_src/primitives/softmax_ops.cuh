@@ -5,12 +5,14 @@
 //   load        elements of the row as they lie in memory, into Loaded<kCount>: nothing waits for them
 //   unpack      the same as Items; what is outside or masked counts for nothing
 //   accumulate  the Part of a tile of items: tile maximum first, then one exponential an element
+//   rest        the sum of a tile without the row's maximum, where State is RestState
 //   finish      takes the reduction of the whole row
 //   settle      what items need between finish and the first store
 //   prepare     after finish, brings items that never went through accumulate to where settle leaves them
 //   store       the results of items, after finish
 //   store_stat  the row's lse or state
 //   unit        of its scores (softmax_state.cuh)
+//   kReduces    whether all that there is of a row is its stat
 #pragma once
 
 #include <primitives/softmax_params.cuh>
@@ -28,8 +30,9 @@ __device__ __forceinline__ void store_items(const Params& params, Out* out, Inde
                                             const Acc (&value)[kCount]) {
   if constexpr (kCount > 1) {
     store_fragment<kWholeWarps>(out, col, begin, end, value);
-  } else if (col >= begin && col < end) {
-    ptx::st_global_streaming(out + params.col_offset(kOut, col), from_acc<Out>(value[0]));
+  } else if (const bool inside = col >= begin && col < end; inside || Params::kOneProduct) {
+    Out* ptr = out + params.col_offset(kOut, col);
+    if (inside) ptx::st_global_streaming(ptr, from_acc<Out>(value[0]));
   }
 }
 
@@ -62,7 +65,8 @@ struct SoftmaxForward {
   using Part = typename State::Part;
   using Params = SoftmaxParams<kRowRank, kColRank>;
   static constexpr bool kProbs = kResult == kProb || kResult == kProbLse;
-  static constexpr int kVec = kResult <= kLogProb ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
+  static constexpr bool kReduces = kResult == kLse || kResult == kState;
+  static constexpr int kVec = !kReduces ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
   static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
 
   template <int kCount>
@@ -107,9 +111,9 @@ struct SoftmaxForward {
   __device__ __forceinline__ void load(Loaded<kCount>& loaded, Index col, Index begin, Index end) const {
     if constexpr (kCount > 1) {
       loaded.x = load_fragment<kStreaming, kCount>(x, col, begin, end);
-    } else if (col >= begin && col < end) {
+    } else if (const bool inside = col >= begin && col < end; inside || Params::kOneProduct) {
       const In* ptr = x + params.col_offset(kX, col);
-      loaded.x.set(0, kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
+      if (inside) loaded.x.set(0, kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -147,7 +151,7 @@ struct SoftmaxForward {
 
   // The sum of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
   template <int kGroup, int kTile, int kCount>
-  __device__ __forceinline__ Part accumulate(Items<kCount> (&tile)[kTile], int used, State floor) const {
+  __device__ __forceinline__ Part accumulate(Items<kCount> (&tile)[kTile], int used, Part floor) const {
     Acc m = floor.m;
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
@@ -158,26 +162,19 @@ struct SoftmaxForward {
     m = group_max<kGroup>(m);
 
     Acc l = 0, w = 0;
-    int left_out = 0;  // elements that equal m, a finite one
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
       Acc sum = 0;  // of a fragment: short sums round less
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        const Acc below = tile[i].t[j] - shift_of(m), root = exp_root(below, unit);
+        const Acc root = exp_root(tile[i].t[j] - shift_of(m), unit);
         if constexpr (kWeighted) {
           const Acc b = tile[i].w[j];
           w += tile[i].t[j] == m ? b : Acc(0);
           sum += tile[i].t[j] == m ? Acc(0) : times_from_root(b, root);
-        } else if constexpr (kIsSame<Part, State>) {
-          sum = add_from_root(sum, root);
         } else {
-          if (below == 0) {
-            ++left_out;
-          } else {
-            sum = add_from_root(sum, root);
-          }
+          sum = add_from_root(sum, root);
         }
         if constexpr (kProbs) tile[i].t[j] = root;
       }
@@ -185,10 +182,26 @@ struct SoftmaxForward {
     }
     if constexpr (kWeighted)
       return {m, w, l};
-    else if constexpr (kIsSame<Part, State>)
-      return {m, l};
     else
-      return {m, l, left_out};
+      return {m, l};
+  }
+
+  // What the first `used` items add to a sum relative to m, a finite one, but for the one that equals it. kAccumulated:
+  // they went through accumulate, which gave `part`.
+  template <bool kAccumulated, int kTile, int kCount>
+  __device__ __forceinline__ Acc rest(const Items<kCount> (&tile)[kTile], int used, Acc m, Part part = {}) const {
+    constexpr bool kRoots = kAccumulated && kProbs;
+    Acc sum = 0;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i >= used) break;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        const Acc t = tile[i].t[j], root = kRoots ? t : exp_root(t - m, unit);
+        if (kRoots ? t != 1 || part.m != m : t != m) sum = add_from_root(sum, root);
+      }
+    }
+    return kRoots ? rescaled_sum(sum, part.m, m, unit) : sum;
   }
 
   template <int kCount>
@@ -253,7 +266,9 @@ struct SoftmaxForward {
 template <class T, class Acc, bool kLog, int kRowRank, int kColRank>
 struct SoftmaxBackward {
   using State = SumState<Acc>;
+  using Part = State;
   using Params = SoftmaxParams<kRowRank, kColRank>;
+  static constexpr bool kReduces = false;
   static constexpr int kVec = kFragmentOf<T, T>;
   static constexpr Acc unit = 1;
 
@@ -293,9 +308,13 @@ struct SoftmaxBackward {
       loaded.g = load_fragment<kStreaming, kCount>(grad, col, begin, end);
       loaded.y = load_fragment<kStreaming, kCount>(y, col, begin, end);
     } else {
-      const bool inside = col >= begin && col < end;
-      loaded.g.set(0, inside ? ptx::ld_global(grad + params.col_offset(kX, col)) : T());
-      loaded.y.set(0, inside ? ptx::ld_global(y + params.col_offset(kY, col)) : T());
+      loaded.g.set(0, T());
+      loaded.y.set(0, T());
+      if (const bool inside = col >= begin && col < end; inside || Params::kOneProduct) {
+        const T *grad_ptr = grad + params.col_offset(kX, col), *y_ptr = y + params.col_offset(kY, col);
+        if (inside) loaded.g.set(0, ptx::ld_global(grad_ptr));
+        if (inside) loaded.y.set(0, ptx::ld_global(y_ptr));
+      }
     }
   }
 
@@ -331,7 +350,12 @@ struct SoftmaxBackward {
     }
   }
 
-  __device__ __forceinline__ void finish(State, State total) { sum = total.sum; }
+  template <bool, int kTile, int kCount>
+  __device__ __forceinline__ Acc rest(const Items<kCount> (&)[kTile], int, Acc, Part = {}) const {
+    return 0;
+  }
+
+  __device__ __forceinline__ void finish(Part, State total) { sum = total.sum; }
 
   template <int kCount>
   __device__ __forceinline__ void settle(Items<kCount>&) const {}

@@ -7,8 +7,8 @@
 
 // What one launch does to its rows, or to its slices of them.
 enum SoftmaxPass {
-  kFused,      // everything
-  kReduce,     // the state of each part; to `partial`, or all merged as the row's result where that is null
+  kFused,      // everything: a block has whole rows
+  kReduce,     // the state of each part, to `partial`
   kNormalize,  // merges the row's partial states, then reads its parts again and writes them
 };
 
@@ -38,6 +38,9 @@ struct SoftmaxParams {
   long long col_size[kColRank];
   long long row_stride[kNumOperands][kRowRank];
   long long col_stride[kNumOperands][kColRank];
+
+  // Whether an address is one product, which neighbouring columns share: then it is cheaper computed than skipped.
+  static constexpr bool kOneProduct = kColRank == 1;
 
   __device__ __forceinline__ long long row_offset(SoftmaxOperand operand, long long row) const {
     return offset(row, row_size, row_stride[operand]);

@@ -11,9 +11,10 @@
 //
 // Three forms of it, and a plain sum for the backward pass, have the same members:
 //   SoftmaxState   m, l
-//   RestState      m, l - 1: the logarithm of a sum near 1 keeps its digits. One element that equals m is left out.
+//   RestState      m, l - 1: the logarithm of a sum near 1 keeps its digits
 //   WeightedState  the same where elements have weights
-// What a tile gives is a Part: the state itself, but for RestState.
+// A thread adds its elements up as a Part: the state itself, but for RestState. The parts of a group of lanes become a
+// State (of_group).
 #pragma once
 
 #include <primitives/numeric.cuh>
@@ -39,7 +40,6 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
   Acc l;
 
   static __device__ __forceinline__ SoftmaxState identity() { return {-Limits<Acc>::infinity(), Acc(0)}; }
-  static __device__ __forceinline__ SoftmaxState of(SoftmaxState part) { return part; }
 
   // l as it counts towards a sum whose maximum is m_new >= m.
   __device__ __forceinline__ Acc rescaled(Acc m_new, Acc unit) const { return rescaled_sum(l, m, m_new, unit); }
@@ -72,87 +72,72 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
     return {m_new, group_sum<kGroup, kStride>(rescaled(m_new, unit))};
   }
 
-  // The same where all lanes of the group hold one m already: no exponential.
-  template <int kGroup>
-  __device__ __forceinline__ SoftmaxState add_group() const {
-    return {m, group_sum<kGroup>(l)};
+  // The same for parts; kEqual: all lanes of the group hold one m already, which takes no exponential.
+  template <int kGroup, int kStride, bool kEqual, class Rest>
+  static __device__ __forceinline__ SoftmaxState of_group(SoftmaxState part, Acc unit, Rest) {
+    if constexpr (kEqual) return {part.m, group_sum<kGroup, kStride>(part.l)};
+    return part.template merge_group<kGroup, kStride>(unit);
   }
 
   __device__ __forceinline__ Acc sum() const { return l; }
   __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log_natural(l); }
 };
 
-template <class Acc>
-struct RestPart;
-
-// r = l - 1 where m is finite. Elsewhere r says only whether there was a NaN.
+// r = l - 1. Sums are added up whole; only where one is next to 1, once more without the term of the maximum.
 template <class Acc>
 struct alignas(2 * sizeof(Acc)) RestState {
-  using Part = RestPart<Acc>;
+  using Part = SoftmaxState<Acc>;
   Acc m;
   Acc r;
 
-  static __device__ __forceinline__ RestState identity() { return {-Limits<Acc>::infinity(), Acc(0)}; }
-  template <class Part_>
-  static __device__ __forceinline__ RestState of(Part_ part) {
-    return {part.m, part.r + static_cast<Acc>(part.left_out - 1)};
-  }
+  static __device__ __forceinline__ RestState identity() { return {-Limits<Acc>::infinity(), Acc(-1)}; }
+  static __device__ __forceinline__ bool is_near(Acc r) { return r >= 0 && r < Acc(0.125); }
+  __device__ __forceinline__ Part whole() const { return {m, Acc(1) + r}; }
 
-  // r as it counts towards that of a state whose maximum is m_new >= m; where they are equal, one element more is left
-  // out, and the caller adds it.
-  __device__ __forceinline__ Acc rescaled(Acc m_new, Acc unit) const {
-    return m == m_new ? r : rescaled_sum(Acc(1) + r, m, m_new, unit);
-  }
-
-  __device__ __forceinline__ RestState merge(RestState other, Acc unit) const {
-    const Acc m_new = max_number(m, other.m);
-    const Acc both = rescaled(m_new, unit) + other.rescaled(m_new, unit);
-    return {m_new, m == other.m ? both + Acc(1) : both};
-  }
-
-  __device__ __forceinline__ RestState extend(Part later, Acc unit) const {
-    if (later.left_out == 0) return {later.m, r + later.r};  // m came before: it is this one's
-    return {later.m, rescaled_sum(Acc(1) + r, m, later.m, unit) + (later.r + static_cast<Acc>(later.left_out - 1))};
-  }
-
-  template <int kCount>
-  static __device__ __forceinline__ RestState merge_all(const RestState (&state)[kCount], Acc unit) {
-    RestState total = identity();
-    int left_out = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) total.m = max_number(total.m, state[i].m);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      total.r += state[i].rescaled(total.m, unit);
-      left_out += state[i].m == total.m;
+  // rest(m): what this thread's part adds to r, if its m is the group's.
+  template <int kGroup, int kStride, bool kEqual, class Rest>
+  static __device__ __forceinline__ RestState of_group(Part part, Acc unit, Rest rest) {
+    const Acc m = kEqual ? part.m : group_max<kGroup, kStride>(part.m);
+    Acc own = kEqual || kGroup == 1 ? part.l : part.rescaled(m, unit);
+    Acc r = group_sum<kGroup, kStride>(own) - Acc(1);
+    const bool near = is_near(r);
+    if (__any_sync(0xffffffff, near)) {
+      if (near && own >= 1) own = rest(m);
+      own = group_sum<kGroup, kStride>(own);
+      if (near) r = own;
     }
-    total.r += static_cast<Acc>(left_out - 1);
-    return total;
+    return {m, r};
   }
 
   template <int kGroup, int kStride = 1>
   __device__ __forceinline__ RestState merge_group(Acc unit) const {
     if constexpr (kGroup == 1) return *this;
-    const Acc m_new = group_max<kGroup, kStride>(m);
-    const int left_out = group_count<kGroup, kStride>(m == m_new);
-    return {m_new, group_sum<kGroup, kStride>(rescaled(m_new, unit)) + static_cast<Acc>(left_out - 1)};
+    return of_group<kGroup, kStride, false>(whole(), unit, [this](Acc) { return r; });
+  }
+
+  __device__ __forceinline__ RestState merge(RestState other, Acc unit) const {
+    const RestState both[2] = {*this, other};
+    return merge_all(both, unit);
+  }
+
+  template <int kCount>
+  static __device__ __forceinline__ RestState merge_all(const RestState (&state)[kCount], Acc unit) {
+    Acc m = -Limits<Acc>::infinity(), part[kCount], l = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) m = max_number(m, state[i].m);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) l += part[i] = state[i].whole().rescaled(m, unit);
+    Acc r = l - Acc(1);
+    if (is_near(r)) {
+      r = 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) r += state[i].m == m ? state[i].r : part[i];
+    }
+    return {m, r};
   }
 
   __device__ __forceinline__ Acc sum() const { return Acc(1) + r; }
   __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log1p_natural(r); }
-};
-
-// The sum of a tile without the elements that equal m, and how many they are.
-template <class Acc>
-struct RestPart {
-  Acc m;
-  Acc r;
-  int left_out;
-
-  template <int kGroup>
-  __device__ __forceinline__ RestState<Acc> add_group() const {
-    return {m, group_sum<kGroup>(r) + (group_sum<kGroup>(static_cast<Acc>(left_out)) - Acc(1))};
-  }
 };
 
 // w: the weights of all elements that equal m; r: the weighted sum of the others. Weights may be negative, and cancel.
@@ -164,7 +149,6 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
   Acc r;
 
   static __device__ __forceinline__ WeightedState identity() { return {-Limits<Acc>::infinity(), Acc(0), Acc(0)}; }
-  static __device__ __forceinline__ WeightedState of(WeightedState part) { return part; }
 
   __device__ __forceinline__ WeightedState rescaled(Acc m_new, Acc unit) const {
     if (m == m_new) return *this;
@@ -191,6 +175,10 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
     const WeightedState own = rescaled(group_max<kGroup, kStride>(m), unit);
     return {own.m, group_sum<kGroup, kStride>(own.w), group_sum<kGroup, kStride>(own.r)};
   }
+  template <int kGroup, int kStride, bool, class Rest>
+  static __device__ __forceinline__ WeightedState of_group(WeightedState part, Acc unit, Rest) {
+    return part.template merge_group<kGroup, kStride>(unit);
+  }
 
   __device__ __forceinline__ Acc lse(Acc unit) const {
     if (m - m != 0) {  // infinite: there are no others beside those that equal m
@@ -210,7 +198,6 @@ struct SumState {
   Acc sum;
 
   static __device__ __forceinline__ SumState identity() { return {Acc(0)}; }
-  static __device__ __forceinline__ SumState of(SumState part) { return part; }
   __device__ __forceinline__ SumState merge(SumState other, Acc) const { return {sum + other.sum}; }
   template <int kCount>
   static __device__ __forceinline__ SumState merge_all(const SumState (&state)[kCount], Acc) {
@@ -224,9 +211,9 @@ struct SumState {
   __device__ __forceinline__ SumState merge_group(Acc) const {
     return {group_sum<kGroup, kStride>(sum)};
   }
-  template <int kGroup>
-  __device__ __forceinline__ SumState add_group() const {
-    return {group_sum<kGroup>(sum)};
+  template <int kGroup, int kStride, bool, class Rest>
+  static __device__ __forceinline__ SumState of_group(SumState part, Acc, Rest) {
+    return {group_sum<kGroup, kStride>(part.sum)};
   }
 };
 
