@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   if constexpr (Op::kReduces) return;
 
   // Normalise: the tile that stayed, or once more in the same two steps, then the others.
-  long long rest = begin;
+  long long behind = begin;
   if (first_part == 0) {
     if constexpr (kPass == kNormalize) {
       load_steps<true>(op, first, begin + thread, kStep, end);
@@ -119,10 +119,10 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
     for (int i = 0; i < kItems; ++i) op.settle(first[i]);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) op.template store<false>(first[i], begin + thread + i * kStep, begin, end);
-    rest += kItems * kStep;
+    behind += kItems * kStep;
   }
   op.finish(total, total);
-  for (long long tile = rest; tile < end; tile += kAhead * kStep) {
+  for (long long tile = behind; tile < end; tile += kAhead * kStep) {
     Items items[kAhead];
     load_steps<true>(op, items, tile + thread, kStep, end);
     const int used = items_inside<kAhead>(end - tile - thread, kStep);

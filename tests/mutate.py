@@ -66,6 +66,9 @@ DOUBLE = (
 )
 # Ends of the range, rows alone, and products that a compiler may fuse.
 NEAR_ONE = (of("magnitudes", "test_sums_next_to_one", "float32", 33),)
+NEAR_ONE_BLOCK = (of("magnitudes", "test_sums_next_to_one", "float32", 5000),)
+NEAR_ONE_LONG = (of("magnitudes", "test_sums_next_to_one", "float32", 40000),)
+NEAR_ONE_COLUMNS = (of("magnitudes", "test_sums_next_to_one", "float32", 1000),)
 MAXIMA = (of("magnitudes", "test_maxima_that_occur_often", 3),)
 SUBNORMAL = (of("magnitudes", "test_subnormal_probabilities", 300, "float32"),)
 SCALED = (of("magnitudes", "test_scaled_scores_beyond_the_range", "x1-1e+20", 1),)
@@ -74,6 +77,7 @@ CONTRACTED = ("tests/test_contraction.py::test_states[float32]",)
 # softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.
 LSE = (of("logsumexp", "test_length", 33),)
 LSE_BLOCK = (of("logsumexp", "test_length", 4097),)
+LSE_WHOLE = ("tests/test_batch_invariance.py::test_rows[logsumexp-sm_90a]",)
 LSE_SLICES = (of("logsumexp", "test_long_rows", 2, 300001),)
 SLICES = (of("softmax", "test_long_rows", 2, 300001),)
 LONG_FALL = (of("mutants", "test_falling_rows", "shape0", 1),)
@@ -167,6 +171,7 @@ VECTORS = (
     TRAFFIC + "reductions_read_once[2-300001-logsumexp-odd]",
     TRAFFIC + "softmax[split-without-clusters-sliced]",
 )
+PREDICATES = ("tests/test_kernel_report.py::test_a_thread_has_its_whole_tile_in_flight",)
 READ_ONCE = (
     TRAFFIC + "reductions_read_once[33-100-logsumexp-aligned]",
     TRAFFIC + "reduced_axis_not_last[60-200-1]",

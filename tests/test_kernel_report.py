@@ -118,6 +118,36 @@ def test_code_moved_behind_the_end_is_no_loop():
     assert main_opcodes(*code) == ["BRA", "LDG.E", "BRA", "STG.E", "EXIT"]
 
 
+def test_detours_of_a_warp_are_left_out():
+    """What a vote decides, if it only adds to the path, and what diverged lanes do."""
+    code = (
+        "LDG.E R0, [R2.64]",
+        "VOTE.ANY P1, P0",
+        "@!P1 BRA `(.L_x_0)",
+        *["FADD R4, R4, R5"] * 3,
+        ".L_x_0:",
+        "BRA.DIV UR4, `(.L_x_4)",
+        ".L_x_1:",
+        "VOTE.ANY P1, P2",
+        "@!P1 BRA `(.L_x_2)",
+        *["FMUL R4, R4, R5"] * 3,
+        "BRA `(.L_x_3)",
+        ".L_x_2:",
+        "MUFU.EX2 R4, R5",
+        ".L_x_3:",
+        "STG.E [R4.64], R0",
+        "EXIT",
+        ".L_x_4:",
+        *["FADD R4, R4, R5"] * 9,
+        "BRA `(.L_x_1)",
+        *TRAP,
+    )
+    assert main_opcodes(*code) == [
+        *("LDG.E", "VOTE.ANY", "BRA", "BRA.DIV", "VOTE.ANY", "BRA"),
+        *("FMUL", "FMUL", "FMUL", "BRA", "STG.E", "EXIT"),
+    ]
+
+
 def test_edges_and_options_are_left_out():
     code = (
         "@P0 BRA `(.L_x_0)",
@@ -359,6 +389,7 @@ FORWARD = "SoftmaxForward<{0}, float, {0}, {1}, {2}, false, 1, 1>"
             "kReduce, 256, 1, 4>",
             4,
         ),
+        (f"softmax_strided<{FORWARD.format('float', 'kProb', 'false')}, kFused, 32, 32, 8>", 8),
         (f"softmax_split<{FORWARD.format('float', 'kProb', 'false')}, kNormalize, 256, 1, 8>", 8),
     ],
 )

@@ -212,8 +212,8 @@ struct SumState {
     return {group_sum<kGroup, kStride>(sum)};
   }
   template <int kGroup, int kStride, bool, class Rest>
-  static __device__ __forceinline__ SumState of_group(SumState part, Acc, Rest) {
-    return {group_sum<kGroup, kStride>(part.sum)};
+  static __device__ __forceinline__ SumState of_group(SumState part, Acc unit, Rest) {
+    return part.template merge_group<kGroup, kStride>(unit);
   }
 };
 
