@@ -67,7 +67,7 @@ DOUBLE = (
 # Ends of the range, rows alone, and products that a compiler may fuse.
 NEAR_ONE = (of("magnitudes", "test_sums_next_to_one", "float32", 33),)
 NEAR_ONE_BLOCK = (of("magnitudes", "test_sums_next_to_one", "float32", 5000),)
-NEAR_ONE_LONG = (of("magnitudes", "test_sums_next_to_one", "float32", 40000),)
+NEAR_ONE_REST = (of("magnitudes", "test_sums_next_to_one", "float32", 3000),)
 NEAR_ONE_COLUMNS = (of("magnitudes", "test_sums_next_to_one", "float32", 1000),)
 MAXIMA = (of("magnitudes", "test_maxima_that_occur_often", 3),)
 SUBNORMAL = (of("magnitudes", "test_subnormal_probabilities", 300, "float32"),)
@@ -77,7 +77,8 @@ CONTRACTED = ("tests/test_contraction.py::test_states[float32]",)
 # softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.
 LSE = (of("logsumexp", "test_length", 33),)
 LSE_BLOCK = (of("logsumexp", "test_length", 4097),)
-LSE_WHOLE = ("tests/test_batch_invariance.py::test_rows[logsumexp-sm_90a]",)
+WHOLE_ROWS = ("tests/test_mutants.py::test_whole_rows_of_several_parts[shape0-1-sm_90a]",)
+WHOLE_COLUMNS = ("tests/test_mutants.py::test_whole_rows_of_several_parts[shape1-0-sm_90a]",)
 LSE_SLICES = (of("logsumexp", "test_long_rows", 2, 300001),)
 SLICES = (of("softmax", "test_long_rows", 2, 300001),)
 LONG_FALL = (of("mutants", "test_falling_rows", "shape0", 1),)
@@ -95,6 +96,8 @@ COLUMNS_OF_4_WARPS = (of("softmax", "test_first_axis", "float32", "shape1"),)
 ONE_COLUMN = (of("softmax", "test_layout", "strided", 1025),)
 COLUMNS_AND_REST = (of("softmax", "test_first_axis", "float32", "shape2"),)
 COLUMN_SLICES = (of("softmax", "test_first_axis", "float32", "shape3"),)
+COLUMN_PARTS_OF_2 = (of("softmax", "test_first_axis", "float32", "shape4"),)
+HALF_COLUMNS_OF_4_WARPS = (of("softmax", "test_first_axis", "float16", "shape1"),)
 COLUMN_FALL = (
     of("mutants", "test_falling_rows", "shape1", 0),
     of("mutants", "test_falling_rows", "shape2", 0),

@@ -116,7 +116,7 @@ def near_one(rng, dtype, n):
     return x
 
 
-@pytest.mark.parametrize("n", [2, 33, 1000, 5000, 40_000])
+@pytest.mark.parametrize("n", [2, 33, 1000, 3000, 5000, 40_000])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_next_to_one(backend, rng, dtype, n):
     """As SciPy from 1.15 on: to the digits of the terms, not to those of 1."""
