@@ -5,7 +5,6 @@ As `_plan`: plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +16,8 @@ from cuattn._plan_parts import Parts, geometry
 from cuattn._problem import TopKProblem, ceil_div
 
 # TopKParams behind the parameters of the rows (primitives/topk_ops.cuh): indices, lists, k,
-# index_offset, tiles, tile_step, output, renormalize.
-TAIL = struct.Struct("2Q6q")
+# index_offset, tiles, output, renormalize.
+TAIL = struct.Struct("2Q5q")
 
 # enum TopKOutput; "state" is what merges.
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
@@ -58,7 +57,6 @@ class TopKPlan:
     geometry: bytes
     lists_offset: int = 0  # where in the workspace the lists begin, behind the states
     tiles: int = 1
-    tile_step: int = 1
     radix: bool = False  # in SoftmaxTopK the state of the rows is an input
 
 
@@ -120,7 +118,6 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
         geometry(problem.layout, Parts(parts, 0, splits)),
         states,
         tiles,
-        _golden_step(tiles),
     )
 
 
@@ -131,11 +128,3 @@ def _parts(tiles: int, warps: int) -> tuple[int, int]:
     """
     parts = min(tiles, PARTS_MOST, max(warps, tiles // PART_TILES // warps * warps))
     return parts, ceil_div(tiles, parts)
-
-
-def _golden_step(tiles: int) -> int:
-    """Step that visits all tiles, each far from those before: coprime, about 0.618 of them."""
-    step = max(1, round(tiles * (math.sqrt(5) - 1) / 2))
-    while math.gcd(step, tiles) != 1:
-        step += 1
-    return step if tiles > 1 else 1

@@ -107,7 +107,6 @@ def _launch(
             problem.k,
             options.index_offset,
             plan.tiles,
-            plan.tile_step,
             _plan_topk.OUTPUTS.get(request.result, 0),
             options.renormalize,
         )

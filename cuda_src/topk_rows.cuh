@@ -12,13 +12,10 @@
 // one by one (kVec = 1) at any stride.
 //
 // A tile is what a warp looks at at once. Part p of a row are the tiles p, p + parts, ...: every part looks like the
-// row. Warp w of all that share the row takes the parts w, w + warps, ...; the state of a part depends on the part
-// alone, and they are merged in one order: lane p % 32 merges part p, then the lanes. So no bit depends on how many
-// warps there are.
-//
-// Tiles of a part are visited in steps of about 0.618 of their number, so that a row that rises or falls from end to
-// end looks like one in random order: the maximum of the tiles seen grows a logarithmic number of times. Shared memory:
-// a queue a warp, which later holds its list; a bound a warp; 32 states.
+// row, so that of one that rises from end to end only the last tile of a part can beat those before. Warp w of all that
+// share the row takes the parts w, w + warps, ...; the state of a part depends on the part alone, and they are merged
+// in one order: lane p % 32 merges part p, then the lanes. So no bit depends on how many warps there are. Shared
+// memory: a queue a warp, which later holds its list; a bound a warp; 32 states.
 #pragma once
 
 #include <primitives/block.cuh>
@@ -73,23 +70,18 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   }
   List list(queues + warp * kQueue, static_cast<int>(params.k));
 
-  // The tiles of this warp's parts, one after the other. `place` tiles of the part have been visited.
+  // The tiles of this warp's parts, one after the other.
   const int parts = static_cast<int>(params.row.parts), tiles = static_cast<int>(params.tiles);
-  const int tile_step = static_cast<int>(params.tile_step);
   const int warps = static_cast<int>(splits) * kWarpsPerRow;
-  int part = static_cast<int>(split) * kWarpsPerRow + warp % kWarpsPerRow, place = 0, tile = 0;
+  int part = static_cast<int>(split) * kWarpsPerRow + warp % kWarpsPerRow, tile = 0;
   const auto first_col_of = [&](int part, int tile) {
     return (static_cast<long long>(tile) * parts + part) * kTile - past + lane * kVec;
   };
   const auto advance = [&] {
     do {
-      if (++place > tiles) {
-        place = tile = 0;
+      if (++tile > tiles) {  // one more than there are: where x is not aligned
+        tile = 0;
         part += warps;
-      } else {
-        tile += tile_step;
-        if (tile >= tiles) tile -= tiles;
-        if (place == tiles) tile = tiles;  // behind the last whole row of tiles: where x is not aligned
       }
     } while (part < parts && first_col_of(part, tile) - lane * kVec >= end);
   };

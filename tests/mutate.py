@@ -246,6 +246,9 @@ LISTS_SPLIT = (
     reads("top_k", 256, "a-row-over-the-chip"),
 )
 LISTS_STATES_SPLIT = (of("softmax_topk", "test_long_rows", 8, arch="sm_80"),)
+LISTS_STATES_BLOCK = (reads("softmax_topk", 5, "a-block-a-row"),)
+LISTS_NEGATIVE = (of("top_k", "test_misaligned_rows_below_zero", 1025),)
+LISTS_TAIL = (of("top_k", "test_misaligned_rows_below_zero", 4096),)
 LISTS_WIDE = (of("top_k", "test_long_rows_dtype", "float64", 5),)
 LISTS_SHIFTED = (of("top_k", "test_layout", "misaligned"),)
 LISTS_COLUMNS = (

@@ -17,7 +17,7 @@ from cuattn import _layout, _plan, _plan_parts, reference
 from cuattn._plan_lanes import plan_lanes
 from cuattn._problem import TopKProblem
 
-TAIL = struct.Struct("2Q6q")  # indices, lists, k, index_offset, tiles, tile_step, output, ...
+TAIL = struct.Struct("2Q5q")  # indices, lists, k, index_offset, tiles, output, ...
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
@@ -114,7 +114,7 @@ def topk(
     )
     params += _plan_parts.geometry(layout, _plan_parts.Parts(1, layout.cols))
     params += TAIL.pack(
-        emulator.address(indices), 0, k, index_offset, 1, 1, OUTPUTS[output], renormalize
+        emulator.address(indices), 0, k, index_offset, 1, OUTPUTS[output], renormalize
     )
     runtime = emulator.Runtime(arch, seed=int(os.environ["CUATTN_TEST_SEED"]))
     runtime.launch(kernel, params, (x, where, scales), (values, indices, stat, stat_l))

@@ -5,7 +5,6 @@ Pure Python: sizes in, launches out. Plans of single kernels: test_lanes.py, tes
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 
@@ -48,8 +47,6 @@ def check_lists(problem, plan, kernels):
         assert splits > cluster or 32 % (warps_per_row * splits) == 0
     if splits > cluster:
         assert (splits - 1) * warps_per_row < parts
-    visited = [i * plan.tile_step % plan.tiles for i in range(plan.tiles)]
-    assert sorted(visited) == list(range(plan.tiles)) and plan.tile_step <= plan.tiles
     batch = 1 if per_lane < 4 else 2
     assert vec * fragments + batch >= per_lane
     queues = warps * 32 * (vec * fragments + batch) * problem.candidate_bytes
@@ -126,19 +123,6 @@ def test_few_long_columns_are_split():
         plan = _plan_topk.plan_topk(problem, 90, SMS)
         assert plan.launches[0][0].header == header
     assert plan.launches[0][0].grid > SMS // 2
-
-
-@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 10, 100, 1001, 2**16])
-def test_steps_spread(tiles):
-    """No tile is left out, and the best of a sorted row changes a logarithmic number of times."""
-    step = _plan_topk._golden_step(tiles)
-    assert math.gcd(step, tiles) == 1 and 1 <= step
-    place, best, records = 0, -1, 0
-    for _ in range(tiles):
-        records += place > best
-        best, place = max(best, place), (place + step) % tiles
-    assert best == tiles - 1
-    assert records <= 2 * math.log(tiles + 1) / math.log((1 + 5**0.5) / 2) + 2
 
 
 def test_lists_have_a_reason():

@@ -186,6 +186,15 @@ def test_layout(backend, rng, layout):
         verify(backend, x, k, mode=rng.choice(MODES))
 
 
+@pytest.mark.parametrize("n", [1025, 4096])
+def test_misaligned_rows_below_zero(backend, rng, n):
+    """What a vector holds beside the row is no zero that beats them; and whole tiles, shifted, have
+    one column more."""
+    x = -2 - rng.random((3, n), np.float32)
+    x[:, -1] = -1
+    verify(backend, LAYOUTS["misaligned"](x), 5)
+
+
 @pytest.mark.parametrize("layout", ["misaligned", "padded", "fortran"])
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
 def test_layout_dtype(backend, rng, dtype, layout):

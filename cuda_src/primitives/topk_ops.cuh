@@ -23,7 +23,6 @@ struct TopKParams {
   long long k;
   long long index_offset;  // added to every index
   long long tiles;         // of a part of the row
-  long long tile_step;     // coprime with tiles
   long long output;        // TopKOutput
   long long renormalize;   // probabilities of the selected elements among themselves
 
