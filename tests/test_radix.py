@@ -89,7 +89,7 @@ def select(
     addresses = [0 if array is None else emulator.address(array) for array in pointers]
     params = _plan.HEAD.pack(*addresses, scale if softmax else (1.0 if largest else -1.0))
     params += _plan.geometry(layout)
-    tail = (k, index_offset, 0, 0, OUTPUTS[output], renormalize)
+    tail = (k, index_offset, 0, OUTPUTS[output], renormalize)
     params += emulator.pack(indices, 0, *(int(value) for value in tail))
     params += _plan_radix.WORKSPACE.pack(0 if workspace is None else emulator.address(workspace))
 
