@@ -363,6 +363,7 @@ ATTENTION_VARLEN = (
     ampere("attention_varlen", "test_packed"),
 )
 ATTENTION_BAD = (ampere("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
+ATTENTION_BAD_LENS = (ampere("attention", "test_bad_lens_on_a_device_are_clamped"),)
 ATTENTION_INF = (ampere("attention", "test_bias_of_nothing_but_minus_infinity"),)
 ATTENTION_LARGE = (ampere("attention", "test_large_scores", "float16"),)
 
