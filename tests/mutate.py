@@ -193,6 +193,8 @@ FAR_MASK = (of("large_offsets", "test_mask"),)
 DOUBLE_SCALE = (of("mutants", "test_scale_of_float64"),)
 GRADIENT_VECTORS = (of("mutants", "test_misaligned_gradients_move_as_vectors"),)
 FEW_COLUMNS = (of("mutants", "test_few_columns", 8),)
+TWO_COLUMNS = (of("mutants", "test_few_columns", 2),)
+SEVEN_COLUMNS = (of("softmax", "test_first_axis", "float32", "shape5"),)
 EVEN_COLUMN_SLICES = (of("mutants", "test_every_slice_counts", 0),)
 LSE_COLUMNS = (of("logsumexp", "test_first_axis", "shape0"),)
 IN_PLACE_COLUMNS = (of("softmax", "test_in_place_axis", 0),)
@@ -412,6 +414,7 @@ ATTENTION_EXPS = (
 )
 SM90_PANELS = sm90("panels of 32 columns")
 SM90_BYTES = sm90("128-128-None-0", "64-64-100-0", test="test_every_byte")
+MERGE_FLOAT = (of("merge_attention", "test_two", 20, "float32"),)
 MERGE_ATTENTION = (
     of("merge_attention", "test_two", 20, "float64"),
     of("merge_attention", "test_states", 3, "bfloat16"),

@@ -139,8 +139,9 @@ def test_axis(backend, rng, name, axis, layout):
     verify(backend, LAYOUTS[layout](draw(rng, (4, 5, 33))), axis, name=name)
 
 
-# Few and many columns beside a reduced axis that is short, long, and longer than one pass.
-@pytest.mark.parametrize("shape", [(3, 700), (40, 129), (1025, 5), (4097, 3), (33000, 2)])
+# Few and many columns beside a reduced axis that is short, long, and longer than one pass; the last
+# is one element shorter than what a thread holds.
+@pytest.mark.parametrize("shape", [(3, 700), (40, 129), (1025, 5), (4097, 3), (33000, 2), (7, 60)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_first_axis(backend, rng, shape, dtype):
     verify(backend, draw(rng, shape, dtype), 0, return_lse=dtype == "float32")
