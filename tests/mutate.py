@@ -196,7 +196,6 @@ FEW_COLUMNS = (of("mutants", "test_few_columns", 8),)
 TWO_COLUMNS = (of("mutants", "test_few_columns", 2),)
 SEVEN_COLUMNS = (of("softmax", "test_first_axis", "float32", "shape5"),)
 EVEN_COLUMN_SLICES = (of("mutants", "test_every_slice_counts", 0),)
-LSE_COLUMNS = (of("logsumexp", "test_first_axis", "shape0"),)
 IN_PLACE_COLUMNS = (of("softmax", "test_in_place_axis", 0),)
 MANY_MERGES = (of("mutants", "test_merge_of_many_states"),)
 
@@ -216,7 +215,6 @@ RADIX_NAN = ("tests/test_radix.py::test_ranking[float32-4098]",)
 RADIX_NARROW = radix("narrow_range", 700, "float32")
 RADIX_WHOLE = radix("the_bin_is_taken_whole")
 RADIX_SLICES = radix("slices", 2, 50257, 5)
-RADIX_SHIFTED = ("tests/test_radix.py::test_every_alignment[3]",)
 RADIX_GROUPS = radix("groups_of_rows", 300)
 RADIX_RUN_GROUPS = radix("groups_of_rows", 2500)
 RADIX_RENORMALIZED = radix("softmax", 5003, 300, "prob", True)
@@ -251,12 +249,7 @@ LISTS_STATES_SPLIT = (of("softmax_topk", "test_long_rows", 8, arch="sm_80"),)
 LISTS_STATES_BLOCK = (reads("softmax_topk", 5, "a-block-a-row"),)
 LISTS_NEGATIVE = (of("top_k", "test_misaligned_rows_below_zero", 1025),)
 LISTS_TAIL = (of("top_k", "test_misaligned_rows_below_zero", 4096),)
-LISTS_WIDE = (of("top_k", "test_long_rows_dtype", "float64", 5),)
 LISTS_SHIFTED = (of("top_k", "test_layout", "misaligned"),)
-LISTS_COLUMNS = (
-    of("top_k", "test_first_axis", "shape0"),
-    of("top_k", "test_axis", 0, "contiguous"),
-)
 LISTS_SPECIAL = tuple(
     of("softmax_topk", "test_special_values", n, k, flag, output)
     for n, k in ((3, 3), (33, 9), (310, 9))
@@ -366,8 +359,6 @@ ATTENTION_VARLEN = (
 )
 ATTENTION_BAD = (ampere("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
 ATTENTION_BAD_LENS = (ampere("attention", "test_bad_lens_on_a_device_are_clamped"),)
-ATTENTION_INF = (ampere("attention", "test_bias_of_nothing_but_minus_infinity"),)
-ATTENTION_LARGE = (ampere("attention", "test_large_scores", "float16"),)
 
 
 def sm90(*cases, test="test_schedules"):
