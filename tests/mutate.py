@@ -55,6 +55,7 @@ def ampere(name, test, *parameters):
 PART = (of("softmax", "test_length", 33, "softmax"),)
 WARP = (of("softmax", "test_length", 1000, "softmax"),)
 BLOCK = (of("softmax", "test_length", 1025, "softmax"),)
+BLOCK_OF_16 = (of("softmax", "test_long_rows", 1, 32767, arch="sm_80"),)
 CLUSTER = (of("softmax", "test_long_rows", 1, 32767),)
 CLUSTER_LOADS = ("tests/test_compile.py::test_rows_of_clusters_wait_for_no_memory",)
 CLUSTER_OF_8 = (of("softmax", "test_long_rows", 1, 70001),)
@@ -64,6 +65,7 @@ DOUBLE = (
     of("softmax", "test_dtype", "float64", 33, "log_softmax"),
     of("softmax_backward", "test_dtype", "float64", 33, "softmax"),
 )
+DOUBLE_LOG = (of("softmax_topk", "test_scale_dtype", "float64"),)
 # Ends of the range, rows alone, and products that a compiler may fuse.
 NEAR_ONE = (of("magnitudes", "test_sums_next_to_one", "float32", 33),)
 NEAR_ONE_BLOCK = (of("magnitudes", "test_sums_next_to_one", "float32", 5000),)

@@ -112,7 +112,8 @@ def near_one(rng, dtype, n):
     """One element at 0, the others so far below that their sum is lost beside 1."""
     x = rng.uniform(-40, -20, (3, n)) if dtype == "float64" else rng.uniform(-25, -17, (3, n))
     x = x.astype(dtype_of(dtype))
-    x[np.arange(3), rng.integers(n, size=3)] = 0
+    places = (np.arange(3) + rng.random(3)) / 3 * n  # early, in the middle, late
+    x[np.arange(3), places.astype(int)] = 0
     return x
 
 
