@@ -13,7 +13,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/softmax_ops.cuh>
+#include <primitives/softmax_backward.cuh>
 
 template <class Op, SoftmaxPass kPass, int kThreadsPerRow, int kRowsPerBlock, int kFragments>
 __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)

@@ -11,7 +11,7 @@
 
 #include <primitives/block.cuh>
 #include <primitives/columns.cuh>
-#include <primitives/softmax_ops.cuh>
+#include <primitives/softmax_backward.cuh>
 
 template <class Op, SoftmaxPass kPass, int kLanes, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_constant__ typename Op::Params params) {
