@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import bench
 import cuattn
 from bench import (  # baselines also makes `import emulator` find tests/emulator
     baselines,
@@ -27,7 +28,7 @@ from bench import (  # baselines also makes `import emulator` find tests/emulato
 ARCH = "sm_90"
 K = 5  # of the paper
 SHAPES = ((8, 4096), (2, 65_536))  # rows, columns; README shows the first
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(bench.__file__).resolve().parent / "README.md"
 
 
 class Step(NamedTuple):
@@ -141,7 +142,9 @@ def main() -> None:
     """Print the tables, and write them where asked to."""
     parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts, too")
-    parser.add_argument("--readme", action="store_true", help="write README's table anew")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the table of bench/README.md anew"
+    )
     arguments = parser.parse_args()
     ladder = [row for shape in SHAPES for row in count(*shape)]
     print(report_tables.ladder_table(ladder))

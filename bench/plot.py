@@ -1,6 +1,6 @@
-"""RESULT.json as SVG pictures, and as the benchmark sections of README.
+"""RESULT.json as SVG pictures, and as the benchmark sections of bench/README.md.
 
-    python -m bench.plot RESULT.json [--out DIR] [--readme README.md]
+    python -m bench.plot RESULT.json [--out DIR] [--readme bench/README.md]
 
 A picture is drawn only if the result has cells from a GPU for it. The same result gives the same
 files. matplotlib is needed here and for nothing else.

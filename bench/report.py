@@ -176,9 +176,9 @@ def readme_sections(
     result
         One checkup.
     file
-        Path of the result from the root of the repository; by default in ``bench/results``.
+        Path of the result from the folder of README; by default in its folder ``results``.
     pictures
-        Title to path of the pictures to show.
+        Title to path, from the same folder, of the pictures to show.
     """
     sections = {}
     if result["ladder"]:
@@ -232,10 +232,11 @@ def _benchmarks(result: Result, cells: list[Cell], file: str | None) -> str:
         [shape, *(text for dtype in dtypes for text in _readme_cell(result, row.get(dtype)))]
         for shape, row in by_shape.items()
     ]
-    file = file or f"bench/results/{schema.file_name(result)}"
+    file = file or f"results/{schema.file_name(result)}"
+    link = f"[`{file.rpartition('/')[2]}`]({file})"
     return "\n\n".join(
         [
-            f"{escape(env['gpu']['name'])}, {env['date'][:10]}, {_commit(env)}, `{file}`. "
+            f"{escape(env['gpu']['name'])}, {env['date'][:10]}, {_commit(env)}, {link}. "
             f"`{cells[0]['operation']}`: median time of a call with a cold L2 cache, its share of "
             f"the ceiling that the same run measured ({cells[0]['ceiling']}), and the time of the "
             "fastest other contestant over ours: above 1 cuattn is faster.",

@@ -84,7 +84,7 @@ class Cuda:
         """Launch a kernel (cuattn._plan.Kernel) on the current device and stream.
 
         `params` are the bytes of its single argument; `reads` and `writes` are the arrays it
-        points to, of which only the emulator takes notice.
+        points to, used only by the emulator.
         """
         device = self._current_device()
         key = kernel.name, kernel.suffix, device

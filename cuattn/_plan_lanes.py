@@ -1,7 +1,7 @@
 """The kernel for k <= 8 where a group of lanes holds a row: scores of a router, columns.
 
-As `_plan`: plain integers in, frozen dataclasses out. Counts of instructions are warp instructions
-of sm_90 a row, all of it.
+As `_plan`: plain integers in, frozen dataclasses out. Instruction counts are warp instructions
+per row on sm_90, start to finish.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TILES = (
         16,
         "128 float32, k = 8, take 166 instructions with 32 elements in each of 4 lanes, 184 with "
         "16 in 8 and 234 with 8 in 16, as lanes of a group share one prologue and one merge; with "
-        "64 in 2 it is 154, but with 199 registers. Columns: loads enough under way",
+        "64 in 2 it is 154, but with 199 registers. Columns: loads enough in flight",
     ),
     (16, 16, 8, "twice the registers"),
 )

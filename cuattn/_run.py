@@ -65,7 +65,7 @@ def run(
     device = runtime.device(operands.x)
     for i, array in enumerate((*operands, out, stat)):
         if array is not None and runtime.address(array) % array.itemsize:
-            _call.results(request)  # whose errors come first
+            _call.results(request)  # so that its errors win over this one
             raise _check.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
     with runtime.on(device):
         if any(array is not None for array in operands[3:]):  # weight, scale, offsets

@@ -60,7 +60,7 @@ def run(request: _call.TopKRequest, operands: Operands, options: Options) -> Mad
         made = _allocated(runtime, request, options)
         if problem.layout.rows:
             if request.k == 0 or problem.layout.cols == 0:
-                made = made._replace(  # a state lacks all of them
+                made = made._replace(  # every entry is missing
                     values=runtime.xp.full(made.values.shape, -np.inf, made.values.dtype),
                     indices=runtime.xp.full(made.indices.shape, -1, INT64),
                 )

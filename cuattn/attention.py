@@ -90,7 +90,7 @@ def attention(
     softcap : float, optional
         Scores become ``softcap * tanh(score / softcap)``.
     mask : array of bool, optional
-        True: attend. Must broadcast to (B, H, S_q, S_k), or what of it q has; never copied.
+        True: attend. Must broadcast to (B, H, S_q, S_k) (leading axes as q has them); never copied.
         One of padding, (B, S_k), is ``mask[:, None, None, :]``, or better `kv_lens`.
     bias : array, optional
         Added to the scores: any of the four dtypes, broadcast as `mask`.
@@ -114,13 +114,13 @@ def attention(
     Returns
     -------
     out : array, shape of q with D_v for D, dtype of q
-    lse : array, shape (B, H, S_q) in both layouts, or what of it q has
+    lse : array, shape (B, H, S_q) in both layouts (leading axes as q has them)
         Natural logarithm; float32, or float64 where q is float64. Only with `return_lse`.
 
     Raises
     ------
     TypeError
-        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+        If an argument is not an array, its dtype is not supported, or arrays of two libraries meet.
     ValueError
         If shapes do not fit, arrays are on different devices, `out` overlaps an input, or an option
         has no such value.

@@ -46,7 +46,7 @@ def merge_attention(
     ----------
     out_a, out_b : cupy.ndarray or numpy.ndarray, shape (B, H, S, D), (H, S, D) or (S, D)
         As `attention` returns them; of one shape and dtype.
-    lse_a, lse_b : array, shape (B, H, S), or what of it out_a has
+    lse_a, lse_b : array, shape (B, H, S) (leading axes as out_a has them)
         Natural logarithms; float32, or float64 where out_a is float64.
     layout : {"BHSD", "BSHD"}, optional
         "BSHD": out_a, out_b and the result are (B, S, H, D) or, as of `attention_varlen`,
@@ -64,7 +64,7 @@ def merge_attention(
     Raises
     ------
     TypeError
-        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+        If an argument is not an array, its dtype is not supported, or arrays of two libraries meet.
     ValueError
         If shapes do not fit, arrays are on different devices, or `out` overlaps an input.
 

@@ -77,7 +77,7 @@ def softmax(
     Raises
     ------
     TypeError
-        If an argument is no array, or its dtype is not supported, or arrays of two libraries meet.
+        If an argument is not an array, its dtype is not supported, or arrays of two libraries meet.
     ValueError
         If shapes do not fit, arrays are on different devices, or `out` overlaps an input in part.
     numpy.exceptions.AxisError
@@ -244,7 +244,7 @@ def _transform(
     if runtime is None:
         given = x, _call.either(scale_array, scale_value), where
         return _reference_transform(request, *given, y, lse, return_lse)
-    if where is not None and not where.ndim and _call.results(request):  # whose errors come first
+    if where is not None and not where.ndim and _call.results(request):  # so that its errors win
         where = _call.placed(where, runtime, x)
     operands = _run.Operands(x, where=where, scale=scale_array)
     made = _run.run(request, operands, scale_value, y, lse, return_lse)

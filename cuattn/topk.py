@@ -54,7 +54,7 @@ def top_k(
     Raises
     ------
     TypeError
-        If x is no array, its dtype is not supported, or k or axis is no integer.
+        If x is not an array, its dtype is not supported, or k or axis is not an integer.
     ValueError
         If k is negative or more than there is, or `mode` is another word.
     numpy.exceptions.AxisError

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import synthetic_results as synthetic
 
-from bench import formats, plot, report, report_tables, schema
+from bench import formats, ladder, plot, report, report_tables, schema
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +201,15 @@ def test_readme_has_the_ladder_and_what_a_gpu_gave(full):
     assert sections["ladder"] == report_tables.ladder_table(full["ladder"])
     assert sections["pictures"] == "![A title](a.svg)"
     table = sections["benchmarks"]
-    assert "NVIDIA Test GPU, 2031-02-03, commit 0123456, `r.json`" in table
+    assert "NVIDIA Test GPU, 2031-02-03, commit 0123456, [`r.json`](r.json)" in table
     line = (
         "| 65536 × 1024 | 74.6 | 90 % | 2.00× torch.compile | 149 | 90 % | 2.00× torch.compile |\n"
     )
     assert line in table
     assert "| `attention` | 36 | 0 | 36 of 36 | 1.10× |" in table
     assert report.readme_sections(full).keys() == {"ladder", "benchmarks"}
-    assert f"`bench/results/{schema.file_name(full)}`" in report.readme_sections(full)["benchmarks"]
+    name = schema.file_name(full)
+    assert f"[`{name}`](results/{name})" in report.readme_sections(full)["benchmarks"]
     assert report.readme_sections(synthetic.empty(), "r.json", {"A": "a.svg"}) == {}
     without = synthetic.empty() | {"cells": full["cells"], "ladder": full["ladder"]}
     assert report.readme_sections(without).keys() == {"ladder"}
@@ -227,6 +228,12 @@ def test_readme_is_the_same_but_for_its_sections():
     assert updated == expected
     assert report.update_readme(updated, sections) == updated
     assert report.update_readme(README, {}) == README
+
+
+def test_the_real_readme_has_a_place_for_every_section(full):
+    sections = report.readme_sections(full, pictures={"A title": "results/a.svg"})
+    text = ladder.README.read_text(encoding="utf-8")
+    assert report.update_readme(text, sections).count("](results/") == 2
 
 
 @pytest.mark.parametrize(
@@ -271,7 +278,7 @@ def test_pictures_and_readme_from_the_command_line(full, tmp_path):
         for word in ("cuattn", "NVIDIA Test GPU", "2031-02-03", "commit 0123456", *expected):
             assert any(word in text for text in texts), (name, word)
         assert f"](docs/r-{name}.svg)" in readme.read_text(encoding="utf-8")
-    assert "`docs/r.json`" in readme.read_text(encoding="utf-8")
+    assert "[`r.json`](docs/r.json)" in readme.read_text(encoding="utf-8")
     first = readme.read_bytes()
     plot.main([*arguments, "--out", str(tmp_path / "docs")])
     assert readme.read_bytes() == first

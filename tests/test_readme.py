@@ -1,4 +1,4 @@
-"""README keeps its word: the example prints what it shows, every function and file exists."""
+"""The README files keep their word: the example prints what it shows, what they name exists."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import types
 from pathlib import Path
 
 import pytest
+from test_layout import functions, read
 
 import cuattn
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PARTS = ("bench", "cuattn", "cuda_src", "tests")
+OTHERS = [
+    *sorted((ROOT / ".github").glob("*.md")),
+    *(file for part in PARTS for file in sorted((ROOT / part).rglob("README.md"))),
+]
+SCREEN = 100  # lines of README.md
 
 
 def block(text, language, marker=None):
@@ -41,6 +48,12 @@ def missing_paths(text, root):
     return sorted({p for p in paths if "foo" not in Path(p).name and not (root / p).exists()})
 
 
+def missing_links(text, folder):
+    """Files beside `folder` that Markdown links and pictures lead to, and that are not there."""
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    return [t for t in targets if not t.startswith("https://") and not (folder / t).exists()]
+
+
 def test_example_prints_what_readme_shows():
     example = block(README, "python")
     assert len([line for line in example.splitlines() if line]) == 12
@@ -48,13 +61,61 @@ def test_example_prints_what_readme_shows():
 
 
 def test_every_public_function_has_a_row():
-    functions = [n for n in cuattn.__all__ if isinstance(getattr(cuattn, n), types.FunctionType)]
-    assert "softmax" in functions
-    assert undocumented(README, functions) == []
+    names = [n for n in cuattn.__all__ if isinstance(getattr(cuattn, n), types.FunctionType)]
+    assert "softmax" in names
+    assert undocumented(README, names) == []
 
 
-def test_every_path_exists():
-    assert missing_paths(README, ROOT) == []
+def test_readme_fits_on_a_screen_and_leads_to_the_others():
+    """PyPI shows it without the files beside it: it names them, and has no links to them."""
+    assert len(README.splitlines()) <= SCREEN
+    assert re.findall(r"\]\((?!https://)", README) == []
+    assert len(OTHERS) >= 8
+    names = [file.relative_to(ROOT).as_posix() for file in OTHERS]
+    bench = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in README + bench] == []
+
+
+@pytest.mark.parametrize(
+    "file", [ROOT / "README.md", *OTHERS], ids=lambda file: file.relative_to(ROOT).as_posix()
+)
+def test_every_path_exists(file):
+    text = file.read_text(encoding="utf-8")
+    assert missing_paths(text, ROOT) == []
+    assert missing_links(text, file.parent) == []
+
+
+# -- the table of the emulator in tests/README.md --------------------------------------------------
+
+
+def emulator_rows(text):
+    """Rows of the table: its cells, each as the words in backticks."""
+    table = re.search(r"^\| instruction \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in cells]
+
+
+def wrong_rows(rows, sources, defined):
+    """Instructions that nobody defines, and error texts that no file of their row has."""
+    wrong = []
+    for instructions, _, files, errors in rows:
+        text = "".join(re.sub(r'"\s*"', "", sources[file]) for file in files)  # literals joined
+        wrong += [name for name in instructions if not re.search(rf"\b{name}\b", defined)]
+        wrong += [error for error in errors if error not in text]
+    return wrong
+
+
+def test_emulator_table_is_true_and_whole():
+    rows = emulator_rows((ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    assert {len(row) for row in rows} == {4}
+    twins = read("tests/emulator/ptx", "*.cuh")
+    defined = "".join([*twins.values(), *read("tests/emulator", "cuda.hpp").values()])
+    sources = {file: (ROOT / file).read_text() for row in rows for file in row[2]}
+    assert wrong_rows(rows, sources, defined) == []
+    wrappers = {name for text in twins.values() for name in functions(text)}
+    assert wrappers - {name for row in rows for name in row[0]} == set()
+    intrinsics = set(re.findall(r"\b(?:__\w+_sync|atomic[A-Z]\w+|__sync\w+)\b", defined))
+    assert intrinsics - {name for row in rows for name in row[0]} == set()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +149,15 @@ def test_these_checks_can_fail(tmp_path):
     assert block(text, "sh", "b") == "two\n"
     assert undocumented(text, ["f", "g"]) == ["g"]
     assert missing_paths(text, tmp_path) == ["a/b.py", "foo/x.c"]
+    assert missing_links("[a](a/b.py) ![b](c.svg) [c](https://x.org)", tmp_path) == [
+        "a/b.py",
+        "c.svg",
+    ]
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").touch()
     assert missing_paths(text, tmp_path) == ["foo/x.c"]
+    assert missing_links("[a](a/b.py)", tmp_path) == []
+    head = "| instruction | a | b | c |\n|---|---|---|---|\n"
+    rows = emulator_rows(f"{head}| `f`, `g` | x | `s.cpp` | `no way`, `far` |\n")
+    assert rows == [[["f", "g"], [], ["s.cpp"], ["no way", "far"]]]
+    assert wrong_rows(rows, {"s.cpp": 'fault("no "\n  "way")'}, "int f();") == ["g", "far"]

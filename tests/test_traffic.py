@@ -9,7 +9,7 @@ import pytest
 import cuattn
 
 # Regime, architecture, multiprocessors, rows, columns, threads of a block, blocks of a cluster,
-# and reads of the data: the table of README. 50257 is GPT-2's vocabulary.
+# and reads of the data: the table of cuda_src/README.md. 50257 is GPT-2's vocabulary.
 ROWS = [
     ("part of a warp", "sm_80", 1, 33, 100, 128, 1, 1),
     ("a warp", "sm_80", 1, 16, 1000, 128, 1, 1),
