@@ -7,7 +7,6 @@ is its configuration.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +14,6 @@ from functools import lru_cache
 from cuattn._layout import OPERANDS, Layout
 from cuattn._plan_parts import Parts, geometry, parts_of_row
 from cuattn._problem import CTYPES, ITEMSIZE, SoftmaxProblem, ceil_div
-
-# The pointers and scale_value of SoftmaxParams change from call to call; what follows them is
-# SoftmaxPlan.geometry.
-HEAD = struct.Struct("10Qd")
-STATE_MERGE = struct.Struct("6Qq")
 
 # Register words (4 bytes) of row elements a thread may hold. 32 leave room for two blocks of 512
 # threads on an SM, so that one loads while the other stores; 64 are the most that compile without
@@ -88,7 +82,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class SoftmaxPlan:
-    """Launches of one call, in order; all take the same parameters, HEAD then `geometry`."""
+    """Launches of one call, in order; all take the same parameters: SOFTMAX_HEAD, then
+    `geometry` (_params.py)."""
 
     kernels: tuple[Kernel, ...]
     workspace_bytes: int

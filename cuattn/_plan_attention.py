@@ -5,16 +5,12 @@ As `_plan`: plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._plan import Kernel
 from cuattn._problem import CTYPES, ITEMSIZE, ceil_div
 
-POINTERS = struct.Struct("14Q")  # AttentionParams: what changes from call to call,
-TAIL = struct.Struct("2d3q16i29q")  # and the rest
-MERGE = struct.Struct("4Q21q")
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
 
 MERGE_THREADS = 256

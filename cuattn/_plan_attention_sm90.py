@@ -5,7 +5,6 @@ As `_plan_attention`.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +13,6 @@ from cuattn._plan_attention import L2_BYTES, AttentionProblem
 from cuattn._problem import CTYPES, ceil_div
 from cuattn._tensor_map import ALIGNMENT, Boxes
 
-SM90_TAIL = struct.Struct("2i56x")  # AttentionSm90Params: what follows AttentionParams, and padding
 HALVES = ("float16", "bfloat16")
 ITEMSIZE = 2
 SM90_SOFTCAP = (

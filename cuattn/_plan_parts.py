@@ -7,10 +7,10 @@ depend on the number of rows and on the device: no bit of the result does.
 from __future__ import annotations
 
 import itertools
-import struct
 from dataclasses import dataclass, replace
 
 from cuattn._layout import Layout
+from cuattn._params import softmax_geometry
 from cuattn._problem import ceil_div
 
 PART_TILES = 2  # tiles of a part: to merge one costs 27 instructions per warp, a tile takes 250
@@ -50,8 +50,16 @@ def parts_of_row(cols: int, tile: int) -> Parts:
 
 def geometry(layout: Layout, parts: Parts = Parts(1, 0), segments: int = 0) -> bytes:
     """SoftmaxParams from `rows` on."""
-    width = layout.rows // max(1, segments)
-    values = [layout.rows, layout.cols, parts.splits, parts.slice, parts.parts, parts.share, width]
-    values += [*layout.row_size, *layout.col_size]
-    values += itertools.chain(*layout.row_stride, *layout.col_stride)
-    return struct.pack(f"{len(values)}q", *values)
+    return softmax_geometry(len(layout.row_size), len(layout.col_size)).pack(
+        rows=layout.rows,
+        cols=layout.cols,
+        splits=parts.splits,
+        slice=parts.slice,
+        parts=parts.parts,
+        share=parts.share,
+        segment_width=layout.rows // max(1, segments),
+        row_size=layout.row_size,
+        col_size=layout.col_size,
+        row_stride=tuple(itertools.chain(*layout.row_stride)),
+        col_stride=tuple(itertools.chain(*layout.col_stride)),
+    )

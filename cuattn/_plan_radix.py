@@ -6,22 +6,14 @@ As `_plan`: plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._layout import OPERANDS
+from cuattn._params import RADIX_GEOMETRY
 from cuattn._plan import Kernel
 from cuattn._problem import CTYPES, TopKProblem, ceil_div
-
-# RadixParams behind the parameters of the selection (primitives/radix.cuh): a pointer to the
-# workspace, 16-byte aligned, which changes from call to call; then RadixLaunch.geometry.
-WORKSPACE = struct.Struct("Q")
-GEOMETRY = struct.Struct("11q")
-# TopKStateMergeParams (topk_state_merge.cuh): values, indices, m, l of a, of b and of the result;
-# rows, k.
-STATE_MERGE = struct.Struct("12Q2q")
 
 COUNTS = 2048 + 64  # of a row's histogram: bins, and groups of 32 of them
 WALK_THREADS = 256  # of topk_histogram and topk_filter
@@ -47,7 +39,7 @@ WORKSPACE_MOST = 512 << 20  # bytes, unless a single row takes more
 
 @dataclass(frozen=True)
 class RadixLaunch:
-    """One launch, and RadixParams from `first_row` on."""
+    """One launch, and its RADIX_GEOMETRY (_params.py)."""
 
     kernel: Kernel
     geometry: bytes
@@ -57,8 +49,8 @@ class RadixLaunch:
 class RadixPlan:
     """Launches of one call, in order; rows go through the workspace in groups of `group_rows`.
 
-    Parameters of a launch: those of the selection (TopKParams), WORKSPACE, `geometry`. The
-    workspace is both read and written (atomics).
+    Parameters of a launch (_params.py): those of the selection (TOPK), RADIX_WORKSPACE, `geometry`.
+    The workspace is both read and written (atomics).
     """
 
     launches: tuple[RadixLaunch, ...]
@@ -120,18 +112,18 @@ class _Workspace:
         target: int = 0,
     ) -> bytes:
         """RadixParams from `first_row` on."""
-        return GEOMETRY.pack(
-            first_row,
-            splits,
-            slice_,
-            self.wanted,
-            self.counters,
-            self.buffer,
-            self.list,
-            self.cleared,
-            run,
-            source,
-            target,
+        return RADIX_GEOMETRY.pack(
+            first_row=first_row,
+            splits=splits,
+            slice=slice_,
+            wanted=self.wanted,
+            counters=self.counters,
+            buffer=self.buffer,
+            list=self.list,
+            cleared=self.cleared,
+            run=run,
+            source=source,
+            target=target,
         )
 
 

@@ -5,7 +5,6 @@ As `_plan`: plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,10 +13,6 @@ from cuattn._layout import OPERANDS
 from cuattn._plan import Kernel
 from cuattn._plan_parts import Parts, geometry
 from cuattn._problem import TopKProblem, ceil_div
-
-# TopKParams behind the parameters of the rows (primitives/topk_ops.cuh): indices, lists, k,
-# index_offset, tiles, output, renormalize.
-TAIL = struct.Struct("2Q5q")
 
 # enum TopKOutput; "state" is what merges.
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
@@ -48,8 +43,8 @@ SPLIT_MOST = 1024
 class TopKPlan:
     """Launches of one call, in order, each with the end of its parameters.
 
-    Parameters of a launch: those of the rows (HEAD and `geometry`), TAIL; by radix also the address
-    of the workspace (_plan_radix.WORKSPACE) and what comes with the kernel.
+    Parameters of a launch (_params.py): those of the rows (SOFTMAX_HEAD and `geometry`), TOPK; by
+    radix also RADIX_WORKSPACE and what comes with the kernel.
     """
 
     launches: tuple[tuple[Kernel, bytes], ...]

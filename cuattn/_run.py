@@ -13,6 +13,7 @@ import numpy as np
 
 from cuattn import _call, _check, _jit, _layout, _plan
 from cuattn._layout import Meta
+from cuattn._params import SOFTMAX_HEAD
 from cuattn._problem import SoftmaxProblem
 
 UINT8 = np.dtype(np.uint8)
@@ -68,7 +69,8 @@ def run(
             _call.results(request)  # so that its errors win over this one
             raise _check.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
     with runtime.on(device):
-        if any(array is not None for array in operands[3:]):  # weight, scale, offsets
+        _, _, _, weight, scale, offsets = operands
+        if weight is not None or scale is not None or offsets is not None:
             request, operands = _cast(runtime.xp, request, operands)
         aligned = runtime.address(operands.x) % 16 == 0
         limits = runtime.limits(device)
@@ -95,18 +97,18 @@ def _launch(
     partial = None
     if plan.workspace_bytes:
         partial = runtime.empty((plan.workspace_bytes,), UINT8)
-    head = _plan.HEAD.pack(
-        address(x),
-        0 if y is None else address(y),
-        0 if where is None else address(where),
-        0 if weight is None else address(weight),
-        0 if scale is None else address(scale),
-        0 if out is None else address(out),
-        0 if stat is None else address(stat),
-        0 if stat_l is None else address(stat_l),
-        0 if partial is None else address(partial),
-        0 if offsets is None else address(offsets),
-        scale_value,
+    head = SOFTMAX_HEAD.pack(
+        x=address(x),
+        y=0 if y is None else address(y),
+        where=0 if where is None else address(where),
+        weight=0 if weight is None else address(weight),
+        scale=0 if scale is None else address(scale),
+        out=0 if out is None else address(out),
+        stat=0 if stat is None else address(stat),
+        stat_l=0 if stat_l is None else address(stat_l),
+        partial=0 if partial is None else address(partial),
+        offsets=0 if offsets is None else address(offsets),
+        scale_value=scale_value,
     )
     writes = (out, stat, stat_l, partial)
     for kernel in plan.kernels:

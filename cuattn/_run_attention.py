@@ -7,15 +7,10 @@ from typing import Any, NamedTuple
 
 from cuattn import _call, _call_attention, _check_attention, _check_option, _jit, _plan_attention
 from cuattn._layout import Meta
+from cuattn._params import ATTENTION_MERGE, ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 from cuattn._plan import Kernel
 from cuattn._plan_attention import UNBOUNDED, AttentionProblem
-from cuattn._plan_attention_sm90 import (
-    SM90_SOFTCAP,
-    SM90_TAIL,
-    box_of,
-    is_tma,
-    plan_attention_sm90,
-)
+from cuattn._plan_attention_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 from cuattn._tensor_map import Boxes
 
 MOST_SCALE = 2**127  # its product with log2 e is finite in float32
@@ -99,7 +94,7 @@ def run(
         kernel, boxes, tail = planned
         with runtime.on(device):
             maps = (runtime.tensor_map(a, *b) for a, b in zip(addresses, boxes, strict=False))
-            params = b"".join((*maps, _plan_attention.POINTERS.pack(*addresses), tail))
+            params = b"".join((*maps, ATTENTION_POINTERS.struct.pack(*addresses), tail))
             runtime.launch(kernel, params, arrays, outs)
 
 
@@ -152,31 +147,36 @@ def _planned(
     sm90 = plan_attention_sm90(problem, *limits)
     plan = sm90 or _plan_attention.plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
-    tail = _plan_attention.TAIL.pack(
-        options.scale,
-        options.softcap,
-        UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
-        UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
-        max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
-        options.q_offset is None,
-        batch,
-        heads // pack,
-        heads // pack // kv_heads,
-        q_rows,
-        k_rows,
-        head_dim,
-        value_dim,
-        *((0, 0) if mask is None else mask.shape[2:]),
-        *((0, 0) if bias is None else bias.shape[2:]),
-        plan.row_blocks,
-        plan.section,
-        problem.bounded,
-        aligned[1] and _is_vector(out),
-        *(stride for array in (q, k, v, out) for stride in _strides(array, 4)),
-        *_strides(lse, 3),
-        *_strides(mask, 4),
-        *_strides(bias, 4),
-        *_strides(alibi_slopes, 2),
+    tail = ATTENTION_TAIL.pack(
+        scale=options.scale,
+        softcap=options.softcap,
+        left=UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
+        right=UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
+        offset=max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
+        bottom_right=options.q_offset is None,
+        batch=batch,
+        heads=heads // pack,
+        group=heads // pack // kv_heads,
+        q_rows=q_rows,
+        k_rows=k_rows,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        mask_rows=0 if mask is None else mask.shape[2],
+        mask_cols=0 if mask is None else mask.shape[3],
+        bias_rows=0 if bias is None else bias.shape[2],
+        bias_cols=0 if bias is None else bias.shape[3],
+        row_blocks=plan.row_blocks,
+        section=plan.section,
+        descending=problem.bounded,
+        out_is_vector=aligned[1] and _is_vector(out),
+        q_stride=_strides(q, 4),
+        k_stride=_strides(k, 4),
+        v_stride=_strides(v, 4),
+        out_stride=_strides(out, 4),
+        lse_stride=_strides(lse, 3),
+        mask_stride=_strides(mask, 4),
+        bias_stride=_strides(bias, 4),
+        alibi_stride=_strides(alibi_slopes, 2),
     )
     if sm90 is None:
         return plan.kernel, (), tail
@@ -190,7 +190,8 @@ def _planned(
             strict=True,
         )
     )
-    return sm90.kernel, boxes, tail + SM90_TAIL.pack(sm90.pack.bit_length() - 1, sm90.blocks)
+    tail += ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
+    return sm90.kernel, boxes, tail
 
 
 def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
@@ -201,24 +202,28 @@ def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
     with runtime.on(runtime.device(out)):
         outs, lses = _alike(runtime, outs), _alike(runtime, lses)
         parts = [*outs, out]
-        vector = all(_is_vector(_call.meta(array)) for array in parts)
-        vector = vector and not any(runtime.address(array) % 16 for array in parts)
+        metas, addresses = list(map(_call.meta, parts)), list(map(runtime.address, parts))
+        vector = all(map(_is_vector, metas)) and not any(a % 16 for a in addresses)
         kernel = _plan_attention.plan_attention_merge(
             out.dtype.name, lse.dtype.name, lse.size, out.shape[-1], vector
         )
-        params = _plan_attention.MERGE.pack(
-            runtime.address(outs[0]) if outs else 0,
-            runtime.address(lses[0]) if lses else 0,
-            runtime.address(out),
-            runtime.address(lse),
-            len(outs),
-            *out.shape,
-            _spacing(runtime, outs),
-            *_strides(_call.meta(outs[0]) if outs else None, 4),
-            _spacing(runtime, lses),
-            *_strides(_call.meta(lses[0]) if lses else None, 3),
-            *_strides(_call.meta(out), 4),
-            *_strides(_call.meta(lse), 3),
+        batch, heads, rows, columns = out.shape
+        part_strides = _strides(metas[0] if outs else None, 4)
+        part_lse_strides = _strides(_call.meta(lses[0]) if lses else None, 3)
+        params = ATTENTION_MERGE.pack(
+            outs=addresses[0] if outs else 0,
+            lses=runtime.address(lses[0]) if lses else 0,
+            out=addresses[-1],
+            lse=runtime.address(lse),
+            parts=len(outs),
+            batch=batch,
+            heads=heads,
+            rows=rows,
+            columns=columns,
+            outs_stride=(_spacing(runtime, outs), *part_strides),
+            lses_stride=(_spacing(runtime, lses), *part_lse_strides),
+            out_stride=_strides(metas[-1], 4),
+            lse_stride=_strides(_call.meta(lse), 3),
         )
         runtime.launch(kernel, params, (*outs, *lses), (out, lse))
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _call, _check, _jit, _layout, _plan, _plan_radix, _plan_topk, _run
+from cuattn import _call, _check, _jit, _layout, _plan_topk, _run
 from cuattn._layout import Layout
+from cuattn._params import RADIX_WORKSPACE, SOFTMAX_HEAD, TOPK
 from cuattn._problem import TopKProblem
 from cuattn.reference import SoftmaxState
 
@@ -94,25 +95,33 @@ def _launch(
         reads = (*operands, *state)
         _store_states(made, state)
 
-    def address(array: Any) -> int:
-        return 0 if array is None else runtime.address(array)
-
-    pointers = (x, None, where, None, scale, values, stat, stat_l, workspace, None)
-    params = (
-        _plan.HEAD.pack(*map(address, pointers), options.scale)
-        + plan.geometry
-        + _plan_topk.TAIL.pack(
-            address(indices),
-            address(workspace) + plan.lists_offset,
-            problem.k,
-            options.index_offset,
-            plan.tiles,
-            _plan_topk.OUTPUTS.get(request.result, 0),
-            options.renormalize,
-        )
+    address = runtime.address
+    start = 0 if workspace is None else address(workspace)
+    params = SOFTMAX_HEAD.pack(
+        x=address(x),
+        y=0,
+        where=0 if where is None else address(where),
+        weight=0,
+        scale=0 if scale is None else address(scale),
+        out=address(values),
+        stat=0 if stat is None else address(stat),
+        stat_l=0 if stat_l is None else address(stat_l),
+        partial=start,
+        offsets=0,
+        scale_value=options.scale,
+    )
+    params += plan.geometry
+    params += TOPK.pack(
+        indices=address(indices),
+        lists=start + plan.lists_offset,
+        k=problem.k,
+        index_offset=options.index_offset,
+        tiles=plan.tiles,
+        output=_plan_topk.OUTPUTS.get(request.result, 0),
+        renormalize=options.renormalize,
     )
     if plan.radix:
-        params += _plan_radix.WORKSPACE.pack(address(workspace))
+        params += RADIX_WORKSPACE.pack(workspace=start)
     for kernel, end in plan.launches:
         runtime.launch(kernel, params + end, (*reads, workspace), (*made, workspace))
 

@@ -19,6 +19,7 @@ from cuattn import (
     reference,
 )
 from cuattn._keywords import explained
+from cuattn._params import STATE_MERGE, TOPK_STATE_MERGE
 from cuattn._types import Axis, Factor, Host, Other, Unpack
 from cuattn.reference import SoftmaxState, SoftmaxTopKState
 
@@ -188,16 +189,16 @@ def merge(a: State, b: State, /) -> State:
         ]
         size = len(kind._fields)
         merged = [runtime.empty(array.shape, array.dtype) for array in arrays[:size]]
-        parts = arrays[:size], arrays[size:], merged
-        if m.size and k:
-            kernel = _plan_radix.plan_topk_state_merge(m.dtype.name, m.size, k)
-            addresses = [runtime.address(part[i]) for part in parts for i in (2, 3, 0, 1)]
-            params = _plan_radix.STATE_MERGE.pack(*addresses, m.size, k)
-            runtime.launch(kernel, params, tuple(arrays), tuple(merged))
-        elif m.size:
-            kernel = _plan.plan_state_merge(m.dtype.name, m.size)
-            addresses = [runtime.address(part[i]) for part in parts for i in (0, 1)]
-            params = _plan.STATE_MERGE.pack(*addresses, m.size)
+        if m.size:
+            fields = size if k else 2  # nothing selected: m and l alone
+            parts = arrays[:fields], arrays[size : size + fields], merged[:fields]
+            addresses = [runtime.address(array) for part in parts for array in part]
+            if k:
+                kernel = _plan_radix.plan_topk_state_merge(m.dtype.name, m.size, k)
+                params = TOPK_STATE_MERGE.struct.pack(*addresses, m.size, k)
+            else:
+                kernel = _plan.plan_state_merge(m.dtype.name, m.size)
+                params = STATE_MERGE.struct.pack(*addresses, m.size)
             runtime.launch(kernel, params, tuple(arrays), tuple(merged))
     return kind(*merged)
 

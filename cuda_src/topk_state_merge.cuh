@@ -13,20 +13,20 @@
 #include <primitives/softmax_state.cuh>
 #include <ptx/memory.cuh>
 
-// Packed by cuattn/state.py (same order); all arrays are contiguous.
+// All arrays are contiguous.
 struct TopKStateMergeParams {
+  const void* m_a;  // Acc [rows]
+  const void* l_a;
   const void* values_a;   // Acc [rows, k]
   const void* indices_a;  // long long [rows, k]
-  const void* m_a;        // Acc [rows]
-  const void* l_a;
-  const void* values_b;
-  const void* indices_b;
   const void* m_b;
   const void* l_b;
-  void* values;
-  void* indices;
+  const void* values_b;
+  const void* indices_b;
   void* m;
   void* l;
+  void* values;
+  void* indices;
   long long rows;
   long long k;
 };

@@ -14,6 +14,7 @@ import pytest
 
 import cuattn
 from cuattn import _call, _interchange, _jit, _nvrtc, _plan, _tensor_map
+from cuattn._params import SOFTMAX_HEAD
 
 KERNEL = _plan.Kernel("some.cuh", "some<float, 1>", grid=3, block=64)
 OTHER = _plan.Kernel("some.cuh", "some<float, 2>", grid=5, block=32, cluster=1)
@@ -343,8 +344,8 @@ def test_a_call_runs_where_its_array_is(device, gpus, compiled):
     assert gpus.allocations == [device] * 2
     assert [launch[0] for launch in gpus.launches] == [device] * 2
     for *_, (argument,) in gpus.launches:
-        head = _plan.HEAD.unpack_from(argument.tobytes())
-        assert (head[0], head[5], head[10]) == (x.data.ptr, y.data.ptr, 1.0)
+        head = SOFTMAX_HEAD.unpack(argument.tobytes())
+        assert (head["x"], head["out"], head["scale_value"]) == (x.data.ptr, y.data.ptr, 1.0)
 
 
 def test_clusters_where_the_device_has_them(gpus, compiled):
@@ -432,7 +433,7 @@ def test_foreign_arrays_are_taken_without_a_copy(kind, taken_by, gpus, compiled)
     y = cuattn.softmax(foreign)
     assert isinstance(y, gpus.ndarray) and y.data.device_id == 1
     assert calls == [foreign]
-    assert _plan.HEAD.unpack_from(gpus.launches[0][4][0].tobytes())[0] == ours.data.ptr
+    assert SOFTMAX_HEAD.unpack(gpus.launches[0][4][0].tobytes())["x"] == ours.data.ptr
 
 
 def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):
@@ -455,8 +456,9 @@ def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):
         ((), False, np.bool_),
     ]
     where, weight = (placed[i][3].data.ptr for i in (0, 1))
-    heads = [_plan.HEAD.unpack_from(launch[4][0].tobytes()) for launch in gpus.launches[:2]]
-    assert heads[0][2] == where and heads[1][3] == weight and heads[1][2] == placed[2][3].data.ptr
+    heads = [SOFTMAX_HEAD.unpack(launch[4][0].tobytes()) for launch in gpus.launches[:2]]
+    assert heads[0]["where"] == where and heads[1]["where"] == placed[2][3].data.ptr
+    assert heads[1]["weight"] == weight
     wrong = gpus.ndarray((7,), "float32", 1)
     for call, argument in ((cuattn.softmax, "scale"), (cuattn.logsumexp, "b")):
         with pytest.raises(ValueError, match=f"^{argument} must"):

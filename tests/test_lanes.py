@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from typing import NamedTuple
 
 import emulator
@@ -14,10 +13,10 @@ from cases import INF, NAN, border_row, draw, nans, special_rows
 from tolerance import FLOATS, NAIVE, assert_close, dtype_of, exact
 
 from cuattn import _layout, _plan, _plan_parts, reference
+from cuattn._params import SOFTMAX_HEAD, TOPK
 from cuattn._plan_lanes import plan_lanes
 from cuattn._problem import TopKProblem
 
-TAIL = struct.Struct("2Q5q")  # indices, lists, k, index_offset, tiles, output, ...
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
@@ -99,22 +98,28 @@ def topk(
         strided = layout.col_stride[0] != (1,)
     kernel = kernel(problem) if kernel else plan_lanes(problem, strided)
     wants_stat = softmax and output != "logit"
-    params = _plan.HEAD.pack(
-        emulator.address(x),
-        0,
-        0 if where is None else emulator.address(where),
-        0,
-        0 if scales is None else emulator.address(scales),
-        emulator.address(values),
-        emulator.address(stat) if wants_stat else 0,
-        emulator.address(stat_l) if output == "state" else 0,
-        0,
-        0,
-        float(sign if scale is None or scales is not None else scale),
+    params = SOFTMAX_HEAD.pack(
+        x=emulator.address(x),
+        y=0,
+        where=0 if where is None else emulator.address(where),
+        weight=0,
+        scale=0 if scales is None else emulator.address(scales),
+        out=emulator.address(values),
+        stat=emulator.address(stat) if wants_stat else 0,
+        stat_l=emulator.address(stat_l) if output == "state" else 0,
+        partial=0,
+        offsets=0,
+        scale_value=sign if scale is None or scales is not None else scale,
     )
     params += _plan_parts.geometry(layout, _plan_parts.Parts(1, layout.cols))
-    params += TAIL.pack(
-        emulator.address(indices), 0, k, index_offset, 1, OUTPUTS[output], renormalize
+    params += TOPK.pack(
+        indices=emulator.address(indices),
+        lists=0,
+        k=k,
+        index_offset=index_offset,
+        tiles=1,
+        output=OUTPUTS[output],
+        renormalize=renormalize,
     )
     runtime = emulator.Runtime(arch, seed=int(os.environ["CUATTN_TEST_SEED"]))
     runtime.launch(kernel, params, (x, where, scales), (values, indices, stat, stat_l))

@@ -263,8 +263,9 @@ PYTHON_LAYERS = {
     "_check_option": ({"_check"}, {"numpy"}),
     "_keywords": (set(), set()),
     "_layout": (set(), set()),
+    "_params": (set(), set()),
     "_problem": ({"_layout"}, set()),
-    "_plan_parts": ({"_layout", "_problem"}, set()),
+    "_plan_parts": ({"_layout", "_params", "_problem"}, set()),
     "_plan": ({"_layout", "_problem", "_plan_parts"}, set()),
     "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
     "_tensor_map": (set(), set()),
@@ -272,15 +273,15 @@ PYTHON_LAYERS = {
     "_interchange": ({"_nvrtc"}, {"cupy", "ml_dtypes", "numpy"}),
     "_jit": ({"_interchange", "_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
     "_call": ({"_check", "_check_option", "_interchange", "_layout", "_jit"}, {"numpy"}),
-    "_run": ({"_call", "_check", "_layout", "_problem", "_plan", "_jit"}, {"numpy"}),
+    "_run": ({"_call", "_check", "_layout", "_params", "_problem", "_plan", "_jit"}, {"numpy"}),
     "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
-    "_plan_radix": ({"_layout", "_problem", "_plan"}, set()),
+    "_plan_radix": ({"_layout", "_params", "_problem", "_plan"}, set()),
     "_plan_topk": (
         {"_layout", "_problem", "_plan", "_plan_parts", "_plan_lanes", "_plan_radix"},
         set(),
     ),
     "_run_topk": (
-        {"_call", "_check", "_layout", "_problem", "_plan", "_plan_radix", "_plan_topk", "_run"}
+        {"_call", "_check", "_layout", "_params", "_problem", "_plan_topk", "_run"}
         | {"_jit", "reference"},
         {"numpy"},
     ),
@@ -293,7 +294,7 @@ PYTHON_LAYERS = {
     "_plan_attention_sm90": ({"_plan", "_plan_attention", "_problem", "_tensor_map"}, set()),
     "_run_attention": (
         {"_call", "_call_attention", "_check_attention", "_check_option", "_jit", "_layout"}
-        | {"_plan", "_plan_attention", "_plan_attention_sm90", "_tensor_map"},
+        | {"_params", "_plan", "_plan_attention", "_plan_attention_sm90", "_tensor_map"},
         set(),
     ),
     "_reference_heads": (set(), {"numpy"}),
@@ -302,7 +303,7 @@ PYTHON_LAYERS = {
     "reference": ({"_reference_attention", "_reference_rows"}, {"numpy"}),
 }
 PUBLIC = (
-    {"_call", "_run", "_run_topk", "_check", "_plan", "_plan_radix", "_jit", "reference"}
+    {"_call", "_run", "_run_topk", "_check", "_params", "_plan", "_plan_radix", "_jit", "reference"}
     | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"}
     | {"_check_option", "_keywords", "_types"},
     {"numpy"},
@@ -367,6 +368,7 @@ PYTHON_RULES = [
     ("cuattn", import_direction, {"reference.py": "from ._check import axis"}),
     ("cuattn", import_direction, {"reference.py": "import scipy.special"}),
     ("cuattn", import_direction, {"_plan.py": "import numpy as np"}),
+    ("cuattn", import_direction, {"_params.py": "from cuattn._layout import OPERANDS"}),
     ("cuattn", import_direction, {"_check.py": "import cupy"}),
     ("cuattn", import_direction, {"_jit.py": "from cuattn._plan import SoftmaxPlan"}),
     ("cuattn", import_direction, {"_call.py": "from cuattn.softmax import SoftmaxState"}),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 
 import numpy as np
 import pytest
 from configurations import accumulator, layout, problems
 
 from cuattn import _layout, _plan, _plan_parts
+from cuattn._params import softmax_geometry
 from cuattn._problem import CTYPES, ITEMSIZE, RESULTS, SoftmaxProblem
 
 CAPABILITIES = (75, 80, 90, 120)
@@ -40,21 +40,14 @@ def fragment(op):
 
 
 def geometry(problem, plan):
-    """SoftmaxParams from `rows` on, by name."""
-    numbers = list(struct.unpack(f"{len(plan.geometry) // 8}q", plan.geometry))
-
-    def take(count):
-        taken = tuple(numbers[:count])
-        del numbers[:count]
-        return taken
-
+    """SoftmaxParams from `rows` on, by name; strides by operand."""
     row_rank, col_rank = len(problem.layout.row_size), len(problem.layout.col_size)
-    names = ("rows", "cols", "splits", "slice", "parts", "share", "segment_width")
-    found = dict(zip(names, take(7), strict=True))
-    found["row_size"], found["col_size"] = take(row_rank), take(col_rank)
-    found["row_stride"] = tuple(take(row_rank) for _ in range(OPERANDS))
-    found["col_stride"] = tuple(take(col_rank) for _ in range(OPERANDS))
-    assert numbers == []
+    params = softmax_geometry(row_rank, col_rank)
+    assert len(plan.geometry) == params.struct.size
+    found = params.unpack(plan.geometry)
+    for name, rank in (("row_stride", row_rank), ("col_stride", col_rank)):
+        strides = found[name]
+        found[name] = tuple(strides[i : i + rank] for i in range(0, OPERANDS * rank, rank))
     return found
 
 

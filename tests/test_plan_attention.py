@@ -10,7 +10,7 @@ import re
 import pytest
 from configurations import attention_problems
 
-from cuattn import _nvrtc, _plan_attention
+from cuattn import _plan_attention
 from cuattn._plan_attention import AttentionProblem
 from cuattn._problem import ITEMSIZE
 
@@ -76,20 +76,6 @@ def test_every_row_of_the_tables_is_taken_and_has_a_reason():
             warps, row_tiles, keys, _, _, slots = tile(kernel)
             taken.add((warps, row_tiles, keys, slots))
     assert taken == {row[2:6] for name in tables for row in getattr(_plan_attention, name)}
-
-
-def test_params_are_those_of_the_kernel():
-    source = (_nvrtc.source_directory() / "primitives" / "attention_params.cuh").read_text()
-    body = re.search(r"struct AttentionParams \{(.*?)\n\s*static", source, re.DOTALL)[1]
-    kinds = r"(const void\*|void\*|const long long\*|double|long long|int) ([^;]+);"
-    letters = ""
-    for kind, names in re.findall(kinds, re.sub(r"//[^\n]*", "", body)):
-        letter = "Q" if "*" in kind else {"double": "d", "long long": "q", "int": "i"}[kind]
-        for name in names.split(","):
-            count = re.search(r"\[(\d+)\]", name)
-            letters += letter * (int(count[1]) if count else 1)
-    layout = _plan_attention.POINTERS.format + _plan_attention.TAIL.format
-    assert letters == re.sub(r"(\d*)([A-Za-z])", lambda m: m[2] * int(m[1] or 1), layout)
 
 
 @pytest.mark.parametrize("columns", [0, 1, 64, 100])

@@ -1,7 +1,6 @@
 """Which attention calls Hopper's kernel computes, in what tiles, and what it is handed.
 
-Plans are pure Python. Calls go through a runtime that only keeps a diary: no emulator, no GPU; a
-C++ compiler says where the fields of the parameters lie.
+Plans are pure Python. Calls go through a runtime that only keeps a diary: no emulator, no GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import re
-import subprocess
 import types
 
 import numpy as np
@@ -19,6 +17,7 @@ import pytest
 
 import cuattn
 from cuattn import _jit, _nvrtc, _plan_attention, _plan_attention_sm90
+from cuattn._params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 from cuattn._plan_attention import AttentionProblem
 from cuattn._plan_attention_sm90 import TILES, box_of, is_tma
 
@@ -373,76 +372,23 @@ def test_boxes_of_the_largest_strides():
 # ---- Parameters ----
 
 
-def fields():
-    """The fields of AttentionParams in order, elements of arrays one by one."""
-    source = (_nvrtc.source_directory() / "primitives" / "attention_params.cuh").read_text()
-    body = re.search(r"struct AttentionParams \{(.*?)\n\s*static", source, re.DOTALL)[1]
-    body = re.sub(r"//[^\n]*", "", body)
-    for names in re.findall(r"(?:\*|double|long long|int) ([^;*]+);", body):
-        for name in names.split(","):
-            name, _, count = name.strip().rstrip("]").partition("[")
-            yield from [f"{name}[{i}]" for i in range(int(count))] if count else [name]
-
-
 def unpack(params):
     """The fields of AttentionParams by name."""
-    head, tail = _plan_attention.POINTERS, _plan_attention.TAIL
-    values = head.unpack_from(params) + tail.unpack_from(params, head.size)
-    return dict(zip(fields(), values, strict=True))
+    return ATTENTION_POINTERS.unpack(params) | ATTENTION_TAIL.unpack(
+        params, ATTENTION_POINTERS.struct.size
+    )
 
 
 def unpack_sm90(params):
     """Four maps, the fields of AttentionParams, pack_log2 and blocks."""
-    before, size = 4 * 128, _plan_attention.POINTERS.size + _plan_attention.TAIL.size
+    before, size = 4 * 128, ATTENTION_POINTERS.struct.size + ATTENTION_TAIL.struct.size
+    assert len(params) == before + size + ATTENTION_SM90.struct.size
     maps = [params[i : i + 128] for i in range(0, before, 128)]
-    last = _plan_attention_sm90.SM90_TAIL.unpack_from(params, before + size)
-    return maps, unpack(params[before:]), last
+    last = ATTENTION_SM90.unpack(params, before + size)
+    return maps, unpack(params[before:]), (last["pack_log2"], last["blocks"])
 
 
-def test_params_are_those_of_the_kernel(tmp_path):
-    """Sizes and offsets, of a compiler."""
-    from emulator import build
-
-    try:
-        compiler = build.find_compiler()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    sources = _nvrtc.source_directory()
-    params = (sources / "primitives" / "attention_params.cuh").read_text()
-    tensor_map = (sources / "ptx" / "cp_async_bulk.cuh").read_text()
-    tensor_map = re.search(
-        r"^struct [^{]*TensorMap \{.*?^\};", tensor_map, re.DOTALL | re.MULTILINE
-    )
-    maps = ["q", "k", "v", "out"]
-    names = [*maps, *(f"attention.{name}" for name in fields()), "pack_log2", "blocks"]
-    offsets = ", ".join(f"offsetof(AttentionSm90Params, {name})" for name in names)
-    program = tmp_path / "offsets.cpp"
-    program.write_text(
-        "#include <cstddef>\n#include <cstdio>\n"
-        + tensor_map[0]
-        + re.sub(r"#[^\n]*", "", params)
-        + f"constexpr std::size_t kOffsets[] = {{sizeof(AttentionSm90Params), {offsets}}};\n"
-        + 'int main() { for (std::size_t n : kOffsets) std::printf("%zu\\n", n); }\n'
-    )
-    binary = tmp_path / "offsets"
-    subprocess.run([*compiler, "-std=c++17", "-w", program, "-o", binary], check=True)
-    run = subprocess.run([binary], capture_output=True, text=True, check=True)
-    size, *found = map(int, run.stdout.split())
-
-    head, tail, last = (
-        _plan_attention.POINTERS,
-        _plan_attention.TAIL,
-        _plan_attention_sm90.SM90_TAIL,
-    )
-    assert size == 4 * 128 + head.size + tail.size + last.size
-    assert found[:4] == [0, 128, 256, 384]
-    # Fields lie where their place in the formats says: no padding but at the end.
-    letters = re.sub(r"(\d+)([a-z])", lambda m: m[2] * int(m[1]), f"14Q{tail.format}".lower())
-    sizes = [4 if letter == "i" else 8 for letter in letters]
-    assert found[4:-2] == list(itertools.accumulate(sizes[:-1], initial=4 * 128))
-    end = 4 * 128 + head.size + tail.size
-    assert found[-2:] == [end, end + 4]
-    assert last.unpack(np.array([3, 77], np.int32).tobytes().ljust(last.size, b"\0")) == (3, 77)
+ZEROS = unpack(bytes(1024))
 
 
 # ---- Calls ----
@@ -494,7 +440,7 @@ def drawn(rng, *shape, order=(0, 1, 2, 3), gap=0):
 
 
 def elements(array):
-    return [stride // array.itemsize for stride in array.strides]
+    return tuple(stride // array.itemsize for stride in array.strides)
 
 
 def test_call(device, rng):
@@ -526,11 +472,10 @@ def test_call(device, rng):
         found_boxes = _plan_attention_sm90.Boxes(*boxes)
         check_boxes(found_boxes, array, pack)
         assert (found_boxes.dtype, found_boxes.box) == ("float16", box)
-    expected = dict.fromkeys(fields(), 0)
+    expected = dict(ZEROS)
     for name, array in (("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)):
         expected[name] = diary.address(array)
-        for i, stride in enumerate(elements(array)):
-            expected[f"{name}_stride[{i}]"] = stride
+        expected[f"{name}_stride"] = elements(array)
     assert found == {
         **expected,
         "scale": 0.5,
@@ -651,11 +596,10 @@ def test_calls_that_tma_cannot_do_are_as_before(device, rng, what):
         found.append((kernel, params))
     assert found[0] == found[1]
     params = unpack(found[1][1])
-    expected = dict.fromkeys(fields(), 0)
+    expected = dict(ZEROS)
     for name, array in arrays.items():
         expected[name] = diary.address(array)
-        for i, stride in enumerate(elements(array)):
-            expected[f"{name}_stride[{i}]"] = stride
+        expected[f"{name}_stride"] = elements(array)
     assert params == {
         **expected,
         "scale": 0.125,

@@ -6,12 +6,12 @@ Pure Python: sizes in, launches out. Plans of single kernels: test_lanes.py, tes
 from __future__ import annotations
 
 import re
-import struct
 
 import pytest
 from configurations import SMS, selection, topk_problems
 
 from cuattn import _plan_radix, _plan_topk
+from cuattn._params import softmax_geometry
 from cuattn._problem import TopKProblem
 
 CAPABILITIES = (75, 80, 90, 120)
@@ -37,7 +37,8 @@ def check_lists(problem, plan, kernels):
     warps_per_row, rows_per_block, per_lane, vec, fragments, cluster = shape_of(kernels[0])
     warps = warps_per_row * rows_per_block
     tile = 32 * vec * fragments
-    splits, _, parts = struct.unpack("3q", plan.geometry[16:40])
+    geometry = softmax_geometry(len(problem.layout.row_size), 1).unpack(plan.geometry)
+    splits, parts = geometry["splits"], geometry["parts"]
     assert kernels[0].block == 32 * warps and kernels[0].cluster == cluster
     assert kernels[0].grid == -(-rows // rows_per_block) * splits
     assert 32 * per_lane >= problem.k

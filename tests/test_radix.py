@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from cases import LAYOUTS, draw, nans, ranking_rows
 
-from cuattn import _plan, _plan_radix, reference
+from cuattn import _plan_parts, _plan_radix, reference
 from cuattn._layout import OPERANDS, Layout
+from cuattn._params import RADIX_GEOMETRY, RADIX_WORKSPACE, SOFTMAX_HEAD, TOPK, TOPK_STATE_MERGE
 from cuattn._problem import TopKProblem
 
 INF, NAN = np.inf, np.nan
@@ -85,13 +86,34 @@ def select(
         m, l = (part.astype(acc) for part in state)  # noqa: E741
     if plan.workspace_bytes:
         workspace = emulator.empty(plan.workspace_bytes, np.uint8)
-    pointers = (x, None, where, None, None, values, m, l, None, None)
-    addresses = [0 if array is None else emulator.address(array) for array in pointers]
-    params = _plan.HEAD.pack(*addresses, scale if softmax else (1.0 if largest else -1.0))
-    params += _plan.geometry(layout)
-    tail = (k, index_offset, 0, OUTPUTS[output], renormalize)
-    params += emulator.pack(indices, 0, *(int(value) for value in tail))
-    params += _plan_radix.WORKSPACE.pack(0 if workspace is None else emulator.address(workspace))
+
+    def address(array):
+        return 0 if array is None else emulator.address(array)
+
+    params = SOFTMAX_HEAD.pack(
+        x=address(x),
+        y=0,
+        where=address(where),
+        weight=0,
+        scale=0,
+        out=address(values),
+        stat=address(m),
+        stat_l=address(l),
+        partial=0,
+        offsets=0,
+        scale_value=scale if softmax else (1.0 if largest else -1.0),
+    )
+    params += _plan_parts.geometry(layout)
+    params += TOPK.pack(
+        indices=address(indices),
+        lists=0,
+        k=k,
+        index_offset=index_offset,
+        tiles=0,
+        output=OUTPUTS[output],
+        renormalize=renormalize,
+    )
+    params += RADIX_WORKSPACE.pack(workspace=address(workspace))
 
     runtime = emulator.Runtime(arch, num_sms, int(os.environ["CUATTN_TEST_SEED"]))
     reads, writes = (x, where, m, l, workspace), (values, indices, workspace)
@@ -397,13 +419,12 @@ def layout_of(rows, cols):
 def test_slices_cover_the_row(dtype, rows, cols):
     problem = TopKProblem(dtype, layout_of(rows, cols), 1000)
     plan = _plan_radix.plan_radix(problem, 132)
-    geometries = [_plan_radix.GEOMETRY.unpack(launch.geometry) for launch in plan.launches]
-    first_rows = sorted({geometry[0] for geometry in geometries})
+    geometries = [RADIX_GEOMETRY.unpack(launch.geometry) for launch in plan.launches]
+    first_rows = sorted({geometry["first_row"] for geometry in geometries})
     assert first_rows == list(range(0, rows, plan.group_rows))
-    for launch, (first_row, splits, slice_, wanted, *_) in zip(
-        plan.launches, geometries, strict=True
-    ):
-        assert 1 <= launch.kernel.grid < 2**31 and wanted == 1000
+    for launch, geometry in zip(plan.launches, geometries, strict=True):
+        first_row, splits, slice_ = (geometry[name] for name in ("first_row", "splits", "slice"))
+        assert 1 <= launch.kernel.grid < 2**31 and geometry["wanted"] == 1000
         if launch.kernel.header in ("topk_histogram.cuh", "topk_filter.cuh"):
             assert launch.kernel.grid == splits * min(plan.group_rows, rows - first_row)
             # Wherever the row begins in its first fragment, and no slice beyond it.
@@ -427,7 +448,10 @@ def merge(a, b, arch="sm_90"):
     results = tuple(emulator.empty(array.shape, array.dtype) for array in a)
     rows, k = a[0].shape
     kernel = _plan_radix.plan_topk_state_merge(a[0].dtype.name, rows, k)
-    params = _plan_radix.STATE_MERGE.pack(*map(emulator.address, (*a, *b, *results)), rows, k)
+    names = [name + of for of in ("_a", "_b", "") for name in ("values", "indices", "m", "l")]
+    addresses = map(emulator.address, (*a, *b, *results))
+    pointers = dict(zip(names, addresses, strict=True))
+    params = TOPK_STATE_MERGE.pack(**pointers, rows=rows, k=k)
     emulator.Runtime(arch).launch(kernel, params, (*a, *b), results)
     return results
 

@@ -1,5 +1,5 @@
-// What an attention call hands to its kernel; cuattn/_plan_attention.py packs the same bytes. Strides are in elements,
-// of any sign, 0 for what is broadcast.
+// What an attention call hands to its kernel (cuattn/_params.py). Strides are in elements, of any sign, 0 for what is
+// broadcast.
 #pragma once
 
 #include <ptx/cp_async_bulk.cuh>

@@ -21,8 +21,8 @@ constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
 constexpr int kGroups = kBins / 32;  // sums of 32 neighbouring bins stand behind the bins
 
-// Packed by cuattn/_plan_radix.py (same order). A launch is given some neighbouring rows; offsets are in bytes from
-// the start of `workspace`, everything there begins with the first of these rows.
+// A launch is given some neighbouring rows; offsets are in bytes from the start of `workspace`, everything there begins
+// with the first of these rows.
 template <class TopKParams_>
 struct RadixParams {
   TopKParams_ topk;          // row.stat, row.stat_l: m and l of all elements of a row, inputs; null: not needed

@@ -14,7 +14,6 @@
 
 enum TopKOutput { kOutProb, kOutLogProb, kOutLogit, kOutState };
 
-// Packed by cuattn/_plan_topk.py (same order).
 template <int kRowRank>
 struct TopKParams {
   SoftmaxParams<kRowRank, 1> row;  // out: the values; stat, stat_l: lse, or m and l; scale_value is 1 or -1 in TopK

@@ -1,0 +1,148 @@
+"""What kernels are handed: C structs of cuda_src, field by field in the order of their header.
+
+A struct that is declared in parts, or that begins with another one, is their bytes one after the
+other. tests/test_params.py compares every declaration with the headers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any, NoReturn
+
+
+class Params:
+    """A C struct or a part of one, packed by the names of its fields.
+
+    Parameters
+    ----------
+    name : str
+        The struct in cuda_src.
+    *rows : str
+        ``"code: field field ..."`` with a format character of `struct`, aligned as C does; with a
+        number before it the fields are arrays. ``"56x:"``: padding, which has no name.
+
+    Attributes
+    ----------
+    codes : dict of str to str
+        The code of each field, in order.
+    struct : struct.Struct
+        All fields in order, arrays element by element.
+    pack : callable
+        ``pack(field=..., ...)`` is the struct as bytes. Every field must be given, by keyword:
+        TypeError. Arrays are sequences of the declared length: ValueError.
+
+    Examples
+    --------
+    >>> point = Params("Point", "q: id", "2d: xy")
+    >>> point.unpack(point.pack(id=7, xy=(0.5, 1.5)))
+    {'id': 7, 'xy': (0.5, 1.5)}
+    """
+
+    def __init__(self, name: str, *rows: str) -> None:
+        self.name = name
+        self.codes: dict[str, str] = {}
+        layout = ""
+        for row in rows:
+            code, _, fields = row.partition(":")
+            self.codes |= dict.fromkeys(fields.split(), code)
+            layout += code * (len(fields.split()) or 1)
+        self.struct = struct.Struct(layout)
+        # As namedtuple does: a loop over the fields at every call would take many times as long.
+        values = [
+            f"*({f} if len({f}) == {_count(c)} else _wrong({f!r}, {f}))" if _count(c) else f
+            for f, c in self.codes.items()
+        ]
+        self.pack: Callable[..., bytes] = eval(
+            f"lambda *, {', '.join(self.codes)}: _pack({', '.join(values)})",
+            {"_pack": self.struct.pack, "_wrong": self._wrong},
+        )
+        self.pack.__qualname__ = f"{name}.pack"
+
+    def unpack(self, data: bytes, offset: int = 0) -> dict[str, Any]:
+        """The fields by name, from the byte `offset` on."""
+        values = iter(self.struct.unpack_from(data, offset))
+        return {
+            field: tuple(islice(values, _count(code))) if _count(code) else next(values)
+            for field, code in self.codes.items()
+        }
+
+    def _wrong(self, field: str, values: Sequence[Any]) -> NoReturn:
+        raise ValueError(
+            f"{self.name}.{field} must have {_count(self.codes[field])} elements, but it has "
+            f"{len(values)}"
+        )
+
+
+def _count(code: str) -> int:
+    """Elements of an array; 0: a single value."""
+    return int(code[:-1] or 0)
+
+
+# ---- Rows: softmax_params.cuh, state_merge.cuh ----
+
+SOFTMAX_HEAD = Params(
+    "SoftmaxParams", "Q: x y where weight scale out stat stat_l partial offsets", "d: scale_value"
+)
+OPERANDS = 7  # kNumOperands
+
+
+@cache
+def softmax_geometry(row_rank: int, col_rank: int) -> Params:
+    """SoftmaxParams<row_rank, col_rank> from `rows` on: what does not change from call to call."""
+    return Params(
+        "SoftmaxParams",
+        "q: rows cols splits slice parts share segment_width",
+        f"{row_rank}q: row_size",
+        f"{col_rank}q: col_size",
+        f"{OPERANDS * row_rank}q: row_stride",
+        f"{OPERANDS * col_rank}q: col_stride",
+    )
+
+
+STATE_MERGE = Params("StateMergeParams", "Q: m_a l_a m_b l_b m l", "q: n")
+
+# ---- Selections: topk_ops.cuh (behind SoftmaxParams), radix.cuh (behind TopKParams) ----
+
+TOPK = Params("TopKParams", "Q: indices lists", "q: k index_offset tiles output renormalize")
+RADIX_WORKSPACE = Params("RadixParams", "Q: workspace")
+RADIX_GEOMETRY = Params(
+    "RadixParams",
+    "q: first_row splits slice wanted counters buffer list cleared run source target",
+)
+TOPK_STATE_MERGE = Params(
+    "TopKStateMergeParams",
+    "Q: m_a l_a values_a indices_a m_b l_b values_b indices_b m l values indices",
+    "q: rows k",
+)
+
+# ---- Attention: attention_params.cuh, attention_merge.cuh ----
+
+ATTENTION_POINTERS = Params(
+    "AttentionParams",
+    "Q: q k v out lse mask bias alibi_slopes sinks",
+    "Q: q_offset q_lens kv_lens cu_seqlens_q cu_seqlens_k",
+)
+ATTENTION_TAIL = Params(
+    "AttentionParams",
+    "d: scale softcap",
+    "q: left right offset",
+    "i: bottom_right batch heads group q_rows k_rows head_dim value_dim",
+    "i: mask_rows mask_cols bias_rows bias_cols row_blocks section descending out_is_vector",
+    "4q: q_stride k_stride v_stride out_stride",
+    "3q: lse_stride",
+    "4q: mask_stride bias_stride",
+    "2q: alibi_stride",
+)
+# Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
+ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks", "56x:")
+ATTENTION_MERGE = Params(
+    "AttentionMergeParams",
+    "Q: outs lses out lse",
+    "q: parts batch heads rows columns",
+    "5q: outs_stride",
+    "4q: lses_stride out_stride",
+    "3q: lse_stride",
+)

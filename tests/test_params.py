@@ -1,0 +1,351 @@
+"""The structs of cuattn/_params.py are those of the headers: fields, types, offsets and sizes.
+
+The headers are read by a small parser, which lays structs out as C does; a C++ compiler says that
+it does. What no parser understands is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import NamedTuple
+
+import emulator
+import numpy as np
+import pytest
+import test_layout as layout
+
+from cuattn import _call_attention, _layout, _params, _run_attention, _tensor_map
+from cuattn._params import Params
+from cuattn.reference import SoftmaxState, SoftmaxTopKState
+
+SOURCES = layout.read("cuda_src", "*.cuh")
+RANKS = [(rows, cols) for rows in _layout.RANKS for cols in _layout.RANKS]
+TENSOR_MAP = Params("TensorMap", "16Q: words")  # as the driver packs it
+
+
+def rows(row_rank, col_rank=1):
+    return [_params.SOFTMAX_HEAD, _params.softmax_geometry(row_rank, col_rank)]
+
+
+# Struct -> what the host hands over, one after the other.
+PACKED = {
+    **{f"SoftmaxParams<{r}, {c}>": rows(r, c) for r, c in RANKS},
+    **{f"TopKParams<{r}>": [*rows(r), _params.TOPK] for r in _layout.RANKS},
+    **{
+        f"RadixParams<TopKParams<{r}>>": [
+            *rows(r),
+            _params.TOPK,
+            _params.RADIX_WORKSPACE,
+            _params.RADIX_GEOMETRY,
+        ]
+        for r in _layout.RANKS
+    },
+    "StateMergeParams": [_params.STATE_MERGE],
+    "TopKStateMergeParams": [_params.TOPK_STATE_MERGE],
+    "AttentionParams": [_params.ATTENTION_POINTERS, _params.ATTENTION_TAIL],
+    "AttentionSm90Params": [
+        *[TENSOR_MAP] * 4,
+        _params.ATTENTION_POINTERS,
+        _params.ATTENTION_TAIL,
+        _params.ATTENTION_SM90,
+    ],
+    "AttentionMergeParams": [_params.ATTENTION_MERGE],
+}
+
+
+# -- the headers -----------------------------------------------------------------------------------
+
+CODES = {
+    "double": "d",
+    "long long": "q",
+    "unsigned long long": "Q",
+    "int": "i",
+}
+FUNCTION = r"(?:template <[^<>]*> )?(?:static )?__device__ .*\)(?: const)?|static constexpr [^*&]*"
+NAMES = r"[\w\[\]]+(?:, [\w\[\]]+)*"
+FIELD = rf"(?P<type>(?:const )?[\w ]+?(?:<.+>)?)(?P<pointer>\*)? (?P<names>{NAMES})"
+
+
+class Field(NamedTuple):
+    path: str  # in the struct, "row.x"
+    code: str  # "q", "4q"
+    offset: int
+
+
+class Layout(NamedTuple):
+    fields: list[Field]
+    size: int
+    align: int
+
+
+def definition(name, files):
+    """What stands in angle brackets before a struct, in parentheses of alignas, and in braces."""
+    head = rf"(?:template <([^<>]*)>\s*)?struct (?:alignas\((\d+)\) )?{name} \{{(.*?)^\}};"
+    text = "\n".join(layout.code(text) for text in files.values())
+    found = re.findall(head, text, re.DOTALL | re.MULTILINE)
+    assert len(found) == 1, f"{len(found)} structs {name}"
+    return found[0]
+
+
+def statements(body):
+    """Declarations of a struct's body, without those of functions and of constants."""
+    body = re.sub(r"^ *#.*$|\b(?:public|private|protected):", "", body, flags=re.MULTILINE)
+    while (shorter := re.sub(r"\{[^{}]*\}", ";", body)) != body:
+        body = shorter
+    found = (" ".join(statement.split()) for statement in body.split(";"))
+    return [text for text in found if text and not re.fullmatch(FUNCTION, text)]
+
+
+def number(text, files):
+    """An array's length: digits, or an enumerator."""
+    if text.isdigit():
+        return int(text)
+    enums = re.findall(r"\benum \w+ \{([^{}=]*)\};", "\n".join(map(layout.code, files.values())))
+    lists = ([name.strip() for name in enum.split(",")] for enum in enums)
+    (value,) = (names.index(text) for names in lists if text in names)
+    return value
+
+
+def lay_out(type_, files):
+    """Fields, size and alignment of a struct of C, with template arguments if it has parameters."""
+    name, _, arguments = type_.partition("<")
+    parameters, alignas, body = definition(name, files)
+    parameters = re.findall(r"(\w+)(?:,|$)", parameters)
+    arguments = arguments[:-1].split(", ") if arguments else []
+    for parameter, argument in zip(parameters, arguments, strict=True):
+        body = re.sub(rf"\b{parameter}\b", argument, body)
+
+    fields, end, align = [], 0, int(alignas or 1)
+    for statement in statements(body):
+        declared = re.fullmatch(FIELD, statement)
+        assert declared, f"{name}: what is `{statement}`?"
+        base = declared["type"].removeprefix("const ")
+        assert not declared["pointer"] or declared["names"].isidentifier(), statement
+        for declarator in declared["names"].split(", "):
+            field, *lengths = re.findall(r"\w+", declarator)
+            count = int(np.prod([number(length, files) for length in lengths], dtype=int))
+            if declared["pointer"] or base in CODES:
+                code = "Q" if declared["pointer"] else CODES[base]
+                code = f"{count}{code}" if lengths else code
+                inner = Layout(
+                    [Field("", code, 0)], struct.calcsize(code), struct.calcsize(code[-1])
+                )
+            else:
+                assert not lengths, f"{name}: an array of structs"
+                inner = lay_out(base, files)
+            align = max(align, inner.align)
+            end += -end % inner.align
+            fields += [
+                Field(f"{field}.{path}".rstrip("."), code, end + offset)
+                for path, code, offset in inner.fields
+            ]
+            end += inner.size
+    return Layout(fields, end + -end % align, align)
+
+
+def given(parts):
+    """(name, code, offset) of each field, and the size, as the host joins them."""
+    found, start = [], 0
+    for part in parts:
+        before = ""
+        for name, code in part.codes.items():
+            found.append((name, code, start + struct.calcsize(f"{before}0{code[-1]}")))
+            before += code
+        assert re.fullmatch(r"(\d+x)?", part.struct.format.removeprefix(before))
+        start += part.struct.size
+    return found, start
+
+
+def differences(files):
+    """Structs that the host hands over otherwise than kernels read them."""
+    wrong = []
+    for name, parts in PACKED.items():
+        try:
+            read = lay_out(name, files)
+        except (AssertionError, ValueError) as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        fields = [(field.path.split(".")[-1], *field[1:]) for field in read.fields]
+        if (fields, read.size) != given(parts):
+            wrong.append(name)
+    return wrong
+
+
+def taken(files):
+    """Structs that kernels take as parameters, without template arguments."""
+    found = set()
+    for path, text in files.items():
+        text = layout.code(text)
+        kernels = re.findall(r"__global__[^{};]*\(([^()]*)\)\s*\{", text)
+        assert len(kernels) == text.count("__global__"), path
+        for parameters in kernels:
+            one = re.fullmatch(r"\s*const __grid_constant__ ([\w:<> ]+) \w+\s*", parameters)
+            assert one, f"{path}: {parameters}"
+            found |= set(re.findall(r"\w+", one[1])) - {"typename", "kRowRank"}
+    if {"Op", "Params"} <= found:
+        found -= {"Op", "Params"}
+        for text in files.values():
+            found |= set(re.findall(r"\busing Params = (\w+)", text))
+    return found
+
+
+def described():
+    return {name.partition("<")[0] for name in PACKED}
+
+
+# -- declarations and headers ----------------------------------------------------------------------
+
+
+def test_params_are_those_of_the_headers():
+    assert differences(SOURCES) == []
+
+
+def test_every_struct_of_a_kernel_is_described():
+    assert taken(SOURCES) == described()
+
+
+def test_every_declaration_is_compared():
+    declared = {id(value) for value in vars(_params).values() if isinstance(value, Params)}
+    compared = {id(part) for parts in PACKED.values() for part in parts}
+    assert declared <= compared
+    for name, parts in PACKED.items():
+        embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
+        assert parts[-1].name == name.partition("<")[0]
+        assert {part.name for part in parts} <= {parts[-1].name, *embedded}
+
+
+def test_a_compiler_lays_them_out_so():
+    """Offsets and sizes, of the compiler that the emulator has."""
+    expressions, expected = [], []
+    for index, name in enumerate(PACKED):
+        fields, size, align = lay_out(name, SOURCES)
+        expressions += [f"__builtin_offsetof(S{index}, {field.path})" for field in fields]
+        expected += [field.offset for field in fields]
+        expressions += [f"sizeof(S{index})", f"alignof(S{index})"]
+        expected += [size, align]
+    source = "".join(f"#include <{name}.cuh>\n" for name in HEADERS)
+    source += "".join(f"using S{index} = {name};\n" for index, name in enumerate(PACKED))
+    source += f"""
+    struct Params {{ long long* found; }};
+    __global__ void kernel(const __grid_constant__ Params params) {{
+      const long long found[] = {{{", ".join(expressions)}}};
+      for (int i = 0; i < {len(expressions)}; ++i) ptx::st_global(params.found + i, found[i]);
+    }}
+    """
+    found = emulator.empty(len(expected), np.int64)
+    params = emulator.pack(found)
+    emulator.launch_source(source, "kernel", 1, 1, params, writes=(found,))
+    np.testing.assert_array_equal(found, expected)
+
+
+HEADERS = (
+    *("primitives/radix", "primitives/attention_params"),
+    *("attention_merge", "state_merge", "topk_state_merge"),
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "old", "new"),
+    [
+        # The order of two fields, of one type each.
+        (
+            "state_merge",
+            "const void* l_a;\n  const void* m_b;",
+            "const void* m_b;\n  const void* l_a;",
+        ),
+        ("primitives/radix", "source, target", "target, source"),
+        ("primitives/softmax_params", "row_size[kRowRank]", "col_size[kRowRank]"),
+        ("primitives/attention_params", "double softcap;", ""),
+        ("primitives/attention_params", "batch, heads, group", "batch, group, heads"),
+        # Types, lengths, and what moves all that follows.
+        ("primitives/attention_params", "int section", "long long section"),
+        ("primitives/attention_params", "alibi_stride[2]", "alibi_stride[3]"),
+        ("primitives/attention_params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
+        ("primitives/attention_params", "int blocks;", "int blocks; int more;"),
+        ("primitives/softmax_params", "kOut, kStat,", "kOut, kMore, kStat,"),
+        ("primitives/softmax_params", "row_stride[kNumOperands][kRowRank]", "row_stride[kRowRank]"),
+        ("primitives/topk_ops", "long long tiles;", "long long tiles; int more;"),
+        ("primitives/topk_ops", "<kRowRank, 1> row;", "<kRowRank, kRowRank> row;"),
+        ("topk_state_merge", "long long k;", "int k;"),
+        ("ptx/cp_async_bulk", "alignas(128)", "alignas(1024)"),
+        ("attention_merge", "outs_stride[5]", "outs_stride[4]"),
+        # What the parser does not know.
+        ("attention_merge", "void* out;", "void* out[2];"),
+        ("attention_merge", "void* out;", "void (*out)(int);"),
+        ("attention_merge", "void* out;", "float out;"),
+        ("attention_merge", "void* out;", "void* out = nullptr;"),
+        ("attention_merge", "struct AttentionMergeParams", "struct Other"),
+    ],
+)
+def test_a_difference_is_seen(header, old, new):
+    path = f"{header}.cuh"
+    changed = SOURCES[path].replace(old, new, 1)
+    assert changed != SOURCES[path]
+    assert differences(SOURCES | {path: changed}) != []
+
+
+def test_a_struct_that_is_not_described_is_seen():
+    kernel = "__global__ void __launch_bounds__(32, f(1)) k(const __grid_constant__ {} params) {{}}"
+    for type_ in ("More", "RadixParams<More>", "More<typename Op::Params>"):
+        assert taken({"k.cuh": kernel.format(type_)}) - described() == {"More"}
+    op = "template <int k>\nstruct Op {\n  using Params = More<k>;\n};"
+    found = taken({"k.cuh": kernel.format("typename Op::Params"), "primitives/op.cuh": op})
+    assert found == {"More"}
+    with pytest.raises(AssertionError, match="More params, int n"):
+        taken({"k.cuh": kernel.format("More params, int n").replace("n params", "n")})
+
+
+# -- what is packed in order, for speed ------------------------------------------------------------
+
+
+def test_pointers_are_in_order():
+    """Those of attention and of merge are packed as the arrays stand."""
+    names = list(_params.ATTENTION_POINTERS.codes)
+    arrays = list(_call_attention.Arrays._fields)
+    assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
+    assert names == list(_run_attention.AttentionOperands._fields)
+    for kind, params, sizes in (
+        (SoftmaxState, _params.STATE_MERGE, ["n"]),
+        (SoftmaxTopKState, _params.TOPK_STATE_MERGE, ["rows", "k"]),
+    ):
+        pointers = [field + of for of in ("_a", "_b", "") for field in kind._fields]
+        assert list(params.codes) == pointers + sizes
+
+
+def test_numbers_of_the_headers():
+    assert _params.OPERANDS == len(_layout.OPERANDS) == number("kNumOperands", SOURCES)
+    assert TENSOR_MAP.struct.size == _tensor_map.BYTES
+
+
+# -- Params ----------------------------------------------------------------------------------------
+
+POINT = Params("Point", "i: id", "2d: xy", "1q: tags", "4x:", "i: last")
+
+
+def test_fields_by_name():
+    packed = POINT.pack(last=5, xy=(0.5, 1.5), id=True, tags=[-1])
+    assert packed == struct.pack("=i4x2dq4xi", 1, 0.5, 1.5, -1, 5)
+    assert POINT.struct.size == len(packed)
+    found = POINT.unpack(b"before" + packed, 6)
+    assert found == {"id": 1, "xy": (0.5, 1.5), "tags": (-1,), "last": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"more": 1}, TypeError, r"Point.pack\(\) .* 'more'"),
+        ({"id": None}, TypeError, r"Point.pack\(\) missing .* 'id'"),
+        ({"xy": (1.0,)}, ValueError, "Point.xy must have 2 elements, but it has 1"),
+        ({"tags": ()}, ValueError, "Point.tags must have 1 elements, but it has 0"),
+        ({"xy": 1.0}, TypeError, "len"),
+        ({"id": 0.5}, struct.error, "integer"),
+        ({"id": 2**31}, struct.error, "range|format"),
+    ],
+)
+def test_wrong_fields(change, error, message):
+    values = {"id": 1, "xy": (0.5, 1.5), "tags": (1,), "last": 5} | change
+    with pytest.raises(error, match=message):
+        POINT.pack(**{name: value for name, value in values.items() if value is not None})
+    with pytest.raises(TypeError):
+        POINT.pack(1, (0.5, 1.5), (1,), 5)
