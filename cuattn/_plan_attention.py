@@ -137,6 +137,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     return AttentionPlan(kernel, row_blocks, section)
 
 
+@lru_cache(maxsize=4096)
 def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: bool) -> Kernel:
     """Kernel that merges results over parts of the keys; `rows` of `columns` elements."""
     vec = 16 // ITEMSIZE[dtype] if vector else 1
