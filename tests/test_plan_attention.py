@@ -31,9 +31,8 @@ def problems():
 
 
 def tile(kernel):
-    numbers = re.findall(r"(?<=, )\d+(?=,)", kernel.name)
-    assert len(numbers) == 6
-    return map(int, numbers)
+    sizes = ("kWarps", "kMTiles", "kKeys", "kDim", "kValueDim", "kSlots")
+    return [kernel.arguments[name] for name in sizes]
 
 
 @pytest.mark.parametrize("capability", SMEM)
@@ -96,6 +95,6 @@ def test_params_are_those_of_the_kernel():
 @pytest.mark.parametrize("vector", [False, True])
 def test_merge_covers_every_column(columns, vector):
     kernel = _plan_attention.plan_attention_merge("float16", "float32", 1001, columns, vector)
-    vec = int(re.search(r", (\d+), \d+>$", kernel.name)[1])
+    vec = kernel.arguments["kVec"]
     assert vec == (8 if vector else 1)
     assert kernel.grid * kernel.block >= 1001 * max(1, -(-columns // vec))
