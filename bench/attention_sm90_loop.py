@@ -1,9 +1,9 @@
 """What a warp does for one tile of keys in a compiled attention kernel of Hopper.
 
-The main loop of `attention_sm90<T, groups, keys, ..., dim, value_dim, flags>` is the innermost one
-with tensor instructions. Its path is the one that most tiles take: all products, all barriers, and
-else the fewest instructions, so without masks, rescale of O, softcap and ALiBi where they can be
-passed by. Loops inside it, which try a barrier again, are left out: their first try is before them.
+The main loop of attention_sm90 is the innermost one with tensor instructions. Its path is the one
+that most tiles take: all products, all barriers, and else the fewest instructions, so without
+masks, rescale of O, softcap and ALiBi where they can be passed by. Loops inside it, which try a
+barrier again, are left out: their first try is before them.
 
 A tensor instruction is of four warps together; a fourth of its FLOPs counts for a warp.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import sass
 
@@ -38,12 +38,11 @@ class Tile(NamedTuple):
         return Counter({scores: self.dim // 16, values: self.keys // 16})
 
 
-def tile_of(name: str) -> Tile:
-    """Sizes of the kernel of a name expression."""
-    numbers = [int(number) for number in re.findall(r"(?<=, )\d+(?=,)", name)]
-    if not name.startswith("attention_sm90<") or len(numbers) < 4:
-        raise ValueError(f"not a kernel of {HEADER}: {name}")
-    return Tile(*numbers[:2], *numbers[-2:])
+def tile_of(kernel: Any) -> Tile:
+    """Sizes of a kernel."""
+    if kernel.header != HEADER:
+        raise ValueError(f"not a kernel of {HEADER}: {kernel.name}")
+    return Tile(*(kernel.arguments[name] for name in ("kGroups", "kKeys", "kDim", "kValueDim")))
 
 
 def main_loop(blocks: list[sass.Block]) -> sass.Loop:
@@ -103,9 +102,9 @@ def waits_before(
     return passed
 
 
-def mix(blocks: list[sass.Block], name: str) -> tuple[sass.Region, dict[str, int]]:
+def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, int]]:
     """The main loop, and what a warp does in one pass of it."""
-    path, tile = main_path(blocks), tile_of(name)
+    path, tile = main_path(blocks), tile_of(kernel)
     counted = {base.lower(): sum(i.base == base for i in path) for base in COUNTED}
     counted["uniform"] = sum(i.base.startswith("U") for i in path)
     # TMA reads a tile for all rows of the block, and no thread does.

@@ -13,7 +13,6 @@ written and read. No number is typed; tile and M are those of the kernel that ra
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,17 +76,16 @@ def count(head_dim: int, arch: str, length: int) -> Counted:
         head_dim,
         arch,
         length,
-        tile_rows(kernel.name),
+        tile_rows(kernel),
         kernel.smem_bytes // ITEM,
         total.global_bytes_read,
         total.global_bytes_written,
     )
 
 
-def tile_rows(name: str) -> int:
-    """Query rows of a block: 16 of each of its warps' row tiles, the kernel's first two numbers."""
-    warps, row_tiles = re.findall(r"(?<=, )\d+(?=, )", name)[:2]
-    return 16 * int(warps) * int(row_tiles)
+def tile_rows(kernel: Any) -> int:
+    """Query rows of a block: 16 of each of its warps' row tiles."""
+    return 16 * kernel.arguments["kWarps"] * kernel.arguments["kMTiles"]
 
 
 def table(rows: Sequence[Counted]) -> str:

@@ -172,7 +172,7 @@ def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
         if code.sass is not None:
             blocks = sass.parse(code.sass)
             if kernel.header in LOOPS:
-                row |= predicted(gpu, *LOOPS[kernel.header].mix(blocks, kernel.name), cached=True)
+                row |= predicted(gpu, *LOOPS[kernel.header].mix(blocks, kernel), cached=True)
             else:
                 row |= predicted(gpu, sass.main_region(blocks))
         found.append(row)

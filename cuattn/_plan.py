@@ -1,8 +1,7 @@
 """From sizes and device limits to kernels: template arguments, grids and the bytes of their
 parameters.
 
-Plain integers in, frozen dataclasses out; nothing here knows an array. A kernel's name expression
-is its configuration.
+Plain integers in, frozen dataclasses out; nothing here knows an array.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import lru_cache
 
 from cuattn._layout import OPERANDS, Layout
 from cuattn._plan_parts import Parts, geometry, parts_of_row
-from cuattn._problem import CTYPES, ITEMSIZE, SoftmaxProblem, ceil_div
+from cuattn._problem import CTYPES, ITEMSIZE, Instance, SoftmaxProblem, ceil_div
 
 # Register words (4 bytes) of row elements a thread may hold. 32 leave room for two blocks of 512
 # threads on an SM, so that one loads while the other stores; 64 are the most that compile without
@@ -63,21 +62,24 @@ STATE_MERGE_THREADS = 128
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Instance):
     """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
 
     `smem_bytes` of dynamic shared memory a block. `suffix` "a": for one architecture only, whose
     target is called so. `registers`: what a thread starts with at least, or the kernel would hang.
     """
 
-    header: str
-    name: str
     grid: int
     block: int
     cluster: int = 1
     smem_bytes: int = 0
     suffix: str = ""
     registers: int = 0
+
+    @property
+    def header(self) -> str:
+        """The kernel's file in cuda_src, which has its name."""
+        return f"{self.template}.cuh"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int)
 @lru_cache(maxsize=4096)
 def plan_state_merge(acc: str, n: int) -> Kernel:
     """Kernel that merges `n` pairs of states."""
-    name = f"state_merge<{CTYPES[acc]}, {STATE_MERGE_THREADS}>"
-    return Kernel("state_merge.cuh", name, ceil_div(n, STATE_MERGE_THREADS), STATE_MERGE_THREADS)
+    arguments = {"Acc": CTYPES[acc], "kThreads": STATE_MERGE_THREADS}
+    grid = ceil_div(n, STATE_MERGE_THREADS)
+    return Kernel("state_merge", arguments, grid, STATE_MERGE_THREADS)
 
 
 def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
@@ -150,9 +153,15 @@ def _plan_resident(
         blocks = problem.layout.rows * cluster
         while compute_capability >= 90 and 2 * blocks <= num_sms and threads > 128 and cluster < 8:
             threads, cluster, blocks = threads // 2, 2 * cluster, 2 * blocks
-    name = f"softmax_rows<{problem.op}, {threads}, {rows_per_block}, {fragments}, {cluster}>"
+    arguments = {
+        "Op": problem.op,
+        "kThreadsPerRow": threads,
+        "kRowsPerBlock": rows_per_block,
+        "kFragments": fragments,
+        "kClusterSize": cluster,
+    }
     grid = ceil_div(problem.layout.rows, rows_per_block) * cluster
-    kernel = Kernel("softmax_rows.cuh", name, grid, threads * rows_per_block, cluster)
+    kernel = Kernel("softmax_rows", arguments, grid, threads * rows_per_block, cluster)
     return SoftmaxPlan((kernel,), 0, geometry(problem.layout))
 
 
@@ -202,9 +211,15 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
         parts = parts.of(problem.fragments_most * problem.vec).shared_by(groups, num_sms)
 
     def kernel(phase: str) -> Kernel:
-        name = f"softmax_split<{problem.op}, {phase}, {threads}, {rows_per_block}, {fragments}>"
+        arguments = {
+            "Op": problem.op,
+            "kPass": phase,
+            "kThreadsPerRow": threads,
+            "kRowsPerBlock": rows_per_block,
+            "kFragments": fragments,
+        }
         grid = groups * parts.splits
-        return Kernel("softmax_split.cuh", name, grid, threads * rows_per_block)
+        return Kernel("softmax_split", arguments, grid, threads * rows_per_block)
 
     if parts.splits == 1 and problem.reduces:
         return SoftmaxPlan((kernel("kFused"),), 0, geometry(layout, parts))
@@ -225,8 +240,9 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     parts = parts_of_row(layout.cols, threads // lanes * items).shared_by(groups, num_sms)
 
     def kernel(phase: str) -> Kernel:
-        name = f"softmax_strided<{problem.op}, {phase}, {lanes}, {threads}, {items}>"
-        return Kernel("softmax_strided.cuh", name, groups * parts.splits, threads)
+        sizes = {"kLanes": lanes, "kThreads": threads, "kItems": items}
+        arguments = {"Op": problem.op, "kPass": phase, **sizes}
+        return Kernel("softmax_strided", arguments, groups * parts.splits, threads)
 
     # A reduction's parts are merged in the order of softmax_merge.
     if (parts.parts if problem.reduces else parts.splits) == 1:
@@ -244,9 +260,9 @@ def _plan_segments(problem: SoftmaxProblem) -> SoftmaxPlan:
     for warps, _ in SEGMENTS:
         if cols <= warps * (32 // lanes) * items:
             break
-    offset = CTYPES[str(problem.offsets)]
-    name = f"softmax_segments<{problem.op}, {offset}, {lanes}, {warps}, {items}>"
-    kernel = Kernel("softmax_segments.cuh", name, ceil_div(layout.rows, lanes), 32 * warps)
+    sizes = {"kLanes": lanes, "kWarps": warps, "kItems": items}
+    arguments = {"Op": problem.op, "Offset": CTYPES[str(problem.offsets)], **sizes}
+    kernel = Kernel("softmax_segments", arguments, ceil_div(layout.rows, lanes), 32 * warps)
     return SoftmaxPlan((kernel,), 0, geometry(layout, segments=problem.segments))
 
 
@@ -266,12 +282,9 @@ def _in_two_passes(
     fixed = geometry(problem.layout, parts)
     if not problem.reduces:
         return SoftmaxPlan((kernel("kReduce"), kernel("kNormalize")), workspace, fixed)
-    merge = Kernel(
-        "softmax_merge.cuh",
-        f"softmax_merge<{problem.op}, {MERGE_ROWS}>",
-        ceil_div(problem.layout.rows, MERGE_ROWS),
-        32 * MERGE_ROWS,
-    )
+    arguments = {"Op": problem.op, "kRowsPerBlock": MERGE_ROWS}
+    grid = ceil_div(problem.layout.rows, MERGE_ROWS)
+    merge = Kernel("softmax_merge", arguments, grid, 32 * MERGE_ROWS)
     return SoftmaxPlan((kernel("kReduce"), merge), workspace, fixed)
 
 

@@ -123,23 +123,33 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     section = min(units, group * max(1, L2_BYTES // max(1, kv_bytes)))
 
     smem = max(rows * dim + slots * keys * max(dim, value_dim), rows * value_dim) * item
-    flags = ", ".join("true" if flag else "false" for flag in (problem.vector, problem.modified))
-    bias = "NoBias" if problem.bias is None else CTYPES[problem.bias]
-    shape = f"{warps}, {row_tiles}, {keys}, {dim}, {value_dim}, {slots}"
-    masked = "true" if problem.masked else "false"
-    name = f"attention<{OPS[problem.op]}, {shape}, {flags}, {bias}, {masked}>"
+    arguments = {
+        "Op": OPS[problem.op],
+        "kWarps": warps,
+        "kMTiles": row_tiles,
+        "kKeys": keys,
+        "kDim": dim,
+        "kValueDim": value_dim,
+        "kSlots": slots,
+        "kVector": problem.vector,
+        "kModified": problem.modified,
+        "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
+        "kMasked": problem.masked,
+    }
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
-    kernel = Kernel("attention.cuh", name, grid, 32 * warps, smem_bytes=smem)
+    kernel = Kernel("attention", arguments, grid, 32 * warps, smem_bytes=smem)
     return AttentionPlan(kernel, row_blocks, section)
 
 
+@lru_cache(maxsize=4096)
 def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: bool) -> Kernel:
     """Kernel that merges results over parts of the keys; `rows` of `columns` elements."""
     vec = 16 // ITEMSIZE[dtype] if vector else 1
     threads = rows * max(1, ceil_div(columns, vec))
-    name = f"attention_merge<{CTYPES[dtype]}, {CTYPES[acc]}, {vec}, {MERGE_THREADS}>"
+    types = {"T": CTYPES[dtype], "Acc": CTYPES[acc]}
+    arguments = {**types, "kVec": vec, "kThreads": MERGE_THREADS}
     grid = ceil_div(threads, MERGE_THREADS)
-    return Kernel("attention_merge.cuh", name, grid, MERGE_THREADS)
+    return Kernel("attention_merge", arguments, grid, MERGE_THREADS)
 
 
 def _whole(columns: int) -> int:

@@ -89,13 +89,21 @@ def plan_attention_sm90(
     columns = max(dim, value_dim) if not own_out else dim + value_dim
     smem = (rows * columns + stages * keys * (dim + value_dim)) * ITEMSIZE
     smem += 8 * (2 * groups + 4 * stages + 1)  # barriers
-    flags = ("true" if flag else "false" for flag in (own_out, turns, problem.modified))
-    shape = f"{groups}, {keys}, {stages}, {dim}, {value_dim}"
-    name = f"attention_sm90<{CTYPES[problem.dtype]}, {shape}, {', '.join(flags)}>"
+    arguments = {
+        "T": CTYPES[problem.dtype],
+        "kGroups": groups,
+        "kKeys": keys,
+        "kStages": stages,
+        "kDim": dim,
+        "kValueDim": value_dim,
+        "kOwnOut": own_out,
+        "kTurns": turns,
+        "kModified": problem.modified,
+    }
     grid, block = min(blocks, num_sms), 128 * (groups + 1)
     kernel = Kernel(
-        "attention_sm90.cuh",
-        name,
+        "attention_sm90",
+        arguments,
         grid,
         block,
         smem_bytes=smem,

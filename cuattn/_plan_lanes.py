@@ -54,16 +54,24 @@ def plan_lanes(problem: TopKProblem, strided: bool) -> Kernel | None:
         return None
     listed = _power_of_two(problem.k)
     if strided:
-        group, beside, items = _columns(problem, listed)
-        shape = f"{listed}, {group}, {beside}, 1, {items}, {THREADS}"
+        group, beside, fragments = _columns(problem, listed)
     else:
         found = _rows(problem, listed)
         if found is None:
             return None
         group, fragments = found
-        shape = f"{listed}, {group}, 1, {problem.vec}, {fragments}, {THREADS}"
+        beside = 1
+    arguments = {
+        "Op": problem.op,
+        "kList": listed,
+        "kGroup": group,
+        "kStride": beside,
+        "kVec": 1 if strided else problem.vec,
+        "kFragments": fragments,
+        "kThreads": THREADS,
+    }
     grid = ceil_div(problem.layout.rows, THREADS // group)
-    return Kernel("topk_lanes.cuh", f"topk_lanes<{problem.op}, {shape}>", grid, THREADS)
+    return Kernel("topk_lanes", arguments, grid, THREADS)
 
 
 def _rows(problem: TopKProblem, listed: int) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ As `_plan`: plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -84,8 +84,8 @@ def plan_radix(problem: TopKProblem, num_sms: int) -> RadixPlan:
 @lru_cache(maxsize=4096)
 def plan_topk_state_merge(acc: str, rows: int, k: int) -> Kernel:
     """Kernel that merges two sorted lists of k >= 1 elements, and a state, of each row."""
-    name = f"topk_state_merge<{CTYPES[acc]}, {THREADS}>"
-    return Kernel("topk_state_merge.cuh", name, ceil_div(rows * k, THREADS), THREADS)
+    arguments = {"Acc": CTYPES[acc], "kThreads": THREADS}
+    return Kernel("topk_state_merge", arguments, ceil_div(rows * k, THREADS), THREADS)
 
 
 class _Workspace:
@@ -131,27 +131,29 @@ def _group(
     problem: TopKProblem, workspace: _Workspace, first_row: int, rows: int, num_sms: int
 ) -> Iterator[RadixLaunch]:
     """Launches for neighbouring rows."""
-    rank = len(problem.layout.row_size)
+    op, rank = problem.op, len(problem.layout.row_size)
     vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1
     items = ITEMS if problem.narrow and vec > 1 else ITEMS // 2
     fragments = max(1, items // vec)
     splits, slice_ = _slices(problem, rows, num_sms, WALK_THREADS * vec * fragments)
-    histogram = f"<{problem.op}, {WALK_THREADS}, {vec}, {fragments}>"
+    walk = {"Op": op, "kThreads": WALK_THREADS, "kVec": vec}
+    histogram = {**walk, "kFragments": fragments}
     fragments = max(1, min(FILTER_ITEMS, 64 // problem.candidate_bytes) // vec)
-    filter_ = f"<{problem.op}, {WALK_THREADS}, {vec}, {fragments}>"
-    candidate = "NarrowCandidate" if problem.narrow else "WideCandidate"
+    filter_ = {**walk, "kFragments": fragments}
 
-    def launch(header: str, arguments: str, grid: int, block: int, **place: int) -> RadixLaunch:
-        kernel = Kernel(f"{header}.cuh", f"{header}{arguments}", grid, block)
+    def launch(
+        template: str, arguments: Mapping[str, object], grid: int, block: int, **place: int
+    ) -> RadixLaunch:
+        kernel = Kernel(template, arguments, grid, block)
         return RadixLaunch(
             kernel, workspace.geometry(first_row, splits=splits, slice_=slice_, **place)
         )
 
-    clear = ceil_div(workspace.cleared, 16 * THREADS)
-    yield launch("topk_clear", f"<{rank}, {THREADS}>", clear, THREADS)
+    clear = {"kRowRank": rank, "kThreads": THREADS}
+    yield launch("topk_clear", clear, ceil_div(workspace.cleared, 16 * THREADS), THREADS)
     yield launch("topk_histogram", histogram, rows * splits, WALK_THREADS)
     yield launch("topk_filter", filter_, rows * splits, WALK_THREADS)
-    select = f"<{problem.op}, {SELECT_THREADS}>"
+    select = {"Op": op, "kThreads": SELECT_THREADS}
     yield launch("topk_select", select, rows, SELECT_THREADS)
 
     # Sort: whole lists, or runs and then pairs of them, from one half of the workspace to the other
@@ -163,7 +165,7 @@ def _group(
         return
     kernel = _sort(problem, "kPartOfList", run, rows * ceil_div(wanted, run))
     yield RadixLaunch(kernel, workspace.geometry(first_row, source=source, target=target))
-    merge = f"<{candidate}, {rank}, {THREADS}>"
+    merge = {"Candidate": problem.candidate, "kRowRank": rank, "kThreads": THREADS}
     while run < wanted:
         source, target = target, source
         blocks = rows * ceil_div(wanted, THREADS)
@@ -172,7 +174,7 @@ def _group(
         )
         run *= 2
     blocks = rows * ceil_div(problem.k, STORE_ITEMS * THREADS)
-    store = f"<{problem.op}, {THREADS}, {STORE_ITEMS}>"
+    store = {"Op": op, "kThreads": THREADS, "kItems": STORE_ITEMS}
     yield launch("topk_store", store, blocks, THREADS, source=target)
 
 
@@ -180,8 +182,8 @@ def _sort(problem: TopKProblem, what: str, most: int, grid: int) -> Kernel:
     """topk_sort of runs of up to `most` candidates."""
     run = next(run for run, _ in RUNS if most <= run)
     threads = min(SORT_THREADS, run // 2)
-    name = f"topk_sort<{problem.op}, {what}, {threads}, {run}>"
-    return Kernel("topk_sort.cuh", name, grid, threads)
+    arguments = {"Op": problem.op, "kWhat": what, "kThreads": threads, "kRun": run}
+    return Kernel("topk_sort", arguments, grid, threads)
 
 
 def _slices(problem: TopKProblem, rows: int, num_sms: int, tile: int) -> tuple[int, int]:

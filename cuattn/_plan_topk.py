@@ -98,13 +98,21 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
             splits = max(1, min(WAVES * num_sms // rows, blocks // 2, SPLIT_MOST))
             splits = min(splits, ceil_div(parts, warps))
 
-    shape = f"{warps_per_row}, {rows_per_block}, {per_lane}, {vec}, {fragments}, {cluster}"
+    arguments = {
+        "Op": problem.op,
+        "kWarpsPerRow": warps_per_row,
+        "kRowsPerBlock": rows_per_block,
+        "kPerLane": per_lane,
+        "kVec": vec,
+        "kFragments": fragments,
+        "kClusterSize": cluster,
+    }
     grid = ceil_div(rows, rows_per_block) * splits
-    first = Kernel("topk_rows.cuh", f"topk_rows<{problem.op}, {shape}>", grid, 32 * warps, cluster)
+    first = Kernel("topk_rows", arguments, grid, 32 * warps, cluster)
     kernels, states, workspace = [first], 0, 0
     if splits > cluster:
-        merge = f"topk_merge<{problem.op}, {WARPS}, {per_lane}>"
-        kernels.append(Kernel("topk_merge.cuh", merge, rows, 32 * WARPS))
+        arguments = {"Op": problem.op, "kWarps": WARPS, "kPerLane": per_lane}
+        kernels.append(Kernel("topk_merge", arguments, rows, 32 * WARPS))
         states = ceil_div(rows * parts * problem.state_bytes, 16) * 16
         workspace = states + rows * splits * problem.k * problem.candidate_bytes
     return TopKPlan(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from cuattn._layout import Layout
 
@@ -35,6 +37,24 @@ RESULTS = {
 
 
 @dataclass(frozen=True)
+class Instance:
+    """A C++ template with its arguments, by the names and in the order of the template's head."""
+
+    template: str
+    arguments: Mapping[str, object] = field(hash=False)
+
+    @cached_property
+    def name(self) -> str:
+        """Name expression."""
+        values = self.arguments.values()
+        words = (str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+        return f"{self.template}<{', '.join(words)}>"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class SoftmaxProblem:
     """What a softmax kernel is chosen by.
 
@@ -63,15 +83,22 @@ class SoftmaxProblem:
         return self.result in ("lse", "state")
 
     @property
-    def op(self) -> str:
-        """Name of the op (primitives/softmax_ops.cuh)."""
-        ranks = f"{len(self.layout.row_size)}, {len(self.layout.col_size)}"
+    def op(self) -> Instance:
+        """The op (primitives/softmax_ops.cuh)."""
+        x, acc = CTYPES[self.x], CTYPES[self.acc]
+        ranks = {"kRowRank": len(self.layout.row_size), "kColRank": len(self.layout.col_size)}
         if self.backward:
-            log = flag(self.result == "log_grad")
-            return f"SoftmaxBackward<{CTYPES[self.x]}, {CTYPES[self.acc]}, {log}, {ranks}>"
-        types = ", ".join(CTYPES[name] for name in (self.x, self.acc, self.out))
-        flags = f"{RESULTS[self.result]}, {flag(self.masked)}, {flag(self.weighted)}"
-        return f"SoftmaxForward<{types}, {flags}, {ranks}>"
+            log = self.result == "log_grad"
+            return Instance("SoftmaxBackward", {"T": x, "Acc": acc, "kLog": log, **ranks})
+        arguments = {
+            "In": x,
+            "Acc": acc,
+            "Out": CTYPES[self.out],
+            "kResult": RESULTS[self.result],
+            "kMasked": self.masked,
+            "kWeighted": self.weighted,
+        }
+        return Instance("SoftmaxForward", {**arguments, **ranks})
 
     @property
     def vec(self) -> int:
@@ -98,10 +125,6 @@ class SoftmaxProblem:
         """Fragments that cover a row, wherever it starts."""
         past = 0 if self.aligned else self.vec - 1
         return ceil_div(self.layout.cols + past, self.vec)
-
-
-def flag(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -140,14 +163,19 @@ class TopKProblem:
         return ITEMSIZE[self.x] <= 4 and self.layout.cols < 2**32 - 1
 
     @property
-    def op(self) -> str:
-        """Name of the op (primitives/topk_ops.cuh)."""
-        candidate = "NarrowCandidate" if self.narrow else "WideCandidate"
-        rank = len(self.layout.row_size)
+    def candidate(self) -> str:
+        """Type of an element's key and index (primitives/candidate.cuh)."""
+        return "NarrowCandidate" if self.narrow else "WideCandidate"
+
+    @property
+    def op(self) -> Instance:
+        """The op (primitives/topk_ops.cuh)."""
+        x, value, rank = CTYPES[self.x], ORDERED[self.x], len(self.layout.row_size)
         if self.softmax:
-            flags = f"{candidate}, {flag(self.masked)}, {rank}"
-            return f"SoftmaxTopK<{CTYPES[self.x]}, {ORDERED[self.x]}, {flags}>"
-        return f"TopK<{CTYPES[self.x]}, {ORDERED[self.x]}, {candidate}, {rank}>"
+            types = {"In": x, "Acc": value, "Candidate_": self.candidate}
+            return Instance("SoftmaxTopK", {**types, "kMasked": self.masked, "kRowRank": rank})
+        types = {"In": x, "Value_": value, "Candidate_": self.candidate}
+        return Instance("TopK", {**types, "kRowRank": rank})
 
     @property
     def candidate_bytes(self) -> int:

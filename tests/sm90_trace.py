@@ -15,14 +15,16 @@ import numpy as np
 from configurations import SMS, attention_problem
 
 from cuattn import _jit
+from cuattn._plan import Kernel
 from cuattn._plan_attention_sm90 import DIMS, plan_attention_sm90
 
 ARGS = 10
 
 
-def sizes(name):
-    """Warpgroups, keys, stages, dim and value_dim, as they stand in a kernel's name."""
-    return [int(word) for word in name.split(", ") if word.isdigit()]
+def sizes(kernel):
+    """Warpgroups, keys, stages, dim and value_dim of a kernel."""
+    names = ("kGroups", "kKeys", "kStages", "kDim", "kValueDim")
+    return [kernel.arguments[name] for name in names]
 
 
 class Event(NamedTuple):
@@ -47,7 +49,7 @@ class TensorMap(NamedTuple):
 class Trace(NamedTuple):
     """One block's run: each warp's instructions in their order."""
 
-    name: str  # of the kernel
+    kernel: Kernel
     warps: dict[int, list[Event]]
     maps: dict[int, TensorMap]  # by the address of their tensor
     arrays: dict[str, np.ndarray]  # q, k, v, out
@@ -114,7 +116,7 @@ def trace(call, q, k, v, *offsets, base=1024, **options):
         call(q, k, v, *offsets, out=out, **options)
     (kernel,) = runtime.kernels
     assert kernel.header == "attention_sm90.cuh" and kernel.grid == 1
-    return Trace(kernel.name, runtime.events(), runtime.maps, dict(q=q, k=k, v=v, out=out))
+    return Trace(kernel, runtime.events(), runtime.maps, dict(q=q, k=k, v=v, out=out))
 
 
 class Tile(NamedTuple):
@@ -126,10 +128,10 @@ class Tile(NamedTuple):
     groups: int
     keys: int
     stages: int
-    name: str  # of the kernel, for float16
+    kernel: Kernel  # for float16
 
     def __str__(self):
-        return self.name
+        return self.kernel.name
 
 
 @functools.cache
@@ -139,8 +141,9 @@ def tiles():
     for dim, value_dim in itertools.product(DIMS, DIMS):
         for modified in (False, True):
             problem = attention_problem("float16", dim, value_dim, modified=modified)
-            name = plan_attention_sm90(problem, 90, SMS).kernel.name
-            found.setdefault(name, Tile(dim, value_dim, modified, *sizes(name)[:3], name))
+            kernel = plan_attention_sm90(problem, 90, SMS).kernel
+            tile = Tile(dim, value_dim, modified, *sizes(kernel)[:3], kernel)
+            found.setdefault(kernel.name, tile)
     return [*found.values()]
 
 

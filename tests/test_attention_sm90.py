@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from attention_cases import Problem, compare, compare_lse
 from conftest import SEED
+from sm90_trace import sizes
 from test_attention_traffic import draw, ranges_of_blocks
 from test_attention_varlen import Ragged
 
@@ -25,7 +26,7 @@ def bits(results):
 
 
 class Run:
-    """One call on the emulator: results, counters, and the sizes in its kernel's name."""
+    """One call on the emulator: results, counters, and the sizes of its kernel."""
 
     def __init__(self, call, *arrays, num_sms=2, seed=0, header="attention_sm90.cuh", **options):
         seed += int(os.environ[SEED])
@@ -35,8 +36,7 @@ class Run:
         (self.kernel,) = runtime.kernels
         assert self.kernel.header == header
         if header == "attention_sm90.cuh":
-            numbers = [int(a) for a in self.kernel.name.split(", ") if a.isdigit()]
-            self.groups, self.keys, _, self.dim, self.value_dim = numbers
+            self.groups, self.keys, _, self.dim, self.value_dim = sizes(self.kernel)
             self.rows = 64 * self.groups
 
 

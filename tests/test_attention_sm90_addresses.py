@@ -119,7 +119,7 @@ def weight(register):
 
 def faults(trace, pack=1):
     """What is wrong in a call of one turn, with one tile of keys for each stage."""
-    groups, *_ = sizes(trace.name)
+    groups, *_ = sizes(trace.kernel)
     memory, found = loaded(trace)
     for group in range(groups):
         warps = [trace.warps[4 * group + 4 + i] for i in range(4)]
@@ -149,7 +149,7 @@ def loaded(trace):
 
 def faults_of_products(trace, memory, group, warps, pack):
     """Of the operands of a warpgroup."""
-    _, keys, stages, dim, value_dim = sizes(trace.name)
+    _, keys, stages, dim, value_dim = sizes(trace.kernel)
     found = []
 
     def check(event, matrix, rows, k_major, expected, what):
@@ -198,7 +198,7 @@ def faults_of_products(trace, memory, group, warps, pack):
 
 def faults_of_out(trace, group, warps, pack):
     """Of the way from a warpgroup's accumulators to `out`."""
-    _, keys, stages, _, value_dim = sizes(trace.name)
+    _, keys, stages, _, value_dim = sizes(trace.kernel)
     thread_of, value_of = np.full(ELEMENTS, -1), np.full(ELEMENTS, np.nan)  # that wrote each
     for number, warp in enumerate(warps):
         lanes = [[e for e in warp if e.op == "stmatrix" and e.lane == i] for i in range(32)]
@@ -231,7 +231,7 @@ def faults_of_out(trace, group, warps, pack):
 
 def faults_of_clearing(trace, seen):
     """Whether just the rows from `seen` on of the last tile of V become zero."""
-    _, keys, *_ = sizes(trace.name)
+    _, keys, *_ = sizes(trace.kernel)
     loads = [e for e in trace.warps[0] if e.op == "load" and e.args[2] == trace.address("v")]
     last = [e for e in loads if e.args[5] == loads[-1].args[5]]
     wanted = [box(trace, e)[0].reshape(keys, -1)[seen:] for e in last]

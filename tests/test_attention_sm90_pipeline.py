@@ -70,7 +70,8 @@ def programs():
     """Of each kind of pipeline: warpgroups, stages, place of `out`, turns."""
     kinds = {}
     for tile in tiles():
-        kinds.setdefault((tile.groups, tile.stages, *tile.name.split(", ")[-3:-1]), tile)
+        flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kTurns"))
+        kinds.setdefault((tile.groups, tile.stages, *flags), tile)
     rng = np.random.default_rng(0)
     return [call(rng, tile) for tile in kinds.values() for call in CALLS * 2]
 

@@ -32,12 +32,12 @@ class Counted:
             empty = runtime.empty
             runtime.empty = lambda shape, dtype: self.allocated.append(shape) or empty(shape, dtype)
             self.result = cuattn.attention(q, k, v, **options)
-        assert len(runtime.kernels) == 1
+        (kernel,) = runtime.kernels
         self.counters = runtime.total()
-        arguments = runtime.kernels[0].name.split("<", 1)[1].split(", ")
-        numbers = [int(argument) for argument in arguments if argument.isdigit()]
-        warps, row_tiles, self.keys, self.dim, self.value_dim, self.slots = numbers
-        self.rows = 16 * warps * row_tiles
+        tile = kernel.arguments
+        self.keys, self.slots = tile["kKeys"], tile["kSlots"]
+        self.dim, self.value_dim = tile["kDim"], tile["kValueDim"]
+        self.rows = 16 * tile["kWarps"] * tile["kMTiles"]
 
 
 def draw(rng, batch, heads, kv_heads, q_rows, k_rows, dim, value_dim, dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 
 import emulator
@@ -37,6 +38,7 @@ from bench import (
 from bench.bench_attention import some
 from bench.peers._base import BSHD
 from bench.peers._cupy import Cupy
+from cuattn._plan import Kernel
 
 OPERATIONS = measure.operations()
 
@@ -282,14 +284,21 @@ def test_a_cell_on_a_gpu(backend, operation):
 # -- Counted on the emulator -------------------------------------------------------------------
 
 
-def test_counters_of_attention():
+def test_counters_of_attention(monkeypatch):
+    launch, kernels = emulator.Runtime.launch, []
+
+    def noted(runtime, kernel, *rest):
+        kernels.append(kernel)
+        launch(runtime, kernel, *rest)
+
+    monkeypatch.setattr(emulator.Runtime, "launch", noted)
     rows = counters.count_attention(("sm_80",))
     result = {**synthetic.full(), "counters": rows}
     assert schema.validate(result) is True
     assert len({(row["operation"], row["dtype"]) for row in rows}) == len(rows)
-    for call, row in zip(counters.ATTENTION, rows, strict=True):
-        (kernel,) = row["kernels"]
-        _, row_tiles, keys, dim, value_dim = map(int, kernel.split(", ")[1:6])
+    for call, row, kernel in zip(counters.ATTENTION, rows, kernels, strict=True):
+        assert row["kernels"] == [kernel.name]
+        keys, dim, value_dim = (kernel.arguments[n] for n in ("kKeys", "kDim", "kValueDim"))
         tile = io_complexity.tile_rows(kernel)
         assert row["writes"] == 1 and row["allocated_bytes"] == row["rows"] * call.head_dim * (
             inside.dtype_of(row["dtype"]).itemsize
@@ -299,7 +308,7 @@ def test_counters_of_attention():
             assert row["mma"] == tiles * tile * keys * (dim + value_dim) // (16 * 8 * 16)
             assert row["exponentials"] == tiles * tile * keys / row["rows"] / row["cols"]
             assert row["conflicts"] == 0 < row["ldmatrix"]
-            assert row_tiles in (1, 2)
+            assert kernel.arguments["kMTiles"] in (1, 2)
         assert (row["mma"] > 0) is (call.op != "float32")
     text = report.markdown(result)
     causal = next(row for row in rows if "4 heads on 1" in row["operation"])
@@ -449,7 +458,20 @@ def test_the_baseline_is_named_beside_the_speed_up(text):
 
 # -- Kernels -----------------------------------------------------------------------------------
 
-KERNEL = "attention<HalfOp<__half>, 4, 2, 48, 64, 64, 3, true, false, NoBias, false>"
+TILE = {
+    "Op": "HalfOp<__half>",
+    "kWarps": 4,
+    "kMTiles": 2,
+    "kKeys": 48,
+    "kDim": 64,
+    "kValueDim": 64,
+    "kSlots": 3,
+    "kVector": True,
+    "kModified": False,
+    "Bias": "NoBias",
+    "kMasked": False,
+}
+KERNEL = Kernel("attention", TILE, grid=1, block=128)
 LOOP = (
     "LDG.E.128 R4, [R2.64]",
     ".L_x_0:",
@@ -484,15 +506,15 @@ def test_products_in_inner_loops_count_as_often_as_they_run():
 
 def test_float32_products_are_found_without_tensor_cores():
     """The loop that stores moves more, and is not the main one."""
-    name = KERNEL.replace("HalfOp<__half>, 4, 2, 48", "FloatOp, 4, 2, 32")
+    kernel = dataclasses.replace(KERNEL, arguments={**TILE, "Op": "FloatOp", "kKeys": 32})
     code = [line.replace("HMMA.16816.F32", "FFMA") for line in LOOP]
     blocks = sass.parse(listing(*code))
     assert sass.main_region(blocks).path[0].base == "STG"
-    _, mix = attention_loop.mix(blocks, name)
-    assert attention_loop.tile_flops(name) == 64 * (2 * 16 * 32 * 128 // 32)
+    _, mix = attention_loop.mix(blocks, kernel)
+    assert attention_loop.tile_flops(kernel) == 64 * (2 * 16 * 32 * 128 // 32)
     assert mix["float"] == 2 * 16 * 32 * 128 // 32
     with pytest.raises(ValueError, match="softmax_rows"):
-        attention_loop.tile_flops("softmax_rows<A, 1, 2, 3, 4, 5, 6>")
+        attention_loop.tile_flops(dataclasses.replace(KERNEL, template="softmax_rows"))
 
 
 def test_rates_of_tensor_cores():
@@ -510,11 +532,9 @@ def test_rates_of_tensor_cores():
 @pytest.mark.usefixtures("nvdisasm")
 def test_a_real_kernel():
     """Tensor products as many as the tile has, LDSM, and shared memory of the launch."""
-    names = [name for name in inside.kernels(80) if name.startswith("attention<HalfOp<__half>")]
-    name = next(name for name in names if ", 64, 64, 3, true, false, NoBias, false>" in name)
-    kernel = inside.kernels(80)[name]
+    kernel = inside.kernels(80)[KERNEL.name]
     (row,) = kernel_report.rows_of([kernel], "sm_80")
-    assert row["mix"]["tensor"] * 2 * 16 * 8 * 16 == attention_loop.tile_flops(name)
+    assert row["mix"]["tensor"] * 2 * 16 * 8 * 16 == attention_loop.tile_flops(kernel)
     assert row["mix"]["shared_load"] > 0 and row["mix"]["async_copy"] > 0
     assert row["smem_bytes"] == kernel.smem_bytes > 10_000
     assert row["region"] == "loop" and set(row["cycles"]) >= {"L2", "tensor"}

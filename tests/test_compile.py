@@ -64,7 +64,7 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
     its warps give each other, a main loop that does not multiply as planned or touches global
     memory, and exponentials that do not run beside the second product."""
     blocks = sass.parse(code.sass)
-    tile, loop = attention_sm90_loop.tile_of(kernel.name), attention_sm90_loop.main_loop(blocks)
+    tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
     found = []
     if any(i.category == "local" for block in blocks for i in block.instructions):
         found.append("local memory")
@@ -147,15 +147,21 @@ def test_all_configurations_of_hopper_alone(part):
             assert not faults(kernel, code), kernel.name
 
 
-def without_type(name: str) -> str:
-    return name.replace("__half", "T").replace("__nv_bfloat16", "T")
+def of_hopper() -> list:
+    return [kernel for kernel in kernels(90).values() if kernel.template == "attention_sm90"]
+
+
+def without_type(kernel) -> dict:
+    """What a kernel of Hopper is, but for the type of its elements."""
+    return {**kernel.arguments, "T": None}
 
 
 @pytest.mark.parametrize("part", range(TILE_PARTS))
 def test_registers_of_further_tiles_of_hopper(part):
     """Of the sizes that no configuration has: as far as PTX."""
-    compiled = {without_type(name) for name in kernels(90)}
-    names = [tile.name for tile in sm90_trace.tiles() if without_type(tile.name) not in compiled]
+    compiled = [without_type(kernel) for kernel in of_hopper()]
+    further = (tile.kernel for tile in sm90_trace.tiles())
+    names = [kernel.name for kernel in further if without_type(kernel) not in compiled]
     assert len(names) >= TILE_PARTS
     program = inside.compile_program("attention_sm90.cuh", names[part::TILE_PARTS], "compute_90a")
     assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
@@ -165,8 +171,8 @@ def test_registers_of_further_tiles_of_hopper(part):
 @pytest.mark.parametrize("row", TILES, ids=str)
 def test_every_tile_of_hopper_is_compiled(row, modified):
     problem = attention_problem("float16", *row[:2], modified=modified)
-    name = plan_attention_sm90(problem, 90, SMS).kernel.name
-    assert without_type(name) in map(without_type, kernels(90))
+    kernel = plan_attention_sm90(problem, 90, SMS).kernel
+    assert without_type(kernel) in map(without_type, of_hopper())
 
 
 def test_rows_of_clusters_wait_for_no_memory():

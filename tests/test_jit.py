@@ -16,8 +16,8 @@ import cuattn
 from cuattn import _call, _interchange, _jit, _nvrtc, _plan, _tensor_map
 from cuattn._params import SOFTMAX_HEAD
 
-KERNEL = _plan.Kernel("some.cuh", "some<float, 1>", grid=3, block=64)
-OTHER = _plan.Kernel("some.cuh", "some<float, 2>", grid=5, block=32, cluster=1)
+KERNEL = _plan.Kernel("some", {"T": "float", "k": 1}, grid=3, block=64)
+OTHER = _plan.Kernel("some", {"T": "float", "k": 2}, grid=5, block=32, cluster=1)
 
 
 class Namespace:

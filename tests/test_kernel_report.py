@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from bench import (
     report_tables,
     sass,
 )
+from cuattn._plan import Kernel
 
 GPU = kernel_report.GPUS["sm_90"]
 
@@ -425,7 +427,22 @@ def test_without_nvdisasm(nvrtc, monkeypatch):
 
 # ---- Attention on Hopper ----
 
-SM90 = "attention_sm90<__half, 3, 128, 4, 64, 64, true, true, false>"
+SM90 = Kernel(
+    "attention_sm90",
+    {
+        "T": "__half",
+        "kGroups": 3,
+        "kKeys": 128,
+        "kStages": 4,
+        "kDim": 64,
+        "kValueDim": 64,
+        "kOwnOut": True,
+        "kTurns": True,
+        "kModified": False,
+    },
+    grid=132,
+    block=512,
+)
 SM90_LOOP = (
     "@P0 BRA `(.L_x_9)",
     ".L_x_0:",
@@ -532,12 +549,13 @@ def test_registers_of_an_instruction(opcode, operands, registers):
     assert attention_sm90_loop.registers(sass.Instruction(0, "", opcode, operands)) == registers
 
 
-def test_tiles_of_hopper_are_those_of_the_name():
-    found = attention_sm90_loop.tile_of(SM90.replace("64, 64", "192, 96"))
+def test_tiles_of_hopper_are_those_of_the_kernel():
+    sizes = {**SM90.arguments, "kDim": 192, "kValueDim": 96}
+    found = attention_sm90_loop.tile_of(dataclasses.replace(SM90, arguments=sizes))
     assert found == (3, 128, 192, 96)
     assert found.products == {"64x128x16": 12, "64x96x16 tnspB": 8}
     with pytest.raises(ValueError, match="softmax_rows"):
-        attention_sm90_loop.tile_of("softmax_rows<A, 1, 2, 3, 4, 5, 6>")
+        attention_sm90_loop.tile_of(dataclasses.replace(SM90, template="softmax_rows"))
     with pytest.raises(ValueError, match="no loop"):
         attention_sm90_loop.main_loop(sass.parse(listing("EXIT", *TRAP)))
 
@@ -552,14 +570,14 @@ def test_tiles_of_hopper_are_those_of_the_name():
 )
 def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
     """FlashAttention-3 has 431 and 469 in its tiles of 128 keys, of 64 and 128 columns."""
-    name = next(
-        name
-        for name in inside.kernels(90)
-        if name.startswith("attention_sm90<") and f", {dim}, {value_dim}, " in name
-        if name.endswith(", false>")
+    wanted = {"kDim": dim, "kValueDim": value_dim, "kModified": False}
+    kernel = next(
+        kernel
+        for kernel in inside.kernels(90).values()
+        if kernel.template == "attention_sm90" and wanted.items() <= kernel.arguments.items()
     )
-    row = row_of(90, name)
-    tile, mix = attention_sm90_loop.tile_of(name), row["mix"]
+    row = row_of(90, kernel.name)
+    tile, mix = attention_sm90_loop.tile_of(kernel), row["mix"]
     assert mix["total"] <= most
     assert mix["mufu"] == mix["ffma"] == 64 * tile.keys // 128  # one exponential for each score
     assert mix["f2fp"] == mix["mufu"] // 2
@@ -573,7 +591,7 @@ def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
 
     for text in (kernel_report.markdown([row], []), report_tables.kernels({"kernels": [row]})):
         assert report_attention.tiles([row]) in text
-        assert f"| `{name}` | {mix['total']} | {mix['tensor']} | {mix['mufu']} | " in text
+        assert f"| `{kernel.name}` | {mix['total']} | {mix['tensor']} | {mix['mufu']} | " in text
         flops = formats.number(2 * 64 * tile.keys * (dim + value_dim) / 1e6)
         assert f"| 4 | {flops} | {formats.number(row['cycles']['tensor'])} | " in text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import NamedTuple
 
 import emulator
@@ -244,9 +243,17 @@ def with_shape(listed, group, beside, vec, fragments, threads=64):
     """Plans topk_lanes as it is given."""
 
     def kernel(problem):
-        shape = f"{listed}, {group}, {beside}, {vec}, {fragments}, {threads}"
+        arguments = {
+            "Op": problem.op,
+            "kList": listed,
+            "kGroup": group,
+            "kStride": beside,
+            "kVec": vec,
+            "kFragments": fragments,
+            "kThreads": threads,
+        }
         grid = -(-problem.layout.rows // (threads // group))
-        return _plan.Kernel("topk_lanes.cuh", f"topk_lanes<{problem.op}, {shape}>", grid, threads)
+        return _plan.Kernel("topk_lanes", arguments, grid, threads)
 
     return kernel
 
@@ -395,7 +402,8 @@ def test_many_columns(rng, arch):
     """As many rows beside each other as a warp has lanes."""
     x = draw(rng, (24, 32 * 1024 + 5))
     got = verify(arch, x, 4, axis=0)
-    assert re.search(r", 4, 1, 32, 1, 16, 128>", got.kernel.name)
+    _, *sizes = got.kernel.arguments.values()
+    assert sizes == [4, 1, 32, 1, 16, 128]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -431,7 +439,8 @@ def test_reads_once(rng, arch, n, k, dtype):
         assert counters.loads_by_size[x.itemsize] == 0
         assert counters.global_sectors_read * 32 == x.nbytes
         assert counters.shared_wavefronts == 0 and counters.barriers == 0
-        lanes = int(re.search(r">, \d+, (\d+), 1,", got.kernel.name)[1])
+        assert got.kernel.arguments["kStride"] == 1
+        lanes = got.kernel.arguments["kGroup"]
         results = 2112 * (k + 2 * lanes)
         assert counters.exps == 0 if not softmax else x.size <= counters.exps <= x.size + results
 
@@ -451,7 +460,7 @@ def test_columns_are_coalesced(rng, arch, columns, softmax):
     got = topk(arch, x, 4, axis=0, softmax=softmax)
     assert got.counters.global_bytes_read == x.nbytes
     assert got.counters.global_sectors_read * 32 == x.nbytes
-    lanes = int(re.search(r">, \d+, (\d+),", got.kernel.name)[1])
+    lanes = got.kernel.arguments["kGroup"]
     most = columns * (4 + lanes * (2 + 40 // (lanes * 8)))
     assert not softmax or x.size <= got.counters.exps <= x.size + most
 
@@ -492,8 +501,7 @@ def test_plan(x, softmax, masked):
                         longest = 1024 if k <= 2 else 512 if k <= 4 else 384
                         assert not strided and cols > min(most - problem.vec, longest)
                         continue
-                    found = re.search(r">, (\d+), (\d+), (\d+), (\d+), (\d+), (\d+)>", kernel.name)
-                    listed, group, beside, vec, fragments, threads = map(int, found.groups())
+                    _, listed, group, beside, vec, fragments, threads = kernel.arguments.values()
                     assert listed in (1, 2, 4, 8) and k <= listed <= 2 * k
                     assert vec * fragments % listed == 0
                     assert vec * fragments <= (32 if problem.narrow else 16)

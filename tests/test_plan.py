@@ -6,7 +6,6 @@ Pure Python: sizes in, launches out. What the kernels make of them, test_softmax
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -22,21 +21,14 @@ OPERANDS = len(_layout.OPERANDS)
 SIZE_OF = {ctype: ITEMSIZE[name] for name, ctype in CTYPES.items()}
 
 
-def parse(name):
-    """A name expression's kernel, the arguments of its op, and its own after the op."""
-    found = re.fullmatch(
-        r"(softmax_\w+)<(SoftmaxForward|SoftmaxBackward)<([^<>]+)>, ([^<>]+)>", name
-    )
-    assert found, name
-    kernel, op, inner, outer = found.groups()
-    return kernel, [op, *inner.split(", ")], outer.split(", ")
-
-
 def fragment(op):
     """Columns of one access: 16 bytes of the wider of what is read and written."""
-    if op[0] == "SoftmaxBackward" or op[4] in ("kLse", "kState"):
-        return 16 // SIZE_OF[op[1]]
-    return 16 // max(SIZE_OF[op[1]], SIZE_OF[op[3]])
+    types = op.arguments
+    if op.template == "SoftmaxBackward":
+        return 16 // SIZE_OF[types["T"]]
+    if types["kResult"] in ("kLse", "kState"):
+        return 16 // SIZE_OF[types["In"]]
+    return 16 // max(SIZE_OF[types["In"]], SIZE_OF[types["Out"]])
 
 
 def geometry(problem, plan):
@@ -91,45 +83,42 @@ def check(problem, capability, num_sms=SMS):
     for name in ("row_size", "col_size", "row_stride", "col_stride"):
         assert values[name] == getattr(given, name)
 
-    reads = [kernel for kernel in plan.kernels if not kernel.name.startswith("softmax_merge")]
-    names = [parse(kernel.name) for kernel in plan.kernels]
-    (header,) = {
-        name[0] for name, kernel in zip(names, plan.kernels, strict=True) if kernel in reads
-    }
-    op, vec = names[0][1], fragment(names[0][1])
-    assert all(name[1] == op for name in names)
-    assert [kernel.header for kernel in plan.kernels] == [f"{name[0]}.cuh" for name in names]
+    reads = [kernel for kernel in plan.kernels if kernel.template != "softmax_merge"]
+    (template,) = {kernel.template for kernel in reads}
+    first = plan.kernels[0].arguments
+    op, vec = first["Op"], fragment(first["Op"])
+    assert all(kernel.arguments["Op"] == op for kernel in plan.kernels)
     pasts = [0] if problem.aligned else list(range(vec))
 
-    if header == "softmax_rows":
-        ((_, _, arguments),) = names
-        threads, rows_per_block, fragments, cluster = map(int, arguments)
+    if template == "softmax_rows":
         (kernel,) = plan.kernels
+        threads, rows_per_block = first["kThreadsPerRow"], first["kRowsPerBlock"]
+        cluster = first["kClusterSize"]
         assert (kernel.block, kernel.cluster) == (threads * rows_per_block, cluster)
         check_covers(rows, rows_per_block, kernel.grid // cluster)
-        assert threads * fragments * vec * cluster >= cols + max(pasts)
+        assert threads * first["kFragments"] * vec * cluster >= cols + max(pasts)
         assert plan.workspace_bytes == 0
         return plan
 
-    if header == "softmax_segments":
-        ((_, _, arguments),) = names
-        lanes, warps, items = map(int, arguments[1:])
+    if template == "softmax_segments":
         (kernel,) = plan.kernels
-        assert kernel.block == 32 * warps and 8 % warps == 0 and items >= 1
-        check_covers(rows, lanes, kernel.grid)
+        warps = first["kWarps"]
+        assert kernel.block == 32 * warps and 8 % warps == 0 and first["kItems"] >= 1
+        check_covers(rows, first["kLanes"], kernel.grid)
         assert plan.workspace_bytes == 0
         return plan
 
     # softmax_split, softmax_strided
     splits, parts = values["splits"], values["parts"]
-    for kernel, (_, _, arguments) in zip(reads, names, strict=False):
-        if header == "softmax_split":
-            threads, rows_per_block, fragments = map(int, arguments[1:])
-            assert kernel.block == threads * rows_per_block and fragments >= 1
+    for kernel in reads:
+        sizes = kernel.arguments
+        if template == "softmax_split":
+            threads, rows_per_block = sizes["kThreadsPerRow"], sizes["kRowsPerBlock"]
+            assert kernel.block == threads * rows_per_block and sizes["kFragments"] >= 1
             assert rows_per_block == 1 or parts == 1
-            tile = threads * fragments * vec
+            tile = threads * sizes["kFragments"] * vec
         else:
-            rows_per_block, threads, items = map(int, arguments[1:])
+            rows_per_block, threads, items = sizes["kLanes"], sizes["kThreads"], sizes["kItems"]
             assert kernel.block == threads and items >= 1
             assert rows_per_block in (1, 2, 4, 8, 16, 32)
             pasts, vec, tile = [0], 1, threads // rows_per_block * items
@@ -137,20 +126,20 @@ def check(problem, capability, num_sms=SMS):
         assert kernel.grid % splits == 0 and kernel.cluster == 1
         check_parts(cols, values, tile, vec, pasts)
 
-    phases = [arguments[0] for _, _, arguments in names]
+    phases = [kernel.arguments.get("kPass") for kernel in plan.kernels]
     if problem.reduces:
-        alone = splits == 1 and (header == "softmax_split" or parts == 1)
-        assert phases[0] == ("kFused" if alone else "kReduce") and len(reads) == 1
-        assert len(plan.kernels) == 2 - alone
+        alone = splits == 1 and (template == "softmax_split" or parts == 1)
+        assert phases == (["kFused"] if alone else ["kReduce", None])  # None: softmax_merge
     elif len(reads) == 1:
         assert phases == ["kFused"] and splits == 1
     else:
         assert phases == ["kReduce", "kNormalize"]
     if len(plan.kernels) > len(reads):
-        assert plan.kernels[-1].block == 32 * int(phases[-1])
-        check_covers(rows, int(phases[-1]), plan.kernels[-1].grid)
-    words = 1 if op[0] == "SoftmaxBackward" else 4 if problem.weighted else 2
-    state = SIZE_OF[op[2]] * words
+        merge = plan.kernels[-1]
+        assert merge.block == 32 * merge.arguments["kRowsPerBlock"]
+        check_covers(rows, merge.arguments["kRowsPerBlock"], merge.grid)
+    words = 1 if op.template == "SoftmaxBackward" else 4 if problem.weighted else 2
+    state = SIZE_OF[op.arguments["Acc"]] * words
     assert plan.workspace_bytes == (rows * parts * state if len(plan.kernels) > 1 else 0)
     return plan
 
@@ -251,9 +240,9 @@ def test_names_are_configurations():
             ranks = len(problem.layout.row_size), len(problem.layout.col_size)
             for kernel in _plan.plan_softmax(problem, capability, SMS).kernels:
                 asked = (*types, problem.masked, problem.weighted, *ranks)
-                made = (kernel.header, kernel.block, kernel.cluster, asked)
+                made = (kernel.template, kernel.block, kernel.cluster, asked)
                 assert by_name.setdefault(kernel.name, made) == made
-                outer = tuple(parse(kernel.name)[2])
+                outer = tuple(kernel.arguments.values())[1:]
                 assert by_configuration.setdefault((made, outer), kernel.name) == kernel.name
     assert len(by_name) == len(by_configuration) > 800
 
@@ -370,11 +359,12 @@ def regime(result, dtype, cols, capability, rows=4096, masked=False):
     acc = accumulator(dtype)
     problem = SoftmaxProblem(result, dtype, acc, dtype, shape, masked=masked, aligned=True)
     plan = check(problem, capability)
-    kernel, _, arguments = parse(plan.kernels[0].name)
-    if kernel == "softmax_rows":
-        return int(arguments[0]), int(arguments[3]), 1
-    assert kernel == "softmax_split"
-    return int(arguments[1]), None, len(plan.kernels)
+    kernel = plan.kernels[0]
+    threads = kernel.arguments["kThreadsPerRow"]
+    if kernel.template == "softmax_rows":
+        return threads, kernel.arguments["kClusterSize"], 1
+    assert kernel.template == "softmax_split"
+    return threads, None, len(plan.kernels)
 
 
 @pytest.mark.parametrize("asked", REGIMES, ids=lambda asked: "-".join(map(str, asked)))
@@ -413,7 +403,7 @@ def test_reductions_read_once():
         for rows in (1, 4096):
             shape = layout(rows, cols)
             plan = check(SoftmaxProblem("lse", *["float32"] * 3, shape), 90)
-            assert [parse(kernel.name)[0] for kernel in plan.kernels] in (
+            assert [kernel.template for kernel in plan.kernels] in (
                 ["softmax_split"],
                 ["softmax_split", "softmax_merge"],
             )
@@ -437,7 +427,7 @@ def test_other_layouts_are_strided(shape, axes, x, out):
     plan = check(
         SoftmaxProblem("prob", *["float32"] * 3, _layout.join_dimensions(shape, axes, strides)), 90
     )
-    assert {kernel.header for kernel in plan.kernels} == {"softmax_strided.cuh"}
+    assert {kernel.template for kernel in plan.kernels} == {"softmax_strided"}
 
 
 def test_no_row_of_the_tables_is_idle():
@@ -447,20 +437,20 @@ def test_no_row_of_the_tables_is_idle():
         for problem in problems():
             few = problem.layout.rows < 4096 and problem.layout.cols > 1000
             for kernel in _plan.plan_softmax(problem, capability, SMS).kernels:
-                name, _, arguments = parse(kernel.name)
+                name, sizes = kernel.template, kernel.arguments
                 if name == "softmax_rows" and few:
                     continue  # clusters that the table does not hold
-                if name == "softmax_rows" and arguments[1] == "1":
-                    threads, _, fragments, cluster = map(int, arguments)
+                if name == "softmax_rows" and sizes["kRowsPerBlock"] == 1:
                     # With a fragment more where a row may start at any element.
-                    words = 2 ** math.floor(math.log2(fragments * problem.vec * problem.words))
-                    resident.add((threads, words, cluster))
+                    words = sizes["kFragments"] * problem.vec * problem.words
+                    words = 2 ** math.floor(math.log2(words))
+                    resident.add((sizes["kThreadsPerRow"], words, sizes["kClusterSize"]))
                 elif name == "softmax_strided" and problem.acc == "float64":
                     assert kernel.block <= 256  # they take more than 128 registers
                 elif name == "softmax_strided":
-                    strided.add((kernel.block, int(arguments[3]) * problem.words))
+                    strided.add((kernel.block, sizes["kItems"] * problem.words))
                 elif name == "softmax_segments":
-                    segments.add(int(arguments[2]))
+                    segments.add(sizes["kWarps"])
     assert resident == {row[:3] for row in _plan.RESIDENT}
     assert strided == {row[:2] for row in _plan.STRIDED}
     assert segments == {row[0] for row in _plan.SEGMENTS}

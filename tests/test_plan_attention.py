@@ -5,8 +5,6 @@ Pure Python: sizes in, launches out.
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from configurations import attention_problems
 
@@ -31,9 +29,8 @@ def problems():
 
 
 def tile(kernel):
-    numbers = re.findall(r"(?<=, )\d+(?=,)", kernel.name)
-    assert len(numbers) == 6
-    return map(int, numbers)
+    sizes = ("kWarps", "kMTiles", "kKeys", "kDim", "kValueDim", "kSlots")
+    return [kernel.arguments[name] for name in sizes]
 
 
 @pytest.mark.parametrize("capability", SMEM)
@@ -82,6 +79,6 @@ def test_every_row_of_the_tables_is_taken_and_has_a_reason():
 @pytest.mark.parametrize("vector", [False, True])
 def test_merge_covers_every_column(columns, vector):
     kernel = _plan_attention.plan_attention_merge("float16", "float32", 1001, columns, vector)
-    vec = int(re.search(r", (\d+), \d+>$", kernel.name)[1])
+    vec = kernel.arguments["kVec"]
     assert vec == (8 if vector else 1)
     assert kernel.grid * kernel.block >= 1001 * max(1, -(-columns // vec))

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import re
-import types
 
 import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _jit, _nvrtc, _plan_attention, _plan_attention_sm90
+from cuattn import _jit, _plan_attention, _plan_attention_sm90
 from cuattn._params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 from cuattn._plan_attention import AttentionProblem
 from cuattn._plan_attention_sm90 import TILES, box_of, is_tma
@@ -33,26 +31,6 @@ def plan(problem, capability=90, num_sms=SMS):
 
 def change(problem=PROBLEM, **fields):
     return dataclasses.replace(problem, **fields)
-
-
-@functools.cache
-def template():
-    """Parameters of the kernel's template by their snake_case names, and their kinds."""
-    source = (_nvrtc.source_directory() / "attention_sm90.cuh").read_text()
-    declared = re.search(r"template <(class T,[^>]*)>\s*__global__", source)[1]
-    kinds = [parameter.split() for parameter in declared.split(",")]
-    return {re.sub(r"\B([A-Z])", r"_\1", name).lower()[2:] or "t": kind for kind, name in kinds}
-
-
-@functools.cache
-def tile(kernel):
-    """What a kernel is an instance of."""
-    arguments = re.fullmatch(r"attention_sm90<(.*)>", kernel.name)[1].split(", ")
-    found = types.SimpleNamespace()
-    for (name, kind), argument in zip(template().items(), arguments, strict=True):
-        value = {"class": str, "int": int, "bool": ["false", "true"].index}[kind](argument)
-        setattr(found, name, value)
-    return found
 
 
 # ---- Which calls ----
@@ -124,52 +102,54 @@ def plans():
 def test_tiles_hold_every_dimension(plans):
     tiles, dims = [], (64, 96, 128, 192, 256)
     for (head_dim, value_dim, modified), found in plans.items():
-        tiles.append(t := tile(found.kernel))
-        assert t.dim == min(d for d in dims if head_dim <= d)
-        assert t.value_dim == min(d for d in dims if value_dim <= d)
-        assert t.modified == modified
-    assert {(t.dim, t.value_dim) for t in tiles} == set(itertools.product(dims, dims))
+        tiles.append(t := found.kernel.arguments)
+        assert t["kDim"] == min(d for d in dims if head_dim <= d)
+        assert t["kValueDim"] == min(d for d in dims if value_dim <= d)
+        assert t["kModified"] == modified
+    assert {(t["kDim"], t["kValueDim"]) for t in tiles} == set(itertools.product(dims, dims))
 
 
 def test_limits_of_tiles(plans):
     for found in {found.kernel.name: found for found in plans.values()}.values():
-        kernel, t = found.kernel, tile(found.kernel)
-        assert t.groups in (2, 3) and t.stages >= 2 and kernel.block == 128 * (t.groups + 1)
+        kernel, t = found.kernel, found.kernel.arguments
+        groups, keys, stages = t["kGroups"], t["kKeys"], t["kStages"]
+        dim, value_dim = t["kDim"], t["kValueDim"]
+        assert groups in (2, 3) and stages >= 2 and kernel.block == 128 * (groups + 1)
         # AttentionSmem: Q or what takes its place, K and V of each stage, `out`, barriers.
-        q, out = (64 * columns * 2 for columns in (t.dim, t.value_dim))
-        k, v = (t.keys * columns * 2 for columns in (t.dim, t.value_dim))
-        pieces = [q if t.own_out else max(q, out)] * t.groups + [k] * t.stages + [v] * t.stages
-        pieces += [out] * t.groups * t.own_out
-        assert kernel.smem_bytes == sum(pieces) + 8 * (2 * t.groups + 4 * t.stages + 1) <= SMEM
+        q, out = (64 * columns * 2 for columns in (dim, value_dim))
+        k, v = (keys * columns * 2 for columns in (dim, value_dim))
+        pieces = [q if t["kOwnOut"] else max(q, out)] * groups + [k] * stages + [v] * stages
+        pieces += [out] * groups * t["kOwnOut"]
+        assert kernel.smem_bytes == sum(pieces) + 8 * (2 * groups + 4 * stages + 1) <= SMEM
         for offset in itertools.accumulate(pieces):
             assert offset % 1024 == 0  # 8 rows of a swizzled panel
         # Registers of a consumer: O, S, P and the rest; 65536 for all, with the producer's.
-        budget, producer = {2: (240, 24), 3: (160, 32)}[t.groups]
-        assert t.value_dim // 2 + t.keys // 2 + t.keys // 4 + 24 <= budget
-        assert 128 * (budget * t.groups + producer) <= 65536
-        assert t.keys % 16 == 0 and found.keys == t.keys
-        for columns, panel in ((t.dim, found.q_panel), (t.value_dim, found.v_panel)):
+        budget, producer = {2: (240, 24), 3: (160, 32)}[groups]
+        assert value_dim // 2 + keys // 2 + keys // 4 + 24 <= budget
+        assert 128 * (budget * groups + producer) <= 65536
+        assert keys % 16 == 0 and found.keys == keys
+        for columns, panel in ((dim, found.q_panel), (value_dim, found.v_panel)):
             span = 128 if columns % 64 == 0 else 64  # Panels::kSpan
             assert panel * 2 == span and columns % panel == 0
-        assert max(t.keys, 64) <= 256  # rows of a box
+        assert max(keys, 64) <= 256  # rows of a box
         assert kernel.suffix == "a" and kernel.cluster == 1
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "__half"), ("bfloat16", "__nv_bfloat16")])
 def test_type_of_elements(dtype, name):
-    assert tile(plan(change(op=dtype, dtype=dtype)).kernel).t == name
+    assert plan(change(op=dtype, dtype=dtype)).kernel.arguments["T"] == name
 
 
 def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
     taken = {}
     for kernel in {found.kernel for found in plans.values()}:
-        t = tile(kernel)
+        t = kernel.arguments
         row = next(
             row
             for row in TILES
-            if t.dim <= row[0] and t.value_dim <= row[1] and t.modified <= row[2]
+            if t["kDim"] <= row[0] and t["kValueDim"] <= row[1] and t["kModified"] <= row[2]
         )
-        assert (t.groups, t.keys, t.stages, t.own_out, t.turns) == row[3:8]
+        assert (t["kGroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kTurns"]) == row[3:8]
         taken[row] = max(taken.get(row, 0), kernel.smem_bytes)
     assert taken.keys() == set(TILES)
     for row, smem in taken.items():
@@ -194,7 +174,7 @@ def test_packs_make_the_fewest_blocks():
     seen = set()
     for problem in sharing():
         found, group = plan(problem), problem.heads // problem.kv_heads
-        rows = 64 * tile(found.kernel).groups
+        rows = 64 * found.kernel.arguments["kGroups"]
         mean = -(-problem.q_rows // problem.batch) if problem.ragged else problem.q_rows
         blocks = {
             pack: -(-mean // (rows // pack)) * (problem.heads // pack)
@@ -225,7 +205,7 @@ def test_every_row_of_every_head_is_in_one_block():
     for problem in sharing():
         found = plan(problem)
         units = problem.heads // found.pack * (1 if problem.ragged else problem.batch)
-        queries = 64 * tile(found.kernel).groups // found.pack
+        queries = 64 * found.kernel.arguments["kGroups"] // found.pack
         spare = problem.batch if problem.ragged else 0
         assert found.row_blocks == -(-problem.q_rows // queries) + spare
         assert found.blocks == units * found.row_blocks
@@ -453,7 +433,7 @@ def test_call(device, rng):
     lse = diary.empty((2, 8, 70), np.float32)
     cuattn.attention(q, k, v, is_causal=True, scale=0.5, out=(out, lse), return_lse=True)
     ((kernel, params, reads, writes),) = diary.launches
-    assert (tile(kernel).groups, tile(kernel).keys) == (2, 128)
+    assert (kernel.arguments["kGroups"], kernel.arguments["kKeys"]) == (2, 128)
     assert all(a is b for a, b in zip(reads[:3] + writes, (q, k, v, out, lse), strict=True))
     maps, found, (pack_log2, blocks) = unpack_sm90(params)
     assert maps == [bytes([i]) * 128 for i in (1, 2, 3, 4)]
@@ -546,7 +526,7 @@ def test_ragged_call(device, rng):
     cuattn.attention_varlen(q, k, k, *ends, return_lse=True)
     ((kernel, params, *_),) = diary.launches
     _, found, (pack_log2, blocks) = unpack_sm90(params)
-    rows = 64 * tile(kernel).groups
+    rows = 64 * kernel.arguments["kGroups"]
     assert (found["batch"], found["heads"], found["group"], pack_log2) == (3, 6, 3, 0)
     assert found["row_blocks"] == -(-300 // rows) + 3 and blocks == 6 * found["row_blocks"]
     for (address, *boxes), array in zip(diary.maps, (q, k, k, diary.made[0]), strict=True):
@@ -638,4 +618,4 @@ def test_bfloat16(device, rng):
     diary = device()
     cuattn.attention(q, q, q)
     assert [arguments[1] for arguments in diary.maps] == ["bfloat16"] * 4
-    assert tile(diary.launches[0][0]).t == "__nv_bfloat16"
+    assert diary.launches[0][0].arguments["T"] == "__nv_bfloat16"

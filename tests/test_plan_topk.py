@@ -5,8 +5,6 @@ Pure Python: sizes in, launches out. Plans of single kernels: test_lanes.py, tes
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from configurations import SMS, selection, topk_problems
 
@@ -19,11 +17,6 @@ SMEM = 48 * 1024
 PROBLEMS = list(topk_problems())
 
 
-def shape_of(kernel):
-    """What stands behind the op in a name expression."""
-    return [int(n) for n in re.search(r">, ([-\d, ]+)>$", kernel.name)[1].split(", ")]
-
-
 def check_launch(kernel, capability):
     assert 1 <= kernel.grid < 2**31
     assert 0 < kernel.block <= 1024 and kernel.block % 32 == 0
@@ -34,8 +27,10 @@ def check_launch(kernel, capability):
 def check_lists(problem, plan, kernels):
     """topk_rows: rows, parts and tiles hold each column once; the queues fit."""
     rows, cols = problem.layout.rows, problem.layout.cols
-    warps_per_row, rows_per_block, per_lane, vec, fragments, cluster = shape_of(kernels[0])
-    warps = warps_per_row * rows_per_block
+    sizes = kernels[0].arguments
+    warps_per_row, rows_per_block = sizes["kWarpsPerRow"], sizes["kRowsPerBlock"]
+    per_lane, vec, fragments = sizes["kPerLane"], sizes["kVec"], sizes["kFragments"]
+    warps, cluster = warps_per_row * rows_per_block, sizes["kClusterSize"]
     tile = 32 * vec * fragments
     geometry = softmax_geometry(len(problem.layout.row_size), 1).unpack(plan.geometry)
     splits, parts = geometry["splits"], geometry["parts"]
@@ -55,10 +50,10 @@ def check_lists(problem, plan, kernels):
     if splits == cluster:
         assert len(kernels) == 1 and plan.workspace_bytes == 0
         return
-    assert cluster == 1 and kernels[1].header == "topk_merge.cuh"
-    merge_warps, merge_per_lane = shape_of(kernels[1])
+    assert cluster == 1 and kernels[1].template == "topk_merge"
+    merge_warps = kernels[1].arguments["kWarps"]
     assert (kernels[1].grid, kernels[1].block) == (rows, 32 * merge_warps)
-    assert merge_per_lane == per_lane
+    assert kernels[1].arguments["kPerLane"] == per_lane
     assert merge_warps * 32 * per_lane * problem.candidate_bytes <= SMEM
     lists = rows * splits * problem.k * problem.candidate_bytes
     assert plan.lists_offset % 16 == 0
@@ -84,30 +79,32 @@ def test_every_plan_covers(capability, num_sms):
 
 # rows, columns, k, compute capability: kernels, and what stands behind the op of the first.
 @pytest.mark.parametrize(
-    ("rows", "cols", "k", "capability", "headers", "shape"),
+    ("rows", "cols", "k", "capability", "templates", "shape"),
     [
-        (10**5, 5000, 5, 80, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
-        (64, 5000, 50, 80, ["topk_rows"], "8, 1, 2, 4, 4, 1"),
-        (64, 5000, 100, 90, ["topk_rows"], "8, 1, 4, 4, 4, 2"),
-        (1, 50_257, 5, 90, ["topk_rows"], "8, 1, 1, 4, 4, 8"),
-        (1, 50_257, 256, 80, ["topk_rows", "topk_merge"], "8, 1, 8, 4, 4, 1"),
-        (1, 10**7, 5, 90, ["topk_rows", "topk_merge"], "8, 1, 1, 4, 4, 1"),
-        (4000, 100_000, 5, 90, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
-        (10, 100_000, 5, 90, ["topk_rows"], "8, 1, 1, 4, 4, 8"),
-        (5, 600, 9, 90, ["topk_rows"], "1, 8, 1, 4, 4, 1"),
+        (10**5, 5000, 5, 80, ["topk_rows"], (1, 8, 1, 4, 4, 1)),
+        (64, 5000, 50, 80, ["topk_rows"], (8, 1, 2, 4, 4, 1)),
+        (64, 5000, 100, 90, ["topk_rows"], (8, 1, 4, 4, 4, 2)),
+        (1, 50_257, 5, 90, ["topk_rows"], (8, 1, 1, 4, 4, 8)),
+        (1, 50_257, 256, 80, ["topk_rows", "topk_merge"], (8, 1, 8, 4, 4, 1)),
+        (1, 10**7, 5, 90, ["topk_rows", "topk_merge"], (8, 1, 1, 4, 4, 1)),
+        (4000, 100_000, 5, 90, ["topk_rows"], (1, 8, 1, 4, 4, 1)),
+        (10, 100_000, 5, 90, ["topk_rows"], (8, 1, 1, 4, 4, 8)),
+        (5, 600, 9, 90, ["topk_rows"], (1, 8, 1, 4, 4, 1)),
     ],
 )
-def test_regimes(rows, cols, k, capability, headers, shape):
+def test_regimes(rows, cols, k, capability, templates, shape):
     problem = TopKProblem("float32", selection(rows, cols), k)
     plan = _plan_topk.plan_topk(problem, capability, SMS)
-    assert [kernel.header for kernel, _ in plan.launches] == [f"{h}.cuh" for h in headers]
-    assert plan.launches[0][0].name.endswith(f", {shape}>")
+    assert [kernel.template for kernel, _ in plan.launches] == templates
+    _, *sizes = plan.launches[0][0].arguments.values()
+    assert tuple(sizes) == shape
 
 
 def test_a_row_beyond_32_bits_has_wide_candidates():
     for cols, narrow in ((2**32 - 2, True), (2**32 - 1, False)):
         problem = TopKProblem("float32", selection(1, cols), 5)
-        assert problem.narrow is narrow and ("Narrow" in problem.op) is narrow
+        assert problem.narrow is narrow
+        assert problem.op.arguments["Candidate_"] == f"{'Narrow' if narrow else 'Wide'}Candidate"
         check_lists(problem, plan := _plan_topk_of(problem), [k for k, _ in plan.launches])
 
 

@@ -33,7 +33,7 @@ def count(arch, call, num_sms=132, profile=False):
     seed = int(os.environ["CUATTN_TEST_SEED"])
     with emulator.activate(arch, num_sms, seed=seed, profile=profile) as runtime:
         result = call()
-        return runtime.total(), result, [k.name.partition("<")[0] for k in runtime.kernels]
+        return runtime.total(), result, [k.template for k in runtime.kernels]
 
 
 def check_reads(total, x, results, lists=0):
