@@ -32,6 +32,7 @@ def check_lists(problem, plan, kernels):
     warps_per_row, rows_per_block = sizes["kWarpsPerRow"], sizes["kRowsPerBlock"]
     per_lane, vec, fragments = sizes["kPerLane"], sizes["kVec"], sizes["kFragments"]
     warps, cluster = warps_per_row * rows_per_block, sizes["kClusterSize"]
+    assert vec == (problem.vec if problem.layout.col_stride[0] == (1,) else 1)
     tile = 32 * vec * fragments
     splits, _, parts = struct.unpack("3q", plan.geometry[16:40])
     assert kernels[0].block == 32 * warps and kernels[0].cluster == cluster
