@@ -39,6 +39,9 @@ def test_limits(capability):
         plan = _plan_attention.plan_attention(problem, capability)
         warps, row_tiles, keys, dim, value_dim, slots = tile(plan.kernel)
         rows, item = 16 * warps * row_tiles, ITEMSIZE[problem.dtype]
+        flags = ("vector", "modified", "masked")
+        asked = {f"k{flag.capitalize()}": getattr(problem, flag) for flag in flags}
+        assert asked.items() <= plan.kernel.arguments.items()
         wide = max(dim, value_dim)
         assert plan.kernel.block == 32 * warps <= 256  # 255 registers a thread
         assert plan.kernel.smem_bytes <= 1024 * SMEM[capability] - 64  # and what a mask needs

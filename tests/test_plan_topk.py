@@ -31,6 +31,7 @@ def check_lists(problem, plan, kernels):
     warps_per_row, rows_per_block = sizes["kWarpsPerRow"], sizes["kRowsPerBlock"]
     per_lane, vec, fragments = sizes["kPerLane"], sizes["kVec"], sizes["kFragments"]
     warps, cluster = warps_per_row * rows_per_block, sizes["kClusterSize"]
+    assert vec == (problem.vec if problem.layout.col_stride[0] == (1,) else 1)
     tile = 32 * vec * fragments
     geometry = softmax_geometry(len(problem.layout.row_size), 1).unpack(plan.geometry)
     splits, parts = geometry["splits"], geometry["parts"]
