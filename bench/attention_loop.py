@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import sass
 
-HEADER = "attention.cuh"
+HEADER = "attention/forward.cuh"
 FMA_FLOPS = 64  # of a warp
 SUMS_ROWS = ("Tf32Op", "DoubleOp")  # add up each row by a product with eight columns of ones
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from bench import sass
 
-HEADER = "attention_sm90.cuh"
+HEADER = "attention/forward_sm90.cuh"
 ITEMSIZE = 2
 WAIT = "WARPGROUP.DEPBAR"
 MOST_WAITS = 9  # more are not told apart

@@ -24,7 +24,7 @@ from configurations import TARGETS, kernels
 
 # Instantiations a program: the headers are parsed once for all, and processes share the programs.
 TOGETHER = 8
-FEWER = {"attention_sm90.cuh": 3}  # a second each: several processes share them
+FEWER = {"attention/forward_sm90.cuh": 3}  # a second each: several processes share them
 
 architecture = _nvrtc.architecture
 compile_kernel = _nvrtc.compile_kernel

@@ -77,7 +77,7 @@ _COUNTED += ("shared_load", "shared_store", "bar", "syncs")
 def tiles(kernels: list[dict[str, Any]]) -> str:
     """What a warp of Hopper's attention kernels does for a tile of keys; rows of the kernel
     report, of which others are passed over."""
-    found = [row for row in kernels if row["mix"] and row["header"] == "attention_sm90.cuh"]
+    found = [row for row in kernels if row["mix"] and row["header"] == "attention/forward_sm90.cuh"]
     if not found:
         return ""
     resources = ("tensor", "exponential", "issue", "L2")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# Operands of SoftmaxParams, in the order of enum SoftmaxOperand (primitives/softmax_params.cuh).
+# Operands of SoftmaxParams, in the order of enum SoftmaxOperand (softmax/params.cuh).
 OPERANDS = ("x", "y", "where", "weight", "scale", "out", "stat")
 
 # Row and column spaces are padded to one of these ranks, so that few instantiations serve every

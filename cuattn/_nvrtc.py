@@ -26,7 +26,7 @@ def source_directory() -> Path:
     """Folder of the CUDA sources: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     for candidate in (package / "cuda_src", package.parent / "cuda_src"):
-        if (candidate / "softmax_rows.cuh").is_file():
+        if (candidate / "softmax/rows.cuh").is_file():
             return candidate
     raise FileNotFoundError(
         "cuattn's CUDA sources are neither in the package nor beside it; install cuattn again"

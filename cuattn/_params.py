@@ -81,7 +81,7 @@ def _count(code: str) -> int:
     return int(code[:-1] or 0)
 
 
-# ---- Rows: softmax_params.cuh, state_merge.cuh ----
+# ---- Rows: softmax/params.cuh, softmax/state_merge.cuh ----
 
 SOFTMAX_HEAD = Params(
     "SoftmaxParams", "Q: x y where weight scale out stat stat_l partial offsets", "d: scale_value"
@@ -104,7 +104,7 @@ def softmax_geometry(row_rank: int, col_rank: int) -> Params:
 
 STATE_MERGE = Params("StateMergeParams", "Q: m_a l_a m_b l_b m l", "q: n")
 
-# ---- Selections: topk_ops.cuh (behind SoftmaxParams), radix.cuh (behind TopKParams) ----
+# ---- Selections: topk/ops.cuh (behind SoftmaxParams), topk/radix.cuh (behind TopKParams) ----
 
 TOPK = Params("TopKParams", "Q: indices lists", "q: k index_offset tiles output renormalize")
 RADIX_WORKSPACE = Params("RadixParams", "Q: workspace")
@@ -118,7 +118,7 @@ TOPK_STATE_MERGE = Params(
     "q: rows k",
 )
 
-# ---- Attention: attention_params.cuh, attention_merge.cuh ----
+# ---- Attention: attention/params.cuh, attention/merge.cuh ----
 
 ATTENTION_POINTERS = Params(
     "AttentionParams",

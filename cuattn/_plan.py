@@ -79,7 +79,7 @@ class Kernel(Instance):
     @property
     def header(self) -> str:
         """The kernel's file in cuda_src, which has its name."""
-        return f"{self.template}.cuh"
+        return self.template.replace("_", "/", 1) + ".cuh"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def plan_state_merge(acc: str, n: int) -> Kernel:
     """Kernel that merges `n` pairs of states."""
     arguments = {"Acc": CTYPES[acc], "kThreads": STATE_MERGE_THREADS}
     grid = ceil_div(n, STATE_MERGE_THREADS)
-    return Kernel("state_merge", arguments, grid, STATE_MERGE_THREADS)
+    return Kernel("softmax_state_merge", arguments, grid, STATE_MERGE_THREADS)
 
 
 def _rows_are_vectors(problem: SoftmaxProblem) -> bool:

@@ -137,7 +137,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "kMasked": problem.masked,
     }
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
-    kernel = Kernel("attention", arguments, grid, 32 * warps, smem_bytes=smem)
+    kernel = Kernel("attention_forward", arguments, grid, 32 * warps, smem_bytes=smem)
     return AttentionPlan(kernel, row_blocks, section)
 
 

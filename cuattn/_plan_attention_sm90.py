@@ -102,7 +102,7 @@ def plan_attention_sm90(
     }
     grid, block = min(blocks, num_sms), 128 * (groups + 1)
     kernel = Kernel(
-        "attention_sm90",
+        "attention_forward_sm90",
         arguments,
         grid,
         block,

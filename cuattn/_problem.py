@@ -26,7 +26,7 @@ ITEMSIZE = {
     name: 8 if "64" in name else 4 if "32" in name else 2 if "16" in name else 1 for name in CTYPES
 }
 
-# enum SoftmaxResult (primitives/softmax_ops.cuh).
+# enum SoftmaxResult (softmax/ops.cuh).
 RESULTS = {
     "prob": "kProb",
     "prob_lse": "kProbLse",
@@ -84,7 +84,7 @@ class SoftmaxProblem:
 
     @property
     def op(self) -> Instance:
-        """The op (primitives/softmax_ops.cuh)."""
+        """The op (softmax/ops.cuh)."""
         x, acc = CTYPES[self.x], CTYPES[self.acc]
         ranks = {"kRowRank": len(self.layout.row_size), "kColRank": len(self.layout.col_size)}
         if self.backward:
@@ -131,7 +131,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# What values are compared as (primitives/candidate.cuh): exact, and as narrow as that allows.
+# What values are compared as (topk/candidate.cuh): exact, and as narrow as that allows.
 ORDERED = {
     **dict.fromkeys(("float16", "bfloat16", "float32"), "float"),
     "float64": "double",
@@ -164,12 +164,12 @@ class TopKProblem:
 
     @property
     def candidate(self) -> str:
-        """Type of an element's key and index (primitives/candidate.cuh)."""
+        """Type of an element's key and index (topk/candidate.cuh)."""
         return "NarrowCandidate" if self.narrow else "WideCandidate"
 
     @property
     def op(self) -> Instance:
-        """The op (primitives/topk_ops.cuh)."""
+        """The op (topk/ops.cuh)."""
         x, value, rank = CTYPES[self.x], ORDERED[self.x], len(self.layout.row_size)
         if self.softmax:
             types = {"In": x, "Acc": value, "Candidate_": self.candidate}

@@ -115,7 +115,7 @@ def trace(call, q, k, v, *offsets, base=1024, **options):
         out = emulator.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
         call(q, k, v, *offsets, out=out, **options)
     (kernel,) = runtime.kernels
-    assert kernel.header == "attention_sm90.cuh" and kernel.grid == 1
+    assert kernel.header == "attention/forward_sm90.cuh" and kernel.grid == 1
     return Trace(kernel, runtime.events(), runtime.maps, dict(q=q, k=k, v=v, out=out))
 
 

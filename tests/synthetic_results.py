@@ -164,7 +164,7 @@ def full() -> dict[str, Any]:
         "arch": "sm_90",
         "gpu": "H100",
         "kernel": "softmax_rows<Forward<float, 1>, 512, 1>",
-        "header": "softmax_rows.cuh",
+        "header": "softmax/rows.cuh",
         "threads": 512,
         "cluster": 1,
         "registers": 64,

@@ -28,14 +28,16 @@ def bits(results):
 class Run:
     """One call on the emulator: results, counters, and the sizes of its kernel."""
 
-    def __init__(self, call, *arrays, num_sms=2, seed=0, header="attention_sm90.cuh", **options):
+    def __init__(
+        self, call, *arrays, num_sms=2, seed=0, header="attention/forward_sm90.cuh", **options
+    ):
         seed += int(os.environ[SEED])
         with emulator.activate("sm_90a", num_sms=num_sms, seed=seed) as runtime:
             self.results = call(*arrays, return_lse=True, **options)
         self.counters = runtime.total()
         (self.kernel,) = runtime.kernels
         assert self.kernel.header == header
-        if header == "attention_sm90.cuh":
+        if header == "attention/forward_sm90.cuh":
             self.groups, self.keys, _, self.dim, self.value_dim = sizes(self.kernel)
             self.rows = 64 * self.groups
 
@@ -180,10 +182,10 @@ def test_layouts_and_strides(rng, layout):
         return view.swapaxes(1, 2) if swapped else view
 
     for pad, flip, header in [
-        (0, False, "attention_sm90.cuh"),
-        (8, False, "attention_sm90.cuh"),
-        (4, False, "attention.cuh"),
-        (0, True, "attention.cuh"),
+        (0, False, "attention/forward_sm90.cuh"),
+        (8, False, "attention/forward_sm90.cuh"),
+        (4, False, "attention/forward.cuh"),
+        (0, True, "attention/forward.cuh"),
     ]:
         arrays = [place(a, pad, flip) for a in problem.arrays]
         run = Run(cuattn.attention, *arrays, header=header, layout=layout, **problem.options)
@@ -206,7 +208,7 @@ def test_what_the_general_kernel_computes(rng):
     ]
     for options in others:
         arrays = options.pop("arrays", (q, k, v))
-        Run(cuattn.attention, *arrays, header="attention.cuh", **options)
+        Run(cuattn.attention, *arrays, header="attention/forward.cuh", **options)
 
 
 # -- what it moves and computes --------------------------------------------------------------------

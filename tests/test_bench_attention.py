@@ -471,7 +471,7 @@ TILE = {
     "Bias": "NoBias",
     "kMasked": False,
 }
-KERNEL = Kernel("attention", TILE, grid=1, block=128)
+KERNEL = Kernel("attention_forward", TILE, grid=1, block=128)
 LOOP = (
     "LDG.E.128 R4, [R2.64]",
     ".L_x_0:",

@@ -148,7 +148,9 @@ def test_all_configurations_of_hopper_alone(part):
 
 
 def of_hopper() -> list:
-    return [kernel for kernel in kernels(90).values() if kernel.template == "attention_sm90"]
+    return [
+        kernel for kernel in kernels(90).values() if kernel.template == "attention_forward_sm90"
+    ]
 
 
 def without_type(kernel) -> dict:
@@ -163,7 +165,9 @@ def test_registers_of_further_tiles_of_hopper(part):
     further = (tile.kernel for tile in sm90_trace.tiles())
     names = [kernel.name for kernel in further if without_type(kernel) not in compiled]
     assert len(names) >= TILE_PARTS
-    program = inside.compile_program("attention_sm90.cuh", names[part::TILE_PARTS], "compute_90a")
+    program = inside.compile_program(
+        "attention/forward_sm90.cuh", names[part::TILE_PARTS], "compute_90a"
+    )
     assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
 
 
@@ -179,7 +183,7 @@ def test_rows_of_clusters_wait_for_no_memory():
     """A fence before the loads of a row would cost a latency."""
     if disassembly.find_nvdisasm() is None:
         pytest.skip("no nvdisasm")
-    chosen = [k for k in kernels(90).values() if k.header == "softmax_rows.cuh" and k.cluster > 1]
+    chosen = [k for k in kernels(90).values() if k.header == "softmax/rows.cuh" and k.cluster > 1]
     for code in disassembly.compile_kernels(chosen[::20], "sm_90"):
         assert "UCGABAR_ARV" in code.sass and "MEMBAR" not in code.sass
 
@@ -200,9 +204,9 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
       for (int i = 0; i < 200; ++i) p[i * n + threadIdx.x] = v[i];
     }
     """
-    (tmp_path / "softmax_rows.cuh").write_text(source)
+    (tmp_path / "softmax/rows.cuh").write_text(source)
     monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
-    log = inside.compile_program("softmax_rows.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
+    log = inside.compile_program("softmax/rows.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
     assert any("spill" in line for line in complaints(log))
 
 
@@ -360,4 +364,4 @@ def test_an_error_names_kernel_and_log():
     with pytest.raises(
         _nvrtc.CompileError, match=r"softmax_rows<int>.*softmax_rows\.cuh.*sm_80[\s\S]*error"
     ):
-        _nvrtc.compile_kernel("softmax_rows.cuh", "softmax_rows<int>", "sm_80")
+        _nvrtc.compile_kernel("softmax/rows.cuh", "softmax_rows<int>", "sm_80")

@@ -64,7 +64,7 @@ def test_what_is_found(monkeypatch, capsys):
     found = [versions[name] for name in ("cupy", "nvrtc", "cuda_runtime", "cuda_driver")]
     assert found == ["14.9", "13.5", "13.2", "12.9"]
     assert config["compiler"]["architectures"] == ["sm_75", "sm_90", "sm_120"]
-    assert (Path(config["compiler"]["sources"]) / "softmax_rows.cuh").is_file()
+    assert (Path(config["compiler"]["sources"]) / "softmax/rows.cuh").is_file()
     h100, t4 = config["devices"]
     assert h100 == {
         "name": "NVIDIA H100",

@@ -402,7 +402,7 @@ def test_a_thread_has_its_whole_tile_in_flight(nvdisasm, name, loads):
 
 def test_kernels_compiled_together_are_told_apart(nvdisasm):
     found = [
-        kernel for kernel in inside.kernels(90).values() if kernel.header == "softmax_merge.cuh"
+        kernel for kernel in inside.kernels(90).values() if kernel.header == "softmax/merge.cuh"
     ]
     assert len(found) > 3
     alone = [kernel_report.rows_of([kernel], "sm_90")[0] for kernel in found]
@@ -411,14 +411,14 @@ def test_kernels_compiled_together_are_told_apart(nvdisasm):
 
 
 def test_state_merge(nvdisasm):
-    row = row_of(80, "state_merge<float, 128>")
+    row = row_of(80, "softmax_state_merge<float, 128>")
     assert row["global_bytes"] == {"read": 16, "written": 8}
     assert (row["bound"], row["threads"], row["occupancy"]["warps"]) == ("HBM", 128, 64)
 
 
 def test_without_nvdisasm(nvrtc, monkeypatch):
     monkeypatch.setattr(disassembly, "find_nvdisasm", lambda: None)
-    row = row_of(90, "state_merge<float, 128>")
+    row = row_of(90, "softmax_state_merge<float, 128>")
     assert row["registers"] > 0 and row["occupancy"]["blocks"] > 0
     assert row["mix"] is row["bound"] is row["cycles"] is None
     assert disassembly.WHEEL in row["note"]
@@ -428,7 +428,7 @@ def test_without_nvdisasm(nvrtc, monkeypatch):
 # ---- Attention on Hopper ----
 
 SM90 = Kernel(
-    "attention_sm90",
+    "attention_forward_sm90",
     {
         "T": "__half",
         "kGroups": 3,
@@ -574,7 +574,8 @@ def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
     kernel = next(
         kernel
         for kernel in inside.kernels(90).values()
-        if kernel.template == "attention_sm90" and wanted.items() <= kernel.arguments.items()
+        if kernel.template == "attention_forward_sm90"
+        and wanted.items() <= kernel.arguments.items()
     )
     row = row_of(90, kernel.name)
     tile, mix = attention_sm90_loop.tile_of(kernel), row["mix"]
@@ -597,8 +598,11 @@ def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
 
 
 def test_other_kernels_have_no_table_of_tiles(nvdisasm):
-    row = row_of(90, "state_merge<float, 128>")
-    assert report_attention.tiles([row, row | {"mix": None, "header": "attention_sm90.cuh"}]) == ""
+    row = row_of(90, "softmax_state_merge<float, 128>")
+    assert (
+        report_attention.tiles([row, row | {"mix": None, "header": "attention/forward_sm90.cuh"}])
+        == ""
+    )
 
 
 # ---- Command line ----
@@ -606,7 +610,7 @@ def test_other_kernels_have_no_table_of_tiles(nvdisasm):
 
 def test_command_line(nvdisasm, tmp_path, capsys):
     files = tmp_path / "kernels.json", tmp_path / "kernels.md"
-    arguments = ["--arch", "sm_80", "sm_90", "--match", "^state_merge<float", "--jobs", "1"]
+    arguments = ["--arch", "sm_80", "sm_90", "--match", "^softmax_state_merge<float", "--jobs", "1"]
     assert not kernel_report.main(
         [*arguments, "--json", str(files[0]), "--markdown", str(files[1])]
     )
@@ -614,7 +618,7 @@ def test_command_line(nvdisasm, tmp_path, capsys):
     assert [row["arch"] for row in written["kernels"]] == ["sm_80", "sm_90"]
     assert written["left_out"] == []
     table = files[1].read_text()
-    assert table.count("\n|`state_merge<float, 128>`|") == 2
+    assert table.count("\n|`softmax_state_merge<float, 128>`|") == 2
     assert "| sm_90 (H200 SXM) | 1 | 0 | HBM 1 |" in table
     assert capsys.readouterr().out == ""
 
@@ -626,7 +630,7 @@ def test_groups_compile_together(monkeypatch, most):
     assert sum(map(len, groups)) == sum("attention" in name for name in inside.kernels(90))
     for group in groups:
         ((header, suffix),) = {(kernel.header, kernel.suffix) for kernel in group}
-        assert suffix == ("a" if header == "attention_sm90.cuh" else "")
+        assert suffix == ("a" if header == "attention/forward_sm90.cuh" else "")
         assert len(group) <= min(most, inside.FEWER.get(header, most))
 
 

@@ -35,8 +35,18 @@ def code(text):
     return re.sub(token, lambda m: '""' if m[0][0] == '"' else " ", text, flags=re.DOTALL)
 
 
+# Folders of cuda_src, and what each may include beside itself. ("kernel": a file at the top, in
+# bench/baselines.)
+WINGS = {
+    "softmax": ("primitives/", "ptx/"),
+    "topk": ("softmax/", "primitives/", "ptx/"),
+    "attention": ("primitives/", "ptx/"),
+}
+FOLDERS = {**WINGS, "primitives": ("ptx/",), "ptx": (), "kernel": ("primitives/", "ptx/")}
+
+
 def layer(path):
-    """ "primitives", "ptx", or "kernel" for a file at the top."""
+    """The folder of a file; "kernel" for one at the top."""
     return Path(path).parts[0] if "/" in path else "kernel"
 
 
@@ -63,12 +73,14 @@ def quoted_include(files):
 
 
 def include_direction(files):
-    """Kernel -> primitives -> ptx; the CUDA headers for 16-bit types in numeric.cuh only."""
-    allowed = {"kernel": ("primitives/", "ptx/"), "primitives": ("primitives/", "ptx/"), "ptx": ()}
+    """As FOLDERS says, and no kernel; the CUDA headers for 16-bit types in numeric.cuh only."""
     wrong = []
     for path, text in files.items():
+        folder = layer(path)
+        own = () if folder == "ptx" else (f"{folder}/",)
         for name in (i[1:-1] for i in includes(text)):
-            ours = name in files and name.startswith(allowed[layer(path)])
+            ours = name in files and name.startswith(FOLDERS[folder] + own)
+            ours = ours and not kernels(files[name])
             if not ours and not (path == "primitives/numeric.cuh" and name in CUDA_HEADERS):
                 wrong.append(f"{path}: {name}")
     return wrong
@@ -104,11 +116,14 @@ def kernels(text):
 
 
 def kernel_per_file(files):
-    """One kernel for each file at the top, of the file's name, and none elsewhere."""
+    """A file of a wing has at most one kernel, whose name is folder_file; one at the top has one of
+    its own name; others have none."""
     wrong = []
     for path, text in files.items():
-        expected = [Path(path).stem] if layer(path) == "kernel" else []
-        if kernels(text) != expected:
+        allowed = [[Path(path).stem]] if layer(path) == "kernel" else [[]]
+        if layer(path) in WINGS:
+            allowed.append([f"{layer(path)}_{Path(path).stem}"])
+        if kernels(text) not in allowed:
             wrong.append(f"{path}: {kernels(text)}")
     return wrong
 
@@ -125,8 +140,12 @@ CUDA_RULES = [
     (asm_outside_ptx, {"primitives/warp.cuh": '__device__ void f() { asm volatile("nop;"); }'}),
     (shared_outside_smem, {"softmax.cuh": "__global__ void softmax() { __shared__ float x[32]; }"}),
     (quoted_include, {"softmax.cuh": '#include "ptx/math.cuh"', "ptx/math.cuh": ""}),
-    (include_direction, {"softmax.cuh": "#include <topk.cuh>", "topk.cuh": ""}),
-    (include_direction, {"primitives/x.cuh": "#include <topk.cuh>", "topk.cuh": ""}),
+    (include_direction, {"softmax/x.cuh": "#include <topk/x.cuh>", "topk/x.cuh": ""}),
+    (include_direction, {"primitives/x.cuh": "#include <topk/x.cuh>", "topk/x.cuh": ""}),
+    (
+        include_direction,
+        {"topk/x.cuh": "#include <topk/y.cuh>", "topk/y.cuh": "__global__ void topk_y(int a) {}"},
+    ),
     (include_direction, {"primitives/x.cuh": "#include <cuda_fp16.h>"}),
     (include_direction, {"ptx/x.cuh": "#include <ptx/math.cuh>", "ptx/math.cuh": ""}),
     (include_direction, {"softmax.cuh": "#include <primitives/missing.cuh>"}),
@@ -149,6 +168,7 @@ CUDA_RULES = [
     (kernel_per_file, {"softmax.cuh": "template <int k> __global__ void other(int x) {}"}),
     (kernel_per_file, {"softmax.cuh": "// __global__ void softmax() {}"}),
     (kernel_per_file, {"primitives/x.cuh": "__global__ void __launch_bounds__(32) x(int a) {}"}),
+    (kernel_per_file, {"topk/x.cuh": "__global__ void x(int a) {}"}),
     (pragma_once, {"softmax.cuh": "// #pragma once\n#include <ptx/math.cuh>"}),
     (cuda_budget, {"softmax.cuh": "\n" * (CUDA_BUDGET + 1)}),
 ]
@@ -158,7 +178,7 @@ CUDA_RULES = [
 def test_cuda_sources_keep(rule):
     files = read("cuda_src", "*")
     del files["README.md"]  # nothing but this beside the sources
-    assert {layer(path) for path in files} == {"kernel", "primitives", "ptx"}
+    assert {layer(path) for path in files} == {*FOLDERS} - {"kernel"}
     assert rule(files) == []
 
 
@@ -185,6 +205,10 @@ def test_cuda_rules_accept_what_is_right():
         "#include <primitives/numeric.cuh>\n#include <ptx/math.cuh>\n"
         "template <class T, int k>\n"
         "__global__ void CLUSTER_DIMS(k) __launch_bounds__(32 * k) softmax(const T* x) {}",
+        "topk/rows.cuh": "#pragma once\n#include <softmax/ops.cuh>\n#include <topk/ops.cuh>\n"
+        "__global__ void topk_rows(int a) {}",
+        "topk/ops.cuh": "#pragma once\n#include <softmax/ops.cuh>",
+        "softmax/ops.cuh": "#pragma once\n#include <primitives/numeric.cuh>",
         "primitives/numeric.cuh": "#pragma once\n#include <cuda_fp16.h>\n#include <ptx/math.cuh>",
         "ptx/math.cuh": '#pragma once\n#if __CUDA_ARCH__ >= 900\n#endif\nvoid f() { asm("nop;"); }',
     }

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCH = "sm_90"
 # The quickest kernels to compile.
 KERNELS = (
-    ("state_merge.cuh", "state_merge<float, 128>", ARCH),
-    ("state_merge.cuh", "state_merge<double, 128>", ARCH),
+    ("softmax/state_merge.cuh", "softmax_state_merge<float, 128>", ARCH),
+    ("softmax/state_merge.cuh", "softmax_state_merge<double, 128>", ARCH),
 )
 KERNEL = KERNELS[0]
 
@@ -115,7 +115,7 @@ def test_each_kernel_has_its_file(cache, cubins):
 
 def test_a_rejected_kernel_leaves_no_file(cache):
     with pytest.raises(_nvrtc.CompileError):
-        _nvrtc.load_or_compile("state_merge.cuh", "state_merge<float, 0x>", ARCH)
+        _nvrtc.load_or_compile("softmax/state_merge.cuh", "softmax_state_merge<float, 0x>", ARCH)
     assert files(cache) == []
 
 
@@ -430,7 +430,7 @@ def key(header=KERNEL[0], name=KERNEL[1], arch=ARCH):
 
 
 def test_key_of_the_arguments():
-    keys = [key(), key(header="softmax_rows.cuh"), key(name=KERNELS[1][1]), key(arch="sm_80")]
+    keys = [key(), key(header="softmax/rows.cuh"), key(name=KERNELS[1][1]), key(arch="sm_80")]
     assert len(set(keys)) == 4 and key() == keys[0]
     assert all(len(k) == 40 and k.isalnum() for k in keys)
 
@@ -456,7 +456,7 @@ def same_length(folder):
 
 
 def rename(folder):
-    (folder / "softmax_merge.cuh").rename(folder / "softmax_merged.cuh")
+    (folder / "softmax/merge.cuh").rename(folder / "softmax_merged.cuh")
 
 
 def add(folder):
@@ -464,7 +464,7 @@ def add(folder):
 
 
 def delete(folder):
-    (folder / "softmax_merge.cuh").unlink()
+    (folder / "softmax/merge.cuh").unlink()
 
 
 def swap(folder):
@@ -476,8 +476,8 @@ def swap(folder):
 
 def swallow(folder):
     """One file becomes the end of the one before it, name and all."""
-    one, other = folder / "softmax_merge.cuh", folder / "softmax_rows.cuh"
-    one.write_bytes(one.read_bytes() + b"softmax_rows.cuh\n" + other.read_bytes())
+    one, other = folder / "softmax/merge.cuh", folder / "softmax/rows.cuh"
+    one.write_bytes(one.read_bytes() + b"softmax/rows.cuh\n" + other.read_bytes())
     other.unlink()
 
 
@@ -513,8 +513,8 @@ def test_missing_sources(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["cuattn/cuda_src", "cuda_src"])
 def test_sources_inside_a_package_or_beside_it(where, tmp_path, monkeypatch):
     monkeypatch.setattr(_nvrtc, "__file__", str(tmp_path / "cuattn" / "_nvrtc.py"))
-    (tmp_path / where).mkdir(parents=True)
-    (tmp_path / where / "softmax_rows.cuh").write_bytes(b"")
+    (tmp_path / where / "softmax").mkdir(parents=True)
+    (tmp_path / where / "softmax" / "rows.cuh").write_bytes(b"")
     assert _nvrtc.source_directory.__wrapped__() == tmp_path / where
 
 
@@ -577,9 +577,9 @@ def test_compile_error(nvrtc, monkeypatch):
     monkeypatch.setattr(nvrtc, "destroyProgram", lambda p: (destroyed.append(p), destroy(p)))
     name = "softmax_rows<SoftmaxForward<float>, 32, 4, 1, 1>"
     with pytest.raises(_nvrtc.CompileError) as caught:
-        _nvrtc.compile_kernel("softmax_rows.cuh", name, "sm_80")
+        _nvrtc.compile_kernel("softmax/rows.cuh", name, "sm_80")
     message = str(caught.value)
-    assert all(part in message for part in (name, "softmax_rows.cuh", "sm_80", "too few arguments"))
+    assert all(part in message for part in (name, "softmax/rows.cuh", "sm_80", "too few arguments"))
     assert isinstance(caught.value, RuntimeError) and len(destroyed) == 1
 
 

@@ -240,8 +240,8 @@ def test_a_compiler_lays_them_out_so():
 
 
 HEADERS = (
-    *("primitives/radix", "primitives/attention_params"),
-    *("attention_merge", "state_merge", "topk_state_merge"),
+    *("topk/radix", "attention/params"),
+    *("attention/merge", "softmax/state_merge", "topk/state_merge"),
 )
 
 
@@ -250,32 +250,32 @@ HEADERS = (
     [
         # The order of two fields, of one type each.
         (
-            "state_merge",
+            "softmax/state_merge",
             "const void* l_a;\n  const void* m_b;",
             "const void* m_b;\n  const void* l_a;",
         ),
-        ("primitives/radix", "source, target", "target, source"),
-        ("primitives/softmax_params", "row_size[kRowRank]", "col_size[kRowRank]"),
-        ("primitives/attention_params", "double softcap;", ""),
-        ("primitives/attention_params", "batch, heads, group", "batch, group, heads"),
+        ("topk/radix", "source, target", "target, source"),
+        ("softmax/params", "row_size[kRowRank]", "col_size[kRowRank]"),
+        ("attention/params", "double softcap;", ""),
+        ("attention/params", "batch, heads, group", "batch, group, heads"),
         # Types, lengths, and what moves all that follows.
-        ("primitives/attention_params", "int section", "long long section"),
-        ("primitives/attention_params", "alibi_stride[2]", "alibi_stride[3]"),
-        ("primitives/attention_params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
-        ("primitives/attention_params", "int blocks;", "int blocks; int more;"),
-        ("primitives/softmax_params", "kOut, kStat,", "kOut, kMore, kStat,"),
-        ("primitives/softmax_params", "row_stride[kNumOperands][kRowRank]", "row_stride[kRowRank]"),
-        ("primitives/topk_ops", "long long tiles;", "long long tiles; int more;"),
-        ("primitives/topk_ops", "<kRowRank, 1> row;", "<kRowRank, kRowRank> row;"),
-        ("topk_state_merge", "long long k;", "int k;"),
+        ("attention/params", "int section", "long long section"),
+        ("attention/params", "alibi_stride[2]", "alibi_stride[3]"),
+        ("attention/params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
+        ("attention/params", "int blocks;", "int blocks; int more;"),
+        ("softmax/params", "kOut, kStat,", "kOut, kMore, kStat,"),
+        ("softmax/params", "row_stride[kNumOperands][kRowRank]", "row_stride[kRowRank]"),
+        ("topk/ops", "long long tiles;", "long long tiles; int more;"),
+        ("topk/ops", "<kRowRank, 1> row;", "<kRowRank, kRowRank> row;"),
+        ("topk/state_merge", "long long k;", "int k;"),
         ("ptx/cp_async_bulk", "alignas(128)", "alignas(1024)"),
-        ("attention_merge", "outs_stride[5]", "outs_stride[4]"),
+        ("attention/merge", "outs_stride[5]", "outs_stride[4]"),
         # What the parser does not know.
-        ("attention_merge", "void* out;", "void* out[2];"),
-        ("attention_merge", "void* out;", "void (*out)(int);"),
-        ("attention_merge", "void* out;", "float out;"),
-        ("attention_merge", "void* out;", "void* out = nullptr;"),
-        ("attention_merge", "struct AttentionMergeParams", "struct Other"),
+        ("attention/merge", "void* out;", "void* out[2];"),
+        ("attention/merge", "void* out;", "void (*out)(int);"),
+        ("attention/merge", "void* out;", "float out;"),
+        ("attention/merge", "void* out;", "void* out = nullptr;"),
+        ("attention/merge", "struct AttentionMergeParams", "struct Other"),
     ],
 )
 def test_a_difference_is_seen(header, old, new):

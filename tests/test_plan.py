@@ -261,7 +261,7 @@ def test_state_merge(acc, n):
     kernel = _plan.plan_state_merge(acc, n)
     check_grid(kernel, 75)
     check_covers(n, kernel.block, kernel.grid)
-    assert kernel.name == f"state_merge<{CTYPES[acc]}, {kernel.block}>"
+    assert kernel.name == f"softmax_state_merge<{CTYPES[acc]}, {kernel.block}>"
 
 
 def test_more_rows_than_a_grid_has_blocks():

@@ -124,7 +124,7 @@ def test_name():
     op = "SoftmaxForward<float, float, __half, kProb, true, false, 1, 3>"
     assert kernel.name == f"softmax_split<{op}, kReduce, 256, 1, 8>"
     assert kernel.name is kernel.name  # a warm call only looks it up
-    assert kernel.header == "softmax_split.cuh"
+    assert kernel.header == "softmax/split.cuh"
     same = Kernel("softmax_split", {**SPLIT}, grid=4, block=256)
     other = Kernel("softmax_split", {**SPLIT, "kFragments": 4}, grid=4, block=256)
     assert kernel == same and hash(kernel) == hash(same) and kernel != other

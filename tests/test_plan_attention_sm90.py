@@ -51,7 +51,7 @@ def change(problem=PROBLEM, **fields):
     ],
 )
 def test_calls_of_this_kernel(fields):
-    assert plan(change(**fields)).kernel.header == "attention_sm90.cuh"
+    assert plan(change(**fields)).kernel.header == "attention/forward_sm90.cuh"
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 103, 120, 121])
@@ -211,7 +211,7 @@ def test_every_row_of_every_head_is_in_one_block():
         assert found.blocks == units * found.row_blocks
         if found.blocks > 20_000:
             continue
-        # find_block (primitives/attention_scores.cuh)
+        # find_block (attention/scores.cuh)
         of_section, places = found.section * found.row_blocks, set()
         for index in range(found.blocks):
             base = index // of_section * found.section
@@ -506,7 +506,9 @@ def test_what_does_not_concern_the_grid_is_as_for_the_general_kernel(
         diary = device(capability)
         cuattn.attention(*arrays, layout=layout, **OPTIONS[options])
         ((kernel, params, *_),) = diary.launches
-        assert kernel.header == ("attention.cuh" if capability == 80 else "attention_sm90.cuh")
+        assert kernel.header == (
+            "attention/forward.cuh" if capability == 80 else "attention/forward_sm90.cuh"
+        )
         assert len(diary.maps) == (0 if capability == 80 else 4)
         _, values, last = unpack_sm90(params) if diary.maps else (None, unpack(params), None)
         found[capability] = values
@@ -572,7 +574,7 @@ def test_calls_that_tma_cannot_do_are_as_before(device, rng, what):
         diary = device(capability)
         cuattn.attention(*inputs, out=out, window=(30, 2))
         ((kernel, params, *_),) = diary.launches
-        assert diary.maps == [] and kernel.header == "attention.cuh" and kernel.suffix == ""
+        assert diary.maps == [] and kernel.header == "attention/forward.cuh" and kernel.suffix == ""
         found.append((kernel, params))
     assert found[0] == found[1]
     params = unpack(found[1][1])
@@ -609,7 +611,7 @@ def test_calls_that_the_kernel_does_not_know(device, rng, option):
     diary = device()
     cuattn.attention(q, k, k, **{n: a for n, a in options.items() if n == option})
     ((kernel, *_),) = diary.launches
-    assert kernel.header == "attention.cuh" and diary.maps == []
+    assert kernel.header == "attention/forward.cuh" and diary.maps == []
 
 
 def test_bfloat16(device, rng):

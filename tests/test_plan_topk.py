@@ -73,9 +73,9 @@ def test_every_plan_covers(capability, num_sms):
         for kernel in kernels:
             check_launch(kernel, capability)
         assert plan.radix == (problem.k > _plan_topk.LIST_MOST)
-        if kernels[0].header == "topk_rows.cuh":
+        if kernels[0].header == "topk/rows.cuh":
             check_lists(problem, plan, kernels)
-    assert {"topk_lanes.cuh", "topk_rows.cuh", "topk_filter.cuh", "topk_sort.cuh"} <= headers
+    assert {"topk/lanes.cuh", "topk/rows.cuh", "topk/filter.cuh", "topk/sort.cuh"} <= headers
 
 
 # rows, columns, k, compute capability: kernels, and what stands behind the op of the first.
@@ -118,7 +118,7 @@ def test_few_long_columns_are_split():
     """A lane would walk over millions of elements alone."""
     many = TopKProblem("float32", selection(10**5, 10**4, axis=0), 5)
     few = TopKProblem("float32", selection(10**6, 2, axis=0), 5)
-    for problem, header in ((many, "topk_lanes.cuh"), (few, "topk_rows.cuh")):
+    for problem, header in ((many, "topk/lanes.cuh"), (few, "topk/rows.cuh")):
         plan = _plan_topk.plan_topk(problem, 90, SMS)
         assert plan.launches[0][0].header == header
     assert plan.launches[0][0].grid > SMS // 2

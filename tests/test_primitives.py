@@ -200,7 +200,7 @@ def nearest(x, dtype):
 
 
 WALK = """
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 struct Params { const {candidate}* candidates; long long count; int* seen; };
 __global__ void walk(const Params p) {
   int* slot = p.seen + threadIdx.x;

@@ -425,7 +425,7 @@ def test_slices_cover_the_row(dtype, rows, cols):
     for launch, geometry in zip(plan.launches, geometries, strict=True):
         first_row, splits, slice_ = (geometry[name] for name in ("first_row", "splits", "slice"))
         assert 1 <= launch.kernel.grid < 2**31 and geometry["wanted"] == 1000
-        if launch.kernel.header in ("topk_histogram.cuh", "topk_filter.cuh"):
+        if launch.kernel.header in ("topk/histogram.cuh", "topk/filter.cuh"):
             assert launch.kernel.grid == splits * min(plan.group_rows, rows - first_row)
             # Wherever the row begins in its first fragment, and no slice beyond it.
             assert (splits - 1) * slice_ < problem.fragments * problem.vec <= splits * slice_

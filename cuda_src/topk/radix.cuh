@@ -15,7 +15,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/topk_ops.cuh>
+#include <topk/ops.cuh>
 
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;

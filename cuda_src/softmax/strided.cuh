@@ -4,14 +4,14 @@
 // each of them, kItems elements at a time. The first tile of a row stays in registers: a row of at most kItems *
 // kThreads / kLanes elements is read once, of a longer one the rest is read twice.
 //
-// Where rows are few and long, blocks share them: one launch reduces, another normalises. As in softmax_split.cuh the
+// Where rows are few and long, blocks share them: one launch reduces, another normalises. As in softmax/split.cuh the
 // states of a row's parts are merged in one order, however many blocks there are: block b has the `share` parts from
 // (b % splits) * share on of row group b / splits. Shared memory: two sets of kLanes states a warp.
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/columns.cuh>
-#include <primitives/softmax_backward.cuh>
+#include <softmax/columns.cuh>
+#include <softmax/backward.cuh>
 
 template <class Op, SoftmaxPass kPass, int kLanes, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_constant__ typename Op::Params params) {

@@ -1,10 +1,10 @@
-// Stores the results of rows whose list is sorted (radix.cuh).
+// Stores the results of rows whose list is sorted (topk/radix.cuh).
 //
 // Block b has kItems * kThreads neighbouring results of row b / ceil(k / (kItems * kThreads)). Shared memory: with
 // renormalize, for which every block reads the whole list, a state a warp.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 template <class Op, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1)

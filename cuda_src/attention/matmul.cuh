@@ -11,7 +11,7 @@
 //   exact
 #pragma once
 
-#include <primitives/tile.cuh>
+#include <attention/tile.cuh>
 #include <ptx/ldmatrix.cuh>
 #include <ptx/mma.cuh>
 

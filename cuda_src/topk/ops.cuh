@@ -1,7 +1,7 @@
 // What the selection kernels do to a row, apart from how they walk over it: TopK, and SoftmaxTopK, which keeps the
 // row's softmax state beside the selection.
 //
-// Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax_ops.cuh):
+// Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax/ops.cuh):
 //   best        the largest key of a tile of items, NaN apart; nothing() where there is no number
 //   candidate   element j of an item
 //   selected    the state of one selected element
@@ -9,8 +9,8 @@
 //   store_row   what there is one of for each row
 #pragma once
 
-#include <primitives/candidate.cuh>
-#include <primitives/softmax_ops.cuh>
+#include <topk/candidate.cuh>
+#include <softmax/ops.cuh>
 
 enum TopKOutput { kOutProb, kOutLogProb, kOutLogit, kOutState };
 
@@ -196,7 +196,7 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   }
 };
 
-// The k results of a row and what there is one of; a whole warp calls it, with the row's list (warp_list.cuh) and
+// The k results of a row and what there is one of; a whole warp calls it, with the row's list (topk/warp_list.cuh) and
 // state.
 template <class Op, int kPerLane>
 __device__ __forceinline__ void store_selection(const Op& op, const typename Op::Candidate (&best)[kPerLane],

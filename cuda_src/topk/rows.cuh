@@ -19,8 +19,8 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/topk_ops.cuh>
-#include <primitives/warp_list.cuh>
+#include <topk/ops.cuh>
+#include <topk/warp_list.cuh>
 
 template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>
 __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,

@@ -1,4 +1,4 @@
-// Sorts out the elements of a row by the histogram of their first bits (radix.cuh): the second and last read of x.
+// Sorts out the elements of a row by the histogram of their first bits (topk/radix.cuh): the second and last read of x.
 //
 //   bins ahead of that of the last wanted element   to the row's list; the bin itself as well, if all of it is wanted
 //   that bin                                        to the row's buffer, in any order
@@ -7,7 +7,7 @@
 // one atomic and writes it there. Shared memory: three counts.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 template <class Op, int kThreads, int kVec, int kFragments>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -1,8 +1,8 @@
-// Shared memory of attention_sm90.cuh, which rows a block computes when, and the warp that loads for them.
+// Shared memory of attention/forward_sm90.cuh, which rows a block computes when, and the warp that loads for them.
 #pragma once
 
-#include <primitives/attention_scores.cuh>
-#include <primitives/panels.cuh>
+#include <attention/scores.cuh>
+#include <attention/panels.cuh>
 #include <ptx/elect.cuh>
 #include <ptx/mbarrier.cuh>
 

@@ -7,8 +7,8 @@
 // registers; the rest is read twice. Shared memory: kShares * kLanes states.
 #pragma once
 
-#include <primitives/columns.cuh>
-#include <primitives/softmax_ops.cuh>
+#include <softmax/columns.cuh>
+#include <softmax/ops.cuh>
 
 template <class Op, class Offset, int kLanes, int kWarps, int kItems>
 __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_constant__ typename Op::Params params) {

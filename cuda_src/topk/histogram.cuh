@@ -1,10 +1,10 @@
-// How often each value of the first 11 bits of a place occurs in a row (radix.cuh): the first read of x.
+// How often each value of the first 11 bits of a place occurs in a row (topk/radix.cuh): the first read of x.
 //
 // Block b has slice b % splits of row b / splits. It counts in shared memory (kBins words) and adds what it has to the
 // row's histogram.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 template <class Op, int kThreads, int kVec, int kFragments>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -16,7 +16,7 @@ struct StateMergeParams {
 };
 
 template <class Acc, int kThreads>
-__global__ void __launch_bounds__(kThreads) state_merge(const __grid_constant__ StateMergeParams params) {
+__global__ void __launch_bounds__(kThreads) softmax_state_merge(const __grid_constant__ StateMergeParams params) {
   const long long i = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= params.n) return;
   const SoftmaxState<Acc> a = {ptx::ld_global(static_cast<const Acc*>(params.m_a) + i),

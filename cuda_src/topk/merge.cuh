@@ -1,11 +1,11 @@
-// Merges the lists and states of the blocks that shared a row (topk_rows.cuh) into the row's result.
+// Merges the lists and states of the blocks that shared a row (topk/rows.cuh) into the row's result.
 //
 // A block of kWarps warps for each row: warp w takes the lists of slices w, w + kWarps, ..., then the warps merge
 // theirs. Grid: rows blocks. Shared memory: a list a warp.
 #pragma once
 
-#include <primitives/topk_ops.cuh>
-#include <primitives/warp_list.cuh>
+#include <topk/ops.cuh>
+#include <topk/warp_list.cuh>
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kPerLane>

@@ -1,5 +1,5 @@
 // What the kernels do to a row, apart from how they walk over it: SoftmaxForward, and SoftmaxBackward of
-// softmax_backward.cuh.
+// softmax/backward.cuh.
 //
 // Every op has the same members. A thread holds elements as Items<kCount> (one fragment of a contiguous row, or one
 // element of a strided one: kCount = 1) and their reduction as a State:
@@ -16,7 +16,7 @@
 //   kReduces    whether all that there is of a row is its stat
 #pragma once
 
-#include <primitives/softmax_params.cuh>
+#include <softmax/params.cuh>
 #include <primitives/softmax_state.cuh>
 #include <primitives/vector.cuh>
 

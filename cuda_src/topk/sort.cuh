@@ -7,7 +7,7 @@
 // Batcher's bitonic network; a block for each run. Shared memory: kRun candidates; with renormalize a state a warp.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 enum SortedRun { kWholeRow, kWholeList, kPartOfList };
 

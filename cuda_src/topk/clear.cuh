@@ -1,7 +1,7 @@
-// Zeroes the histograms and counters of a radix selection (radix.cuh), 16 bytes a thread. No shared memory.
+// Zeroes the histograms and counters of a radix selection (topk/radix.cuh), 16 bytes a thread. No shared memory.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 template <int kRowRank, int kThreads>
 __global__ void __launch_bounds__(kThreads)

@@ -1,4 +1,4 @@
-// The wanted elements among those of the bin that the last of them lies in (radix.cuh), added to the row's list.
+// The wanted elements among those of the bin that the last of them lies in (topk/radix.cuh), added to the row's list.
 //
 // A block for each row. 11 bits after the other: histogram of the candidates that agree in all bits before, bin of the
 // last wanted one, until every candidate of that bin is wanted. Then one more walk copies. Candidates stay where they
@@ -7,7 +7,7 @@
 // Shared memory: a histogram (kBins + kGroups counts) and four words.
 #pragma once
 
-#include <primitives/radix.cuh>
+#include <topk/radix.cuh>
 
 template <class Op, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -3,13 +3,13 @@
 // Numbers come first, the largest at the head, of equal ones that with the lower index; then NaN, all alike, by index;
 // then missing entries, which have a negative index. Of equal entries a's come first. Values keep their bits.
 //
-// A thread for each result finds which element it is (merge_path.cuh). Lists that are not sorted give results without
-// meaning, but every one of them is written, and nothing outside the lists is read. Grid: ceil(rows * k / kThreads)
-// blocks. No shared memory.
+// A thread for each result finds which element it is (topk/merge_path.cuh). Lists that are not sorted give results
+// without meaning, but every one of them is written, and nothing outside the lists is read. Grid: ceil(rows * k /
+// kThreads) blocks. No shared memory.
 #pragma once
 
-#include <primitives/candidate.cuh>
-#include <primitives/merge_path.cuh>
+#include <topk/candidate.cuh>
+#include <topk/merge_path.cuh>
 #include <primitives/softmax_state.cuh>
 #include <ptx/memory.cuh>
 

@@ -13,8 +13,8 @@
 // Grid: ceil(rows / rows of a block) blocks. No shared memory.
 #pragma once
 
-#include <primitives/lane_list.cuh>
-#include <primitives/topk_ops.cuh>
+#include <topk/lane_list.cuh>
+#include <topk/ops.cuh>
 
 // Whether the row has this column: one comparison for both ends.
 __device__ __forceinline__ bool inside(int col, int cols) {

@@ -4,7 +4,7 @@
 //   kReduce     (m, l) of each part of a row: m = max(t), l = sum(exp(t - m)), one rescale a tile
 //   kNormalize  (m, l) of the row from those of its parts, then y = exp(t - m) / l
 //
-// A row is summed up part by part, and the states of the parts are merged in one order (softmax_merge.cuh), whichever
+// A row is summed up part by part, and the states of the parts are merged in one order (softmax/merge.cuh), whichever
 // blocks have reduced them: how many blocks share a row changes no bit. Block b has the `share` parts from (b % splits)
 // * share on of row group b / splits; a block holds kRowsPerBlock rows (1 unless a row is at most a warp, then it is
 // one part). Parts begin on fragment boundaries of x. Shared memory: two states a warp.
@@ -13,7 +13,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/softmax_backward.cuh>
+#include <softmax/backward.cuh>
 
 template <class Op, SoftmaxPass kPass, int kThreadsPerRow, int kRowsPerBlock, int kFragments>
 __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)

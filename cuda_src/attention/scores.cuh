@@ -3,7 +3,7 @@
 //   s = scale (q k)  ->  softcap tanh(s / softcap)  ->  + bias  ->  - slope |i + offset - j|  ->  masks
 #pragma once
 
-#include <primitives/attention_params.cuh>
+#include <attention/params.cuh>
 #include <primitives/numeric.cuh>
 #include <ptx/memory.cuh>
 
@@ -188,7 +188,7 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int co
   return true;
 }
 
-// Scores of one warp's fragments (attention_ops.cuh) after all but the masks of position. kModified: they are scaled
+// Scores of one warp's fragments (attention/matmul.cuh) after all but the masks of position. kModified: they are scaled
 // here; else only the softmax scales them. Op::Acc scores; bias of type Bias.
 template <bool kModified, class Bias, bool kMasked, class Acc>
 struct ScoreRule {

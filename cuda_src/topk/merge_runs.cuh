@@ -1,11 +1,11 @@
-// Merges the sorted runs of each row's list in pairs: after it they are twice as long (radix.cuh).
+// Merges the sorted runs of each row's list in pairs: after it they are twice as long (topk/radix.cuh).
 //
-// A thread for each candidate of the result finds which one it is (merge_path.cuh). Block b has kThreads neighbouring
-// ones of row b / ceil(wanted / kThreads). No shared memory.
+// A thread for each candidate of the result finds which one it is (topk/merge_path.cuh). Block b has kThreads
+// neighbouring ones of row b / ceil(wanted / kThreads). No shared memory.
 #pragma once
 
-#include <primitives/merge_path.cuh>
-#include <primitives/radix.cuh>
+#include <topk/merge_path.cuh>
+#include <topk/radix.cuh>
 
 template <class Candidate, int kRowRank, int kThreads>
 __global__ void __launch_bounds__(kThreads)

@@ -14,14 +14,14 @@
 // NaN in K or V where nothing is seen stays out: hidden keys are loaded as zeros or, in tiles of a mask, made so.
 #pragma once
 
-#include <primitives/attention_ops.cuh>
-#include <primitives/attention_scores.cuh>
+#include <attention/matmul.cuh>
+#include <attention/scores.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kValueDim, int kSlots, bool kVector,
           bool kModified, class Bias, bool kMasked>
-__global__ void __launch_bounds__(32 * kWarps, 1) attention(const __grid_constant__ AttentionParams params) {
+__global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid_constant__ AttentionParams params) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
   using Base = ScoreBase<Acc>;

@@ -1,7 +1,7 @@
-// The backward pass as an op of the kernels (softmax_ops.cuh says what its members are).
+// The backward pass as an op of the kernels (softmax/ops.cuh says what its members are).
 #pragma once
 
-#include <primitives/softmax_ops.cuh>
+#include <softmax/ops.cuh>
 
 // Gradient of x from the gradient g of the output and the forward result y (Milakov & Gimelshein do not give it):
 //   y = softmax(scale x):      scale y (g - sum(g y))

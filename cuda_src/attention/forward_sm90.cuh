@@ -14,7 +14,7 @@
 // runs under the products of another. NaN in K or V that no query sees stays out.
 #pragma once
 
-#include <primitives/attention_smem.cuh>
+#include <attention/pipeline_sm90.cuh>
 #include <primitives/vector.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/elect.cuh>
@@ -28,7 +28,7 @@
 template <class T, int kGroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kTurns,
           bool kModified>
 __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
-    attention_sm90(const __grid_constant__ AttentionSm90Params params) {
+    attention_forward_sm90(const __grid_constant__ AttentionSm90Params params) {
   using Smem = AttentionSmem<T, kGroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
   using Base = ScoreBase<float>;
   constexpr int kRows = Smem::kRows;

@@ -12,7 +12,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <primitives/softmax_backward.cuh>
+#include <softmax/backward.cuh>
 
 template <class Op, int kThreadsPerRow, int kRowsPerBlock, int kFragments, int kClusterSize>
 __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1) CLUSTER_DIMS(kClusterSize)

@@ -37,9 +37,9 @@ struct AttentionParams {
   static constexpr long long kUnbounded = 1LL << 40;
 };
 
-// Of attention_sm90.cuh. Boxes have as many columns as a panel (panels.cuh), and k and v as many rows as a tile of
-// keys; q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are column, head
-// within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
+// Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
+// as a tile of keys; q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are
+// column, head within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
 struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;

@@ -3,7 +3,7 @@
 // Sorting networks in place of insertions: what they do does not depend on the data, so no lane waits for another.
 #pragma once
 
-#include <primitives/candidate.cuh>
+#include <topk/candidate.cuh>
 
 // Puts two candidates in order. The second is what is left of both when the first is taken away: written as two
 // selections it would be compared twice, as a maximum and as a minimum.
