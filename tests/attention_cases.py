@@ -108,6 +108,9 @@ def naive(q, k, v, seen, op, *, scale=None, softcap=None, bias=None, alibi_slope
     k, v = (np.repeat(a, group, axis=1) for a in (k, v))
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else scale
     s = np.matmul(q, k.swapaxes(-1, -2)) * acc.type(scale)
+    # How far the sums of products stray on the way to a score: each step is rounded.
+    squares = (np.square(a, dtype=np.float64) for a in (q, k.swapaxes(-1, -2)))
+    strayed = abs(scale) * np.sqrt(np.matmul(*squares))
     if softcap:
         s = acc.type(softcap) * np.tanh(s / acc.type(softcap))
     if bias is not None:
@@ -130,7 +133,8 @@ def naive(q, k, v, seen, op, *, scale=None, softcap=None, bias=None, alibi_slope
         real = np.arange(lse.shape[2]) < np.asarray(q_lens)[:, None, None]
     out = np.where(real[..., None], np.matmul(p, v), acc.type(0)).astype(dtype)
     weighed = np.where(p > 0, p * (1 + abs(s)), 0)
-    sizes = np.matmul(weighed, abs(v)), 1 + np.max(abs(s), axis=-1, initial=0, where=p > 0)
+    strayed = abs(s) + 2 * strayed
+    sizes = np.matmul(weighed, abs(v)), 1 + np.max(strayed, axis=-1, initial=0, where=p > 0)
     return Plain(out, np.where(real, lse, acc.type(-INF)), *sizes)
 
 
