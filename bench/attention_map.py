@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from bench import environment, figures
+from bench.report import figures
+from bench.timing import environment
 
 SAMPLE = Path(cuattn.__file__).parent / "data" / "minilm.npz"
 TOLERANCE = 1e-5  # of float32 values that are sums of a hundred

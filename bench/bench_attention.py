@@ -15,8 +15,8 @@ import numpy as np
 import cuattn
 from bench import inside
 from bench.bench_softmax import normal
-from bench.harness import Operation, Work
-from bench.verification import Sample
+from bench.timing.harness import Operation, Work
+from bench.timing.verification import Sample
 
 HEADS, ROWS = 3, 16  # that are verified: of the first and the last sequence, in three places each
 

@@ -3,7 +3,7 @@
     python -m pytest bench/bench_softmax.py --benchmark-only -k "quack and bfloat16"
 
 One benchmark a cell (bench/grids.py), contestant and cache state, in groups of one cell and state.
-How it is verified and timed: bench/harness.py.
+How it is verified and timed: bench/timing/harness.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 import cuattn
 from bench import inside
-from bench.harness import Operation, Work
-from bench.verification import Sample
+from bench.timing.harness import Operation, Work
+from bench.timing.verification import Sample
 
 CHECKED = 1 << 18  # elements, or one row, of each of the three places that are verified
 CHUNK = 1 << 26  # elements that are drawn at a time

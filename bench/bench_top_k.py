@@ -18,8 +18,8 @@ import cuattn
 from bench import inside
 from bench.bench_softmax import normal, places
 from bench.grids import PATTERNS
-from bench.harness import Operation, Work
-from bench.verification import Sample
+from bench.timing.harness import Operation, Work
+from bench.timing.verification import Sample
 
 INDEX_BYTES = 8
 LEVELS = 32  # between two integers, of quantised rows

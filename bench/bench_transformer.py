@@ -4,7 +4,7 @@ with random weights, attention written by hand against `cuattn.attention`; needs
     python -m pytest bench/bench_transformer.py --benchmark-only
 
 The model is bench/transformer.py, all else in it being the same code for both: matrix products by
-cuBLAS. Time and peak memory of both come from bench/harness.py; the cells of the grid
+cuBLAS. Time and peak memory of both come from bench/timing/harness.py; the cells of the grid
 "transformer-attention" have them for the attention of one layer alone.
 
 The result of the first and the last sequence is compared with the same model in float32, computed
@@ -17,11 +17,12 @@ import math
 
 import numpy as np
 
-from bench import inside, report_attention, transformer
+from bench import inside, transformer
 from bench.bench_softmax import normal
-from bench.harness import Operation, Work
 from bench.peers._cupy import Cupy
-from bench.verification import Sample
+from bench.report import attention as report_attention
+from bench.timing.harness import Operation, Work
+from bench.timing.verification import Sample
 
 PLAIN = report_attention.BASELINE
 FOCUS = 1.5  # standard deviation of q, k and v: of some hundred keys a few count

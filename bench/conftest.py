@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench import analysis, ceilings, environment, grids, measure
-from bench.device import CudaDevice
+from bench import grids
+from bench.timing import analysis, ceilings, environment, measure
+from bench.timing.device import CudaDevice
 
 STATES = ("cold", "warm")
 

@@ -15,29 +15,15 @@ from test_bench_harness import Arrays, Device
 from test_kernel_report import TRAP, listing, nvdisasm, nvrtc  # noqa: F401
 
 import cuattn
-from bench import (
-    analysis,
-    attention_loop,
-    attention_map,
-    bench_transformer,
-    counters,
-    device,
-    grids,
-    harness,
-    inside,
-    io_complexity,
-    kernel_report,
-    measure,
-    peers,
-    plot,
-    report,
-    sass,
-    schema,
-    transformer,
-)
+from bench import attention_map, bench_transformer, grids, inside, peers, transformer
 from bench.bench_attention import some
+from bench.compiled import attention_loop, kernel_report, sass
+from bench.counted import counters, io_complexity
 from bench.peers._base import BSHD
 from bench.peers._cupy import Cupy
+from bench.report import markdown as report
+from bench.report import plot, schema
+from bench.timing import analysis, device, harness, measure
 from cuattn._plan import Kernel
 
 OPERATIONS = measure.operations()

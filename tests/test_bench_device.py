@@ -9,8 +9,9 @@ import types
 import numpy as np
 import pytest
 
-from bench import ceilings, device, grids, harness, measure
+from bench import grids
 from bench.bench_softmax import rounded
+from bench.timing import ceilings, device, harness, measure
 
 L2 = 120 << 20  # bytes
 

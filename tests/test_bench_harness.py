@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import cuattn
-from bench import analysis, grids, harness, inside, schema
+from bench import grids, inside
 from bench.bench_softmax import CHECKED, OPERATIONS, places
 from bench.peers import Contestant, Library, Unsupported
+from bench.report import schema
+from bench.timing import analysis, harness
 
 CELL = grids.Cell("softmax", "quack", "float32", (("rows", 7), ("cols", 33)), 1)
 FLUSH = 80e-6  # seconds that a flush takes
@@ -351,7 +353,7 @@ def test_a_measured_cell_follows_the_schema(device):
         contestant(device, "wrong", 1e-3, 1e-3, nearly),
         contestant(device, "broken", 1e-3, 1e-3, raising(MemoryError())),
     ]
-    from bench import checkup
+    from bench.checkup import __main__ as checkup
 
     result = checkup.empty_result()
     result["cells"] = [measure(device, ours, *peers)]

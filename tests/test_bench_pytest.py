@@ -10,11 +10,13 @@ import sys
 import pytest
 from test_checkup import CELLS, record
 
-from bench import conftest, environment
+from bench import conftest
+from bench.timing import environment
 
 # A benchmark file and a conftest.py as in bench/, on cells that have been measured elsewhere.
 CONFTEST = """
-from bench import conftest, grids, measure
+from bench import conftest, grids
+from bench.timing import measure
 from bench.conftest import *
 from test_checkup import CELLS, record
 

@@ -9,7 +9,10 @@ import xml.etree.ElementTree as ET
 import pytest
 import synthetic_results as synthetic
 
-from bench import formats, ladder, plot, report, report_tables, schema
+from bench.counted import ladder
+from bench.report import formats, plot, schema
+from bench.report import markdown as report
+from bench.report import tables as report_tables
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import sys
 import pytest
 import synthetic_results as synthetic
 
-from bench import analysis, schema
+from bench.report import schema
+from bench.timing import analysis
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import scipy.special
 from test_bench_harness import Arrays, Device
 
 import cuattn
-from bench import analysis, counters, grids, harness, inside, measure, peers
+from bench import grids, inside, peers
+from bench.counted import counters
 from bench.peers._cupy import Cupy
+from bench.timing import analysis, harness, measure
 
 OPERATIONS = measure.operations()
 NAMES = ["top_k", "softmax_topk"]

@@ -9,7 +9,12 @@ import time
 
 import pytest
 
-from bench import checkup, environment, grids, measure, parts, processes, report, schema
+from bench import grids
+from bench.checkup import __main__ as checkup
+from bench.checkup import parts, processes
+from bench.report import markdown as report
+from bench.report import schema
+from bench.timing import environment, measure
 
 
 def python(script):
@@ -53,12 +58,12 @@ CELLS = [
     grids.Cell("softmax", "quack", "float32", (("rows", 1 << i), ("cols", 8)), 1) for i in range(4)
 ]
 
-# Stands for bench.measure: the second cell has a contestant that hangs, the third one that crashes,
-# and so has the fourth, where it is cuattn.
+# Stands for bench.timing.measure: the second cell has a contestant that hangs, the third one that
+# crashes, and so has the fourth, where it is cuattn.
 MEASURE = """
 import os, sys, time
 from pathlib import Path
-from bench import measure
+from bench.timing import measure
 from test_checkup import CELLS, record
 journal = measure.Journal(Path(sys.argv[1]))
 done = {measure.key_of(cell) for cell in journal.cells()}

@@ -14,7 +14,8 @@ import sm90_trace
 import wgmma_registers
 from configurations import SMS, TARGETS, attention_problem, kernels
 
-from bench import attention_sm90_loop, disassembly, inside, sass
+from bench import inside
+from bench.compiled import attention_sm90_loop, disassembly, sass
 from cuattn import _nvrtc
 from cuattn._plan_attention_sm90 import TILES, plan_attention_sm90
 

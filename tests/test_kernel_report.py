@@ -7,16 +7,11 @@ import json
 
 import pytest
 
-from bench import (
-    attention_sm90_loop,
-    disassembly,
-    formats,
-    inside,
-    kernel_report,
-    report_attention,
-    report_tables,
-    sass,
-)
+from bench import inside
+from bench.compiled import attention_sm90_loop, disassembly, kernel_report, sass
+from bench.report import attention as report_attention
+from bench.report import formats
+from bench.report import tables as report_tables
 from cuattn._plan import Kernel
 
 GPU = kernel_report.GPUS["sm_90"]

@@ -9,7 +9,9 @@ import emulator
 import numpy as np
 import pytest
 
-from bench import baselines, ladder, report_tables
+from bench import baselines
+from bench.counted import ladder
+from bench.report import tables as report_tables
 
 # Reads, writes and exponentials of an element.
 COST = {
@@ -90,7 +92,9 @@ def test_readme_shows_what_is_counted():
 def test_main(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ladder, "SHAPES", ((2, 300), (1, 500)))
     monkeypatch.setattr(ladder, "README", tmp_path / "README.md")
-    ladder.README.write_text("a\n<!-- ladder: python -m bench.ladder -->\n<!-- end -->\nb\n")
+    ladder.README.write_text(
+        "a\n<!-- ladder: python -m bench.counted.ladder -->\n<!-- end -->\nb\n"
+    )
     monkeypatch.setattr(sys, "argv", ["ladder", "--readme", "--json", str(tmp_path / "l.json")])
     ladder.main()
     counted = json.loads((tmp_path / "l.json").read_text())

@@ -1,6 +1,6 @@
 """How many bytes attention moves, counted: N^2 d^2 / M against the N^2 of the scores.
 
-    python -m bench.io_complexity [--plot FILE]
+    python -m bench.counted.io_complexity [--plot FILE]
 
 FlashAttention (arXiv:2205.14135, theorem 2) reads and writes O(N^2 d^2 / M) elements with M
 elements of fast memory. Here a head of N queries and keys of d float16 elements runs on the
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cuattn
-from bench import figures, formats, inside
+from bench import inside
+from bench.report import figures, formats
 
 # sm_86 has less shared memory than sm_80: with the same d, M and the tile are smaller.
 SETTINGS = ((64, "sm_80"), (128, "sm_80"), (256, "sm_80"), (256, "sm_86"))
@@ -136,7 +137,9 @@ def figure(rows: Sequence[Counted]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.io_complexity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.counted.io_complexity", description=__doc__
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, too: needs matplotlib")
     given = parser.parse_args(arguments)
     rows = [count(*setting, length) for setting in SETTINGS for length in LENGTHS]

@@ -1,13 +1,14 @@
 """What the compiler made of every kernel: registers, spills, occupancy, instruction mix, and what
 bounds it.
 
-    python -m bench.kernel_report --arch sm_90 --match softmax_rows --markdown kernels.md
+    python -m bench.compiled.kernel_report --arch sm_90 --match softmax_rows --markdown kernels.md
 
 Needs no GPU. The bound comes from a model of one warp's pass through the kernel's main region
-(`bench.sass`) on a multiprocessor that is kept busy: cycles of the SM that the warp takes from each
-resource, the largest being the bound. No latencies, no cache hits, no bank conflicts. Attention is
-different in one point: its main region reads keys that other blocks read at the same time, so these
-bytes are the L2 cache's. Where TMA moves them, they are not in the SASS, and taken from the tile.
+(`bench.compiled.sass`) on a multiprocessor that is kept busy: cycles of the SM that the warp takes
+from each resource, the largest being the bound. No latencies, no cache hits, no bank conflicts.
+Attention is different in one point: its main region reads keys that other blocks read at the same
+time, so these bytes are the L2 cache's. Where TMA moves them, they are not in the SASS, and taken
+from the tile.
 
     HBM             bytes of global memory / (HBM bytes/s / SMs / clock)
     L2              bytes of global memory / 64
@@ -32,8 +33,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from bench import attention_loop, attention_sm90_loop, disassembly, inside, report_attention, sass
-from bench.disassembly import WHEEL, find_nvdisasm
+from bench import inside
+from bench.compiled import attention_loop, attention_sm90_loop, disassembly, sass
+from bench.compiled.disassembly import WHEEL, find_nvdisasm
+from bench.report import attention as report_attention
 
 ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 MUFU_LANES = 16  # a cycle and SM
@@ -261,7 +264,9 @@ def _line(row: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser("bench.kernel_report", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        "bench.compiled.kernel_report", description=__doc__.split("\n\n")[0]
+    )
     add = parser.add_argument
     add("--arch", nargs="+", default=["sm_80", "sm_90"], choices=[*GPUS, "all"])
     add("--match", metavar="REGEX", help="only kernels whose name expression holds it")

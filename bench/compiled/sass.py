@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.instructions import CATEGORIES, ENDS, Block, Instruction, mix, parse
+from bench.compiled.instructions import CATEGORIES, ENDS, Block, Instruction, mix, parse
 
 __all__ = [
     "CATEGORIES",

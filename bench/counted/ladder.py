@@ -1,6 +1,6 @@
 """Memory accesses and exponentials per element: algorithms of arXiv:1805.02867, and cuattn.
 
-    python -m bench.ladder [--json FILE] [--readme]
+    python -m bench.counted.ladder [--json FILE] [--readme]
 
 Everything runs on the emulator, is checked against float64, and is counted there: no number is
 typed. An access is a read or a write of one element's size by a thread; what a top-k returns and
@@ -19,11 +19,9 @@ import numpy as np
 
 import bench
 import cuattn
-from bench import (  # baselines also makes `import emulator` find tests/emulator
-    baselines,
-    report,
-    report_tables,
-)
+from bench import baselines
+from bench.report import markdown as report
+from bench.report import tables as report_tables
 
 ARCH = "sm_90"
 K = 5  # of the paper
@@ -140,7 +138,7 @@ def update_readme(text: str) -> str:
 
 def main() -> None:
     """Print the tables, and write them where asked to."""
-    parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.counted.ladder", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts, too")
     parser.add_argument(
         "--readme", action="store_true", help="write the table of bench/README.md anew"

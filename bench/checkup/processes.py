@@ -9,12 +9,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.environment import ROOT
-from bench.measure import Journal
-from bench.parts import SKIPPED
+from bench.checkup.parts import SKIPPED
+from bench.timing.environment import ROOT
+from bench.timing.measure import Journal
 
 CONTESTANT_SECONDS = 120.0  # a contestant that takes longer hangs; torch.compile takes its time
-GRACE = 10.0  # seconds that bench.measure may take for the cell that it has begun
+GRACE = 10.0  # seconds that bench.timing.measure may take for the cell that it has begun
 
 
 def execute(command: list[str], seconds: float, log: Path, **variables: str) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def supervise(
     contestant_seconds: float = CONTESTANT_SECONDS,
     poll: float = 0.5,
 ) -> tuple[str, str]:
-    """Run bench.measure to its end, and again without whoever hung or crashed it."""
+    """Run bench.timing.measure to its end, and again without whoever hung or crashed it."""
     end, blamed = time.monotonic() + seconds, []
     while (left := end - time.monotonic()) > 0:
         process = start([*command, "--seconds", str(left)], log)

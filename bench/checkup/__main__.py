@@ -5,9 +5,9 @@
 Every part is a process of its own with a limit on its time: one that fails, crashes or hangs costs
 only itself, and the report names it. With a GPU: environment, all tests marked `gpu`,
 compute-sanitizer, ceilings, benchmarks with peers by priority, and then what needs no GPU; without
-one, only the last. What is left is one JSON (bench/schema.json), a Markdown report of it, pictures,
-and the log of each part. `--resume` adds to an earlier result of the same commit: measured cells
-are not measured again.
+one, only the last. What is left is one JSON (bench/report/schema.json), a Markdown report of it,
+pictures, and the log of each part. `--resume` adds to an earlier result of the same commit:
+measured cells are not measured again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench import environment, measure, plot, processes, report, schema
+from bench.checkup import processes
+from bench.report import markdown as report
+from bench.report import plot, schema
+from bench.timing import environment, measure
 
 ROOT = environment.ROOT
 RESERVE = 20.0  # seconds at the end, for JSON, Markdown and pictures
@@ -60,12 +63,12 @@ class Part:
 
 
 def python_part(name: str) -> Callable[[Run, float], tuple[str, str]]:
-    """A part of bench/parts.py; what it has measured goes into the result."""
+    """A part of bench/checkup/parts.py; what it has measured goes into the result."""
 
     def run(run: Run, seconds: float) -> tuple[str, str]:
         fragment = run.out / f"{name}.part.json"
         fragment.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "bench.parts", name, str(fragment)]
+        command = [sys.executable, "-m", "bench.checkup.parts", name, str(fragment)]
         command += ["--seconds", str(0.8 * seconds)]
         status, detail = processes.execute(command, seconds, run.out / f"{name}.log")
         if status == "ok":
@@ -127,7 +130,7 @@ def benchmarks(run: Run, seconds: float) -> tuple[str, str]:
     done = measure.Journal(journal)
     for cell in run.result["cells"]:
         done.append(cell)
-    command = [sys.executable, "-m", "bench.measure", "--journal", str(journal)]
+    command = [sys.executable, "-m", "bench.timing.measure", "--journal", str(journal)]
     log = run.out / "benchmarks.log"
     status, detail = processes.supervise(command, done, seconds, log)
     run.result["cells"] = done.cells()

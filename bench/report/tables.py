@@ -6,8 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bench import analysis, formats, report_attention
-from bench.formats import NOTHING, escape, section, status, table
+from bench.report import attention as report_attention
+from bench.report import formats
+from bench.report.formats import NOTHING, escape, section, status, table
+from bench.timing import analysis
 
 Result = dict[str, Any]
 Cell = dict[str, Any]

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench import analysis, formats, grids
-from bench.formats import section, table
+from bench import grids
+from bench.report import formats
+from bench.report.formats import section, table
+from bench.timing import analysis
 
 Result = dict[str, Any]
 Cell = dict[str, Any]

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.grids import Cell
 from bench.peers import Contestant, Unsupported
-from bench.verification import Sample, WrongResult, verify_ours, verify_peer
+from bench.timing.verification import Sample, WrongResult, verify_ours, verify_peer
 
 SHORT = 20e-6  # seconds: below it, launches are replayed from a graph
 SAMPLE = 400e-6  # seconds that a sample of short calls takes
@@ -76,7 +76,7 @@ def measure(
     ours, peers
         The contestants; the ratios of the cell are against `ours`.
     device
-        `bench.device.CudaDevice`, or what stands for it in a test.
+        `bench.timing.device.CudaDevice`, or what stands for it in a test.
     seconds
         To be spent on timing; a round that has begun is finished.
     plan
@@ -89,7 +89,7 @@ def measure(
     Returns
     -------
     dict
-        A cell of a result file, see bench/schema.json.
+        A cell of a result file, see bench/report/schema.json.
     """
     entries = [_entry(contestant, excluded) for contestant in (ours, *peers)]
     runners: list[tuple[dict[str, Any], Runner]] = []

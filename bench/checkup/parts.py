@@ -1,9 +1,9 @@
 """The parts of a check-up that are Python of ours, each a process.
 
-    python -m bench.parts NAME OUT [--seconds N]
+    python -m bench.checkup.parts NAME OUT [--seconds N]
 
-A part writes the keys of a result (bench/schema.json) that it has measured into the file OUT, and
-what else is to be said as `detail`.
+A part writes the keys of a result (bench/report/schema.json) that it has measured into the file
+OUT, and what else is to be said as `detail`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import environment
+from bench.timing import environment
 
 ROOT = environment.ROOT
 MOST_SAMPLES = 200  # of one benchmark that makes many thousands
@@ -50,8 +50,8 @@ def environment_part() -> dict[str, Any]:
 
 def ceilings_part() -> dict[str, Any]:
     """Ceilings of the device, and its clocks while it is busy."""
-    from bench import ceilings
-    from bench.device import CudaDevice
+    from bench.timing import ceilings
+    from bench.timing.device import CudaDevice
 
     measured = ceilings.measure(CudaDevice())
     facts = environment.facts()
@@ -60,21 +60,21 @@ def ceilings_part() -> dict[str, Any]:
 
 def ladder_part() -> dict[str, Any]:
     """The paper's ladder, counted."""
-    from bench import ladder
+    from bench.counted import ladder
 
     return {"ladder": [row for shape in ladder.SHAPES for row in ladder.count(*shape)]}
 
 
 def counters_part() -> dict[str, Any]:
     """Traffic of every regime, counted."""
-    from bench import counters
+    from bench.counted import counters
 
     return {"counters": counters.count() + counters.count_attention()}
 
 
 def kernels_part(seconds: float) -> dict[str, Any]:
     """Registers, instructions and predicted bound of every kernel."""
-    from bench import kernel_report
+    from bench.compiled import kernel_report
 
     rows, left_out = kernel_report.report([target()], limit_seconds=seconds)
     return {
@@ -153,7 +153,7 @@ PARTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.parts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.checkup.parts", description=__doc__)
     parser.add_argument("name", choices=PARTS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=240, help="for parts that can stop early")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import sass
+from bench.compiled import sass
 
 HEADER = "attention/forward.cuh"
 FMA_FLOPS = 64  # of a warp

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.analysis import OURS
+from bench.timing.analysis import OURS
 
 ACCENT, SLOWER, TEXT, FAINT = "#1a5fd0", "#d9822b", "#222222", "#8a8f98"
 MUTED = ("#8c96a3", "#b08d57", "#6f9c84", "#a07fa8", "#5d6b7a", "#c08a8a", "#a3a65c", "#7fa6b8")

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-from bench import sass
+from bench.compiled import sass
 
 HEADER = "attention/forward_sm90.cuh"
 ITEMSIZE = 2

@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench import analysis, formats, report_attention, report_tables, schema
-from bench.formats import NOTHING, escape, section, status, table
+from bench.report import attention as report_attention
+from bench.report import formats, schema
+from bench.report import tables as report_tables
+from bench.report.formats import NOTHING, escape, section, status, table
+from bench.timing import analysis
 
 Result = dict[str, Any]
 Cell = dict[str, Any]

@@ -1,6 +1,6 @@
 """RESULT.json as SVG pictures, and as the benchmark sections of bench/README.md.
 
-    python -m bench.plot RESULT.json [--out DIR] [--readme bench/README.md]
+    python -m bench.report.plot RESULT.json [--out DIR] [--readme bench/README.md]
 
 A picture is drawn only if the result has cells from a GPU for it. The same result gives the same
 files. matplotlib is needed here and for nothing else.
@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import analysis, figures, report, schema
+from bench.report import figures, schema
+from bench.report import markdown as report
+from bench.timing import analysis
 
 Result = dict[str, Any]
 Cell = dict[str, Any]
@@ -62,7 +64,7 @@ def draw(result: Result, directory: Path, stem: str | None = None) -> list[Pictu
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.report.plot", description=__doc__)
     parser.add_argument("result", type=Path, help="what bench.checkup has written")
     parser.add_argument("--out", type=Path, help="directory of the pictures; default: the result's")
     parser.add_argument("--readme", type=Path, help="a README whose sections are rewritten")

@@ -1,10 +1,10 @@
 """All cells in the order of their priority, each appended to a journal as soon as it is measured.
 
-    python -m bench.measure --journal FILE [--seconds N] [--only REGEX]
+    python -m bench.timing.measure --journal FILE [--seconds N] [--only REGEX]
 
 A cell is a line of JSON. The file FILE.running names the cell and contestant at work, so that
-whoever watches this process (bench/checkup.py) knows whom to blame if it hangs or dies, and can
-start it again: cells in the journal are not measured again, and neither is a contestant that
+whoever watches this process (bench.checkup) knows whom to blame if it hangs or dies, and can start
+it again: cells in the journal are not measured again, and neither is a contestant that
 FILE.excluded lists.
 """
 
@@ -22,12 +22,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench import analysis, baselines, grids, harness, inside, peers
-from bench.device import CudaDevice
+from bench import baselines, grids, inside, peers
 from bench.peers._cupy import Cupy
+from bench.timing import analysis, harness
+from bench.timing.device import CudaDevice
 
 CELL_SECONDS = 1.0  # of timing, for all contestants together
-PAPER = {  # grid to the paper's own algorithms on it, by their names in bench/ladder.py
+PAPER = {  # grid to the paper's own algorithms on it, by their names in bench/counted/ladder.py
     "paper": {
         "safe softmax": baselines.safe_softmax,
         "online softmax": baselines.online_softmax,
@@ -106,7 +107,7 @@ def key_of(cell: dict[str, Any]) -> str:
 def operations() -> dict[str, harness.Operation]:
     """Operations of all benchmark files."""
     found: dict[str, harness.Operation] = {}
-    for path in sorted(Path(__file__).parent.glob("bench_*.py")):
+    for path in sorted(Path(__file__).resolve().parents[1].glob("bench_*.py")):
         module = importlib.import_module(f"bench.{path.stem}")
         found.update(getattr(module, "OPERATIONS", {}))
     return found
@@ -158,7 +159,7 @@ def measure_cell(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.measure", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.timing.measure", description=__doc__)
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell later")
     parser.add_argument("--only", default="", help="regular expression on the name of a cell")
