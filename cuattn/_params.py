@@ -1,7 +1,7 @@
 """What kernels are handed: C structs of cuda_src, field by field in the order of their header.
 
 A struct that is declared in parts, or that begins with another one, is their bytes one after the
-other. tests/test_params.py compares every declaration with the headers.
+other. tests/device/test_params.py compares every declaration with the headers.
 """
 
 from __future__ import annotations

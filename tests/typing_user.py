@@ -1,8 +1,8 @@
 """A user's program: every public function, option and field of a result, as type checkers see them.
 
-`mypy --strict` checks it in .ci/run, and tests/test_typing.py runs it, so that what the types say
-is true. What must be an error to mypy is marked as one (it warns of marks without an error), and
-has to raise.
+`mypy --strict` checks it in .ci/run, and tests/project/test_typing.py runs it, so that what the
+types say is true. What must be an error to mypy is marked as one (it warns of marks without an
+error), and has to raise.
 """
 
 from __future__ import annotations

@@ -36,7 +36,13 @@ from bench.timing import environment, measure
 ROOT = environment.ROOT
 RESERVE = 20.0  # seconds at the end, for JSON, Markdown and pictures
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-SANITIZED = ["-m", "gpu", "tests/test_softmax.py", "-k", "special_values or long_rows or layout"]
+SANITIZED = [
+    "-m",
+    "gpu",
+    "tests/softmax/test_softmax.py",
+    "-k",
+    "special_values or long_rows or layout",
+]
 
 
 @dataclass

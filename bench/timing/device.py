@@ -1,6 +1,7 @@
 """What the harness needs of a GPU: a clock on its stream, a cold cache, a head start for the host.
 
-The tests drive the same harness with a device that only counts (tests/test_bench_harness.py).
+The tests drive the same harness with a device that only counts
+(tests/benchmarks/test_bench_harness.py).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 import cuattn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = "options.package_data"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from cuattn import _tensor_map
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t rank, void* address,
 # const cuuint64_t* dims, const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t*

@@ -25,7 +25,7 @@ from bench.peers import _base
 from bench.peers._cupy import Cupy
 from cuattn import reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 NAMES = ["cupy", "torch", "jax", "triton", "flash_attn", "flash_attn_interface", "quack"]
 K = 9
@@ -408,7 +408,7 @@ def test_other_causal_masks_are_unsupported(name, rng):
 
 INTERPRET = """
 import pickle, sys
-sys.path.append("tests")
+sys.path += ["tests", "tests/benchmarks"]
 import numpy as np
 from bench.peers import _triton
 from test_peers import check, inputs, run

@@ -18,7 +18,7 @@ import pytest
 import cuattn
 from cuattn import _config, _nvrtc
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

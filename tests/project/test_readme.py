@@ -14,7 +14,7 @@ from test_layout import functions, read
 
 import cuattn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = ("bench", "cuattn", "cuda_src", "tests")
 OTHERS = [

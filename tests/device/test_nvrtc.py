@@ -23,7 +23,7 @@ from cuattn import _nvrtc
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ARCH = "sm_90"
 # The quickest kernels to compile.
 KERNELS = (

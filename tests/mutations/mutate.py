@@ -1,9 +1,9 @@
 """Breaks the kernels in one place after another and sees that the tests notice.
 
-``python tests/mutate.py [--list] [--only WORD]``: mutations.txt holds mutations of ``cuda_src/``,
-each with the few tests of which one must fail. All happens in a copy of the tree. Exits with 1 if a
-mutation survives. pytest does not collect this file, and CI does not run it: it takes eight
-minutes.
+``python tests/mutations/mutate.py [--list] [--only WORD]``: the tables beside it hold mutations of
+``cuda_src/``, one table per family, each mutation with the few tests of which one must fail. All
+happens in a copy of the tree. Exits with 1 if a mutation survives. pytest does not collect this
+file, and CI does not run it: it takes twenty minutes.
 
 What it cannot reach: the twins of ``ptx/`` stand before those headers, so inline assembly and cache
 hints are not emulated; and a row number beyond 32 bits needs as many rows.
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("bench", "cuda_src", "cuattn", "tests", "setup.cfg", "pyproject.toml")
 LIMIT = 30  # seconds; a kernel that never ends counts as noticed
 
@@ -38,10 +38,13 @@ class Mutation(NamedTuple):
     count: int = 1
 
 
+FILES = {path.stem: path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*/test_*.py")}
+
+
 def of(name, test, *parameters, arch="sm_90a"):
-    """Node ID of one case of a test of tests/test_<name>.py, on the emulator."""
+    """Node ID of one case of a test of test_<name>.py, on the emulator."""
     case = "-".join(("emulator", arch, *map(str, parameters)))
-    return f"tests/test_{name}.py::{test}[{case}]"
+    return f"{FILES[f'test_{name}']}::{test}[{case}]"
 
 
 def ampere(name, test, *parameters):
@@ -57,7 +60,7 @@ WARP = (of("softmax", "test_length", 1000, "softmax"),)
 BLOCK = (of("softmax", "test_length", 1025, "softmax"),)
 BLOCK_OF_16 = (of("softmax", "test_long_rows", 1, 32767, arch="sm_80"),)
 CLUSTER = (of("softmax", "test_long_rows", 1, 32767),)
-CLUSTER_LOADS = ("tests/test_compile.py::test_rows_of_clusters_wait_for_no_memory",)
+CLUSTER_LOADS = ("tests/device/test_compile.py::test_rows_of_clusters_wait_for_no_memory",)
 CLUSTER_OF_8 = (of("softmax", "test_long_rows", 1, 70001),)
 LOG = (of("softmax", "test_length", 33, "log_softmax"),)
 DOUBLE = (
@@ -74,13 +77,15 @@ NEAR_ONE_COLUMNS = (of("magnitudes", "test_sums_next_to_one", "float32", 1000),)
 MAXIMA = (of("magnitudes", "test_maxima_that_occur_often", 3),)
 SUBNORMAL = (of("magnitudes", "test_subnormal_probabilities", 300, "float32"),)
 SCALED = (of("magnitudes", "test_scaled_scores_beyond_the_range", "x1-1e+20", 1),)
-ALONE = ("tests/test_batch_invariance.py::test_rows[softmax-sm_90a]",)
-CONTRACTED = ("tests/test_contraction.py::test_states[float32]",)
+ALONE = ("tests/softmax/test_batch_invariance.py::test_rows[softmax-sm_90a]",)
+CONTRACTED = ("tests/softmax/test_contraction.py::test_states[float32]",)
 # softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.
 LSE = (of("logsumexp", "test_length", 33),)
 LSE_BLOCK = (of("logsumexp", "test_length", 4097),)
-WHOLE_ROWS = ("tests/test_mutants.py::test_whole_rows_of_several_parts[shape0-1-sm_90a]",)
-WHOLE_COLUMNS = ("tests/test_mutants.py::test_whole_rows_of_several_parts[shape1-0-sm_90a]",)
+WHOLE_ROWS = ("tests/mutations/test_mutants.py::test_whole_rows_of_several_parts[shape0-1-sm_90a]",)
+WHOLE_COLUMNS = (
+    "tests/mutations/test_mutants.py::test_whole_rows_of_several_parts[shape1-0-sm_90a]",
+)
 LSE_SLICES = (of("logsumexp", "test_long_rows", 2, 300001),)
 SLICES = (of("softmax", "test_long_rows", 2, 300001),)
 LONG_FALL = (of("mutants", "test_falling_rows", "shape0", 1),)
@@ -118,7 +123,9 @@ SHIFTED_OUT = (
 )
 SHIFTED_HALVES = tuple(of("softmax", "test_every_alignment", shift) for shift in range(8))
 MIDDLE = (of("softmax", "test_middle_axis", 1),)
-HALF_FRAGMENTS = ("tests/test_primitives.py::test_fragments_move_any_row[__half-__half-8-true]",)
+HALF_FRAGMENTS = (
+    "tests/device/test_primitives.py::test_fragments_move_any_row[__half-__half-8-true]",
+)
 ANY_STRIDES = (of("softmax", "test_not_collapsible", 2), of("softmax", "test_not_collapsible", 0))
 FAR = (of("large_offsets", "test_input", 0), of("large_offsets", "test_input", 1))
 OUT_STRIDES = (
@@ -170,13 +177,13 @@ BACK_STRIDES = (
 )
 BACK_SCALE = (of("softmax_backward", "test_scale", "softmax"),)
 # Costs.
-TRAFFIC = "tests/test_traffic.py::test_"
+TRAFFIC = "tests/softmax/test_traffic.py::test_"
 VECTORS = (
     TRAFFIC + "softmax[a-block-sliced]",
     TRAFFIC + "reductions_read_once[2-300001-logsumexp-odd]",
     TRAFFIC + "softmax[split-without-clusters-sliced]",
 )
-PREDICATES = ("tests/test_kernel_report.py::test_a_thread_has_its_whole_tile_in_flight",)
+PREDICATES = ("tests/benchmarks/test_kernel_report.py::test_a_thread_has_its_whole_tile_in_flight",)
 READ_ONCE = (
     TRAFFIC + "reductions_read_once[33-100-logsumexp-aligned]",
     TRAFFIC + "reduced_axis_not_last[60-200-1]",
@@ -204,8 +211,8 @@ MANY_MERGES = (of("mutants", "test_merge_of_many_states"),)
 
 # Selection by radix: one sort; runs that are merged; rows of one block; and the merge of lists.
 def radix(test, *parameters, arch="sm_90"):
-    """Node IDs of cases of tests/test_radix.py, which run on the emulator only."""
-    return (f"tests/test_radix.py::test_{test}[{'-'.join(map(str, (arch, *parameters)))}]",)
+    """Node IDs of cases of tests/topk/test_radix.py, which run on the emulator only."""
+    return (f"tests/topk/test_radix.py::test_{test}[{'-'.join(map(str, (arch, *parameters)))}]",)
 
 
 RADIX = radix("k", 1000)
@@ -213,7 +220,7 @@ RADIX_RUNS = radix("k", 5002)
 RADIX_INTEGERS = radix("dtype", "int8", 300)
 RADIX_CONSTANT = radix("constant", 2000) + radix("constant", 20000)
 RADIX_INT32 = radix("dtype", "int32", 300)
-RADIX_NAN = ("tests/test_radix.py::test_ranking[float32-4098]",)
+RADIX_NAN = ("tests/topk/test_radix.py::test_ranking[float32-4098]",)
 RADIX_NARROW = radix("narrow_range", 700, "float32")
 RADIX_WHOLE = radix("the_bin_is_taken_whole")
 RADIX_SLICES = radix("slices", 2, 50257, 5)
@@ -224,9 +231,9 @@ RADIX_SHORT_SOFTMAX = radix("softmax", 2047, 300, "prob", False)
 RADIX_STORE = radix("softmax", 5003, 5000, "prob", False)
 RADIX_BEYOND = radix("state_beyond_the_row", 700, 500)
 RADIX_BEYOND_RUNS = radix("state_beyond_the_row", 700, 3001)
-RADIX_READS = ("tests/test_radix.py::test_reads[float32-4-50257-2.25]",)
+RADIX_READS = ("tests/topk/test_radix.py::test_reads[float32-4-50257-2.25]",)
 WALK = tuple(
-    f"tests/test_primitives.py::test_walk_to_the_last_candidate_that_a_count_can_tell[{case}]"
+    f"tests/device/test_primitives.py::test_walk_to_the_last_candidate_that_a_count_can_tell[{case}]"
     for case in ("255-NarrowCandidate", "193-WideCandidate")
 )
 LISTS_MERGED = radix("merge", 7, 100, "float32", "special")
@@ -236,8 +243,8 @@ LISTS_STATES = radix("merge_of_states")
 
 # Selection by lists: a warp a row, a block, a cluster, slices that a second launch merges.
 def reads(name, k, regime):
-    """Node ID of a case of tests/test_topk_traffic.py, which also verifies what is selected."""
-    return f"tests/test_topk_traffic.py::test_one_read[{name}-{k}-{regime}]"
+    """Node ID of a case of test_topk_traffic.py, which also verifies what is selected."""
+    return f"tests/topk/test_topk_traffic.py::test_one_read[{name}-{k}-{regime}]"
 
 
 LISTS_WARP = tuple(reads("top_k", k, "a-warp-a-row") for k in (5, 64, 256))
@@ -265,10 +272,10 @@ LISTS_HIDDEN = tuple(
 )
 LISTS_STATE = tuple(of("softmax_topk_state", "test_length", n) for n in (33, 129))
 LISTS_COST = tuple(
-    f"tests/test_topk_traffic.py::test_no_order_costs_much_more_than_a_random_one[{case}]"
+    f"tests/topk/test_topk_traffic.py::test_no_order_costs_much_more_than_a_random_one[{case}]"
     for case in ("5-a-warp-a-row", "256-a-block-a-row", "5-a-row-over-the-chip")
 )
-LISTS_TIES = ("tests/test_topk_traffic.py::test_ties[12-a-warp-a-row]",)
+LISTS_TIES = ("tests/topk/test_topk_traffic.py::test_ties[12-a-warp-a-row]",)
 LISTS_OFFSET = (of("softmax_topk_state", "test_index_offset", 50257),)
 LISTS_READ = (reads("softmax_topk", 5, "a-warp-a-row"),)
 KEYS = (
@@ -282,7 +289,7 @@ KEYS = (
 
 
 # topk_lanes: rows of a router, groups of every size, several tiles, columns.
-LANES_TEST = "tests/test_lanes.py::test_"
+LANES_TEST = "tests/topk/test_lanes.py::test_"
 LANES = (LANES_TEST + "every_k[257-7]", LANES_TEST + "every_group[4-8]")
 LANES_WIDE = (LANES_TEST + "dtype[300-int64]", LANES_TEST + "dtype[300-float64]")
 LANES_FEW = (LANES_TEST + "every_k[8-3]",)
@@ -306,7 +313,7 @@ LANES_NORM = (LANES_TEST + "output[prob-True]",)
 LANES_ROW = (LANES_TEST + "output[prob-False]",)
 
 
-# ---- the table: mutations.txt -------------------------------------------------------------------
+# ---- the tables -------------------------------------------------------------------
 
 
 # attention: each multiplication, edges, many tiles, every option.
@@ -347,11 +354,11 @@ ATTENTION_UNSEEN = tuple(
     for how in ("{'is_causal': True, 'q_offset': 10}", "{'mask': True}", "{'window': (15, 3)}")
 )
 ATTENTION_BANKS = tuple(
-    f"tests/test_attention_traffic.py::test_no_bank_conflicts[{dim}-{op}]"
+    f"tests/attention/test_attention_traffic.py::test_no_bank_conflicts[{dim}-{op}]"
     for dim, op in ((64, "float16"), (96, "float16"), (64, "float64"), (160, "tf32"))
 )
 ATTENTION_BYTES = tuple(
-    f"tests/test_attention_traffic.py::test_every_byte[{window}-float16]"
+    f"tests/attention/test_attention_traffic.py::test_every_byte[{window}-float16]"
     for window in ("None-None", "100-0", "70-90")
 )
 ATTENTION_VARLEN = (
@@ -364,8 +371,8 @@ ATTENTION_BAD_LENS = (ampere("attention", "test_bad_lens_on_a_device_are_clamped
 
 
 def sm90(*cases, test="test_schedules"):
-    """Cases of a test of tests/test_attention_sm90.py."""
-    return tuple(f"tests/test_attention_sm90.py::{test}[{case}]" for case in cases)
+    """Cases of a test of tests/attention/test_attention_sm90.py."""
+    return tuple(f"tests/attention/test_attention_sm90.py::{test}[{case}]" for case in cases)
 
 
 SM90 = sm90("three warpgroups", "two warpgroups", "out in the place of Q")
@@ -374,12 +381,12 @@ SM90_UNSEEN = sm90("values that nobody sees", "values beyond a window")
 SM90_PACKED = sm90("packed heads", "packed heads with sinks")
 SM90_MODIFIED = sm90("scores are more than scaled", "packed heads with sinks")
 SM90_OUT = (*SM90, *sm90("a turn has one tile", "out wider than Q"))
-SM90_PADDED = ("tests/test_attention_sm90.py::test_ragged_into_padded_rows",)
+SM90_PADDED = ("tests/attention/test_attention_sm90.py::test_ragged_into_padded_rows",)
 SM90_PADDED_DENSE = sm90(35, test="test_odd_head_dimensions_in_padded_rows")
 SM90_ONE_ROW = sm90(35, test="test_one_row_that_ends_anywhere")
-SM90_CODE = ("tests/test_compile.py::test_all_configurations_of_hopper_alone[0]",)
-SM90_EXPS = ("tests/test_attention_sm90.py::test_one_exponential_a_score",)
-SM90_FAR = ("tests/test_attention_sm90.py::test_weights_far_above_one_stay_finite",)
+SM90_CODE = ("tests/device/test_compile.py::test_all_configurations_of_hopper_alone[0]",)
+SM90_EXPS = ("tests/attention/test_attention_sm90.py::test_one_exponential_a_score",)
+SM90_FAR = ("tests/attention/test_attention_sm90.py::test_weights_far_above_one_stay_finite",)
 SM90_GROWTH = sm90("8.1-float16", "60.0-float16", test="test_scores_that_grow_from_tile_to_tile")
 MAGNITUDES_TEST = "attention_magnitudes"
 MAGNITUDES = (
@@ -402,7 +409,7 @@ ATTENTION_ALONE = (
     of("attention", "test_a_query_alone", "(37, 5)", "float16"),
 )
 ATTENTION_EXPS = (
-    "tests/test_attention_traffic.py::test_one_exponential_per_score[float16]",
+    "tests/attention/test_attention_traffic.py::test_one_exponential_per_score[float16]",
     ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "rising"),
 )
 SM90_PANELS = sm90("panels of 32 columns")
@@ -435,7 +442,8 @@ def read_table(path):
     return mutations
 
 
-MUTATIONS = read_table(Path(__file__).with_name("mutations.txt"))
+TABLES = sorted(Path(__file__).parent.glob("*.txt"))
+MUTATIONS = [mutation for table in TABLES for mutation in read_table(table)]
 
 
 # ---- running ------------------------------------------------------------------------------------
@@ -490,7 +498,7 @@ def verdict(status, output):
         raise Invalid("it does not compile:\n" + output[-4000:])
     if status == 0:
         return None
-    failed = re.search(r"^FAILED tests/test_(\S+?\.py::.*?(?= - |$))(?: - (.*))?", output, re.M)
+    failed = re.search(r"^FAILED tests/\w+/test_(\S+?\.py::.*?(?= - |$))(?: - (.*))?", output, re.M)
     if status != 1 or not failed:
         raise Invalid(f"pytest ended with {status}:\n" + output[-4000:])
     test, error = failed[1].replace(".py::", "::").replace("emulator-", ""), failed[2] or ""

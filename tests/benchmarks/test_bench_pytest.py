@@ -41,7 +41,8 @@ def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "bench_fake.py").write_text(BENCHMARKS)
-    path = os.pathsep.join([os.path.dirname(__file__), str(environment.ROOT)])
+    tests = environment.ROOT / "tests"
+    path = os.pathsep.join(map(str, (tests / "benchmarks", tests, environment.ROOT)))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-c", str(environment.ROOT / "setup.cfg"), "--rootdir", str(folder), str(folder)]
     command += ["--benchmark-only", f"--benchmark-json={folder / 'out.json'}"]

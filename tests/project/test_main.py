@@ -16,7 +16,7 @@ import cuattn
 from cuattn import __main__ as job
 from cuattn import reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["lighthouse", "harbour", "daughter", "lamp", "sea", "ferry", "fog", "captain"]  # best ones
 
 

@@ -104,8 +104,9 @@ def record(cell, excluded):
 
 @pytest.fixture
 def journal(tmp_path, monkeypatch):
-    here = os.path.dirname(__file__)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, str(environment.ROOT)]))
+    tests = environment.ROOT / "tests"
+    found = map(str, (tests / "benchmarks", tests, environment.ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
     return measure.Journal(tmp_path / "cells.jsonl")
 
 

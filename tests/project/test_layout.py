@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CUDA_HEADERS = {"cuda_fp16.h", "cuda_bf16.h"}
 PYTHON_BUDGET, CUDA_BUDGET = 300, 350  # lines
 
