@@ -205,9 +205,9 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
       for (int i = 0; i < 200; ++i) p[i * n + threadIdx.x] = v[i];
     }
     """
-    (tmp_path / "softmax/rows.cuh").write_text(source)
+    (tmp_path / "spills.cuh").write_text(source)
     monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
-    log = inside.compile_program("softmax/rows.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
+    log = inside.compile_program("spills.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
     assert any("spill" in line for line in complaints(log))
 
 
@@ -363,6 +363,6 @@ def test_the_gate_of_hopper_counts_registers(hopper):
 
 def test_an_error_names_kernel_and_log():
     with pytest.raises(
-        _nvrtc.CompileError, match=r"softmax_rows<int>.*softmax_rows\.cuh.*sm_80[\s\S]*error"
+        _nvrtc.CompileError, match=r"softmax_rows<int>.*softmax/rows\.cuh.*sm_80[\s\S]*error"
     ):
         _nvrtc.compile_kernel("softmax/rows.cuh", "softmax_rows<int>", "sm_80")
