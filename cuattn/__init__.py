@@ -18,7 +18,8 @@ from cuattn.reference import (
     TopK,
 )
 from cuattn.segment_softmax import segment_softmax
-from cuattn.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+from cuattn.softmax import log_softmax, softmax
+from cuattn.softmax_backward import log_softmax_backward, softmax_backward
 from cuattn.state import merge, softmax_state, softmax_topk_state
 from cuattn.topk import softmax_topk, top_k
 

@@ -58,6 +58,10 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     ValueError
         If `mode` is another word.
 
+    See Also
+    --------
+    numpy.show_config : The same of NumPy.
+
     Examples
     --------
     >>> list(cuattn.show_config("dicts"))

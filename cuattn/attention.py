@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
-from cuattn import (
-    _call_attention,
-    _check_attention,
-    _check_option,
-    _jit,
-    _reference_attention,
-    _run_attention,
-)
+from cuattn import _call_attention, _check_attention, _check_option, _compute_attention
 from cuattn._keywords import explained
 from cuattn._types import (
     AttentionAlone,
@@ -125,6 +117,11 @@ def attention(
         If shapes do not fit, arrays are on different devices, `out` overlaps an input, or an option
         has no such value.
 
+    See Also
+    --------
+    attention_varlen : Sequences of many lengths, without padding.
+    merge_attention : Attention from its results over two parts of the keys.
+
     Notes
     -----
     16-bit and float32 results accumulate in float32, float64 ones in float64. A query that sees no
@@ -141,19 +138,20 @@ def attention(
     Partitioning", arXiv:2307.08691, algorithm 1.
     .. [2] O. Press, N. Smith, M. Lewis, "Train Short, Test Long: Attention with Linear Biases
     Enables Input Length Extrapolation", arXiv:2108.12409.
+
+    Examples
+    --------
+    >>> q = k = numpy.zeros((2, 4))
+    >>> cuattn.attention(q, k, numpy.array([[1.0], [3.0]]), is_causal=True)
+    array([[1.],
+           [2.]])
     """
-    arrays = {
-        "mask": mask,
-        "bias": bias,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "q_lens": q_lens,
-        "kv_lens": kv_lens,
-    }
+    arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
+    arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
     _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given, offset = _call_attention.arrays({"q": q, "k": k, "v": v}, arrays, q_offset)
     numbers = is_causal, window, scale, softcap, precision
-    return _attention(given, offset, layout, numbers, return_lse, out)
+    return _compute_attention.attention(given, offset, layout, numbers, return_lse, out)
 
 
 @overload
@@ -244,55 +242,24 @@ def attention_varlen(
     ------
     TypeError, ValueError
         As `attention`.
+
+    See Also
+    --------
+    attention : Sequences of one length.
+
+    Examples
+    --------
+    >>> q = k = numpy.zeros((3, 1, 4))  # two sequences, of 1 and of 2 tokens
+    >>> v = numpy.array([1.0, 2.0, 4.0]).reshape(3, 1, 1)
+    >>> ends = numpy.array([0, 1, 3])
+    >>> cuattn.attention_varlen(q, k, v, ends, ends)[:, 0, 0]
+    array([1., 3., 3.])
     """
     _check_attention.hint("max_seqlen_q", max_seqlen_q)
     _check_attention.hint("max_seqlen_k", max_seqlen_k)
-    arrays = {
-        "mask": mask,
-        "bias": bias,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "q_lens": q_lens,
-        "kv_lens": kv_lens,
-    }
+    arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
+    arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
     ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     given, offset = _call_attention.arrays({"q": q, "k": k, "v": v, **ends}, arrays, q_offset)
     numbers = is_causal, window, scale, softcap, precision
-    return _attention(given, offset, "BSHD", numbers, return_lse, out)
-
-
-def _attention(
-    given: _call_attention.Arrays,
-    offset: int | None,
-    layout: str,
-    numbers: tuple[Any, ...],
-    return_lse: bool,
-    out: Any,
-) -> Any:
-    metas = _call_attention.metas(given)
-    made = _call_attention.results(metas, layout)
-    _call_attention.check_values(given, made)
-    options = _run_attention.options(offset, made, *numbers)
-    return_lse = _check_option.flag("return_lse", return_lse)
-    expected = [(made.out_shape, made.dtype), (made.lse_shape, made.acc)][: 1 + return_lse]
-    inputs = list(zip(given._fields, given, strict=True))
-    outs: Any = None if out is None else _call_attention.check_out(out, expected, inputs)
-    runtime = _jit.runtime_of(given.q)
-    if runtime is None:
-        outs = [np.empty(*one) for one in expected] if outs is None else outs
-        views = _call_attention.operands(given, made, layout, np)
-        out_view, lse = _call_attention.canonical(outs[0], layout), (*outs, None)[1]
-        lse = lse if lse is None else lse[(None,) * (3 - lse.ndim)]
-        operands = _run_attention.AttentionOperands(**views, out=out_view, lse=lse)
-        _reference_attention.run(operands, options)
-        return tuple(outs) if return_lse else outs[0]
-    device = runtime.device(given.q)
-    _check_attention.capability("q", runtime.limits(device).compute_capability)
-    _call_attention.check_alignment(runtime, inputs, outs)
-    with runtime.on(device):
-        outs = [runtime.empty(*one) for one in expected] if outs is None else outs
-        if any(one.size for one in outs):
-            arrays = _call_attention.cast(given, made, runtime.xp)
-            metas = metas if arrays is given else _call_attention.metas(arrays)
-            _run_attention.run(arrays, metas, tuple(outs), layout, options)
-    return tuple(outs) if return_lse else outs[0]
+    return _compute_attention.attention(given, offset, "BSHD", numbers, return_lse, out)

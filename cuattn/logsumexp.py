@@ -55,10 +55,20 @@ def logsumexp(
     TypeError, ValueError, numpy.exceptions.AxisError
         As `softmax`.
 
+    See Also
+    --------
+    softmax_state : The maximum and the sum, of which parts of a row merge.
+    log_softmax : The elements relative to it.
+
     Notes
     -----
     As SciPy from 1.15 on, results near 0 have all their digits: the terms of the maximum are kept
     apart from the sum of the others, of which log1p is taken.
+
+    Examples
+    --------
+    >>> cuattn.logsumexp(numpy.array([[0.0, -40.0], [1.0, 1.0]]), axis=1)
+    array([4.24835426e-18, 1.69314718e+00])
     """
     x = _call.enter("x", x)
     first = ("x", x)

@@ -76,6 +76,14 @@ def merge_attention(
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
     section 3.1.
+
+    Examples
+    --------
+    >>> q, k, v = numpy.zeros((1, 4)), numpy.zeros((3, 4)), numpy.array([[1.0], [2.0], [6.0]])
+    >>> first = cuattn.attention(q, k[:1], v[:1], return_lse=True)
+    >>> others = cuattn.attention(q, k[1:], v[1:], return_lse=True)
+    >>> cuattn.merge_attention(*first, *others)[0].round(6)
+    array([[3.]])
     """
     _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
@@ -128,6 +136,18 @@ def merge_attention_states(
         As `merge_attention`.
     numpy.exceptions.AxisError
         If outs or lses has no such axis.
+
+    See Also
+    --------
+    merge_attention : Two parts.
+
+    Examples
+    --------
+    >>> q, k, v = numpy.zeros((1, 4)), numpy.zeros((3, 4)), numpy.array([[1.0], [2.0], [6.0]])
+    >>> parts = [cuattn.attention(q, k[[i]], v[[i]], return_lse=True) for i in range(3)]
+    >>> outs, lses = (numpy.stack(arrays) for arrays in zip(*parts, strict=True))
+    >>> cuattn.merge_attention_states(outs, lses)[0].round(6)
+    array([[3.]])
     """
     _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
     given = _call_attention.enter({"outs": outs, "lses": lses})

@@ -42,6 +42,16 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     ------
     TypeError, ValueError
         As `softmax`.
+
+    See Also
+    --------
+    softmax : Rows of one length.
+
+    Examples
+    --------
+    >>> x = numpy.log(numpy.array([5.0, 1.0, 3.0]))
+    >>> cuattn.segment_softmax(x, numpy.array([0, 1, 3]))
+    array([1.  , 0.25, 0.75])
     """
     x, offsets = _call.enter_pair("x", x, "cu_seqlens", cu_seqlens)
     first = ("x", x)

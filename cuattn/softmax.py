@@ -1,4 +1,4 @@
-"""Softmax and log-softmax, and their gradients."""
+"""Softmax and log-softmax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from cuattn._types import (
     LogSoftmax,
     Other,
     Pair,
-    Scaled,
     SoftmaxAlone,
     SoftmaxOpen,
     SoftmaxWithLse,
@@ -83,6 +82,13 @@ def softmax(
     numpy.exceptions.AxisError
         If an axis is out of range.
 
+    See Also
+    --------
+    log_softmax : The logarithms.
+    softmax_backward : The gradient.
+    softmax_topk : Only the largest, in one read.
+    segment_softmax : Ragged rows.
+
     Notes
     -----
     16-bit and float32 results accumulate in float32, float64 ones in float64. A row that holds NaN
@@ -138,83 +144,23 @@ def log_softmax(
     TypeError, ValueError, numpy.exceptions.AxisError
         As `softmax`.
 
+    See Also
+    --------
+    softmax : The probabilities.
+    log_softmax_backward : The gradient.
+
     Notes
     -----
     As `scipy.special.log_softmax` for rows that are not finite: with +inf, NaN there and -inf
     elsewhere; with NaN, or nothing but -inf, all NaN. Results near 0 have all their digits: the
     term of the maximum is kept apart from the sum of the others (log1p).
+
+    Examples
+    --------
+    >>> cuattn.log_softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]])).round(3)
+    array([[-1.386, -1.386, -0.693]])
     """
     return _transform("log_prob", x, axis, scale, where, dtype, out, False)
-
-
-@overload
-def softmax_backward(
-    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
-) -> NDArray[Any]: ...
-@overload
-def softmax_backward(
-    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
-) -> Any: ...
-@explained
-def softmax_backward(
-    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
-) -> Any:
-    """Gradient of `softmax` with respect to x: ``scale * y * (grad - sum(grad * y))``.
-
-    Parameters
-    ----------
-    grad : cupy.ndarray or numpy.ndarray
-        Gradient with respect to the result; float16, bfloat16, float32 or float64, any strides.
-    y : array, shape and dtype of grad
-        The result, ``softmax(x, axis, scale=scale)``.
-    axis, scale
-        As in the forward call.
-    out : array, optional
-        Where to write; grad or y itself is allowed.
-
-    Returns
-    -------
-    dx : array, shape and dtype of grad
-
-    Raises
-    ------
-    TypeError, ValueError, numpy.exceptions.AxisError
-        As `softmax`.
-    """
-    return _gradient("grad", grad, y, axis, scale, out)
-
-
-@overload
-def log_softmax_backward(
-    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
-) -> NDArray[Any]: ...
-@overload
-def log_softmax_backward(
-    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
-) -> Any: ...
-@explained
-def log_softmax_backward(
-    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
-) -> Any:
-    """Gradient of `log_softmax` with respect to x: ``scale * (grad - exp(y) * sum(grad))``.
-
-    Parameters
-    ----------
-    grad, axis, scale, out
-        As `softmax_backward`.
-    y : array, shape and dtype of grad
-        The result, ``log_softmax(x, axis, scale=scale)``.
-
-    Returns
-    -------
-    dx : array, shape and dtype of grad
-
-    Raises
-    ------
-    TypeError, ValueError, numpy.exceptions.AxisError
-        As `softmax`.
-    """
-    return _gradient("log_grad", grad, y, axis, scale, out)
 
 
 def _transform(
@@ -265,30 +211,3 @@ def _reference_transform(
         return made[0], _call.rounded(made[1], expected.stat_dtype)
     y[...], lse[...] = made[0], _call.rounded(made[1], expected.stat_dtype)
     return y, lse
-
-
-def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) -> Any:
-    grad, y = _call.enter_pair("grad", grad, "y", y)
-    first = ("grad", grad)
-    scale_array, scale_value = _call.scale(scale, first)
-    request = _call.Request(
-        result,
-        _check_option.axes(axis, grad.ndim, "grad"),
-        _call.meta(grad),
-        y=_call.meta(y),
-        scale=_call.meta(scale_array),
-    )
-    if out is not None:
-        _call.results(request)
-        inputs = [first, ("y", y), ("scale", scale_array)]
-        (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
-    runtime = _jit.runtime_of(grad)
-    if runtime is None:
-        _call.results(request)
-        function = (
-            reference.softmax_backward if result == "grad" else reference.log_softmax_backward
-        )
-        dx = function(grad, y, request.axes, scale=_call.either(scale_array, scale_value), out=out)
-        return dx if out is not None else _call.rounded(dx, grad.dtype)
-    operands = _run.Operands(grad, y, scale=scale_array)
-    return _run.run(request, operands, scale_value, out).out

@@ -59,6 +59,11 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
+
+    Examples
+    --------
+    >>> cuattn.softmax_state(numpy.array([[0.0, 0.0, -numpy.inf]]))
+    SoftmaxState(m=array([0.]), l=array([2.]))
     """
     x = _call.enter("x", x)
     scale_array, scale_value = _call.scale(scale, ("x", x))
@@ -126,6 +131,12 @@ def softmax_topk_state(
     See Also
     --------
     merge : The state of two parts of a row.
+
+    Examples
+    --------
+    >>> state = cuattn.softmax_topk_state(numpy.array([1.0, 3.0]), 1, index_offset=10)
+    >>> state.values, state.indices
+    (array([3.]), array([11]))
     """
     x = _call.enter("x", x)
     scale_array, scale_value = _call.scale(scale, ("x", x))
@@ -166,9 +177,21 @@ def merge(a: State, b: State, /) -> State:
     ValueError
         If their shapes differ or they are on different devices.
 
+    See Also
+    --------
+    softmax_state : The state of a row or of a part of it.
+    softmax_topk_state : With the k largest elements.
+
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
+
+    Examples
+    --------
+    >>> x = numpy.array([0.0, 1.0, 2.0, 3.0])
+    >>> whole = cuattn.merge(cuattn.softmax_state(x[:1]), cuattn.softmax_state(x[1:]))
+    >>> bool(numpy.isclose(whole.lse, cuattn.logsumexp(x)))
+    True
     """
     kind = SoftmaxTopKState if isinstance(a, SoftmaxTopKState) else SoftmaxState
     _check.state("a", a, kind)

@@ -60,11 +60,16 @@ def top_k(
     numpy.exceptions.AxisError
         If the axis is out of range.
 
+    See Also
+    --------
+    softmax_topk : The most probable elements of a softmax.
+
     Notes
     -----
     A warp keeps the k best that it has seen sorted in its registers and looks closer only at tiles
-    whose maximum beats the k-th; rows are visited in an order in which ascending ones cost little
-    more than random ones. Runs on the current stream of the device of x; does not synchronise.
+    whose maximum beats the k-th. It takes tiles from all over the row, so that ascending rows cost
+    little more than random ones. Runs on the current stream of the device of x; does not
+    synchronise.
 
     Examples
     --------
@@ -145,6 +150,11 @@ def softmax_topk(
     TypeError, ValueError, numpy.exceptions.AxisError
         As `softmax` and `top_k`.
 
+    See Also
+    --------
+    top_k : Selection without a softmax.
+    softmax_topk_state : The same of a part of a row.
+
     Notes
     -----
     A row that holds NaN or +inf, or nothing but -inf, has the values of `softmax`. Scores keep
@@ -155,6 +165,11 @@ def softmax_topk(
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
     algorithm 4.
+
+    Examples
+    --------
+    >>> cuattn.softmax_topk(numpy.log(numpy.array([1.0, 4.0, 5.0])), 2)
+    SoftmaxTopK(values=array([0.5, 0.4]), indices=array([2, 1]))
     """
     x = _call.enter("x", x)
     first = ("x", x)

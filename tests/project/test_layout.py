@@ -321,6 +321,11 @@ PYTHON_LAYERS = {
         | {"_params", "_plan", "_plan_attention", "_plan_attention_sm90", "_tensor_map"},
         set(),
     ),
+    "_compute_attention": (
+        {"_call_attention", "_check_attention", "_check_option", "_jit"}
+        | {"_reference_attention", "_run_attention"},
+        {"numpy"},
+    ),
     "_reference_heads": (set(), {"numpy"}),
     "_reference_attention": ({"_reference_heads"}, {"numpy"}),
     "_reference_rows": (set(), {"numpy"}),
@@ -328,8 +333,8 @@ PYTHON_LAYERS = {
 }
 PUBLIC = (
     {"_call", "_run", "_run_topk", "_check", "_params", "_plan", "_plan_radix", "_jit", "reference"}
-    | {"_call_attention", "_run_attention", "_check_attention", "_reference_attention"}
-    | {"_check_option", "_keywords", "_types"},
+    | {"_call_attention", "_check_attention", "_compute_attention", "_run_attention"}
+    | {"_check_option", "_keywords", "_reference_attention", "_types"},
     {"numpy"},
 )
 

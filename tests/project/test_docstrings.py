@@ -1,0 +1,46 @@
+"""Docstrings of public functions: examples print what they show, and no section is missing."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy
+import pytest
+
+import cuattn
+
+PUBLIC = {name: getattr(cuattn, name) for name in cuattn.__all__}
+FUNCTIONS = sorted(n for n, f in PUBLIC.items() if callable(f) and not isinstance(f, type))
+# Of numpydoc: parameters and results are described, other functions named, examples given, and the
+# summary begins with no stray blank.
+CHECKS = {"PR01", "PR02", "RT01", "SA01", "EX01", "SS03"}
+
+
+def failures(docstring, name):
+    """What `doctest` prints of examples that fail."""
+    found: list[str] = []
+    test = doctest.DocTestParser().get_doctest(
+        docstring, {"cuattn": cuattn, "numpy": numpy}, name, None, None
+    )
+    assert test.examples, f"{name} has no example"
+    doctest.DocTestRunner(verbose=False).run(test, out=found.append)
+    return "".join(found)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_print_what_they_show(name):
+    assert failures(PUBLIC[name].__doc__, name) == ""
+
+
+def test_an_example_that_prints_something_else_is_seen():
+    assert "Got" in failures(">>> cuattn.softmax(numpy.zeros(2))\narray([0.5, 0.6])\n", "wrong")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_section_is_missing(name):
+    pytest.importorskip("numpydoc")
+    from numpydoc.docscrape import get_doc_object
+    from numpydoc.validate import validate
+
+    errors = validate(get_doc_object(PUBLIC[name]))["errors"]
+    assert [error for error in errors if error[0] in CHECKS] == []
