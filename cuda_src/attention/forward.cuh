@@ -8,7 +8,7 @@
 //   out = O / l;  lse = m + log l
 //
 // kWarps warps have 16 kMTiles rows each. S, P and O stay in registers; Q is in shared memory, and K and V tiles pass
-// through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them under way. Columns are padded with zeros to
+// through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them in flight. Columns are padded with zeros to
 // kDim and kValueDim in the ring only; a block has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16
 // bytes (cp.async); else by element.
 // NaN in K or V where nothing is seen stays out: hidden keys are loaded as zeros or, in tiles of a mask, made so.
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   }
 
   ptx::cp_async_wait<0>();
-  __syncthreads();  // nothing is under way to the ring, and every warp has read its last tile: `out` takes their place
+  __syncthreads();  // nothing is in flight to the ring, and every warp has read its last tile: `out` takes their place
   const OutTile out_tile{smem};
   const Acc infinity = Limits<Acc>::infinity();
 #pragma unroll

@@ -4,7 +4,7 @@
 //   consumers, 64 rows each:  S = Q K0^T;  P = softmax of S so far
 //                             for each further tile j:
 //                               S = Q Kj^T;  O += P V(j-1)     (the tensor cores, asynchronously)
-//                               P' = softmax of S so far       (while O is under way)
+//                               P' = softmax of S so far       (while O is in flight)
 //                               O = O exp(m - m'), where m grew much;  P = P'
 //                             O += P V(last);  out = O / l;  lse = m + log l
 //
@@ -241,8 +241,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         release(barriers.k_free[slot(tile)]);
         const bool grew = softmax(j);
         if (j + 1 < tiles) {
-          // The next K has landed. Here, and as if it depended on the sums, which are not negative: else ptxas puts the
-          // softmax behind the wait for O, where nothing runs beside it.
+          // Waits for the next K here. The fake dependence on l, which is never negative, keeps ptxas from sinking the
+          // softmax below the wait for O, where nothing would overlap it.
           const int never = l[0] + l[1] < 0 ? 1 : 0;
           ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
         }

@@ -20,7 +20,7 @@ struct AttentionMergeParams {
 
 template <class T, class Acc, int kVec, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) attention_merge(const __grid_constant__ AttentionMergeParams params) {
-  const long long fragments = params.columns > 0 ? (params.columns + kVec - 1) / kVec : 1;  // lse is wanted anyway
+  const long long fragments = params.columns > 0 ? (params.columns + kVec - 1) / kVec : 1;  // also lse alone
   const long long index = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   const long long first = index % fragments * kVec, row = index / fragments % params.rows;
   const long long head = index / fragments / params.rows % params.heads;

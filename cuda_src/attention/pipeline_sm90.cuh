@@ -62,7 +62,8 @@ struct AttentionSmem {
 // The rows of a turn: what each role asks first. False: none.
 template <int kRows>
 __device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int turn, QueryBlock& block) {
-  // There and back again: whoever had the longest rows of one turn has the shortest of the next.
+  // Serpentine order: odd turns run backwards, so that the block with the longest rows in one turn gets the shortest in
+  // the next.
   const unsigned int width = gridDim.x, place = turn % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
   const unsigned int index = turn * width + place;
   const AttentionParams& attention = params.attention;

@@ -22,8 +22,8 @@ struct Select<false, A, B> {
   using Type = B;
 };
 
-// A fragment as it was loaded. Narrow elements stay together in words until they are used: to take them apart is to
-// wait for them, and the next load would not be under way.
+// A fragment as it was loaded. Narrow elements stay packed in words until they are used: unpacking waits for the load,
+// which would stall the next one.
 template <class T, int kCount>
 struct Packed {
   static constexpr int kPerWord = sizeof(T) < 4 && kCount * sizeof(T) % 4 == 0 ? 4 / sizeof(T) : 1;

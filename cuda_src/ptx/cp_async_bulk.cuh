@@ -11,7 +11,7 @@ struct alignas(128) TensorMap {
 
 namespace ptx {
 
-// Brings the map itself near.
+// Prefetches the tensor map.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-prefetch-prefetchu
 __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

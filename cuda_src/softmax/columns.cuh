@@ -47,8 +47,8 @@ __device__ __forceinline__ int items_inside(long long cols, int step) {
   return items < kItems ? static_cast<int>(items) : kItems;
 }
 
-// Items of one element from `first_col` on, `step` columns apart, as far as they lie before `end`: all loads are under
-// way before the first is waited for. Where none lies behind it, none is compared with it: predicates are few.
+// Items of one element from `first_col` on, `step` columns apart, as far as they lie before `end`: all loads are in
+// flight before the first is waited for. Where none lies behind it, none is compared with it: predicates are few.
 template <bool kStreaming, int kTile, class Op, class Items>
 __device__ __forceinline__ void load_steps(const Op& op, Items (&items)[kTile], long long first_col, int step,
                                            long long end) {

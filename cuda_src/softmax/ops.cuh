@@ -9,7 +9,7 @@
 //   rest        the sum of a tile without the row's maximum, where State is RestState
 //   finish      takes the reduction of the whole row
 //   settle      what items need between finish and the first store
-//   prepare     after finish, brings items that never went through accumulate to where settle leaves them
+//   prepare     after finish, does to fresh items what accumulate and settle would have done
 //   store       the results of items, after finish
 //   store_stat  the row's lse or state
 //   unit        of its scores (softmax_state.cuh)
@@ -37,7 +37,7 @@ __device__ __forceinline__ void store_items(const Params& params, Out* out, Inde
   }
 }
 
-// Items from first_col on, kStep columns apart: all loads are under way before the first is waited for.
+// Items from first_col on, kStep columns apart: all loads are in flight before the first is waited for.
 template <bool kStreaming, int kStep, int kCount, int kTile, class Op, class Index>
 __device__ __forceinline__ void load_tile(const Op& op, typename Op::template Items<kCount> (&items)[kTile],
                                           Index first_col, Index begin, Index end) {

@@ -36,7 +36,7 @@ struct LaneTile {
   bool whole;  // all columns are inside the row
   typename Op::template Items<kVec> items[kFragments];
 
-  // All loads are under way before the first is waited for.
+  // All loads are in flight before the first is waited for.
   __device__ __forceinline__ LaneTile(const Op& op, Index first_col, Index cols)
       : op(op), first_col(first_col), cols(cols) {
     typename Op::template Loaded<kVec> loaded[kFragments];

@@ -1,8 +1,9 @@
-// Merging two sorted sequences by independent threads, one an element of the result.
+// Merging two sorted sequences by independent threads, one per element of the result.
 #pragma once
 
 // How many of the first `place` elements of a + b, merged, come from a, which has `size_a` elements, b `size_b`;
-// place <= size_a + size_b. a_first(i, j): a[i] comes before b[j]. Asks for elements inside only, whatever they are.
+// place <= size_a + size_b. a_first(i, j): a[i] comes before b[j]. Never asks for an element out of range, even if the
+// input is unsorted.
 // Green, McColl & Bader, GPU Merge Path, ICS'12, doi 10.1145/2304576.2304621.
 template <class First>
 __device__ __forceinline__ long long merge_path(long long place, long long size_a, long long size_b,

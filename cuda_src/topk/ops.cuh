@@ -6,7 +6,7 @@
 //   candidate   element j of an item
 //   selected    the state of one selected element
 //   store       result e of the row, after selection; norm: the state that probabilities are relative to
-//   store_row   what there is one of for each row
+//   store_row   the results per row: lse or state
 #pragma once
 
 #include <topk/candidate.cuh>
@@ -196,7 +196,7 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   }
 };
 
-// The k results of a row and what there is one of; a whole warp calls it, with the row's list (topk/warp_list.cuh) and
+// The k results of a row, and its lse or state; a whole warp calls it, with the row's list (topk/warp_list.cuh) and
 // state.
 template <class Op, int kPerLane>
 __device__ __forceinline__ void store_selection(const Op& op, const typename Op::Candidate (&best)[kPerLane],

@@ -216,7 +216,7 @@ __device__ __forceinline__ RadixBin<Count> block_find_bin(const Load& load, Coun
 
 // visit(items, first_col, from, to) for each tile of slice `split` of the op's row; item j of a thread is at columns
 // first_col + j * kThreads * kVec and following, and those from first_col + `from` to first_col + `to` count. The next
-// tile is under way while one is visited. Every thread of the block makes the same number of visits.
+// tile is in flight while one is visited. Every thread of the block makes the same number of visits.
 template <bool kStreaming, int kThreads, int kVec, int kFragments, class Op, class Params, class Visit>
 __device__ __forceinline__ void walk_slice(const Op& op, const Params& params, long long split, const Visit& visit) {
   constexpr int kStep = kThreads * kVec;

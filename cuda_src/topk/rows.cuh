@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
     typename Op::template Items<kVec> items[kFragments];
 #pragma unroll
     for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, 0LL, end);
-    // The next tile is under way while this one is looked at.
+    // The next tile is in flight while this one is looked at.
     advance();
     const bool last = part >= parts;
     if (!last) load(first_col_of(part, tile));

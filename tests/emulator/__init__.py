@@ -11,15 +11,16 @@ adds the exact products and the accumulator in float64 and truncates the sum, as
 truncate; of tf32 operands it ignores the low 13 bits. In float64 it is one fma after another.
 
 A bulk load lands when a thread waits for its phase of an mbarrier, and a bulk store reads its box
-when its thread waits for that; until then a box is nobody's to touch, nobody's to write. Whoever
-starts either comes after all that was done with the bytes, by a barrier, and where ordinary
-instructions did it also by a ``fence_proxy_async`` of theirs before it. A thread's waits for an
-mbarrier are for one phase after another, none of them more than complete. Tensor maps are in a
-format of the emulator's own (`Runtime.tensor_map`); only members of the launch's parameters count.
+when its thread waits for that. Until then nothing may read or write the box of the load, nor write
+the box of the store. Whoever starts either comes after all that was done with the bytes, by a
+barrier, and where ordinary instructions did it also by a ``fence_proxy_async`` of theirs before it.
+A thread's waits for an mbarrier are for one phase after another, none of them more than complete.
+Tensor maps are in a format of the emulator's own (`Runtime.tensor_map`); only members of the
+launch's parameters count.
 
 A ``wgmma`` is multiplied when its warp waits for it, each warp on its own. Until then its operands
-may not change, its accumulators hold a NaN, and the shared memory it reads is nobody's to write;
-after that it is for who comes after one lane of each warp that read it. It comes after what was
+may not change, its accumulators hold a NaN, and nothing may write the shared memory that it reads.
+Afterwards whoever is synchronised with one lane of each reading warp may. It comes after what was
 done with the bytes before, as a bulk copy does. ``setmaxnreg`` assumes a launch with all registers
 that its threads can have.
 

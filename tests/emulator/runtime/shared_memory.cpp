@@ -109,7 +109,7 @@ void check_read(Thread& thread, const Block& block, uint32_t offset, int size, i
   }
 }
 
-// A box that a bulk store has not read is nobody's to write, however it is ordered.
+// Nothing may write a box that a bulk store has not read, however it is ordered.
 void check_not_stored_from(const Thread& thread, const Block& target, uint32_t offset, uint32_t size, const char* verb,
                            Site site) {
   for (const BulkStore& store : target.stores) {
