@@ -97,10 +97,12 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   const auto attend = [&](int j, auto edge) {
     constexpr bool kEdge = decltype(edge)::kValue;
     const int key = keys.first + j * kKeys;
+    // S = Q K^T
     advance(2 * j);
     Acc s[kMTiles][kNTiles][4] = {};
     Op::template scores<kDim>(s, q_tile, warp_row, KTile{ring + 2 * j % kSlots * kSlot});
 
+    // Softcap, bias, masks.
     [[maybe_unused]] unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
     if constexpr (kModified || kEdge || kMasked) {
 #pragma unroll
@@ -126,6 +128,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
         }
       }
     }
+
+    // V is here; of masked tiles the rows that no query of the block sees become zeros.
     unsigned long long* seen_by = ptx::static_smem<unsigned long long, kMasked ? kWarps : 1>();
     if constexpr (kMasked) {
 #pragma unroll
@@ -147,6 +151,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       __syncthreads();  // the zeros, before any warp multiplies with them
     }
 
+    // m' = max(m, rowmax S); where that grew much, O and l are rescaled.
     Acc best[kMTiles][2];
     bool grew = false;
 #pragma unroll
@@ -189,6 +194,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
         }
       }
     }
+
+    // P = exp(S - m'), l += rowsum P
 #pragma unroll
     for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
@@ -201,6 +208,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
         }
       }
     }
+
+    // O += P V, and l where the product adds up rows of P, too.
     Op::values(o, l, s, v_tile);
   };
   for (int j = 0; j < tiles; ++j) {

@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     // P from S, of tile j; whether O needs `rescale`.
     const auto softmax = [&](int j) {
       const int key = keys.first + j * kKeys;
+      // Scale, softcap, ALiBi.
       if constexpr (kModified) {
         if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
           const float most = Limits<float>::most(), approx = ptx::rcp_approx(softcap);
@@ -167,6 +168,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           }
         }
       }
+      // Masks, where the tile has an edge.
       if (key < keys.all_begin) {
 #pragma unroll
         for (int r = 0; r < kKeys / 2; ++r) {
@@ -179,7 +181,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           if (8 * (r / 4) + r % 2 >= high[r / 2 % 2] - key - column0) s[r] = -infinity;
         }
       }
-      float part[4] = {s[0], s[1], s[2], s[3]};  // of each row two: shorter chains of instructions
+      // m' = max(m, rowmax S), where that grew much.
+      float part[4] = {s[0], s[1], s[2], s[3]};  // two per row: shorter chains of instructions
 #pragma unroll
       for (int r = 4; r < kKeys / 2; ++r) part[r % 4] = max_number(part[r % 4], s[r]);
       float best[2];
@@ -197,6 +200,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
 #pragma unroll
         for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[r / 2 % 2].center;
       }
+      // P' = exp(S - m'), l += rowsum P'
 #pragma unroll
       for (int r = 0; r < kKeys / 2; ++r) {
         s[r] = Base::exp(::fma(s[r], fold, -shift[r / 2 % 2].base));
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       }
       return grew;
     };
-    const auto convert = [&] {
+    const auto convert = [&] {  // P = P'
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
 #pragma unroll
@@ -248,7 +252,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         }
         ptx::wgmma_wait<0>();  // O and P are ours, and V read
         release(barriers.v_free[slot(last)]);
-        if (grew) {
+        if (grew) {  // O = O exp(m - m')
 #pragma unroll
           for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[r / 2 % 2];
         }
