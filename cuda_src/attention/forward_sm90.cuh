@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           const float distance[2] = {static_cast<float>(query[0] + offset), static_cast<float>(query[1] + offset)};
 #pragma unroll
           for (int r = 0; r < kKeys / 2; ++r) {
-            s[r] -= slope[r / 2 % 2] * fabsf(distance[r / 2 % 2] - (8 * (r / 4) + r % 2));
+            s[r] -= slope[row_half(r)] * fabsf(distance[row_half(r)] - column_of(r));
           }
         }
       }
@@ -172,13 +172,13 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       if (key < keys.all_begin) {
 #pragma unroll
         for (int r = 0; r < kKeys / 2; ++r) {
-          if (8 * (r / 4) + r % 2 < low[r / 2 % 2] - key - column0) s[r] = -infinity;
+          if (column_of(r) < low[row_half(r)] - key - column0) s[r] = -infinity;
         }
       }
       if (key + kKeys > keys.all_end) {
 #pragma unroll
         for (int r = 0; r < kKeys / 2; ++r) {
-          if (8 * (r / 4) + r % 2 >= high[r / 2 % 2] - key - column0) s[r] = -infinity;
+          if (column_of(r) >= high[row_half(r)] - key - column0) s[r] = -infinity;
         }
       }
       // m' = max(m, rowmax S), where that grew much.
@@ -198,13 +198,13 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           l[half] *= rescale[half];
         }
 #pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[r / 2 % 2].center;
+        for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[row_half(r)].center;
       }
       // P' = exp(S - m'), l += rowsum P'
 #pragma unroll
       for (int r = 0; r < kKeys / 2; ++r) {
-        s[r] = Base::exp(::fma(s[r], fold, -shift[r / 2 % 2].base));
-        l[r / 2 % 2] += s[r];
+        s[r] = Base::exp(::fma(s[r], fold, -shift[row_half(r)].base));
+        l[row_half(r)] += s[r];
       }
       return grew;
     };
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         release(barriers.v_free[slot(last)]);
         if (grew) {  // O = O exp(m - m')
 #pragma unroll
-          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[r / 2 % 2];
+          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[row_half(r)];
         }
         convert();
       }

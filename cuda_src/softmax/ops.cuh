@@ -67,6 +67,7 @@ struct SoftmaxForward {
   using Params = SoftmaxParams<kRowRank, kColRank>;
   static constexpr bool kProbs = kResult == kProb || kResult == kProbLse;
   static constexpr bool kReduces = kResult == kLse || kResult == kState;
+  static constexpr bool kHasMask = kMasked;
   static constexpr int kVec = !kReduces ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
   static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
 

@@ -24,7 +24,9 @@
 
 template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>
 __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
-                                  kVec == 1 || sizeof(typename Op::Candidate) == 16 ? 1 : 2) CLUSTER_DIMS(kClusterSize)
+                                  kVec == 1 || sizeof(typename Op::Candidate) == 16 || (Op::kHasMask && kPerLane == 8)
+                                      ? 1
+                                      : 2) CLUSTER_DIMS(kClusterSize)
     topk_rows(const __grid_constant__ typename Op::Params params) {
   constexpr int kWarps = kWarpsPerRow * kRowsPerBlock;
   constexpr int kStep = 32 * kVec;
