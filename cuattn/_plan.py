@@ -14,8 +14,8 @@ from cuattn._layout import OPERANDS, Layout
 from cuattn._plan_parts import Parts, geometry, parts_of_row
 from cuattn._problem import CTYPES, ITEMSIZE, Instance, SoftmaxProblem, ceil_div
 
-# Register words (4 bytes) of row elements a thread may hold. 32 leave room for two blocks of 512
-# threads on an SM, so that one loads while the other stores; 64 are the most that compile without
+# Register words (4 bytes) that a thread may hold of a row. 32 leave room for two blocks of 512
+# threads per SM, so that one loads while the other stores; 64 are the most that compile without
 # spills, for rows that fit in no other way.
 WORDS = 32
 WORDS_MOST = 64
@@ -177,12 +177,12 @@ def _warp_fragments(problem: SoftmaxProblem) -> int:
 
 
 def _part_of_a_warp(problem: SoftmaxProblem) -> tuple[int, int, int]:
-    """Threads a row, rows a block of 128 threads, and fragments a thread, for a row of at most a
-    warp.
+    """For rows of at most a warp: threads per row, rows per block of 128 threads, fragments per
+    thread.
 
-    8 lanes move 128 bytes with one instruction, which is what a coalesced access wants, so lanes
-    grow to 8 first; then to 4 fragments a lane, to have loads in flight; then to 32 lanes; then to
-    more fragments.
+    8 lanes move 128 bytes with one instruction, which is what a coalesced access wants. So lanes
+    grow to 8 first, then fragments per lane to 4, to have loads in flight, then lanes to 32, then
+    fragments.
     """
     needed = problem.fragments
     threads = min(8, _power_of_two(needed))

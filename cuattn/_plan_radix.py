@@ -21,7 +21,7 @@ SELECT_THREADS = 1024  # one block has a row: all the loads in flight that an SM
 SORT_THREADS = 512  # at most; a thread has two pairs of the longest run
 THREADS = 256  # of kernels with a thread for each element
 STORE_ITEMS = 16  # results of a thread of topk_store
-ITEMS = 16  # elements a thread of topk_histogram has in registers, and as many in flight
+ITEMS = 16  # elements per thread of topk_histogram in registers, and as many in flight
 FILTER_ITEMS = 8  # of topk_filter, which writes some of them: 16 would halve the threads of an SM
 
 # Candidates that one block sorts: (candidates, why).

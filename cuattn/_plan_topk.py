@@ -27,7 +27,7 @@ LISTS = (
 LIST_MOST = LISTS[-1][0]
 
 WARPS = 8  # of a block
-ITEMS = 16  # elements a thread has in registers, and as many in flight
+ITEMS = 16  # elements per thread in registers, and as many in flight
 SMEM_MOST = 48 * 1024  # static shared memory
 COLUMNS_MOST = 4096  # columns of that length go to lanes only where they occupy the chip
 ROWS_PER_SM = 16  # rows that keep a multiprocessor busy with a warp each

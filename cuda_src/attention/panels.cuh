@@ -1,5 +1,5 @@
-// kRows rows of kCols 16-bit elements in shared memory as TMA writes and wgmma reads them: panels of kSpan bytes a row
-// one after another, with chunk c of 16 bytes of a row at chunk c ^ swizzle(row) of it.
+// kRows rows of kCols 16-bit elements in shared memory as TMA writes and wgmma reads them: one panel after another,
+// each with kSpan bytes of every row. Within a row of a panel, chunk c of 16 bytes lies at chunk c ^ swizzle(row).
 #pragma once
 
 #include <ptx/cp_async_bulk.cuh>

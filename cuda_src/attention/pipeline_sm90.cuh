@@ -1,4 +1,4 @@
-// Shared memory of attention/forward_sm90.cuh, which rows a block computes when, and the warp that loads for them.
+// Parts of attention/forward_sm90.cuh: its shared memory, the order in which a block takes rows, and the loading warp.
 #pragma once
 
 #include <attention/scores.cuh>

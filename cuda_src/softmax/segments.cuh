@@ -1,10 +1,10 @@
 // Ragged rows: segment i is x[offsets[i]:offsets[i + 1]] of the reduced axis, each of segment_width columns a row.
 //
-// A block of kWarps warps has kLanes neighbouring rows along threadIdx.x; 32 / kLanes lanes of a warp walk down each. A
-// row that a warp holds, kItems elements a lane, is the first warp's. A longer one is shared by kShares warps: where
-// the block has fewer, each takes several shares, one after the other, so that a row is added up in an order that
-// depends on its own length only, while kWarps follows the mean length of all. The first tile of a warp stays in
-// registers; the rest is read twice. Shared memory: kShares * kLanes states.
+// A block of kWarps warps has kLanes neighbouring rows along threadIdx.x; 32 / kLanes lanes of a warp walk down each.
+// The first warp computes rows that fit into its registers, kItems elements per lane. A longer row has kShares shares,
+// which the warps of the block take one after the other: so the order of its sum depends on its own length only, while
+// kWarps follows the mean length of all rows. The first tile of a warp stays in registers; the rest is read twice.
+// Shared memory: kShares * kLanes states.
 #pragma once
 
 #include <softmax/columns.cuh>

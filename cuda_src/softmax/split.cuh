@@ -1,8 +1,9 @@
 // Rows of any length, shared by `splits` blocks: a first launch reduces, a second one reads again, normalises and
-// writes.
+// writes. Reductions whose blocks have whole rows take one launch.
 //
-//   kReduce     (m, l) of each part of a row: m = max(t), l = sum(exp(t - m)), one rescale a tile
+//   kReduce     (m, l) of each part of a row: m = max(t), l = sum(exp(t - m)), one rescale per tile
 //   kNormalize  (m, l) of the row from those of its parts, then y = exp(t - m) / l
+//   kFused      kReduce, and the merge of the parts of the row: its lse or state
 //
 // A row is summed up part by part, and the states of the parts are merged in one order (softmax/merge.cuh), whichever
 // blocks have reduced them: how many blocks share a row changes no bit. Block b has the `share` parts from (b % splits)

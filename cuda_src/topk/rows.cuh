@@ -22,6 +22,7 @@
 #include <topk/ops.cuh>
 #include <topk/warp_list.cuh>
 
+// Two blocks per SM, where that many registers are enough on every architecture.
 template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>
 __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
                                   kVec == 1 || sizeof(typename Op::Candidate) == 16 || (Op::kHasMask && kPerLane == 8)
