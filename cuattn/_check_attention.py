@@ -273,8 +273,8 @@ def states(name: str, shape: Shape, layout: str) -> None:
     """ValueError unless an array has the dimensions of parts."""
     if not 3 <= len(shape) <= 5:
         raise ValueError(
-            f"{name} must have one axis more than ({', '.join(layout)}) or the last 2 or 3 of "
-            f"these, 3 to 5 in all, but its shape is {shape}"
+            f"{name} must have one axis more than ({', '.join(layout)}), with or without B and H, "
+            f"but its shape is {shape}"
         )
 
 
