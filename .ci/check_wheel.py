@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import cuattn
-from cuattn import _nvrtc
+from cuattn._device import compiler as _nvrtc
 
 LIMIT = 0.1  # seconds that `import cuattn` may take after `import numpy`
 IMPORT = """

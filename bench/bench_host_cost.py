@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _jit, _tensor_map
+from cuattn._device import runtime as _jit
+from cuattn._device import tensor_map as _tensor_map
 
 LIMIT = 15e-6  # seconds
 

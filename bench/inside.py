@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn import _jit, _nvrtc, reference
+from cuattn import reference
+from cuattn._device import compiler as _nvrtc
+from cuattn._device import runtime as _jit
 
 # The list of all shipped configurations is the compile test's, the error bound that of all tests.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cuattn import reference
-from cuattn._config import show_config
-from cuattn._keywords import FUNCTIONS
-from cuattn.attention import attention, attention_varlen
-from cuattn.logsumexp import logsumexp
-from cuattn.merge_attention import merge_attention, merge_attention_states
-from cuattn.reference import (
+from cuattn._arrays.keywords import FUNCTIONS
+from cuattn._attention.attention import attention, attention_varlen
+from cuattn._attention.merge import merge_attention, merge_attention_states
+from cuattn._device.config import show_config
+from cuattn._softmax.backward import log_softmax_backward, softmax_backward
+from cuattn._softmax.logsumexp import logsumexp
+from cuattn._softmax.segments import segment_softmax
+from cuattn._softmax.softmax import log_softmax, softmax
+from cuattn._topk.state import merge, softmax_state, softmax_topk_state
+from cuattn._topk.topk import softmax_topk, top_k
+from cuattn.results import (
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
     SoftmaxTopKState,
     TopK,
 )
-from cuattn.segment_softmax import segment_softmax
-from cuattn.softmax import log_softmax, softmax
-from cuattn.softmax_backward import log_softmax_backward, softmax_backward
-from cuattn.state import merge, softmax_state, softmax_topk_state
-from cuattn.topk import softmax_topk, top_k
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,6 @@ def __dir__() -> list[str]:
 
 
 if not TYPE_CHECKING:  # for whom there is nothing but __all__
-    del globals()["topk"]  # the file: torch's name of a function
 
     def __getattr__(name: str) -> Any:
         meant = f"; it is cuattn.{FUNCTIONS[name]}" if name in FUNCTIONS else ""

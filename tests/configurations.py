@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn import _layout, _plan, _plan_attention, _plan_radix, _plan_topk
-from cuattn._plan_attention import AttentionProblem
-from cuattn._plan_attention_sm90 import plan_attention_sm90
-from cuattn._problem import CTYPES, SoftmaxProblem, TopKProblem
+from cuattn._arrays import row_layout as _layout
+from cuattn._attention import plan as _plan_attention
+from cuattn._attention.plan import AttentionProblem
+from cuattn._attention.plan_sm90 import plan_attention_sm90
+from cuattn._softmax import plan as _plan
+from cuattn._softmax.problem import CTYPES, SoftmaxProblem, TopKProblem
+from cuattn._topk import plan as _plan_topk
+from cuattn._topk import plan_radix as _plan_radix
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 STRESS = FLOATS[1:]

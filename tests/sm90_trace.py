@@ -14,9 +14,9 @@ import emulator
 import numpy as np
 from configurations import SMS, attention_problem
 
-from cuattn import _jit
-from cuattn._plan import Kernel
-from cuattn._plan_attention_sm90 import DIMS, plan_attention_sm90
+from cuattn._attention.plan_sm90 import DIMS, plan_attention_sm90
+from cuattn._device import runtime as _jit
+from cuattn._softmax.plan import Kernel
 
 ARGS = 10
 

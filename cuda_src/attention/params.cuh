@@ -1,4 +1,4 @@
-// What an attention call hands to its kernel (cuattn/_params.py). Strides are in elements, of any sign, 0 for what is
+// What an attention call hands to its kernel (cuattn/_device/params.py). Strides are in elements, of any sign, 0 for what is
 // broadcast.
 #pragma once
 

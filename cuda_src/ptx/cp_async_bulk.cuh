@@ -4,7 +4,7 @@
 // also the last ones of a row that ends within them (https://github.com/triton-lang/triton/issues/11583).
 #pragma once
 
-// A CUtensorMap of rank 5 (cuattn/_tensor_map.py), in a kernel's parameters.
+// A CUtensorMap of rank 5 (cuattn/_device/tensor_map.py), in a kernel's parameters.
 struct alignas(128) TensorMap {
   unsigned long long words[16];
 };

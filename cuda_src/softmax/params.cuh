@@ -1,4 +1,4 @@
-// What the host hands to every kernel of the softmax family (cuattn/_params.py).
+// What the host hands to every kernel of the softmax family (cuattn/_device/params.py).
 //
 // A row is one softmax; its elements are columns. Rows and columns are index spaces of kRowRank and kColRank
 // dimensions, slowest first, after the host has dropped and joined every dimension it can; strides are in elements, of

@@ -236,7 +236,7 @@ def test_lens(backend, rng):
 
 def test_bad_lens_on_a_device_are_clamped(backend, rng, monkeypatch):
     """Their values are trusted there, but nothing is read or written outside."""
-    monkeypatch.setattr("cuattn._call_attention.check_values", lambda *_: None)
+    monkeypatch.setattr("cuattn._attention.request.check_values", lambda *_: None)
     problem = Problem(rng, batch=3, heads=(2, 1), **SMALL)
     bad = {"q_lens": np.array([-5, 99, 2**62]), "kv_lens": np.array([2**62, 84, -(2**62)])}
     good = {"q_lens": np.array([0, 37, 37]), "kv_lens": np.array([83, 83, 0])}

@@ -11,7 +11,7 @@ from attention_cases import INF, LENGTHS, NAN, Problem, visible
 from tolerance import TABLE
 
 from cuattn import reference
-from cuattn._reference_heads import blocked, dense, each_head
+from cuattn.reference._heads import blocked, dense, each_head
 
 # Two float64 computations of the same thing: a few roundings of sums of hundreds of terms apart.
 CLOSE = {"rtol": 512 * TABLE["float64"].relative, "atol": 512 * TABLE["float64"].relative}

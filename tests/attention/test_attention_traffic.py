@@ -11,7 +11,7 @@ import pytest
 from conftest import SEED
 
 import cuattn
-from cuattn import _plan_attention
+from cuattn._attention import plan as _plan_attention
 
 DTYPES = {
     "float16": np.float16,

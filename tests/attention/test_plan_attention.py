@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 from configurations import attention_problems
 
-from cuattn import _plan_attention
-from cuattn._plan_attention import AttentionProblem
-from cuattn._problem import ITEMSIZE
+from cuattn._attention import plan as _plan_attention
+from cuattn._attention.plan import AttentionProblem
+from cuattn._softmax.problem import ITEMSIZE
 
 # Shared memory that a block may have, KiB (CUDA programming guide, technical specifications).
 SMEM = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _jit, _plan_attention, _plan_attention_sm90
-from cuattn._params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
-from cuattn._plan_attention import AttentionProblem
-from cuattn._plan_attention_sm90 import TILES, box_of, is_tma
+from cuattn._attention import plan as _plan_attention
+from cuattn._attention import plan_sm90 as _plan_attention_sm90
+from cuattn._attention.plan import AttentionProblem
+from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
+from cuattn._device import runtime as _jit
+from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 
 PROBLEM = AttentionProblem("float16", "float16", 3, 8, 2, 1000, 777, 64, 64, tma=True)
 SMS = 132

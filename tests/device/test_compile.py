@@ -16,8 +16,8 @@ from configurations import SMS, TARGETS, attention_problem, kernels
 
 from bench import inside
 from bench.compiled import attention_sm90_loop, disassembly, sass
-from cuattn import _nvrtc
-from cuattn._plan_attention_sm90 import TILES, plan_attention_sm90
+from cuattn._attention.plan_sm90 import TILES, plan_attention_sm90
+from cuattn._device import compiler as _nvrtc
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 

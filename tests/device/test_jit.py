@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _call, _interchange, _jit, _nvrtc, _plan, _tensor_map
-from cuattn._params import SOFTMAX_HEAD
+from cuattn._arrays import interchange as _interchange
+from cuattn._device import compiler as _nvrtc
+from cuattn._device import runtime as _jit
+from cuattn._device import tensor_map as _tensor_map
+from cuattn._device.params import SOFTMAX_HEAD
+from cuattn._softmax import plan as _plan
+from cuattn._softmax import request as _call
 
 KERNEL = _plan.Kernel("some", {"T": "float", "k": 1}, grid=3, block=64)
 OTHER = _plan.Kernel("some", {"T": "float", "k": 2}, grid=5, block=32, cluster=1)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from cuattn import _nvrtc
+from cuattn._device import compiler as _nvrtc
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 

@@ -1,4 +1,4 @@
-"""The structs of cuattn/_params.py are those of the headers: fields, types, offsets and sizes.
+"""The structs of cuattn/_device/params.py are the headers': fields, types, offsets and sizes.
 
 The headers are read by a small parser, which lays structs out as C does; a C++ compiler says that
 it does. What no parser understands is an error.
@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 import test_layout as layout
 
-from cuattn import _call_attention, _layout, _params, _run_attention, _tensor_map
-from cuattn._params import Params
-from cuattn.reference import SoftmaxState, SoftmaxTopKState
+from cuattn._arrays import row_layout as _layout
+from cuattn._attention import request as _call_attention
+from cuattn._attention import run as _run_attention
+from cuattn._device import params as _params
+from cuattn._device import tensor_map as _tensor_map
+from cuattn._device.params import Params
+from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 SOURCES = layout.read("cuda_src", "*.cuh")
 RANKS = [(rows, cols) for rows in _layout.RANKS for cols in _layout.RANKS]

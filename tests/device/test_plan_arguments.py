@@ -11,8 +11,8 @@ from configurations import TARGETS, kernels
 from test_layout import code, read
 from test_layout import kernels as kernels_of_file
 
-from cuattn._plan import Kernel
-from cuattn._problem import Instance
+from cuattn._softmax.plan import Kernel
+from cuattn._softmax.problem import Instance
 
 FILES = read("cuda_src", "*")
 KINDS = {"class": str, "int": int, "bool": bool}  # any other is an enum

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cuattn import reference
+from cuattn.results import SoftmaxState
 
 THREADS = 64
 
@@ -84,17 +85,15 @@ def test_merge(rng, dtype):
     name = f"merge<{'float' if dtype == np.float32 else 'double'}>"
     run(MERGE, name, emulator.pack(a, b, *made), [a, b], made)
     merged, group, merged_all, extended = made
-    expected = reference.merge(
-        reference.SoftmaxState(*a.T.astype(float)), reference.SoftmaxState(*b.T.astype(float))
-    )
+    expected = reference.merge(SoftmaxState(*a.T.astype(float)), SoftmaxState(*b.T.astype(float)))
     close = {"rtol": 4 * np.finfo(dtype).eps, "atol": np.finfo(dtype).tiny}
     for got in (merged, merged_all, extended):
         np.testing.assert_array_equal(got[:, 0], expected.m)
         np.testing.assert_allclose(got[:, 1], expected.l, **close)
     for warp in range(THREADS // 32):
-        whole = reference.SoftmaxState(-inf, 0.0)
+        whole = SoftmaxState(-inf, 0.0)
         for m, l in a[32 * warp : 32 * warp + 32].astype(float):  # noqa: E741
-            whole = reference.merge(whole, reference.SoftmaxState(m, l))
+            whole = reference.merge(whole, SoftmaxState(m, l))
         rows = group[32 * warp : 32 * warp + 32]
         assert (rows[:, 0] == whole.m).all()
         np.testing.assert_allclose(rows[:, 1], whole.l, rtol=32 * np.finfo(dtype).eps)

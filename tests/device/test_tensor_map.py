@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cuattn import _tensor_map
+from cuattn._device import tensor_map as _tensor_map
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -411,7 +411,7 @@ def _arch_number(arch):
 
 
 class Runtime:
-    """What ``cuattn._jit`` launches on while the emulator is active."""
+    """What ``cuattn._device.runtime`` launches on while the emulator is active."""
 
     xp = np
 
@@ -426,7 +426,7 @@ class Runtime:
         return self
 
     def __exit__(self, *_):
-        from cuattn import _jit
+        from cuattn._device import runtime as _jit
 
         _jit.emulator = self._previous
 
@@ -439,7 +439,7 @@ class Runtime:
 
     def limits(self, device):
         """What plans depend on."""
-        from cuattn import _jit
+        from cuattn._device import runtime as _jit
 
         return _jit.Limits(_arch_number(self.arch) // 10, self.num_sms)
 
@@ -487,7 +487,7 @@ class Runtime:
 
 def activate(arch="sm_90", num_sms=132, seed=None, profile=False):
     """Makes the public API run NumPy arrays on the emulator; also a context manager."""
-    from cuattn import _jit
+    from cuattn._device import runtime as _jit
 
     runtime = Runtime(arch, num_sms, seed, profile)
     runtime._previous = _jit.emulator
@@ -497,7 +497,7 @@ def activate(arch="sm_90", num_sms=132, seed=None, profile=False):
 
 def deactivate():
     """Undoes the last `activate`."""
-    from cuattn import _jit
+    from cuattn._device import runtime as _jit
 
     if _jit.emulator is not None:
         _jit.emulator = _jit.emulator._previous

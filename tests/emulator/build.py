@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cuattn import _nvrtc
+from cuattn._device import compiler as _nvrtc
 
 HERE = Path(__file__).resolve().parent
 CUDA_SRC = HERE.parents[1] / "cuda_src"

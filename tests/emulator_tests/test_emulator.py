@@ -798,7 +798,7 @@ def test_equal_seeds_run_alike():
 
 
 def test_activate_puts_the_runtime_in_place():
-    from cuattn import _jit
+    from cuattn._device import runtime as _jit
 
     before = _jit.emulator
     with emulator.activate("sm_80", num_sms=108) as runtime:

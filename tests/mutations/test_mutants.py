@@ -11,7 +11,8 @@ from cases import LAYOUTS, NAN, Guarded, draw
 from tolerance import NAIVE, assert_close, dtype_of, exact, naive_logsumexp
 
 import cuattn
-from cuattn import _check, reference
+from cuattn import reference
+from cuattn._arrays import checks as _check
 
 
 def verify_softmax(backend, x, axis=-1, **options):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
-import sys
 import warnings
 
 import ml_dtypes
@@ -18,7 +17,7 @@ from test_check import FORWARD, TRANSFORMS, Refusing
 from test_interchange import CALLS, leaves
 
 import cuattn
-from cuattn import _keywords
+from cuattn._arrays import keywords as _keywords
 
 HUGE = [2**63, 10**400, -(10**400), 10**5000]  # past int64, past float64, past what str() converts
 PUBLIC = sorted(CALLS)
@@ -373,4 +372,4 @@ def test_functions_of_others(theirs, ours):
     words = rf"it is cuattn\.{ours}" if ours else "has no attribute"
     with pytest.raises(AttributeError, match=words):
         getattr(cuattn, theirs)
-    assert not hasattr(cuattn, theirs) and "cuattn.topk" in sys.modules
+    assert not hasattr(cuattn, theirs)

@@ -27,7 +27,8 @@ from test_check import OtherDevice
 from test_interchange import CALLS, Exporter, Nowhere, Refusing, each, leaves
 
 import cuattn
-from cuattn import SoftmaxState, SoftmaxTopKState, _jit
+from cuattn import SoftmaxState, SoftmaxTopKState
+from cuattn._device import runtime as _jit
 
 EXAMPLES = 2000
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

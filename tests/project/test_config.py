@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import _config, _nvrtc
+from cuattn._device import compiler as _nvrtc
+from cuattn._device import config as _config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +117,7 @@ def test_environment(monkeypatch):
     environment = cuattn.show_config("dicts")["environment"]
     assert environment["CUDA_PATH"] == "/some/where"
     assert environment["CUDA_VISIBLE_DEVICES"] is None
-    sources = "".join(path.read_text() for path in (ROOT / "cuattn").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "cuattn").rglob("*.py"))
     read = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', sources))
     assert {"CUATTN_CACHE_DIR", "XDG_CACHE_HOME"} <= read <= set(environment)
 

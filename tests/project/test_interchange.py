@@ -19,7 +19,8 @@ from cases import draw
 from test_check import DeviceArray
 
 import cuattn
-from cuattn import _call, _interchange
+from cuattn._arrays import interchange as _interchange
+from cuattn._softmax import request as _call
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -279,99 +279,78 @@ def test_a_missing_twin_is_seen():
 
 # -- Python --------------------------------------------------------------------------------------
 
-# Module of the package -> (modules of ours, packages of others) that it may import, anywhere in it.
-# A module that is not named here is a public one.
-PYTHON_LAYERS = {
-    "_types": (set(), {"numpy", "typing_extensions"}),  # the latter for type checkers only
-    "_check": (set(), {"numpy"}),
-    "_check_option": ({"_check"}, {"numpy"}),
-    "_keywords": (set(), set()),
-    "_layout": (set(), set()),
-    "_params": (set(), set()),
-    "_problem": ({"_layout"}, set()),
-    "_plan_parts": ({"_layout", "_params", "_problem"}, set()),
-    "_plan": ({"_layout", "_problem", "_plan_parts"}, set()),
-    "_nvrtc": (set(), {"cupy", "cuda"}),  # cuda: cuda.pathfinder, which CuPy brings
-    "_tensor_map": (set(), set()),
-    "_config": ({"", "_check_option", "_nvrtc"}, {"cupy", "cuda", "numpy"}),  # "": for the version
-    "_interchange": ({"_nvrtc"}, {"cupy", "ml_dtypes", "numpy"}),
-    "_jit": ({"_interchange", "_nvrtc", "_tensor_map"}, {"cupy", "numpy"}),
-    "_call": ({"_check", "_check_option", "_interchange", "_layout", "_jit"}, {"numpy"}),
-    "_run": ({"_call", "_check", "_layout", "_params", "_problem", "_plan", "_jit"}, {"numpy"}),
-    "_plan_lanes": ({"_layout", "_problem", "_plan"}, set()),
-    "_plan_radix": ({"_layout", "_params", "_problem", "_plan"}, set()),
-    "_plan_topk": (
-        {"_layout", "_problem", "_plan", "_plan_parts", "_plan_lanes", "_plan_radix"},
-        set(),
-    ),
-    "_run_topk": (
-        {"_call", "_check", "_layout", "_params", "_problem", "_plan_topk", "_run"}
-        | {"_jit", "reference"},
-        {"numpy"},
-    ),
-    "_check_attention": ({"_check", "_check_option"}, {"numpy"}),
-    "_call_attention": (
-        {"_call", "_check", "_check_attention", "_interchange", "_layout"},
-        {"numpy"},
-    ),
-    "_plan_attention": ({"_plan", "_problem"}, set()),
-    "_plan_attention_sm90": ({"_plan", "_plan_attention", "_problem", "_tensor_map"}, set()),
-    "_run_attention": (
-        {"_call", "_call_attention", "_check_attention", "_check_option", "_jit", "_layout"}
-        | {"_params", "_plan", "_plan_attention", "_plan_attention_sm90", "_tensor_map"},
-        set(),
-    ),
-    "_compute_attention": (
-        {"_call_attention", "_check_attention", "_check_option", "_jit"}
-        | {"_reference_attention", "_run_attention"},
-        {"numpy"},
-    ),
-    "_reference_heads": (set(), {"numpy"}),
-    "_reference_attention": ({"_reference_heads"}, {"numpy"}),
-    "_reference_rows": (set(), {"numpy"}),
-    "reference": ({"_reference_attention", "_reference_rows"}, {"numpy"}),
+# Rooms of the package: the rooms that a file there may import beside its own, and the packages of
+# others. What it imports may be anywhere in it.
+ROOMS = {
+    "results": (set(), {"numpy"}),
+    "_arrays": (set(), {"cupy", "ml_dtypes", "numpy", "typing_extensions"}),
+    "_device": ({"_arrays"}, {"cuda", "cupy", "numpy"}),  # cuda: cuda.pathfinder, a part of CuPy
+    "reference": ({"results"}, {"numpy"}),
+    "_softmax": ({"_arrays", "_device", "reference", "results"}, {"numpy"}),
+    "_topk": ({"_arrays", "_device", "_softmax", "reference", "results"}, {"numpy"}),
+    "_attention": ({"_arrays", "_device", "reference", "results"}, {"numpy"}),
 }
-PUBLIC = (
-    {"_call", "_run", "_run_topk", "_check", "_params", "_plan", "_plan_radix", "_jit", "reference"}
-    | {"_call_attention", "_check_attention", "_compute_attention", "_run_attention"}
-    | {"_check_option", "_keywords", "_reference_attention", "_types"},
-    {"numpy"},
-)
+# Stages of a call, by the first word of a file's name: the stages of its own or another wing that
+# it may import. Files of other names hold public functions.
+STAGES = {
+    "checks": set(),
+    "request": {"checks"},
+    "problem": set(),
+    "plan": {"plan", "problem"},
+    "run": {"plan", "problem", "request", "run"},
+    "public": {"checks", "request", "run"},
+}
+ROOMS_MOST = 12  # entries of cuattn/ itself
 
 
 def imports(text, package="cuattn"):
-    """Modules of ours ("" is the package itself) and packages of others that a file imports."""
+    """Modules of ours, without the package's name, and packages of others that a file imports."""
     ours, others = set(), set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
-            names = [f"{base}.{a.name}" for a in node.names] if base == package else [base]
+            names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
-            top, *rest = name.split(".")
+            top, _, rest = name.partition(".")
             if top == package:
-                ours.add(rest[0] if rest else "")
+                ours.add(rest)
             elif top not in sys.stdlib_module_names:
                 others.add(top)
     return ours, others
 
 
+def stage(path):
+    """The stage of a call that a file of a wing holds; None elsewhere."""
+    room, _, file = path.partition("/")
+    if room not in ("_softmax", "_topk", "_attention"):
+        return None
+    word = Path(file).stem.split("_")[0]
+    return word if word in STAGES else "public"
+
+
 def import_direction(files):
-    """Public function -> check, plan, compile and launch; the references stand alone."""
+    """Each room imports what ROOMS says, each stage of a call what STAGES says."""
     wrong = []
     for path, text in files.items():
-        stem = Path(path).stem
-        if stem in ("__init__", "__main__"):
+        room, own = path.partition("/")[0].removesuffix(".py"), stage(path)
+        if room in ("__init__", "__main__"):
             continue  # they may import everything; the cost of `import cuattn` is tested below
-        own, foreign = PYTHON_LAYERS.get(stem, PUBLIC)
+        rooms, foreign = ROOMS[room]
         ours, others = imports(text)
-        wrong += [
-            f"{path}: {name or 'cuattn'}" for name in sorted((ours - own) | (others - foreign))
-        ]
-    return wrong
+        for name in ours:
+            module = "/".join(name.split(".")[:2])
+            allowed = module.split("/")[0] in rooms | {room}
+            if own and stage(module):
+                allowed = allowed and stage(module) in STAGES[own]
+            if not allowed and (path, name) != ("_device/config.py", ""):  # it tells the version
+                wrong.append(f"{path}: {name or 'cuattn'}")
+        foreign = set() if own in ("plan", "problem") else foreign
+        wrong += [f"{path}: {name}" for name in others - foreign]
+    return sorted(wrong)
 
 
 def private_in_bench(files):
@@ -390,20 +369,25 @@ def python_budget(files):
 
 
 PYTHON_RULES = [
-    ("cuattn", import_direction, {"softmax.py": "from cuattn.topk import top_k"}),
-    ("cuattn", import_direction, {"softmax.py": "from . import topk"}),
-    ("cuattn", import_direction, {"softmax.py": "def f():\n    import cuattn.topk"}),
-    ("cuattn", import_direction, {"softmax.py": "import cuattn"}),
-    ("cuattn", import_direction, {"reference.py": "from ._check import axis"}),
-    ("cuattn", import_direction, {"reference.py": "import scipy.special"}),
-    ("cuattn", import_direction, {"_plan.py": "import numpy as np"}),
-    ("cuattn", import_direction, {"_params.py": "from cuattn._layout import OPERANDS"}),
-    ("cuattn", import_direction, {"_check.py": "import cupy"}),
-    ("cuattn", import_direction, {"_jit.py": "from cuattn._plan import SoftmaxPlan"}),
-    ("cuattn", import_direction, {"_call.py": "from cuattn.softmax import SoftmaxState"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "from cuattn._topk.topk import top_k"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "from cuattn._topk import topk"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "from cuattn import _topk"}),
+    ("cuattn", import_direction, {"_topk/topk.py": "def f():\n    import cuattn._attention"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "import cuattn"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "from cuattn._softmax import plan"}),
+    ("cuattn", import_direction, {"_topk/request.py": "from cuattn._softmax.run import run"}),
+    ("cuattn", import_direction, {"_topk/run_large.py": "from cuattn._topk.topk import top_k"}),
+    ("cuattn", import_direction, {"_attention/plan_sm90.py": "import numpy as np"}),
+    ("cuattn", import_direction, {"_attention/plan.py": "from cuattn._attention import request"}),
+    ("cuattn", import_direction, {"reference/_topk.py": "from cuattn._arrays import checks"}),
+    ("cuattn", import_direction, {"reference/_softmax.py": "import scipy.special"}),
+    ("cuattn", import_direction, {"_device/params.py": "from cuattn._softmax import plan"}),
+    ("cuattn", import_direction, {"_device/compiler.py": "import cuattn"}),
+    ("cuattn", import_direction, {"_arrays/checks.py": "from cuattn._device import runtime"}),
+    ("cuattn", import_direction, {"results.py": "import cupy"}),
     ("cuattn", python_budget, {"softmax.py": "\n" * (PYTHON_BUDGET + 1)}),
-    ("bench", private_in_bench, {"bench_softmax.py": "from cuattn._jit import launch"}),
-    ("bench", private_in_bench, {"peers/inside.py": "from cuattn import _plan"}),
+    ("bench", private_in_bench, {"bench_softmax.py": "from cuattn._device.runtime import launch"}),
+    ("bench", private_in_bench, {"peers/inside.py": "from cuattn import _topk"}),
     ("bench", python_budget, {"harness.py": "\n" * (PYTHON_BUDGET + 1)}),
 ]
 
@@ -418,10 +402,19 @@ def test_python_rule_sees(folder, rule, planted):
     assert rule(planted) != []
 
 
+def test_a_room_is_a_folder():
+    """Everything else of the package stands in one: the first look shows the rooms."""
+    entries = {path.name for path in (ROOT / "cuattn").iterdir() if path.name != "__pycache__"}
+    assert {name.removesuffix(".py") for name in entries} >= ROOMS.keys()
+    assert len(entries) <= ROOMS_MOST
+
+
 def test_import_rule_accepts_what_is_right():
     files = {
-        "softmax.py": "from cuattn import _check, _jit\nfrom ._plan import plan\nimport functools",
-        "reference.py": "from __future__ import annotations\nimport numpy as np",
+        "_topk/topk.py": "import functools\nfrom cuattn._softmax import run\nfrom cuattn import results",
+        "_topk/plan_lanes.py": "from cuattn._device.kernel import Kernel\nfrom ._topk import problem",
+        "reference/_topk.py": "from __future__ import annotations\nimport numpy as np",
+        "_device/config.py": "import cuattn",
     }
     assert import_direction(files) == []
 

@@ -9,6 +9,7 @@ import pytest
 from tolerance import TABLE
 
 from cuattn import reference
+from cuattn.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState
 
 NAN, INF = np.nan, np.inf
 # Two float64 computations of the same thing: a few roundings of each value apart.
@@ -257,7 +258,7 @@ def test_merge_of_parts_is_the_whole(split):
     parts = [reference.softmax_state(ROWS[:, part]) for part in (np.s_[:split], np.s_[split:])]
     whole = reference.softmax_state(ROWS)
     for merged in (reference.merge(*parts), reference.merge(*reversed(parts))):
-        assert isinstance(merged, reference.SoftmaxState)
+        assert isinstance(merged, SoftmaxState)
         check(merged.m, whole.m)
         check(merged.l, whole.l)
         check(merged.lse, reference.logsumexp(ROWS, -1))
@@ -273,7 +274,7 @@ def test_merge_is_a_monoid(rng):
     check(left.l, right.l)
     for one, other in zip(reference.merge(a, b), reference.merge(b, a), strict=True):
         np.testing.assert_array_equal(one, other)
-    nothing = reference.SoftmaxState(np.full(5, -INF), np.zeros(5))
+    nothing = SoftmaxState(np.full(5, -INF), np.zeros(5))
     for merged in (reference.merge(a, nothing), reference.merge(nothing, a)):
         check(merged.m, a.m)
         check(merged.l, a.l)
@@ -338,12 +339,12 @@ def test_softmax_topk_is_softmax_in_order(special, rng):
         indices = reference.top_k(x, 3, axis=axis).indices
         for output, function in (("prob", special.softmax), ("log_prob", special.log_softmax)):
             got = reference.softmax_topk(x, 3, axis=axis, output=output, return_lse=True)
-            assert isinstance(got, reference.SoftmaxTopKLse)
+            assert isinstance(got, SoftmaxTopKLse)
             np.testing.assert_array_equal(got.indices, indices)
             check(got.values, np.take_along_axis(function(x, axis=axis), indices, axis))
             check(got.lse, special.logsumexp(x, axis=axis))
         logits = reference.softmax_topk(x, 3, axis=axis, output="logit")
-        assert isinstance(logits, reference.SoftmaxTopK)
+        assert isinstance(logits, SoftmaxTopK)
         check(logits.values, np.take_along_axis(x, indices, axis))
 
 
@@ -422,7 +423,7 @@ def test_merge_of_topk_states_is_the_whole(rng, k, split):
     b = reference.softmax_topk_state(x[:, split:], k, index_offset=split)
     whole = reference.softmax_topk_state(x, k)
     for merged in (reference.merge(a, b), reference.merge(b, a)):
-        assert isinstance(merged, reference.SoftmaxTopKState)
+        assert isinstance(merged, SoftmaxTopKState)
         np.testing.assert_array_equal(merged.indices, whole.indices)
         np.testing.assert_array_equal(merged.values, whole.values)
         np.testing.assert_array_equal(merged.m, whole.m)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from configurations import accumulator, layout, problems
 
-from cuattn import _layout, _plan, _plan_parts
-from cuattn._params import softmax_geometry
-from cuattn._problem import CTYPES, ITEMSIZE, RESULTS, SoftmaxProblem
+from cuattn._arrays import row_layout as _layout
+from cuattn._device.params import softmax_geometry
+from cuattn._softmax import plan as _plan
+from cuattn._softmax import plan_parts as _plan_parts
+from cuattn._softmax.problem import CTYPES, ITEMSIZE, RESULTS, SoftmaxProblem
 
 CAPABILITIES = (75, 80, 90, 120)
 SMS = 132
@@ -145,7 +147,7 @@ def check(problem, capability, num_sms=SMS):
 
 
 def random_problem(rng):
-    """A dense or ragged problem of any kind, as cuattn._run could ask for."""
+    """A dense or ragged problem of any kind, as cuattn._softmax.run could ask for."""
     result = str(rng.choice([*RESULTS, "grad", "log_grad"]))
     floats = ("float16", "bfloat16", "float32", "float64")
     backward = result in ("grad", "log_grad")

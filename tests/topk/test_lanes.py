@@ -11,10 +11,13 @@ import pytest
 from cases import INF, NAN, border_row, draw, nans, special_rows
 from tolerance import FLOATS, NAIVE, assert_close, dtype_of, exact
 
-from cuattn import _layout, _plan, _plan_parts, reference
-from cuattn._params import SOFTMAX_HEAD, TOPK
-from cuattn._plan_lanes import plan_lanes
-from cuattn._problem import TopKProblem
+from cuattn import reference
+from cuattn._arrays import row_layout as _layout
+from cuattn._device.params import SOFTMAX_HEAD, TOPK
+from cuattn._softmax import plan as _plan
+from cuattn._softmax import plan_parts as _plan_parts
+from cuattn._softmax.problem import TopKProblem
+from cuattn._topk.plan_lanes import plan_lanes
 
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")

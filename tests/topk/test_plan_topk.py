@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 from configurations import SMS, selection, topk_problems
 
-from cuattn import _plan_radix, _plan_topk
-from cuattn._params import softmax_geometry
-from cuattn._problem import TopKProblem
+from cuattn._device.params import softmax_geometry
+from cuattn._softmax.problem import TopKProblem
+from cuattn._topk import plan as _plan_topk
+from cuattn._topk import plan_radix as _plan_radix
 
 CAPABILITIES = (75, 80, 90, 120)
 SMEM = 48 * 1024

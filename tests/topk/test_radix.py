@@ -14,10 +14,19 @@ import numpy as np
 import pytest
 from cases import LAYOUTS, draw, nans, ranking_rows
 
-from cuattn import _plan_parts, _plan_radix, reference
-from cuattn._layout import OPERANDS, Layout
-from cuattn._params import RADIX_GEOMETRY, RADIX_WORKSPACE, SOFTMAX_HEAD, TOPK, TOPK_STATE_MERGE
-from cuattn._problem import TopKProblem
+from cuattn import reference
+from cuattn._arrays.row_layout import OPERANDS, Layout
+from cuattn._device.params import (
+    RADIX_GEOMETRY,
+    RADIX_WORKSPACE,
+    SOFTMAX_HEAD,
+    TOPK,
+    TOPK_STATE_MERGE,
+)
+from cuattn._softmax import plan_parts as _plan_parts
+from cuattn._softmax.problem import TopKProblem
+from cuattn._topk import plan_radix as _plan_radix
+from cuattn.results import SoftmaxState
 
 INF, NAN = np.inf, np.nan
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}  # enum TopKOutput
@@ -473,8 +482,8 @@ def merged(a, b, k):
     both = [np.concatenate(pair, -1) for pair in zip(a[:2], b[:2], strict=True)]
     values, indices, *_ = sorted_list(*both, 0, 0)
     state = reference.merge(
-        reference.SoftmaxState(*(s.astype(np.float64) for s in a[2:])),
-        reference.SoftmaxState(*(s.astype(np.float64) for s in b[2:])),
+        SoftmaxState(*(s.astype(np.float64) for s in a[2:])),
+        SoftmaxState(*(s.astype(np.float64) for s in b[2:])),
     )
     return values[:, :k], indices[:, :k], state.m, state.l
 

@@ -1,0 +1,268 @@
+"""Attention without the matrix of its scores, for sequences of one or of many lengths."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex, overload
+
+from numpy.typing import NDArray
+
+from cuattn._arrays import scalars as _check_option
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.types import (
+    AttentionAlone,
+    AttentionOpen,
+    AttentionWithLse,
+    Host,
+    Layout,
+    Other,
+    Pair,
+    Precision,
+    Unpack,
+    VarlenAlone,
+    VarlenOpen,
+    VarlenWithLse,
+    Window,
+)
+from cuattn._attention import checks as _check_attention
+from cuattn._attention import compute as _compute_attention
+from cuattn._attention import request as _call_attention
+
+
+@overload
+def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionAlone]) -> NDArray[Any]: ...
+@overload
+def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionWithLse]) -> Pair: ...
+@overload
+def attention(q: Other, k: Other, v: Other, /, **options: Unpack[AttentionOpen]) -> Any: ...
+@explained
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    /,
+    *,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: Any = None,
+    softcap: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    layout: Layout = "BHSD",
+    precision: Precision | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """Scaled dot-product attention: ``softmax(scale * q @ k.T) @ v`` for each head.
+
+    One pass over k and v; the scores are never written. Head h of q uses head
+    ``h // (H // H_kv)`` of k and v, which are not copied. Scores are, in this order, scaled,
+    capped, added to, masked.
+
+    Parameters
+    ----------
+    q : cupy.ndarray or numpy.ndarray, shape (B, H, S_q, D), (H, S_q, D) or (S_q, D)
+        float16, bfloat16, float32 or float64, any strides. An array of another library is
+        taken without a copy. One on the CPU is computed by `cuattn.reference`, block by block.
+    k : array, shape (B, H_kv, S_k, D), dtype of q
+        As many dimensions as q; H must be a multiple of H_kv.
+    v : array, shape (B, H_kv, S_k, D_v), dtype of q
+        D and D_v are at most 256.
+    is_causal : bool, optional
+        Query i sees keys up to ``i + q_offset``.
+    q_offset : int or array of int, shape (B,), optional
+        Place of query 0 among the keys. Default: ``S_k - S_q`` (with lengths those), so that the
+        last query sees all keys.
+    window : (left, right), optional
+        Query i sees keys from ``i + q_offset - left`` to ``i + q_offset + right``; None has no
+        bound. Together with `is_causal` both apply.
+    scale : float, optional
+        Multiplies the scores. Default: ``1 / sqrt(D)``.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)``.
+    mask : array of bool, optional
+        True: attend. Must broadcast to (B, H, S_q, S_k) (leading axes as q has them); never copied.
+        One of padding, (B, S_k), is ``mask[:, None, None, :]``, or better `kv_lens`.
+    bias : array, optional
+        Added to the scores: any of the four dtypes, broadcast as `mask`.
+    alibi_slopes : array, shape (H,) or (B, H), optional
+        Adds ``-slope * abs(i + q_offset - j)`` to the score of query i and key j.
+    sinks : array, shape (H,), optional
+        Scores of one more key of each head, with a value of 0; neither scaled nor masked.
+    q_lens, kv_lens : array of int, shape (B,), optional
+        Queries and keys of each sequence that are not padding. Values from 0 to S: checked where
+        it is a NumPy array; a device array is trusted, and never leads outside the sequence.
+    layout : {"BHSD", "BSHD"}, optional
+        "BSHD": q, k, v and the result are (B, S, H, D) or (S, H, D).
+    precision : {None, "ieee", "tf32"}, optional
+        How float32 is multiplied: as such (None and "ieee"), or rounded to 10 bits of mantissa.
+    return_lse : bool, optional
+        Also return the log-sum-exp of the scores.
+    out : array or tuple of arrays, optional
+        Where to write: exactly the shape and dtype of the result, any strides, apart from every
+        input. With `return_lse` a pair.
+
+    Returns
+    -------
+    out : array, shape of q with D_v for D, dtype of q
+    lse : array, shape (B, H, S_q) in both layouts (leading axes as q has them)
+        Natural logarithm; float32, or float64 where q is float64. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array, its dtype is not supported, or arrays of two libraries meet.
+    ValueError
+        If shapes do not fit, arrays are on different devices, `out` overlaps an input, or an option
+        has no such value.
+
+    See Also
+    --------
+    attention_varlen : Sequences of many lengths, without padding.
+    merge_attention : Attention from its results over two parts of the keys.
+
+    Notes
+    -----
+    16-bit and float32 results accumulate in float32, float64 ones in float64. A query that sees no
+    key gives 0 with an lse of -inf (with `sinks`: of the sink); one that is padding always 0 and
+    -inf. What no query sees may hold anything, NaN too. Scores may have any size that is finite
+    there: a `bias` of -1e30 or ``finfo.min`` hides a key beside others, and on all keys of a query
+    it changes nothing but the lse. Results are bitwise the same on every run and, on a device,
+    those of a query depend on nothing but itself and its keys, not on how many queries there are.
+    Runs on the current stream of the device of q; does not synchronise.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
+    Partitioning", arXiv:2307.08691, algorithm 1.
+    .. [2] O. Press, N. Smith, M. Lewis, "Train Short, Test Long: Attention with Linear Biases
+    Enables Input Length Extrapolation", arXiv:2108.12409.
+
+    Examples
+    --------
+    >>> q = k = numpy.zeros((2, 4))
+    >>> cuattn.attention(q, k, numpy.array([[1.0], [3.0]]), is_causal=True)
+    array([[1.],
+           [2.]])
+    """
+    arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
+    arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
+    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
+    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v}, arrays, q_offset)
+    numbers = is_causal, window, scale, softcap, precision
+    return _compute_attention.attention(given, offset, layout, numbers, return_lse, out)
+
+
+@overload
+def attention_varlen(
+    q: Host,
+    k: Host,
+    v: Host,
+    cu_seqlens_q: Host,
+    cu_seqlens_k: Host,
+    /,
+    **options: Unpack[VarlenAlone],
+) -> NDArray[Any]: ...
+@overload
+def attention_varlen(
+    q: Host,
+    k: Host,
+    v: Host,
+    cu_seqlens_q: Host,
+    cu_seqlens_k: Host,
+    /,
+    **options: Unpack[VarlenWithLse],
+) -> Pair: ...
+@overload
+def attention_varlen(
+    q: Other,
+    k: Other,
+    v: Other,
+    cu_seqlens_q: Other,
+    cu_seqlens_k: Other,
+    /,
+    **options: Unpack[VarlenOpen],
+) -> Any: ...
+@explained
+def attention_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    /,
+    *,
+    max_seqlen_q: SupportsIndex | None = None,
+    max_seqlen_k: SupportsIndex | None = None,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: Any = None,
+    softcap: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    precision: Precision | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """`attention` of sequences of any lengths, laid end to end.
+
+    Parameters
+    ----------
+    q : cupy.ndarray or numpy.ndarray, shape (total_q, H, D)
+    k : array, shape (total_k, H_kv, D), dtype of q
+    v : array, shape (total_k, H_kv, D_v), dtype of q
+    cu_seqlens_q, cu_seqlens_k : array, shape (B + 1,), int32 or int64
+        Sequence b has queries ``q[cu_seqlens_q[b]:cu_seqlens_q[b + 1]]``, and likewise keys. From
+        0, never falling, ending at the total: checked where it is a NumPy array; a device array is
+        trusted, and never leads outside q, k and v.
+    max_seqlen_q, max_seqlen_k : int, optional
+        What a caller knows of the longest sequences; no result depends on it.
+    mask, bias : array, optional
+        Must broadcast to (B, H, M, N), M and N their own last two sizes: query i and key j of
+        sequence b use ``[b, h, i, j]``. Beyond M and N a mask is False and a bias 0; an axis of
+        length 1 is the same for all.
+    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, return_lse, out
+        As `attention`, where B counts sequences and S_q and S_k are their lengths.
+    q_lens, kv_lens : array of int, shape (B,), optional
+        As `attention`: padding at the end of each sequence.
+
+    Returns
+    -------
+    out : array, shape (total_q, H, D_v), dtype of q
+    lse : array, shape (H, total_q)
+        As `attention`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention`.
+
+    See Also
+    --------
+    attention : Sequences of one length.
+
+    Examples
+    --------
+    >>> q = k = numpy.zeros((3, 1, 4))  # two sequences, of 1 and of 2 tokens
+    >>> v = numpy.array([1.0, 2.0, 4.0]).reshape(3, 1, 1)
+    >>> ends = numpy.array([0, 1, 3])
+    >>> cuattn.attention_varlen(q, k, v, ends, ends)[:, 0, 0]
+    array([1., 3., 3.])
+    """
+    _check_attention.hint("max_seqlen_q", max_seqlen_q)
+    _check_attention.hint("max_seqlen_k", max_seqlen_k)
+    arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
+    arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
+    ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v, **ends}, arrays, q_offset)
+    numbers = is_causal, window, scale, softcap, precision
+    return _compute_attention.attention(given, offset, "BSHD", numbers, return_lse, out)

@@ -1,0 +1,157 @@
+"""Which kernel computes an attention call, and why: tiles, grid, parameters.
+
+As `_plan`: plain integers in, frozen dataclasses out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cuattn._softmax.plan import Kernel
+from cuattn._softmax.problem import CTYPES, ITEMSIZE, ceil_div
+
+UNBOUNDED = 2**40  # AttentionParams::kUnbounded
+
+MERGE_THREADS = 256
+L2_BYTES = 32 * 2**20  # of K and V that should stay there while heads are computed side by side
+
+# The multiplication of each dtype; float32 has one of its own with precision="tf32".
+OPS = {
+    "float16": "HalfOp<__half>",
+    "bfloat16": "HalfOp<__nv_bfloat16>",
+    "tf32": "Tf32Op",
+    "float32": "FloatOp",
+    "float64": "DoubleOp",
+}
+
+# Columns of `out` that a block has at most: its accumulators are registers, and so are addresses of
+# masks, biases and single elements ("rule").
+VALUE_DIM = {"float64": 128}
+VALUE_DIM_RULE = {"float64": 64}
+VALUE_DIM_MOST, VALUE_DIM_RULE_MOST = 256, 128
+
+# Tiles: (head dimension at most, KiB of shared memory a block may have, warps, tiles of 16 rows of
+# each, keys, slots of the ring, why). The first row that fits is taken.
+HALF_TILES = (
+    (64, 99, 4, 2, 48, 3, "34 KiB: two blocks an SM by registers; two row tiles halve the reads"),
+    (128, 99, 8, 1, 64, 3, "80 KiB; two row tiles would need more registers than there are"),
+    (224, 163, 8, 1, 32, 3, "98 KiB"),
+    (224, 99, 4, 1, 32, 3, "70 KiB: half the rows"),
+    (256, 163, 8, 1, 48, 2, "112 KiB: 128 registers of accumulators, and here fewer addresses"),
+    (256, 99, 4, 1, 48, 2, "80 KiB: half the rows"),
+)
+HALF_RULE_TILES = (
+    (64, 99, 4, 2, 32, 3, "28 KiB: half the scores a thread, to leave room for their addresses"),
+    (128, 99, 8, 1, 32, 3, "56 KiB"),
+    (256, 163, 8, 1, 32, 2, "96 KiB"),
+    (256, 99, 4, 1, 32, 2, "64 KiB"),
+)
+TF32_TILES = (
+    (64, 99, 4, 2, 32, 3, "56 KiB"),
+    (128, 99, 8, 1, 32, 2, "96 KiB"),
+    (256, 99, 4, 1, 16, 2, "96 KiB"),
+)
+FLOAT_TILES = (
+    (64, 99, 4, 2, 32, 2, "48 KiB: a loaded key feeds four rows of a lane"),
+    (128, 99, 8, 1, 16, 2, "80 KiB"),
+    (256, 99, 4, 1, 16, 2, "96 KiB"),
+)
+DOUBLE_TILES = (
+    (128, 99, 4, 1, 16, 2, "96 KiB; 48 for 64 columns"),
+    (256, 163, 2, 1, 16, 2, "128 KiB"),
+    (256, 99, 1, 1, 16, 2, "96 KiB"),
+)
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """What of one call decides on its kernel."""
+
+    op: str  # a key of OPS
+    dtype: str
+    batch: int
+    heads: int
+    kv_heads: int
+    q_rows: int
+    k_rows: int
+    head_dim: int
+    value_dim: int
+    vector: bool = True  # q, k, v can be read 16 bytes at a time
+    tma: bool = False  # q, k, v, out can be moved by TMA
+    modified: bool = False  # scores are more than scaled by a positive number
+    bias: str | None = None  # its dtype
+    masked: bool = False
+    ragged: bool = False
+    bounded: bool = False  # later queries see later keys only
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The kernel of a call and what its parameters say of the grid."""
+
+    kernel: Kernel
+    row_blocks: int
+    section: int
+
+
+@lru_cache(maxsize=4096)
+def plan_attention(problem: AttentionProblem, compute_capability: int) -> AttentionPlan:
+    """Kernel of one call on a device of this compute capability (80 for sm_80)."""
+    rule = problem.modified or problem.masked or not problem.vector
+    most = VALUE_DIM.get(problem.op, VALUE_DIM_MOST)
+    if rule:
+        most = VALUE_DIM_RULE.get(problem.op, VALUE_DIM_RULE_MOST)
+    dim, value_dim = _whole(problem.head_dim), min(_whole(problem.value_dim), most)
+    kib = 99 if compute_capability in (86, 89, 120, 121) else 163
+    tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
+    table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
+    warps, row_tiles, keys, slots = next(
+        row[2:6] for row in table if max(dim, value_dim) <= row[0] and kib >= row[1]
+    )
+    rows = 16 * warps * row_tiles
+
+    row_blocks = ceil_div(problem.q_rows, rows)
+    units = problem.heads
+    if problem.ragged:
+        row_blocks += problem.batch  # each sequence may end in a block of its own
+    else:
+        units *= problem.batch
+    item = ITEMSIZE[problem.dtype]
+    kv_bytes = problem.k_rows * (problem.head_dim + problem.value_dim) * item
+    group = problem.heads // problem.kv_heads
+    section = min(units, group * max(1, L2_BYTES // max(1, kv_bytes)))
+
+    smem = max(rows * dim + slots * keys * max(dim, value_dim), rows * value_dim) * item
+    arguments = {
+        "Op": OPS[problem.op],
+        "kWarps": warps,
+        "kMTiles": row_tiles,
+        "kKeys": keys,
+        "kDim": dim,
+        "kValueDim": value_dim,
+        "kSlots": slots,
+        "kVector": problem.vector,
+        "kModified": problem.modified,
+        "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
+        "kMasked": problem.masked,
+    }
+    grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
+    kernel = Kernel("attention_forward", arguments, grid, 32 * warps, smem_bytes=smem)
+    return AttentionPlan(kernel, row_blocks, section)
+
+
+@lru_cache(maxsize=4096)
+def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: bool) -> Kernel:
+    """Kernel that merges results over parts of the keys; `rows` of `columns` elements."""
+    vec = 16 // ITEMSIZE[dtype] if vector else 1
+    threads = rows * max(1, ceil_div(columns, vec))
+    types = {"T": CTYPES[dtype], "Acc": CTYPES[acc]}
+    arguments = {**types, "kVec": vec, "kThreads": MERGE_THREADS}
+    grid = ceil_div(threads, MERGE_THREADS)
+    return Kernel("attention_merge", arguments, grid, MERGE_THREADS)
+
+
+def _whole(columns: int) -> int:
+    """Columns of a tile: whole groups of 4 chunks of 16 bytes for every dtype."""
+    return max(32, ceil_div(columns, 32) * 32)

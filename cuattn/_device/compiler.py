@@ -1,0 +1,271 @@
+"""Name expression → cubin: CUDA sources, NVRTC, and a disk cache of what it made. Needs no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+from cuattn._arrays.interchange import INSTALL
+
+
+class CompileError(RuntimeError):
+    """NVRTC rejected a kernel: its name and configuration, and the compiler's log."""
+
+
+# ---- Sources ----
+
+
+@lru_cache(maxsize=1)
+def source_directory() -> Path:
+    """Folder of the CUDA sources: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "cuda_src", package.parent / "cuda_src"):
+        if (candidate / "softmax/rows.cuh").is_file():
+            return candidate
+    raise FileNotFoundError(
+        "cuattn's CUDA sources are neither in the package nor beside it; install cuattn again"
+    )
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """SHA-256 over names and contents of all CUDA sources."""
+    digest = hashlib.sha256()
+    root = source_directory()
+    for path in sorted(root.rglob("*.cuh")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+# ---- Compiler ----
+
+
+@lru_cache(maxsize=1)
+def _toolkit_headers() -> str:
+    """Folder of cuda_fp16.h and cuda_bf16.h."""
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        found = find_nvidia_header_directory("cudart")
+    except (ImportError, RuntimeError):
+        found = None
+    if found is None:
+        raise RuntimeError(
+            f"cuattn needs the CUDA headers cuda_fp16.h and cuda_bf16.h to compile: {INSTALL}"
+        )
+    return str(found)
+
+
+def version() -> str:
+    """Version of NVRTC."""
+    from cupy.cuda import nvrtc
+
+    return ".".join(map(str, nvrtc.getVersion()))
+
+
+# Targets of Jetson and DRIVE. Their code runs nowhere else, and no other code there:
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
+TEGRA = {53, 62, 72, 87, 101, 110}
+
+
+@lru_cache(maxsize=64)
+def architecture(compute_capability: int) -> str:
+    """Newest target of NVRTC whose code runs on this compute capability: itself, or off Tegra an
+    older one of the same major version.
+    """
+    from cupy.cuda import nvrtc
+
+    known = [
+        a
+        for a in nvrtc.getSupportedArchs()
+        if a == compute_capability
+        or (
+            a // 10 == compute_capability // 10
+            and a < compute_capability
+            and not TEGRA & {a, compute_capability}
+        )
+    ]
+    if not known:
+        raise RuntimeError(
+            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; it is "
+            f"{version()}; install a newer CUDA toolkit"
+        )
+    return f"sm_{max(known)}"
+
+
+def compile_kernel(
+    header: str, name: str, arch: str, options: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
+    """Compile one instantiation; needs no GPU.
+
+    Parameters
+    ----------
+    header : str
+        File of `cuda_src`.
+    name : str
+        Name expression of the kernel.
+    arch : str
+        NVRTC target, e.g. ``"sm_90"``.
+    options : tuple of str
+        More NVRTC options.
+
+    Returns
+    -------
+    cubin : bytes
+    log : str
+
+    Raises
+    ------
+    CompileError
+        With the kernel's name expression, target and log.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(f"#include <{header}>\n", "cuattn.cu", (), ())
+    try:
+        nvrtc.addNameExpression(program, name)
+        try:
+            nvrtc.compileProgram(program, (*compiler_options(arch), *options))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise CompileError(
+                f"cannot compile {name} ({header}) for {arch}: {error}\n{log}"
+            ) from error
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(
+            program
+        )  # CuPy strips the last byte
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def compiler_options(arch: str) -> tuple[str, ...]:
+    """Options of every compilation."""
+    includes = (f"-I{source_directory()}", f"-I{_toolkit_headers()}")
+    return (*includes, f"-arch={arch}", "--std=c++17")
+
+
+def kernel_symbol(cubin: bytes) -> str:
+    """Mangled name of a cubin's only kernel, from the ELF section `.text.<name>`."""
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(cubin[at : at + size], "little")
+
+    programs, sections = number(32, 8), number(40, 8)
+    entry, count, names = number(58, 2), number(60, 2), number(62, 2)
+    end = max(programs + number(54, 2) * number(56, 2), sections + entry * count)
+    if cubin[:4] != b"\x7fELF" or end > len(cubin):
+        raise ValueError("the cubin is no whole ELF file")
+    strings = number(sections + names * entry + 24, 8)
+    for i in range(count):
+        start = strings + number(sections + i * entry, 4)
+        if cubin.startswith(b".text.", start):
+            return cubin[start + 6 : cubin.index(b"\0", start)].decode("ascii")
+    raise ValueError("the cubin holds no kernel")
+
+
+# ---- Disk cache ----
+
+
+def cache_directory() -> Path:
+    """$CUATTN_CACHE_DIR, else cuattn in the user's cache folder; a leading ~ is the home folder."""
+    given = os.environ.get("CUATTN_CACHE_DIR")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cuattn"
+
+
+def cache_key(header: str, name: str, arch: str) -> str:
+    """Digest of everything a cubin depends on."""
+    from cupy.cuda import nvrtc
+
+    options = compiler_options(arch)[
+        2:
+    ]  # paths do not matter: the sources' content is in the digest
+    parts = (source_digest(), header, name, *options, repr(nvrtc.getVersion()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def load_or_compile(header: str, name: str, arch: str) -> tuple[Path | None, bytes]:
+    """Cubin of one instantiation and its file in the cache, None where the cache cannot be written.
+
+    A file is `<key>-<digest of its content>.cubin`: whoever finds it sees at once whether it is
+    whole, and processes that compile the same kernel at the same time write the same name. Anything
+    else under that key is removed.
+    """
+    key = cache_key(header, name, arch)
+    for path in _cached(key):
+        with contextlib.suppress(OSError):
+            cubin = path.read_bytes()
+            if path.name == _file_name(key, cubin):
+                _remove_others(key, path.name)
+                return path, cubin
+    cubin, _ = compile_kernel(header, name, arch)
+    good = _file_name(key, cubin)
+    written = _write(good, cubin)
+    _remove_others(key, good)
+    return written, cubin
+
+
+def _file_name(key: str, cubin: bytes) -> str:
+    return f"{key}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
+
+
+def _remove_others(key: str, good: str) -> None:
+    """Remove bad files of a key; never by the good name, which another process may be writing."""
+    for path in _cached(key):
+        if path.name != good:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _cached(key: str) -> list[Path]:
+    """Files of the cache under this key, good or not."""
+    try:
+        return sorted(cache_directory().glob(f"{key}-*.cubin"))
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        return []
+
+
+def _write(name: str, content: bytes) -> Path | None:
+    """Write a file of the cache in one step; one warning a process where that is impossible."""
+    directory: Path | str = "the user's cache folder"
+    temporary = None
+    try:
+        directory = cache_directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # others who share the cache may read it
+        os.replace(temporary, directory / name)
+        return directory / name
+    except (OSError, RuntimeError) as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        _warn_once(str(directory), str(error))
+        return None
+
+
+_warned = threading.Event()
+_warning_lock = threading.Lock()
+
+
+def _warn_once(directory: str, reason: str) -> None:
+    with _warning_lock:
+        if _warned.is_set():
+            return
+        _warned.set()
+    warnings.warn(
+        f"cuattn cannot write compiled kernels to {directory} ({reason}), so every process "
+        "compiles them anew; set CUATTN_CACHE_DIR to a writable folder",
+        RuntimeWarning,
+        stacklevel=2,
+    )

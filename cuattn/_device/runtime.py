@@ -1,0 +1,144 @@
+"""Cubin → kernel → launch, and what else the public functions need of a device.
+
+A *runtime* is what the public functions need of a device: `address`, `device`, `empty`, `limits`,
+`tensor_map`, `launch` and its array module `xp`. `Cuda` is the real one; the test-suite's CPU
+emulator is the other, put into `emulator`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn._arrays.interchange import INSTALL
+from cuattn._device import compiler as _nvrtc
+from cuattn._device import tensor_map as _tensor_map
+
+# While a runtime stands here, NumPy arrays go through the kernels on it instead of through
+# cuattn.reference.
+emulator: Any = None
+
+
+# CUfunction_attribute
+NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
+MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Limits(NamedTuple):
+    """What plans depend on: compute capability (90 for sm_90) and number of multiprocessors."""
+
+    compute_capability: int
+    num_sms: int
+
+
+class Cuda:
+    """Kernels on CUDA devices through CuPy, on the current stream, never waiting for it."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.xp: ModuleType = cupy
+        self._kernels: dict[tuple[str, str, int], Any] = {}
+        self._lock = threading.RLock()
+        self._current_device = cupy.cuda.runtime.getDevice
+        self._limits: dict[int, Limits] = {}
+
+    def device(self, array: Any) -> int:
+        """Number of the device that holds the array."""
+        return array.data.device_id
+
+    def address(self, array: Any) -> int:
+        """Address of the first element."""
+        return array.data.ptr
+
+    def on(self, device: int) -> contextlib.AbstractContextManager[Any]:
+        """Context in which a device is the current one."""
+        return _nowhere if self._current_device() == device else self.xp.cuda.Device(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Uninitialised C-contiguous array on the current device."""
+        return self.xp.empty(shape, dtype)
+
+    def limits(self, device: int) -> Limits:
+        """Limits of a device."""
+        found = self._limits.get(device)
+        if found is None:
+            properties = self.xp.cuda.runtime.getDeviceProperties(device)
+            capability = 10 * properties["major"] + properties["minor"]
+            found = self._limits[device] = Limits(capability, properties["multiProcessorCount"])
+        return found
+
+    def tensor_map(self, *array: Any) -> bytes:
+        """The map of an array at an address, as `cuattn._device.tensor_map.encode`."""
+        try:
+            return _tensor_map.encode(*array)
+        except _tensor_map.NoContext:
+            self.xp.cuda.runtime.memGetInfo()  # the runtime's first call in a thread sets one
+            return _tensor_map.encode(*array)
+
+    def launch(
+        self, kernel: Any, params: bytes, reads: tuple[Any, ...], writes: tuple[Any, ...]
+    ) -> None:
+        """Launch a kernel (cuattn._softmax.plan.Kernel) on the current device and stream.
+
+        `params` are the bytes of its single argument; `reads` and `writes` are the arrays it
+        points to, used only by the emulator.
+        """
+        device = self._current_device()
+        key = kernel.name, kernel.suffix, device
+        function = self._kernels.get(key) or self._load(kernel, device)
+        argument = np.frombuffer(params, dtype=f"V{len(params)}")
+        function((kernel.grid,), (kernel.block,), (argument,), shared_mem=kernel.smem_bytes)
+
+    def _load(self, kernel: Any, device: int) -> Any:
+        key = kernel.name, kernel.suffix, device
+        with self._lock:
+            function = self._kernels.get(key)
+            if function is None:
+                arch = _nvrtc.architecture(self.limits(device).compute_capability) + kernel.suffix
+                path, cubin = _nvrtc.load_or_compile(kernel.header, kernel.name, arch)
+                if path is not None:
+                    function = self.xp.RawModule(path=str(path)).get_function(
+                        _nvrtc.kernel_symbol(cubin)
+                    )
+                else:
+                    module = self.xp.cuda.function.Module()
+                    module.load(cubin)
+                    function = module.get_function(_nvrtc.kernel_symbol(cubin))
+                handle = getattr(function, "kernel", function).ptr
+                if kernel.registers:
+                    self._check_registers(kernel, handle)
+                if kernel.smem_bytes:
+                    self.xp.cuda.driver.funcSetAttribute(handle, MAX_SMEM, kernel.smem_bytes)
+                self._kernels[key] = function
+            return function
+
+    def _check_registers(self, kernel: Any, handle: Any) -> None:
+        found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
+        if found < kernel.registers:
+            raise RuntimeError(
+                f"{kernel.name} must have at least {kernel.registers} registers a thread, but "
+                f"NVRTC {_nvrtc.version()} gave it {found}, with which it would wait for ever; "
+                f"install another CUDA toolkit, or its wheels: {INSTALL}"
+            )
+
+
+_nowhere: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+_runtimes: dict[str, Cuda] = {}
+_runtime_lock = threading.Lock()
+
+
+def _cuda() -> Cuda:
+    with _runtime_lock:  # two threads must not load the same kernels into two runtimes
+        return _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
+
+
+def runtime_of(array: Any) -> Any:
+    """The runtime of a NumPy or CuPy array; None: cuattn.reference."""
+    if isinstance(array, np.ndarray):
+        return emulator
+    return _runtimes.get("cuda") or _cuda()

@@ -1,0 +1,133 @@
+"""Gradients of softmax and log-softmax."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from numpy.typing import NDArray
+
+from cuattn import reference
+from cuattn._arrays import scalars as _check_option
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.types import Axis, Host, Other, Scaled, Unpack
+from cuattn._device import runtime as _jit
+from cuattn._softmax import request as _call
+from cuattn._softmax import run as _run
+
+
+@overload
+def softmax_backward(
+    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> NDArray[Any]: ...
+@overload
+def softmax_backward(
+    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> Any: ...
+@explained
+def softmax_backward(
+    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
+) -> Any:
+    """Gradient of `softmax` with respect to x: ``scale * y * (grad - sum(grad * y))``.
+
+    Parameters
+    ----------
+    grad : cupy.ndarray or numpy.ndarray
+        Gradient with respect to the result; float16, bfloat16, float32 or float64, any strides.
+    y : array, shape and dtype of grad
+        The result, ``softmax(x, axis, scale=scale)``.
+    axis, scale
+        As in the forward call.
+    out : array, optional
+        Where to write; grad or y itself is allowed.
+
+    Returns
+    -------
+    dx : array, shape and dtype of grad
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax : The forward pass.
+    log_softmax_backward : The gradient of the logarithms.
+
+    Examples
+    --------
+    >>> y = cuattn.softmax(numpy.array([0.0, 0.0]))
+    >>> cuattn.softmax_backward(numpy.array([1.0, 0.0]), y)
+    array([ 0.25, -0.25])
+    """
+    return _gradient("grad", grad, y, axis, scale, out)
+
+
+@overload
+def log_softmax_backward(
+    grad: Host, y: Host, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> NDArray[Any]: ...
+@overload
+def log_softmax_backward(
+    grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
+) -> Any: ...
+@explained
+def log_softmax_backward(
+    grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
+) -> Any:
+    """Gradient of `log_softmax` with respect to x: ``scale * (grad - exp(y) * sum(grad))``.
+
+    Parameters
+    ----------
+    grad, axis, scale, out
+        As `softmax_backward`.
+    y : array, shape and dtype of grad
+        The result, ``log_softmax(x, axis, scale=scale)``.
+
+    Returns
+    -------
+    dx : array, shape and dtype of grad
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    log_softmax : The forward pass.
+
+    Examples
+    --------
+    >>> y = cuattn.log_softmax(numpy.array([0.0, 0.0]))
+    >>> cuattn.log_softmax_backward(numpy.array([1.0, 0.0]), y)
+    array([ 0.5, -0.5])
+    """
+    return _gradient("log_grad", grad, y, axis, scale, out)
+
+
+def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) -> Any:
+    grad, y = _call.enter_pair("grad", grad, "y", y)
+    first = ("grad", grad)
+    scale_array, scale_value = _call.scale(scale, first)
+    request = _call.Request(
+        result,
+        _check_option.axes(axis, grad.ndim, "grad"),
+        _call.meta(grad),
+        y=_call.meta(y),
+        scale=_call.meta(scale_array),
+    )
+    if out is not None:
+        _call.results(request)
+        inputs = [first, ("y", y), ("scale", scale_array)]
+        (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
+    runtime = _jit.runtime_of(grad)
+    if runtime is None:
+        _call.results(request)
+        function = (
+            reference.softmax_backward if result == "grad" else reference.log_softmax_backward
+        )
+        dx = function(grad, y, request.axes, scale=_call.either(scale_array, scale_value), out=out)
+        return dx if out is not None else _call.rounded(dx, grad.dtype)
+    operands = _run.Operands(grad, y, scale=scale_array)
+    return _run.run(request, operands, scale_value, out).out

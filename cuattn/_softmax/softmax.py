@@ -1,0 +1,217 @@
+"""Softmax and log-softmax."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from numpy.typing import NDArray
+
+from cuattn import reference
+from cuattn._arrays import scalars as _check_option
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.types import (
+    Axis,
+    Host,
+    LogSoftmax,
+    Other,
+    Pair,
+    SoftmaxAlone,
+    SoftmaxOpen,
+    SoftmaxWithLse,
+    Unpack,
+)
+from cuattn._device import runtime as _jit
+from cuattn._softmax import request as _call
+from cuattn._softmax import run as _run
+
+
+@overload
+def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxAlone]) -> NDArray[Any]: ...
+@overload
+def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxWithLse]) -> Pair: ...
+@overload
+def softmax(x: Other, /, axis: Axis = -1, **options: Unpack[SoftmaxOpen]) -> Any: ...
+@explained
+def softmax(
+    x: Any,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax along an axis: ``exp(scale * x) / sum(exp(scale * x))``.
+
+    As `scipy.special.softmax`, but the default axis is the last one. Reads x once and writes the
+    result once where a row fits into the registers of a thread block (16 to 32 K elements) or, on
+    sm_90 and newer, of a cluster of blocks (256 K).
+
+    Parameters
+    ----------
+    x : cupy.ndarray or numpy.ndarray
+        float16, bfloat16, float32, float64 or integers, of any shape and strides. An array of
+        another library is taken without a copy. One on the CPU is computed by `cuattn.reference`.
+    axis : int, tuple of int or None, optional
+        Axes that together form a row; None: all.
+    scale : float or array, optional
+        Multiplies x first (an inverse temperature). An array must broadcast to the shape of x with
+        `axis` of length 1.
+    where : array of bool or bool, optional
+        Elements that take part; must broadcast to the shape of x. The others give 0, whatever they
+        hold.
+    dtype : dtype, optional
+        float16, bfloat16, float32 or float64: what is computed to and returned. Default: dtype of
+        x, float64 for integers.
+    out : array or tuple of arrays, optional
+        Where to write: exactly the shape and dtype of the result, any strides. x itself is allowed.
+        With `return_lse` a pair.
+    return_lse : bool, optional
+        Also return ``log(sum(exp(scale * x)))``.
+
+    Returns
+    -------
+    y : array, shape of x
+    lse : array, shape of x without `axis`
+        Natural logarithm; float32, or float64 where the result is float64. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array, its dtype is not supported, or arrays of two libraries meet.
+    ValueError
+        If shapes do not fit, arrays are on different devices, or `out` overlaps an input in part.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax : The logarithms.
+    softmax_backward : The gradient.
+    softmax_topk : Only the largest, in one read.
+    segment_softmax : Ragged rows.
+
+    Notes
+    -----
+    16-bit and float32 results accumulate in float32, float64 ones in float64. A row that holds NaN
+    or +inf is NaN, as is a row of nothing but -inf; a row in which nothing takes part is 0 with an
+    lse of -inf. ``scale * x`` may pass the range of float32: only differences of scores within a
+    row are ever multiplied by all of `scale`. In float64 it may not. Subnormal results are kept.
+    The bits of a row do not depend on how many rows there are. Runs on the current stream of the
+    device of x and does not synchronise. Arrays with more than 8 separate row dimensions are copied
+    first.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
+    algorithm 3.
+
+    Examples
+    --------
+    >>> cuattn.softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]]))
+    array([[0.25, 0.25, 0.5 ]])
+    """
+    return _transform("prob", x, axis, scale, where, dtype, out, return_lse)
+
+
+@overload
+def log_softmax(x: Host, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> NDArray[Any]: ...
+@overload
+def log_softmax(x: Other, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> Any: ...
+@explained
+def log_softmax(
+    x: Any,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+) -> Any:
+    """Logarithm of the softmax along an axis: ``scale * x - log(sum(exp(scale * x)))``.
+
+    Parameters
+    ----------
+    x, axis, scale, where, dtype, out
+        As `softmax`; elements that do not take part give -inf.
+
+    Returns
+    -------
+    y : array, shape of x
+        Natural logarithms.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax : The probabilities.
+    log_softmax_backward : The gradient.
+
+    Notes
+    -----
+    As `scipy.special.log_softmax` for rows that are not finite: with +inf, NaN there and -inf
+    elsewhere; with NaN, or nothing but -inf, all NaN. Results near 0 have all their digits: the
+    term of the maximum is kept apart from the sum of the others (log1p).
+
+    Examples
+    --------
+    >>> cuattn.log_softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]])).round(3)
+    array([[-1.386, -1.386, -0.693]])
+    """
+    return _transform("log_prob", x, axis, scale, where, dtype, out, False)
+
+
+def _transform(
+    result: str, x: Any, axis: Axis, scale: Any, where: Any, dtype: Any, out: Any, return_lse: bool
+) -> Any:
+    x = _call.enter("x", x)
+    return_lse = _check_option.flag("return_lse", return_lse)
+    first = ("x", x)
+    scale_array, scale_value = (None, 1.0) if scale is None else _call.scale(scale, first)
+    if where is not None:
+        where = _call.mask(where, first)
+    request = _call.Request(
+        "prob_lse" if return_lse else result,
+        _check_option.axes(axis, x.ndim),
+        _call.meta(x),
+        where=_call.meta(where),
+        scale=_call.meta(scale_array),
+        dtype=_check_option.float_dtype(dtype),
+    )
+    y = lse = None
+    if out is not None:
+        expected = _call.results(request)
+        inputs = [first, ("scale", scale_array), ("where", where)]
+        shapes = [(x.shape, expected.dtype), (expected.stat_shape, expected.stat_dtype)]
+        y, lse = (*_call.check_out(out, shapes[: 1 + return_lse], inputs), None)[:2]
+    runtime = _jit.runtime_of(x)
+    if runtime is None:
+        given = x, _call.either(scale_array, scale_value), where
+        return _reference_transform(request, *given, y, lse, return_lse)
+    if where is not None and not where.ndim and _call.results(request):  # so that its errors win
+        where = _call.placed(where, runtime, x)
+    operands = _run.Operands(x, where=where, scale=scale_array)
+    made = _run.run(request, operands, scale_value, y, lse, return_lse)
+    return (made.out, made.stat) if return_lse else made.out
+
+
+def _reference_transform(
+    request: _call.Request, x: Any, scale: Any, where: Any, y: Any, lse: Any, return_lse: bool
+) -> Any:
+    expected = _call.results(request)
+    options = {"scale": scale, "where": where, "dtype": expected.dtype}
+    if request.result == "log_prob":
+        return reference.log_softmax(x, request.axes, **options, out=y)
+    if not return_lse:
+        return reference.softmax(x, request.axes, **options, out=y)
+    made = reference.softmax(x, request.axes, **options, return_lse=True)
+    if y is None:
+        return made[0], _call.rounded(made[1], expected.stat_dtype)
+    y[...], lse[...] = made[0], _call.rounded(made[1], expected.stat_dtype)
+    return y, lse

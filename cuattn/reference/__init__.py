@@ -1,0 +1,46 @@
+"""The ground truth: every public function on NumPy arrays, in float64, as short as the formula.
+
+Same names and signatures as the package. Integers and narrow floats are widened to float64 (a
+wider input keeps its type), and results stay that wide unless `dtype` or `out` says otherwise. No
+argument is checked here beyond what NumPy does by itself, and no RuntimeWarning escapes.
+
+Notation of Milakov & Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867):
+``m`` is the running maximum and ``l`` the running sum (``d`` in the paper, ℓ in FlashAttention).
+"""
+
+from __future__ import annotations
+
+from cuattn.reference._attention import (
+    attention,
+    attention_varlen,
+    merge_attention,
+    merge_attention_states,
+)
+from cuattn.reference._softmax import (
+    log_softmax,
+    log_softmax_backward,
+    logsumexp,
+    segment_softmax,
+    softmax,
+    softmax_backward,
+    softmax_state,
+)
+from cuattn.reference._topk import merge, softmax_topk, softmax_topk_state, top_k
+
+__all__ = [
+    "attention",
+    "attention_varlen",
+    "log_softmax",
+    "log_softmax_backward",
+    "logsumexp",
+    "merge",
+    "merge_attention",
+    "merge_attention_states",
+    "segment_softmax",
+    "softmax",
+    "softmax_backward",
+    "softmax_state",
+    "softmax_topk",
+    "softmax_topk_state",
+    "top_k",
+]

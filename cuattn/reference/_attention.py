@@ -1,0 +1,228 @@
+"""Attention on NumPy arrays in float64, and what the public functions run there.
+
+A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonical: q and out
+(B, H, S_q, ·), k and v (B, H_kv, S_k, ·), lse (B, H, S_q).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cuattn.reference._heads import (
+    blocked,
+    cut,
+    dense,
+    each_head,
+    nothing,
+    of_sequence,
+    segments,
+    shift,
+)
+from cuattn.reference._numerics import Option, quiet, result, wide
+
+Window = tuple[int | None, int | None]
+
+
+@quiet
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    /,
+    *,
+    is_causal: bool = False,
+    q_offset: Option = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Option = None,
+    bias: Option = None,
+    alibi_slopes: Option = None,
+    sinks: Option = None,
+    q_lens: Option = None,
+    kv_lens: Option = None,
+    layout: str = "BHSD",
+    precision: str | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """``softmax(scale * q @ k.T) @ v`` of each head; with ``return_lse=True`` also the lse.
+
+    Every score is kept at once, `precision` changes nothing.
+    """
+    ndim = np.ndim(q)
+    queries, keys, values = (_canonical(np.asarray(a), layout) for a in (q, k, v))
+    left, right = (None, None) if window is None else window
+    right = 0 if is_causal else right  # a window's is not negative
+    scale = 1 / max(queries.shape[-1], 1) ** 0.5 if scale is None else scale
+    full, full_lse = nothing((*queries.shape[:-1], values.shape[-1]), wide(queries[:0]).dtype)
+    arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
+    for b, h, head in each_head(*arrays, scale, softcap or 0.0, left, right):
+        full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
+    return _results(full, full_lse, layout, ndim, return_lse, out)
+
+
+@quiet
+def attention_varlen(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike,
+    /,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    is_causal: bool = False,
+    q_offset: Option = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Option = None,
+    bias: Option = None,
+    alibi_slopes: Option = None,
+    sinks: Option = None,
+    q_lens: Option = None,
+    kv_lens: Option = None,
+    precision: str | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """`attention` of each sequence; sequences are laid end to end along axis 0 of q, k and v."""
+    queries, keys, values = (np.asarray(a) for a in (q, k, v))
+    total, heads, _ = queries.shape
+    full, full_lse = nothing((heads, total, values.shape[-1]), wide(queries[:0]).dtype)
+    slopes = None if alibi_slopes is None else np.asarray(alibi_slopes)
+    for b, (i, j) in enumerate(segments(np.asarray(cu_seqlens_q), np.asarray(cu_seqlens_k))):
+        sizes = i.stop - i.start, j.stop - j.start
+        one, full_lse[:, i] = attention(
+            queries[i],
+            keys[j],
+            values[j],
+            is_causal=is_causal,
+            q_offset=of_sequence(q_offset, b),
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            mask=cut(mask, b, *sizes, False),
+            bias=cut(bias, b, *sizes, 0),
+            alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else of_sequence(slopes, b),
+            sinks=sinks,
+            q_lens=of_sequence(q_lens, b),
+            kv_lens=of_sequence(kv_lens, b),
+            layout="BSHD",
+            return_lse=True,
+        )
+        full[:, i] = one.swapaxes(0, 1)
+    return _results(full[None], full_lse[None], "BSHD", 3, return_lse, out)
+
+
+# -- merging -------------------------------------------------------------------------------------
+
+
+@quiet
+def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
+    """As `_run_attention.merge`, on NumPy arrays."""
+    parts = [wide(part) for part in lses]
+    m = np.max([np.full(lse.shape, -np.inf), *parts], axis=0)
+    weights = [np.exp(part - shift(m)) for part in parts]
+    l = sum(weights, np.zeros(lse.shape))  # noqa: E741
+    total = np.zeros(out.shape, l.dtype)
+    for part, weight, o in zip(parts, weights, outs, strict=True):
+        total += np.where((part == -np.inf)[..., None], 0, weight[..., None] * wide(o))
+    out[...] = np.where(l[..., None] == 0, 0, total / l[..., None])
+    lse[...] = np.where(l == 0, -np.inf, m + np.log(l))
+
+
+@quiet
+def merge_attention_states(
+    outs: ArrayLike, lses: ArrayLike, /, *, axis: int = 0, layout: str = "BHSD"
+) -> tuple[Any, Any]:
+    """out and lse of queries whose keys have been split: parts weigh as ``exp(lse)``."""
+    axis = axis % np.ndim(outs)
+    parts, part_lses = (np.moveaxis(wide(a), axis, 0) for a in (outs, lses))
+    ndim = parts.ndim - 1
+    shape = _canonical(np.empty(parts.shape[1:]), layout).shape
+    full, full_lse = nothing(shape, parts.dtype)
+    lead = (None,) * (4 - ndim)
+    merge([_canonical(o, layout) for o in parts], [one[lead] for one in part_lses], full, full_lse)
+    return _results(full, full_lse, layout, ndim, True, None)
+
+
+@quiet
+def merge_attention(
+    out_a: ArrayLike,
+    lse_a: ArrayLike,
+    out_b: ArrayLike,
+    lse_b: ArrayLike,
+    /,
+    *,
+    layout: str = "BHSD",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """`merge_attention_states` of two."""
+    outs, lses = (np.stack([wide(a), wide(b)]) for a, b in ((out_a, out_b), (lse_a, lse_b)))
+    merged = merge_attention_states(outs, lses, layout=layout)
+    given = (None, None) if out is None else out
+    return result(merged[0], out=given[0]), result(merged[1], out=given[1])
+
+
+# -- what the public functions run ----------------------------------------------------------------
+
+
+@quiet
+def run(operands: Any, options: Any, block: int = 512) -> None:
+    """As `_run_attention.run`, on NumPy arrays in blocks."""
+    x, o = operands, options
+    if x.cu_seqlens_q is None:
+        x.out[...] = 0
+        if x.lse is not None:
+            x.lse[...] = -np.inf
+        arrays = x.q, x.k, x.v, x.mask, x.bias, x.alibi_slopes, x.sinks
+        q_offset = o.q_offset if x.q_offset is None else x.q_offset
+        numbers = o.scale, o.softcap, o.left, o.right
+        for b, h, head in each_head(*arrays, q_offset, x.q_lens, x.kv_lens, *numbers):
+            out, lse = blocked(head, block)
+            x.out[b, h, : len(out)] = out
+            if x.lse is not None:
+                x.lse[b, h, : len(out)] = lse
+        return
+    for b, (i, j) in enumerate(segments(x.cu_seqlens_q, x.cu_seqlens_k)):
+        rows, columns = i.stop - i.start, j.stop - j.start
+        each = ("alibi_slopes", "q_offset", "q_lens", "kv_lens")
+        one = x._replace(
+            q=x.q[:, :, i],
+            k=x.k[:, :, j],
+            v=x.v[:, :, j],
+            out=x.out[:, :, i],
+            lse=None if x.lse is None else x.lse[:, :, i],
+            mask=cut(x.mask, b, rows, columns, False),
+            bias=cut(x.bias, b, rows, columns, 0),
+            cu_seqlens_q=None,
+            cu_seqlens_k=None,
+            **{name: of_sequence(getattr(x, name), b) for name in each},
+        )
+        run(one, o, block)
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+
+def _canonical(array: Any, layout: str) -> Any:
+    """A view (B, H, S, D) of what lies in `layout`, with or without its leading axes."""
+    array = array.swapaxes(-3, -2) if layout == "BSHD" and array.ndim > 2 else array
+    return array[(None,) * (4 - array.ndim)]
+
+
+def _results(full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any) -> Any:
+    """Canonical results as the caller wants them."""
+    lead = (0,) * (4 - ndim)
+    y = full[lead]
+    y = y.swapaxes(-3, -2) if layout == "BSHD" and ndim > 2 else y
+    if not return_lse:
+        return result(y, out=out)
+    out, lse = (None, None) if out is None else out
+    return result(y, out=out), result(full_lse[lead], out=lse)

@@ -1,0 +1,175 @@
+"""Attention of one head in float64, as its formula and in blocks, and all heads one by one.
+
+A part of `cuattn.reference`, whose rules hold here. Arrays of several heads are canonical: q
+(B, H, S_q, D), k and v (B, H_kv, S_k, ·).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn.reference._numerics import wide
+
+ALL = slice(None)
+
+
+class Head(NamedTuple):
+    """One head of one sequence without its padding: M queries, N keys."""
+
+    q: Any  # (M, D)
+    k: Any  # (N, D)
+    v: Any  # (N, D_v)
+    mask: Any  # (M, N), True: attend
+    bias: Any  # (M, N)
+    offset: int  # place of query 0 among the keys
+    slope: Any
+    sink: Any  # -inf: none
+    scale: float
+    softcap: float
+    left: int | None
+    right: int | None
+
+
+# -- one head ------------------------------------------------------------------------------------
+
+
+def _distance(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
+    """How far key j stands behind the place of query i, (M, N)."""
+    rows, columns = np.arange(len(head.q))[i], np.arange(len(head.k))[j]
+    return columns - (rows[:, None] + head.offset)
+
+
+def _scores(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
+    """Scores of queries i and keys j, (M, N)."""
+    s = head.scale * (wide(head.q[i]) @ wide(head.k[j]).T)
+    if head.softcap:
+        s = head.softcap * np.tanh(s / head.softcap)
+    return s + wide(head.bias[i, j]) - wide(head.slope) * abs(_distance(head, i, j))
+
+
+def _sees(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
+    """Which of the keys j each query i sees, (M, N)."""
+    distance = _distance(head, i, j)
+    after = True if head.left is None else distance >= -head.left
+    before = True if head.right is None else distance <= head.right
+    return head.mask[i, j] & after & before
+
+
+def _weigh(p: np.ndarray, visible: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """``p @ v`` in which nobody multiplies with a key that is not seen: 0 * NaN is not 0."""
+    finite = np.isfinite(v)
+    out = np.where(visible, p, 0) @ np.where(finite, v, 0)
+    for j in np.flatnonzero(~finite.all(axis=1)):
+        out[visible[:, j]] += p[visible[:, j], j, None] * np.where(finite[j], 0, v[j])
+    return out
+
+
+def shift(m: np.ndarray) -> np.ndarray:
+    """What is safe to subtract: ``-inf - (-inf)`` would be NaN."""
+    return np.where(m == -np.inf, 0, m)
+
+
+def _quotient(m: np.ndarray, l: np.ndarray, o: np.ndarray) -> tuple[Any, Any]:  # noqa: E741
+    """out and lse from the maximum, the sum and the weighted values; of nothing 0 and -inf."""
+    return np.where(l == 0, 0, o / l), np.where(l == 0, -np.inf, m + np.log(l))[:, 0]
+
+
+def dense(head: Head) -> tuple[Any, Any]:
+    """out (M, D_v) and lse (M,): the formula."""
+    visible = _sees(head)
+    s = np.where(visible, _scores(head), -np.inf)
+    m = np.max(s, axis=1, keepdims=True, initial=head.sink)
+    p = np.exp(s - shift(m))
+    l = np.sum(p, axis=1, keepdims=True, where=visible)  # noqa: E741
+    l = l + np.exp(head.sink - shift(m))  # noqa: E741
+    return _quotient(m, l, _weigh(p, visible, wide(head.v)))
+
+
+def blocked(head: Head, block: int = 512) -> tuple[Any, Any]:
+    """The same by online softmax: of the scores only ``block * block`` are kept."""
+    out, lse = nothing((len(head.q), head.v.shape[1]), wide(head.q[:0]).dtype)
+    for i in _blocks(len(head.q), block):
+        m = np.full((len(out[i]), 1), head.sink, out.dtype)
+        l, o = np.exp(m - shift(m)), np.zeros_like(out[i])  # noqa: E741
+        for j in _blocks(len(head.k), block):
+            visible = _sees(head, i, j)
+            if not visible.any():
+                continue
+            s = np.where(visible, _scores(head, i, j), -np.inf)
+            old, m = m, np.maximum(m, np.max(s, axis=1, keepdims=True))
+            p, rescale = np.exp(s - shift(m)), np.exp(old - shift(m))
+            l = rescale * l + np.sum(p, axis=1, keepdims=True, where=visible)  # noqa: E741
+            o = rescale * o + _weigh(p, visible, wide(head.v[j]))
+        out[i], lse[i] = _quotient(m, l, o)
+    return out, lse
+
+
+def _blocks(size: int, block: int) -> list[slice]:
+    return [slice(i, min(i + block, size)) for i in range(0, size, block)]
+
+
+# -- all of them ---------------------------------------------------------------------------------
+
+
+def each_head(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    bias: Any,
+    alibi_slopes: Any,
+    sinks: Any,
+    q_offset: Any,
+    q_lens: Any,
+    kv_lens: Any,
+    *numbers: Any,
+) -> Iterator[tuple[int, int, Head]]:
+    """Batch, head and `Head` of canonical arrays; `numbers` are the last four fields of `Head`."""
+    (batch, heads, rows, _), (_, heads_kv, columns, _) = q.shape, k.shape
+    shape = (batch, heads, rows, columns)
+    mask = np.broadcast_to(True if mask is None else mask, shape)
+    bias = np.broadcast_to(0 if bias is None else bias, shape)
+    slopes = np.broadcast_to(0 if alibi_slopes is None else alibi_slopes, (batch, heads))
+    sinks = np.broadcast_to(-np.inf if sinks is None else wide(sinks), heads)
+    q_lens = np.clip(np.broadcast_to(rows if q_lens is None else q_lens, batch), 0, rows)
+    kv_lens = np.clip(np.broadcast_to(columns if kv_lens is None else kv_lens, batch), 0, columns)
+    offsets = np.broadcast_to(kv_lens - q_lens if q_offset is None else q_offset, batch)
+    for b, h in np.ndindex(batch, heads):
+        m, n, g = int(q_lens[b]), int(kv_lens[b]), h * heads_kv // heads
+        arrays = q[b, h, :m], k[b, g, :n], v[b, g, :n], mask[b, h, :m, :n], bias[b, h, :m, :n]
+        yield b, h, Head(*arrays, int(offsets[b]), slopes[b, h], sinks[h], *numbers)
+
+
+def cut(array: Any, b: int, rows: int, columns: int, fill: Any) -> Any:
+    """Mask or bias of sequence b, (1, H or 1, rows, columns); `fill` is what it lacks."""
+    if array is None:
+        return None
+    array = np.asarray(array)[(None,) * (4 - np.ndim(array))]
+    array = array[b : b + 1] if len(array) > 1 else array
+    m, n = (
+        most if size == 1 else min(size, most)
+        for size, most in zip(array.shape[2:], (rows, columns), strict=True)
+    )
+    part = np.broadcast_to(array[:, :, :m, :n], (*array.shape[:2], m, n))
+    if (m, n) == (rows, columns):
+        return part
+    return np.pad(part, [(0, 0), (0, 0), (0, rows - m), (0, columns - n)], constant_values=fill)
+
+
+def of_sequence(array: Any, b: int) -> Any:
+    """What an option for each sequence is in sequence b, (1,) or (1, H); a number stays."""
+    return array if array is None or np.ndim(array) == 0 else array[b : b + 1]
+
+
+def segments(*ends: Any) -> Iterator[tuple[slice, ...]]:
+    """The slices of each sequence."""
+    for b in range(len(ends[0]) - 1):
+        yield tuple(slice(int(e[b]), int(e[b + 1])) for e in ends)
+
+
+def nothing(shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+    """out and lse of queries that see nothing."""
+    return np.zeros(shape, dtype), np.full(shape[:-1], -np.inf, dtype)

@@ -1,0 +1,131 @@
+"""Softmax, its logarithm, gradients and state; the rules are those of `cuattn.reference`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from cuattn.reference._numerics import (
+    Axis,
+    Option,
+    log_sum,
+    quiet,
+    result,
+    row_max,
+    scores,
+    shift,
+    wide,
+)
+from cuattn.results import SoftmaxState
+
+
+@quiet
+def softmax(
+    x: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Option = None,
+    where: Option = None,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """``exp(scale * x) / sum(exp(scale * x))`` over the elements that take part; the others are 0.
+
+    With ``return_lse=True`` also the natural log-sum-exp, without the reduced axes.
+    """
+    s = scores(x, scale, where)
+    m = row_max(s, axis)
+    p = np.exp(s - m)  # not shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
+    y = p / np.sum(p, axis=axis, keepdims=True)
+    y = y if where is None else np.where(where, y, 0)
+    if not return_lse:
+        return result(y, dtype, out)
+    out_y, out_lse = (None, None) if out is None else out
+    lse = shift(m) + log_sum(s, axis)
+    return result(y, dtype, out_y), result(np.squeeze(lse, axis), out=out_lse)
+
+
+@quiet
+def log_softmax(
+    x: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Option = None,
+    where: Option = None,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+) -> Any:
+    """``scale * x - log(sum(exp(scale * x)))``; -inf where an element does not take part."""
+    s = scores(x, scale, where)
+    y = s - shift(row_max(s, axis)) - log_sum(s, axis)
+    return result(y if where is None else np.where(where, y, -np.inf), dtype, out)
+
+
+@quiet
+def logsumexp(
+    x: ArrayLike,
+    /,
+    axis: Axis = None,
+    *,
+    b: Option = None,
+    where: Option = None,
+    keepdims: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Any = None,
+) -> Any:
+    """``log(sum(b * exp(x)))``. An element with ``b == 0`` is out, even if it is inf or NaN."""
+    b = wide(1 if b is None else b)
+    part = (b != 0) if where is None else np.logical_and(where, b != 0)
+    s = scores(x, None, part)
+    lse = shift(row_max(s, axis)) + log_sum(s, axis, np.where(part, b, 0))
+    return result(lse if keepdims else np.squeeze(lse, axis), dtype, out)
+
+
+@quiet
+def softmax_backward(
+    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
+) -> Any:
+    """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x)."""
+    grad, y = wide(grad), wide(y)
+    dx = y * (grad - np.sum(grad * y, axis=axis, keepdims=True))
+    return result(dx if scale is None else wide(scale) * dx, out=out)
+
+
+@quiet
+def log_softmax_backward(
+    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
+) -> Any:
+    """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``."""
+    grad, y = wide(grad), wide(y)
+    dx = grad - np.exp(y) * np.sum(grad, axis=axis, keepdims=True)
+    return result(dx if scale is None else wide(scale) * dx, out=out)
+
+
+@quiet
+def segment_softmax(
+    x: ArrayLike, cu_seqlens: ArrayLike, /, *, scale: Option = None, out: Any = None
+) -> Any:
+    """`softmax` over axis 0 of each segment ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``.
+
+    `scale` broadcasts to ``(num_segments, *x.shape[1:])``.
+    """
+    x, ends = wide(x), np.asarray(cu_seqlens)
+    y = np.zeros_like(x)
+    scales = np.broadcast_to(1 if scale is None else scale, (len(ends) - 1, *x.shape[1:]))
+    for begin, end, segment_scale in zip(ends[:-1], ends[1:], scales, strict=True):
+        y[begin:end] = softmax(x[begin:end], axis=0, scale=segment_scale)
+    return result(y, out=out)
+
+
+@quiet
+def softmax_state(x: ArrayLike, /, axis: Axis = -1, *, scale: Option = None) -> SoftmaxState:
+    """The state of each row, without the reduced axes (paper, Algorithm 3, lines 1-6)."""
+    s = scores(x, scale, None)
+    m = row_max(s, axis)
+    l = np.sum(np.exp(s - shift(m)), axis=axis, keepdims=True)  # noqa: E741
+    return SoftmaxState(result(np.squeeze(m, axis)), result(np.squeeze(l, axis)))

@@ -1,0 +1,60 @@
+"""What the public functions return where it is more than one array."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SoftmaxState(NamedTuple):
+    """What online softmax knows of a row: its maximum `m` and ``l = sum(exp(x - m))``.
+
+    The empty state is ``(-inf, 0)``. Where `m` is not finite, `l` is the sum without the shift.
+    """
+
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741 - the name in the papers
+
+    @property
+    def lse(self) -> NDArray[Any]:
+        """Natural log-sum-exp of the row, ``m + log(l)``; -inf for an empty state."""
+        with np.errstate(all="ignore"):
+            return np.add(self.m, np.log(self.l), out=np.empty_like(self.m))
+
+
+class TopK(NamedTuple):
+    """The k best elements of each row, best first, and their indices."""
+
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
+
+
+class SoftmaxTopK(NamedTuple):
+    """Probabilities, their logarithms or the logits of the k best elements, and their indices."""
+
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
+
+
+class SoftmaxTopKLse(NamedTuple):
+    """A `SoftmaxTopK` with the natural log-sum-exp of the whole row."""
+
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
+    lse: NDArray[Any]
+
+
+class SoftmaxTopKState(NamedTuple):
+    """A `SoftmaxState` and, on the last axis, the k best scores; what a row lacks is (-inf, -1)."""
+
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741 - the name in the papers
+    values: NDArray[Any]
+    indices: NDArray[np.int64]
+
+    @property
+    def lse(self) -> NDArray[Any]:
+        """Natural log-sum-exp of the row."""
+        return SoftmaxState(self.m, self.l).lse
