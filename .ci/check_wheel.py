@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import cuattn
-from cuattn._device import compiler as _nvrtc
+from cuattn._device import compiler
 
 LIMIT = 0.1  # seconds that `import cuattn` may take after `import numpy`
 IMPORT = """
@@ -27,7 +27,7 @@ checkout, package = Path(sys.argv[1]).resolve(), Path(cuattn.__file__).resolve()
 assert "site-packages" in package.parts, f"this is not the installed package: {package}"
 sources = contents(checkout / "cuda_src")
 assert sources and contents(package / "cuda_src") == sources, "cuda_src in the wheel differs"
-assert _nvrtc.source_directory() == package / "cuda_src", _nvrtc.source_directory()
+assert compiler.source_directory() == package / "cuda_src", compiler.source_directory()
 data = contents(checkout / "cuattn")
 assert "py.typed" in data and data.items() <= contents(package).items(), "package data is missing"
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._device import runtime as _jit
-from cuattn._device import tensor_map as _tensor_map
+from cuattn._device import runtime as device_runtime
+from cuattn._device import tensor_map
+from cuattn._device.kernel import Limits
 
 LIMIT = 15e-6  # seconds
 
@@ -59,7 +60,7 @@ class Launches:
     """The loaded kernel, and the device it runs on."""
 
     count = 0
-    limits = _jit.Limits(90, 132)
+    limits = Limits(90, 132)
 
     def __call__(self, grid, block, args, shared_mem=0):
         self.count += 1
@@ -72,13 +73,13 @@ def launches(monkeypatch):
     cupy.ndarray, cupy.empty, cupy.cuda = Array, Empty(), cuda
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     launches = Launches()
-    monkeypatch.setattr(_jit.Cuda, "limits", lambda self, device: launches.limits)
-    monkeypatch.setattr(_jit.Cuda, "_load", lambda self, kernel, device: launches)
-    monkeypatch.setattr(_tensor_map, "_encoder", lambda: lambda *arguments: 0)
-    _jit._runtimes.clear()
+    monkeypatch.setattr(device_runtime.Cuda, "limits", lambda self, device: launches.limits)
+    monkeypatch.setattr(device_runtime.Cuda, "_load", lambda self, kernel, device: launches)
+    monkeypatch.setattr(tensor_map, "_encoder", lambda: lambda *arguments: 0)
+    device_runtime._runtimes.clear()
     yield launches
-    _jit._runtimes.clear()
-    _tensor_map.encode.cache_clear()  # of maps that the driver has not seen
+    device_runtime._runtimes.clear()
+    tensor_map.encode.cache_clear()  # of maps that the driver has not seen
 
 
 x = Array((64, 1000))
@@ -134,9 +135,9 @@ def bench_host_cost(benchmark, launches, name):
     call = CALLS[name]
     mapped = name.startswith("attention")  # by Hopper's kernel
     if name.endswith("sm_80"):
-        launches.limits, mapped = _jit.Limits(80, 108), False
+        launches.limits, mapped = Limits(80, 108), False
     call()
-    assert launches.count > 0 and (_tensor_map.encode.cache_info().misses > 0) == mapped
+    assert launches.count > 0 and (tensor_map.encode.cache_info().misses > 0) == mapped
     benchmark(call)
     median = benchmark.stats.stats.median
     benchmark.extra_info["microseconds"] = 1e6 * median

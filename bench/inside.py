@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn import reference
-from cuattn._device import compiler as _nvrtc
-from cuattn._device import runtime as _jit
+from cuattn._device import compiler, runtime
+from cuattn._device.cache import cache_directory, cache_key, load_or_compile
 
 # The list of all shipped configurations is the compile test's, the error bound that of all tests.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -28,11 +28,11 @@ from configurations import TARGETS, kernels
 TOGETHER = 8
 FEWER = {"attention/forward_sm90.cuh": 3}  # a second each: several processes share them
 
-architecture = _nvrtc.architecture
-compile_kernel = _nvrtc.compile_kernel
-kernel_symbol = _nvrtc.kernel_symbol
-load_or_compile = _nvrtc.load_or_compile
-source_directory = _nvrtc.source_directory
+architecture = compiler.architecture
+compile_kernel = compiler.compile_kernel
+kernel_symbol = compiler.kernel_symbol
+load_or_compile = load_or_compile
+source_directory = compiler.source_directory
 dtype_of = tolerance.dtype_of
 
 
@@ -66,8 +66,8 @@ def compile_together(
 
     Kept in the cache of kernels: the report and the compile test ask for the same ones.
     """
-    key = _nvrtc.cache_key(header, "\n".join((*names, *options)), arch)
-    kept = _nvrtc.cache_directory() / f"{key}.together"
+    key = cache_key(header, "\n".join((*names, *options)), arch)
+    kept = cache_directory() / f"{key}.together"
     with contextlib.suppress(OSError, ValueError, TypeError):  # not there, damaged, of another form
         return Program(kept.read_bytes(), *json.loads(kept.with_suffix(".json").read_text()))
     program = compile_program(header, names, arch, options)
@@ -94,7 +94,7 @@ def compile_program(
         for name in names:
             nvrtc.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, (*_nvrtc.compiler_options(arch), *options))
+            nvrtc.compileProgram(program, (*compiler.compiler_options(arch), *options))
         except nvrtc.NVRTCError as error:
             raise RuntimeError(nvrtc.getProgramLog(program)) from error
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
@@ -130,17 +130,17 @@ __all__ = [
 def launched() -> Iterator[list[Any]]:
     """A list of the kernels that calls on a GPU launch while the context lasts, in order."""
     found: list[Any] = []
-    launch = _jit.Cuda.launch
+    launch = runtime.Cuda.launch
 
-    def noted(self: _jit.Cuda, kernel: Any, *args: Any) -> None:
+    def noted(self: runtime.Cuda, kernel: Any, *args: Any) -> None:
         found.append(kernel)
         launch(self, kernel, *args)
 
-    _jit.Cuda.launch = noted
+    runtime.Cuda.launch = noted
     try:
         yield found
     finally:
-        _jit.Cuda.launch = launch
+        runtime.Cuda.launch = launch
 
 
 def truth(name: str, operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray, float]:

@@ -13,7 +13,8 @@ from cuattn._softmax.backward import log_softmax_backward, softmax_backward
 from cuattn._softmax.logsumexp import logsumexp
 from cuattn._softmax.segments import segment_softmax
 from cuattn._softmax.softmax import log_softmax, softmax
-from cuattn._topk.state import merge, softmax_state, softmax_topk_state
+from cuattn._softmax.state import softmax_state
+from cuattn._topk.state import merge, softmax_topk_state
 from cuattn._topk.topk import softmax_topk, top_k
 from cuattn.results import (
     SoftmaxState,

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn._arrays import row_layout as _layout
-from cuattn._attention import plan as _plan_attention
-from cuattn._attention.plan import AttentionProblem
+from cuattn._arrays import row_layout
+from cuattn._attention import plan as attention_plan
 from cuattn._attention.plan_sm90 import plan_attention_sm90
-from cuattn._softmax import plan as _plan
-from cuattn._softmax.problem import CTYPES, SoftmaxProblem, TopKProblem
-from cuattn._topk import plan as _plan_topk
-from cuattn._topk import plan_radix as _plan_radix
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import CTYPES, Kernel
+from cuattn._softmax import plan as softmax_plan
+from cuattn._softmax.problem import SoftmaxProblem
+from cuattn._topk import plan as topk_plan
+from cuattn._topk import plan_radix
+from cuattn._topk.problem import TopKProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 STRESS = FLOATS[1:]
@@ -40,7 +42,7 @@ FEW_LENGTHS = (5, 200, 1000, 3000, 30_000, 300_000)
 
 def layout(
     rows: int, cols: int, axis: int = -1, row_rank: int = 1, col_rank: int = 1
-) -> _layout.Layout:
+) -> row_layout.Layout:
     """A dense matrix reduced over `axis`; ranks are filled up with dimensions of size 1."""
     strides = {
         "x": (cols, 1),
@@ -49,8 +51,8 @@ def layout(
         "where": (cols, 1),
         "weight": (cols, 1),
     }
-    per_operand = tuple(strides.get(name) for name in _layout.OPERANDS)
-    found = _layout.join_dimensions((rows, cols), (axis % 2,), per_operand)
+    per_operand = tuple(strides.get(name) for name in row_layout.OPERANDS)
+    found = row_layout.join_dimensions((rows, cols), (axis % 2,), per_operand)
     assert found is not None
 
     def pad(sizes, rank):
@@ -59,7 +61,7 @@ def layout(
     def pad_all(strides, rank):
         return tuple((0,) * (rank - len(s)) + s for s in strides)
 
-    return _layout.Layout(
+    return row_layout.Layout(
         pad(found.row_size, row_rank),
         pad(found.col_size, col_rank),
         pad_all(found.row_stride, row_rank),
@@ -104,7 +106,7 @@ def problems() -> Iterator[SoftmaxProblem]:
                 yield SoftmaxProblem(
                     "lse", dtype, acc, dtype, layout(64, cols), masked=masked, weighted=True
                 )
-            for row_rank in _layout.RANKS[1:]:
+            for row_rank in row_layout.RANKS[1:]:
                 yield SoftmaxProblem("prob", dtype, acc, dtype, layout(64, cols, row_rank=row_rank))
         for offsets in ("int32", "int64"):
             for width in (1, 100):
@@ -112,17 +114,17 @@ def problems() -> Iterator[SoftmaxProblem]:
                     shape = (1000, mean * 1000, width)
                     strides = (0, width, 1)
                     per_operand = [
-                        strides if name in ("x", "out") else None for name in _layout.OPERANDS
+                        strides if name in ("x", "out") else None for name in row_layout.OPERANDS
                     ]
-                    ragged = _layout.join_dimensions(shape, (1,), tuple(per_operand), True)
+                    ragged = row_layout.join_dimensions(shape, (1,), tuple(per_operand), True)
                     assert ragged is not None
                     yield SoftmaxProblem(
                         "prob", dtype, acc, dtype, ragged, offsets=offsets, segments=1000
                     )
     for cols in (2, 4, 8, 16, 32):  # every other column of short rows
         strides = {"x": (2 * cols, 2), "out": (cols, 1)}
-        per_operand = tuple(strides.get(name) for name in _layout.OPERANDS)
-        sliced = _layout.join_dimensions((4096, cols), (1,), per_operand)
+        per_operand = tuple(strides.get(name) for name in row_layout.OPERANDS)
+        sliced = row_layout.join_dimensions((4096, cols), (1,), per_operand)
         assert sliced is not None
         for dtype in FLOATS:
             yield SoftmaxProblem("prob", dtype, accumulator(dtype), dtype, sliced)
@@ -139,7 +141,7 @@ def problems() -> Iterator[SoftmaxProblem]:
         if x not in FLOATS:
             yield SoftmaxProblem("prob", x, "float64", "float64", layout(64, 1000))
             yield SoftmaxProblem("prob", x, "float64", "float64", layout(1000, 64, axis=0))
-    for rank in _layout.RANKS[1:]:
+    for rank in row_layout.RANKS[1:]:
         for result in ("prob", "log_grad", "lse"):
             yield SoftmaxProblem(
                 result,
@@ -158,18 +160,18 @@ def problems() -> Iterator[SoftmaxProblem]:
         )
 
 
-def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> _layout.Layout:
+def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> row_layout.Layout:
     """As `layout`, with the results of a selection, which have their own length along the axis."""
     found = layout(rows, cols, axis, rank)
-    out = _layout.OPERANDS.index("out")
+    out = row_layout.OPERANDS.index("out")
     columns = list(found.col_stride)
     columns[out] = (1,)
-    return _layout.Layout(found.row_size, found.col_size, found.row_stride, tuple(columns))
+    return row_layout.Layout(found.row_size, found.col_size, found.row_stride, tuple(columns))
 
 
 def topk_problems() -> Iterator[TopKProblem]:
     """Selections whose plans together hold every configuration that the dtypes stress."""
-    lists = [most for most, _, _ in _plan_topk.LISTS]
+    lists = [most for most, _, _ in topk_plan.LISTS]
     for softmax in (False, True):
         for k in lists:  # a warp a row, a block, and a block of slices
             for rows, cols in ((10**5, 5000), (64, 5000)):
@@ -197,7 +199,7 @@ def topk_problems() -> Iterator[TopKProblem]:
         if dtype not in FLOATS:
             for k, cols in ((4, 64), (lists[0], 5000), (300, 10**5)):
                 yield TopKProblem(dtype, selection(64, cols), k)
-    for rank in _layout.RANKS[1:]:
+    for rank in row_layout.RANKS[1:]:
         for softmax in (False, True):
             for k, cols in ((5, 64), (5, 5000), (300, 500), (300, 10**5)):
                 yield TopKProblem("float32", selection(64, cols, rank=rank), k, softmax)
@@ -245,30 +247,30 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("float16", 128, tma=False, modified=True)
 
 
-def kernels(compute_capability: int) -> dict[str, _plan.Kernel]:
+def kernels(compute_capability: int) -> dict[str, Kernel]:
     """Name expression to kernel, for one architecture."""
-    found: dict[str, _plan.Kernel] = {}
+    found: dict[str, Kernel] = {}
     for problem in problems():
-        for kernel in _plan.plan_softmax(problem, compute_capability, SMS).kernels:
+        for kernel in softmax_plan.plan_softmax(problem, compute_capability, SMS).kernels:
             found.setdefault(kernel.name, kernel)
     for selected in topk_problems():
-        for kernel, _ in _plan_topk.plan_topk(selected, compute_capability, SMS).launches:
+        for kernel, _ in topk_plan.plan_topk(selected, compute_capability, SMS).launches:
             found.setdefault(kernel.name, kernel)
     attended = [*attention_problems()] if compute_capability >= 80 else []
     attended += sm90_attention_problems() if compute_capability == 90 else ()
     for problem in attended:
         plan = plan_attention_sm90(problem, compute_capability, SMS)
-        planned = (plan or _plan_attention.plan_attention(problem, compute_capability)).kernel
+        planned = (plan or attention_plan.plan_attention(problem, compute_capability)).kernel
         found.setdefault(planned.name, planned)
     for dtype in FLOATS:
         for vector in (False, True):
             acc = accumulator(dtype)
-            merge = _plan_attention.plan_attention_merge(dtype, acc, 1000, 64, vector)
+            merge = attention_plan.plan_attention_merge(dtype, acc, 1000, 64, vector)
             found[merge.name] = merge
     for acc in ("float32", "float64"):
         for kernel in (
-            _plan.plan_state_merge(acc, 1000),
-            _plan_radix.plan_topk_state_merge(acc, 1000, 5),
+            softmax_plan.plan_state_merge(acc, 1000),
+            plan_radix.plan_topk_state_merge(acc, 1000, 5),
         ):
             found[kernel.name] = kernel
     return found

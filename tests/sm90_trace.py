@@ -15,8 +15,8 @@ import numpy as np
 from configurations import SMS, attention_problem
 
 from cuattn._attention.plan_sm90 import DIMS, plan_attention_sm90
-from cuattn._device import runtime as _jit
-from cuattn._softmax.plan import Kernel
+from cuattn._device import runtime as device_runtime
+from cuattn._device.kernel import Kernel
 
 ARGS = 10
 
@@ -110,7 +110,7 @@ class _Runtime(emulator.Runtime):
 def trace(call, q, k, v, *offsets, base=1024, **options):
     """`call`, attention or attention_varlen of these arrays, on one block."""
     runtime = _Runtime(base)
-    runtime._previous, _jit.emulator = _jit.emulator, runtime
+    runtime._previous, device_runtime.emulator = device_runtime.emulator, runtime
     with runtime:
         out = emulator.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
         call(q, k, v, *offsets, out=out, **options)

@@ -6,7 +6,6 @@ No other module raises about arguments. Messages read
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,12 @@ def other_device(name: str, device: int, other: str, other_device: int) -> Value
 
 def floating_or_integer(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is a real number's."""
-    _dtype(name, dtype, FLOATS + INTEGERS, f"{', '.join(FLOATS)} or an integer dtype")
+    one_dtype(name, dtype, FLOATS + INTEGERS, f"{', '.join(FLOATS)} or an integer dtype")
 
 
 def floating(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is one of FLOATS."""
-    _dtype(name, dtype, FLOATS, f"one of {', '.join(FLOATS)}")
+    one_dtype(name, dtype, FLOATS, f"one of {', '.join(FLOATS)}")
 
 
 def real(name: str, dtype: np.dtype) -> None:
@@ -140,10 +139,10 @@ def broadcastable(
         )
 
 
-def where_dtype(dtype: np.dtype) -> None:
-    """TypeError unless the mask is bool."""
+def bool_dtype(name: str, dtype: np.dtype, remedy: str) -> None:
+    """TypeError unless a mask is bool."""
     if dtype.name != "bool":
-        raise TypeError(f"where must be a bool array, but its dtype is {dtype}; compare with 0")
+        raise TypeError(f"{name} must be a bool array, but its dtype is {dtype}; {remedy}")
 
 
 def same_shape_and_dtype(
@@ -185,6 +184,13 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
         raise ValueError(f"{name} must not overlap itself, but its strides are {strides}")
 
 
+def apart(name: str, other: str) -> ValueError:
+    """The error for a result that is an input, where it must not be."""
+    return ValueError(
+        f"{name} must share no memory with {other}, but it is the same array; pass another"
+    )
+
+
 def same_view(
     name: str,
     array: Any,
@@ -206,22 +212,24 @@ def same_view(
         )
 
 
-def segments(offsets: Any, total: int, checked: bool) -> int:
-    """Number of segments of int32 / int64 offsets; with `checked`, their values are looked at."""
-    if offsets.dtype not in (np.int32, np.int64):
-        raise TypeError(f"cu_seqlens must be int32 or int64, but its dtype is {offsets.dtype!r}")
-    if offsets.ndim != 1 or offsets.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must have shape (segments + 1,), but it has {offsets.shape}")
-    if checked:
-        if offsets[0] != 0:
-            raise ValueError(f"cu_seqlens must begin with 0, but it begins with {offsets[0]}")
-        if np.any(offsets[1:] < offsets[:-1]):
-            raise ValueError("cu_seqlens must never fall, but it does")
-        if offsets[-1] != total:
-            raise ValueError(
-                f"cu_seqlens must end with the length of x, {total}, but its end is {offsets[-1]}"
-            )
-    return offsets.shape[0] - 1
+def ends_spec(name: str, shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
+    """TypeError or ValueError unless these can be the ends of sequences or segments."""
+    if dtype.name not in ("int32", "int64") or not dtype.isnative:
+        raise TypeError(f"{name} must be int32 or int64, but its dtype is {dtype!r}")
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"{name} must have shape ({what} + 1,), but its shape is {shape}")
+
+
+def ends(name: str, values: np.ndarray, total: int, other: str) -> None:
+    """ValueError unless these values are the ends of sequences or segments of `other`."""
+    if values[0] != 0:
+        raise ValueError(f"{name} must begin with 0, but it begins with {values[0]}")
+    if np.any(values[1:] < values[:-1]):
+        raise ValueError(f"{name} must never fall, but it does")
+    if values[-1] != total:
+        raise ValueError(
+            f"{name} must end with the length of {other}, {total}, but its end is {values[-1]}"
+        )
 
 
 def state(name: str, value: Any, wanted: type) -> None:
@@ -238,19 +246,8 @@ def at_least_1d(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have at least one dimension, but its shape is ()")
 
 
-@lru_cache(maxsize=4096)
-def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """First and one-past-last byte of a view, from the address of its first element."""
-    low = high = 0
-    for size, stride in zip(shape, strides, strict=True):
-        if size == 0:
-            return 0, 0
-        low += min(0, (size - 1) * stride)
-        high += max(0, (size - 1) * stride)
-    return low, high + itemsize
-
-
-def _dtype(name: str, dtype: np.dtype, known: tuple[str, ...], what: str) -> None:
+def one_dtype(name: str, dtype: np.dtype, known: tuple[str, ...], what: str) -> None:
+    """TypeError unless the dtype is a known one, in native byte order."""
     if dtype.name not in known:
         raise TypeError(
             f"{name} must be {what}, but its dtype is {dtype}; cast it with {name}.astype(...)"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+import numpy as np
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 # Operands of SoftmaxParams, in the order of enum SoftmaxOperand (softmax/params.cuh).
 OPERANDS = ("x", "y", "where", "weight", "scale", "out", "stat")
@@ -15,12 +19,17 @@ OPERANDS = ("x", "y", "where", "weight", "scale", "out", "stat")
 RANKS = (1, 3, 8)
 
 
-class Meta(NamedTuple):
-    """What a plan may know of an array; strides in bytes."""
+class ArraySpec(NamedTuple):
+    """An array without its data: what a plan may know of it; strides in bytes."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: Any
+
+
+def spec_of(array: Any) -> Any:
+    """The ArraySpec of an array; None stays None."""
+    return None if array is None else ArraySpec(array.shape, array.strides, array.dtype)
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,11 @@ class Layout:
 
     @property
     def rows(self) -> int:
-        return _product(self.row_size)
+        return math.prod(self.row_size)
 
     @property
     def cols(self) -> int:
-        return _product(self.col_size)
+        return math.prod(self.col_size)
 
 
 @lru_cache(maxsize=4096)
@@ -82,7 +91,7 @@ def join_dimensions(
     return Layout(sizes[0], sizes[1], by_operand[0], by_operand[1])
 
 
-def memory_order(x: Meta) -> tuple[int, ...] | None:
+def memory_order(x: ArraySpec) -> tuple[int, ...] | None:
     """Axes from the slowest to the fastest, as NumPy's order "K"; None for C order."""
     order = tuple(sorted(range(len(x.shape)), key=lambda d: -abs(x.strides[d])))
     significant = [d for d in order if x.shape[d] != 1]
@@ -98,21 +107,23 @@ def packed(shape: tuple[int, ...], order: tuple[int, ...] | None, itemsize: int)
     return tuple(strides)
 
 
-def padded(array: Meta, ndim: int) -> Meta:
+def padded(array: ArraySpec, ndim: int) -> ArraySpec:
     missing = ndim - len(array.shape)
-    return Meta((1,) * missing + array.shape, (0,) * missing + array.strides, array.dtype)
+    return ArraySpec((1,) * missing + array.shape, (0,) * missing + array.strides, array.dtype)
 
 
-def expanded(array: Meta, axes: tuple[int, ...]) -> Meta:
+def expanded(array: ArraySpec, axes: tuple[int, ...]) -> ArraySpec:
     """As numpy.expand_dims."""
     shape, strides = list(array.shape), list(array.strides)
     for axis in axes:
         shape.insert(axis, 1)
         strides.insert(axis, 0)
-    return Meta(tuple(shape), tuple(strides), array.dtype)
+    return ArraySpec(tuple(shape), tuple(strides), array.dtype)
 
 
-def element_strides(array: Meta | None, shape: tuple[int, ...]) -> tuple[int, ...] | None | bool:
+def element_strides(
+    array: ArraySpec | None, shape: tuple[int, ...]
+) -> tuple[int, ...] | None | bool:
     """Strides in elements after broadcasting to `shape`; False where they are no whole elements."""
     if array is None:
         return None
@@ -123,10 +134,3 @@ def element_strides(array: Meta | None, shape: tuple[int, ...]) -> tuple[int, ..
     if any(stride % itemsize for stride in strides):
         return False
     return (0,) * missing + tuple(stride // itemsize for stride in strides)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

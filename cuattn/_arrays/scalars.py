@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import AxisError
 
-from cuattn._arrays import checks as _check
+from cuattn._arrays import checks
 from cuattn._arrays.checks import kind, shown
 
-MOST_INDEX = 2**63 - 1  # of int64
+MAX_INDEX = 2**63 - 1  # of int64
 
 
 # -- axes ----------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def integer(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def count(name: str, value: Any, most: int = MOST_INDEX, why: str = "") -> int:
+def count(name: str, value: Any, most: int = MAX_INDEX, why: str = "") -> int:
     """An integer from 0 to `most`."""
     found = integer(name, value)
     if not 0 <= found <= most:
@@ -121,8 +121,8 @@ def float_dtype(dtype: Any) -> np.dtype | None:
         given = np.dtype(dtype)
     except Exception:  # TypeError, or what else the text or tuple of a dtype may lead to
         given = None
-    if given is None or given.name not in _check.FLOATS or not given.isnative:
+    if given is None or given.name not in checks.FLOATS or not given.isnative:
         raise TypeError(
-            f"dtype must be one of {', '.join(_check.FLOATS)}, but it is {shown(dtype)}"
+            f"dtype must be one of {', '.join(checks.FLOATS)}, but it is {shown(dtype)}"
         )
     return given

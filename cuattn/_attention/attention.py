@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
-from cuattn._arrays import scalars as _check_option
 from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import (
     AttentionAlone,
@@ -23,9 +23,10 @@ from cuattn._arrays.types import (
     VarlenWithLse,
     Window,
 )
-from cuattn._attention import checks as _check_attention
-from cuattn._attention import compute as _compute_attention
-from cuattn._attention import request as _call_attention
+from cuattn._attention import checks, request
+from cuattn._attention.run import run
+from cuattn._attention.views import canonical_views, cast
+from cuattn.reference._attention import run as run_reference
 
 
 @overload
@@ -151,10 +152,10 @@ def attention(
     """
     arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
     arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
-    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
-    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v}, arrays, q_offset)
     numbers = is_causal, window, scale, softcap, precision
-    return _compute_attention.attention(given, offset, layout, numbers, return_lse, out)
+    required = {"q": q, "k": k, "v": v}
+    call = request.attention(required, arrays, q_offset, layout, numbers, return_lse, out)
+    return _compute(call)
 
 
 @overload
@@ -258,11 +259,22 @@ def attention_varlen(
     >>> cuattn.attention_varlen(q, k, v, ends, ends)[:, 0, 0]
     array([1., 3., 3.])
     """
-    _check_attention.hint("max_seqlen_q", max_seqlen_q)
-    _check_attention.hint("max_seqlen_k", max_seqlen_k)
+    checks.hint("max_seqlen_q", max_seqlen_q)
+    checks.hint("max_seqlen_k", max_seqlen_k)
     arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
     arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
-    ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    given, offset = _call_attention.arrays({"q": q, "k": k, "v": v, **ends}, arrays, q_offset)
     numbers = is_causal, window, scale, softcap, precision
-    return _compute_attention.attention(given, offset, "BSHD", numbers, return_lse, out)
+    ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    required = {"q": q, "k": k, "v": v, **ends}
+    call = request.attention(required, arrays, q_offset, "BSHD", numbers, return_lse, out)
+    return _compute(call)
+
+
+def _compute(call: request.Call) -> Any:
+    if call.runtime is not None:
+        return run(call)
+    outs = tuple(np.empty(*one) for one in call.results) if call.outs is None else call.outs
+    expected = call.expected
+    arrays = cast(call.arrays, expected.acc, expected.fractional, np)
+    run_reference(canonical_views(arrays, outs, expected.sizes, call.layout, np), call.options)
+    return outs if call.return_lse else outs[0]

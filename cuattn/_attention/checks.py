@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import AxisError
 
-from cuattn._arrays import checks as _check
-from cuattn._arrays.checks import shown
+from cuattn._arrays.checks import INTEGERS, broadcastable, one_dtype, shown
 from cuattn._arrays.scalars import integer, number
 
 Shape = tuple[int, ...]
-MOST_HEAD_DIM = 256
-MOST_SIZE = 2**31 - 1024  # kernels count rows and keys in 32 bits, up to the end of a tile
-MOST_OFFSET = 2**39  # so that sums of places stay within what the kernels count
+MAX_HEAD_DIM = 256
+MAX_SIZE = 2**31 - 1024  # kernels count rows and keys in 32 bits, up to the end of a tile
+MAX_OFFSET = 2**39  # so that sums of places stay within what the kernels count
 NORMAL = {  # the least and the largest, by accumulator
     np.dtype(acc): (float(np.finfo(acc).smallest_normal), float(np.finfo(acc).max))
     for acc in (np.float32, np.float64)
@@ -65,14 +64,14 @@ def window(value: Any) -> tuple[int | None, int | None]:
             raise ValueError(
                 f"window[{i}] must be at least 0, but it is {shown(size)}; None has no bound"
             )
-        bounds.append(size if size is None or size <= 2 * MOST_OFFSET else None)
+        bounds.append(size if size is None or size <= 2 * MAX_OFFSET else None)
     return bounds[0], bounds[1]
 
 
 def offset(value: Any) -> int:
     """A place of query 0 among the keys."""
     place = integer("q_offset", value)
-    if abs(place) > MOST_OFFSET:
+    if abs(place) > MAX_OFFSET:
         raise ValueError(f"q_offset must be between -2**39 and 2**39, but it is {shown(place)}")
     return place
 
@@ -145,14 +144,14 @@ def same_size(name: str, what: str, shape: Shape, size: int, other: str, expecte
 
 def sizes(name: str, canonical: Shape) -> None:
     """ValueError for more than the kernels hold, or count."""
-    if canonical[3] > MOST_HEAD_DIM:
+    if canonical[3] > MAX_HEAD_DIM:
         raise ValueError(
-            f"{name} must have a head dimension of at most {MOST_HEAD_DIM}, but it has "
+            f"{name} must have a head dimension of at most {MAX_HEAD_DIM}, but it has "
             f"{canonical[3]}"
         )
-    if max(canonical) > MOST_SIZE:
+    if max(canonical) > MAX_SIZE:
         raise ValueError(
-            f"{name} must have axes of at most {MOST_SIZE}, but as (B, H, S, D) it has {canonical}"
+            f"{name} must have axes of at most {MAX_SIZE}, but as (B, H, S, D) it has {canonical}"
         )
 
 
@@ -165,17 +164,9 @@ def capability(name: str, number: int) -> None:
         )
 
 
-def mask_dtype(dtype: np.dtype) -> None:
-    """TypeError unless the mask is bool."""
-    if dtype.name != "bool":
-        raise TypeError(
-            f"mask must be a bool array, but its dtype is {dtype}; what is added is bias"
-        )
-
-
 def integers(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is an integer's, in native byte order."""
-    _check._dtype(name, dtype, _check.INTEGERS, "of an integer dtype")
+    one_dtype(name, dtype, INTEGERS, "of an integer dtype")
 
 
 def one_of_shapes(name: str, shape: Shape, shapes: tuple[Shape, ...], what: str) -> None:
@@ -192,7 +183,7 @@ def mask_shape(name: str, shape: Shape, target: Shape) -> None:
         remedy = f"; for one value a key pass {name}[:, None, None, :], or kv_lens for padding"
     elif len(target) == 4 and shape == (target[0], *target[2:]):
         remedy = f"; for one value a query and key pass {name}[:, None]"
-    _check.broadcastable(name, shape, target, "the shape of the scores", remedy)
+    broadcastable(name, shape, target, "the shape of the scores", remedy)
 
 
 def mask_of_sequences(name: str, shape: Shape, target: Shape) -> None:
@@ -212,7 +203,7 @@ def mask_of_sequences(name: str, shape: Shape, target: Shape) -> None:
 
 def offset_values(values: np.ndarray) -> None:
     """ValueError unless every sequence's `offset` is one."""
-    if np.any(values > MOST_OFFSET) or np.any(values < -MOST_OFFSET):
+    if np.any(values > MAX_OFFSET) or np.any(values < -MAX_OFFSET):
         raise ValueError(f"q_offset must be between -2**39 and 2**39, but it is {shown(values)}")
 
 
@@ -220,33 +211,6 @@ def lengths(name: str, values: np.ndarray, most: Any) -> None:
     """ValueError unless lengths are from 0 to `most`."""
     if np.any(values < 0) or np.any(values > most):
         raise ValueError(f"{name} must be from 0 to {most}, but it is {shown(values)}")
-
-
-def offsets_dtype(name: str, dtype: np.dtype, shape: Shape) -> None:
-    """TypeError or ValueError unless these can be the ends of sequences."""
-    if dtype.name not in ("int32", "int64") or not dtype.isnative:
-        raise TypeError(f"{name} must be int32 or int64, but its dtype is {dtype!r}")
-    if len(shape) != 1 or shape[0] == 0:
-        raise ValueError(f"{name} must have shape (sequences + 1,), but its shape is {shape}")
-
-
-def offsets(name: str, values: np.ndarray, total: int, other: str) -> None:
-    """ValueError unless the ends of sequences fit."""
-    if values[0] != 0:
-        raise ValueError(f"{name} must begin with 0, but it begins with {values[0]}")
-    if np.any(values[1:] < values[:-1]):
-        raise ValueError(f"{name} must never fall, but it does")
-    if values[-1] != total:
-        raise ValueError(
-            f"{name} must end with the length of {other}, {total}, but its end is {values[-1]}"
-        )
-
-
-def apart(name: str, other: str) -> ValueError:
-    """The error for a result that lies where an operand does."""
-    return ValueError(
-        f"{name} must share no memory with {other}, but it is the same array; pass another"
-    )
 
 
 def fractional(name: str, strides: Shape, itemsize: int) -> ValueError:

@@ -6,15 +6,11 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-from cuattn._arrays import scalars as _check_option
 from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import Host, Layout, Merge, Other, Pair, Unpack
-from cuattn._attention import checks as _check_attention
-from cuattn._attention import request as _call_attention
-from cuattn._attention import run as _run_attention
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn.reference import _attention as _reference_attention
+from cuattn._attention import request_merge
+from cuattn._attention.run_merge import run_merge
+from cuattn.reference._attention import merge as merge_reference
 
 
 @overload
@@ -83,19 +79,7 @@ def merge_attention(
     >>> cuattn.merge_attention(*first, *others)[0].round(6)
     array([[3.]])
     """
-    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
-    given = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
-    given = _call_attention.enter(given)
-    metas = {name: _call.meta(array) for name, array in given.items()}
-    expected = _call_attention.merge_results(
-        (("out_a", metas["out_a"]), ("out_b", metas["out_b"])),
-        (("lse_a", metas["lse_a"]), ("lse_b", metas["lse_b"])),
-        layout,
-    )
-    inputs = list(given.items())
-    made = None if out is None else _call_attention.check_out(out, list(expected), inputs)
-    outs, lses = [given["out_a"], given["out_b"]], [given["lse_a"], given["lse_b"]]
-    return _merge(inputs, outs, lses, expected, layout, made)
+    return _merge(request_merge.pair(out_a, lse_a, out_b, lse_b, layout, out))
 
 
 @overload
@@ -147,53 +131,12 @@ def merge_attention_states(
     >>> cuattn.merge_attention_states(outs, lses)[0].round(6)
     array([[3.]])
     """
-    _check_option.one_of("layout", layout, ("BHSD", "BSHD"))
-    given = _call_attention.enter({"outs": outs, "lses": lses})
-    outs, lses = given["outs"], given["lses"]
-    _check_attention.states("outs", outs.shape, layout)
-    place = _check_attention.state_axis(axis, outs.ndim)
-    _check_attention.same_parts(outs.shape, lses.shape, place)
-    metas = [
-        array._replace(shape=shape[:place] + shape[place + 1 :])
-        for array, shape in ((_call.meta(outs), outs.shape), (_call.meta(lses), lses.shape))
-    ]
-    expected = _call_attention.merge_results((("outs", metas[0]),), (("lses", metas[1]),), layout)
-    out_parts, lse_parts = (
-        [array[(slice(None),) * place + (i,)] for i in range(outs.shape[place])]
-        for array in (outs, lses)
-    )
-    return _merge(list(given.items()), out_parts, lse_parts, expected, layout, None)
+    return _merge(request_merge.stacked(outs, lses, axis, layout))
 
 
-def _merge(
-    inputs: list[tuple[str, Any]],
-    outs: list[Any],
-    lses: list[Any],
-    expected: tuple[tuple[Any, np.dtype], ...],
-    layout: str,
-    made: Any,
-) -> tuple[Any, Any]:
-    runtime = _jit.runtime_of(inputs[0][1])
-    if runtime is None:
-        made = tuple(np.empty(*one) for one in expected) if made is None else made
-        views = _views(np, outs, lses, made, layout)
-        _reference_attention.merge(*views)
-        return made
-    _call_attention.check_alignment(runtime, inputs, made)
-    with runtime.on(runtime.device(inputs[0][1])):
-        made = tuple(runtime.empty(*one) for one in expected) if made is None else made
-        _run_attention.merge(*_views(runtime.xp, outs, lses, made, layout))
-    return made
-
-
-def _views(xp: Any, outs: list[Any], lses: list[Any], made: Any, layout: str) -> tuple[Any, ...]:
-    """Canonical views of the parts and the results."""
-    canonical, whole = _call_attention.canonical, _call_attention.whole_elements
-    out, lse = made
-    lead = (None,) * (3 - lse.ndim)
-    return (
-        [canonical(whole(xp, part), layout) for part in outs],
-        [whole(xp, part)[lead] for part in lses],
-        canonical(out, layout),
-        lse[lead],
-    )
+def _merge(call: request_merge.MergeCall) -> tuple[Any, Any]:
+    if call.runtime is not None:
+        return run_merge(call)
+    out, lse = (np.empty(*one) for one in call.expected) if call.out is None else call.out
+    merge_reference(*call.views(np, out, lse))
+    return out, lse

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cuattn._softmax.plan import Kernel
-from cuattn._softmax.problem import CTYPES, ITEMSIZE, ceil_div
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
 
@@ -29,7 +29,7 @@ OPS = {
 # masks, biases and single elements ("rule").
 VALUE_DIM = {"float64": 128}
 VALUE_DIM_RULE = {"float64": 64}
-VALUE_DIM_MOST, VALUE_DIM_RULE_MOST = 256, 128
+MAX_VALUE_DIM, MAX_VALUE_DIM_RULE = 256, 128
 
 # Tiles: (head dimension at most, KiB of shared memory a block may have, warps, tiles of 16 rows of
 # each, keys, slots of the ring, why). The first row that fits is taken.
@@ -65,28 +65,6 @@ DOUBLE_TILES = (
 
 
 @dataclass(frozen=True)
-class AttentionProblem:
-    """What of one call decides on its kernel."""
-
-    op: str  # a key of OPS
-    dtype: str
-    batch: int
-    heads: int
-    kv_heads: int
-    q_rows: int
-    k_rows: int
-    head_dim: int
-    value_dim: int
-    vector: bool = True  # q, k, v can be read 16 bytes at a time
-    tma: bool = False  # q, k, v, out can be moved by TMA
-    modified: bool = False  # scores are more than scaled by a positive number
-    bias: str | None = None  # its dtype
-    masked: bool = False
-    ragged: bool = False
-    bounded: bool = False  # later queries see later keys only
-
-
-@dataclass(frozen=True)
 class AttentionPlan:
     """The kernel of a call and what its parameters say of the grid."""
 
@@ -99,9 +77,9 @@ class AttentionPlan:
 def plan_attention(problem: AttentionProblem, compute_capability: int) -> AttentionPlan:
     """Kernel of one call on a device of this compute capability (80 for sm_80)."""
     rule = problem.modified or problem.masked or not problem.vector
-    most = VALUE_DIM.get(problem.op, VALUE_DIM_MOST)
+    most = VALUE_DIM.get(problem.op, MAX_VALUE_DIM)
     if rule:
-        most = VALUE_DIM_RULE.get(problem.op, VALUE_DIM_RULE_MOST)
+        most = VALUE_DIM_RULE.get(problem.op, MAX_VALUE_DIM_RULE)
     dim, value_dim = _whole(problem.head_dim), min(_whole(problem.value_dim), most)
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cuattn._attention.plan import L2_BYTES, AttentionProblem
+from cuattn._attention.plan import L2_BYTES
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.tensor_map import ALIGNMENT, Boxes
-from cuattn._softmax.plan import Kernel
-from cuattn._softmax.problem import CTYPES, ceil_div
 
 HALVES = ("float16", "bfloat16")
 ITEMSIZE = 2

@@ -12,8 +12,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from cuattn._arrays import scalars as _check_option
-from cuattn._device import compiler as _nvrtc
+from cuattn._arrays import scalars
+from cuattn._device.cache import cache_directory
+from cuattn._device.compiler import source_directory, toolkit_headers
 
 VARIABLES = (
     "CUATTN_CACHE_DIR",  # where compiled kernels are kept,
@@ -68,7 +69,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     >>> list(cuattn.show_config("dicts"))
     ['versions', 'compiler', 'devices', 'caches', 'environment', 'problems']
     """
-    _check_option.one_of("mode", mode, ("stdout", "dicts"))
+    scalars.one_of("mode", mode, ("stdout", "dicts"))
     config = _config()
     if mode == "dicts":
         return config
@@ -110,8 +111,8 @@ def _config() -> dict[str, Any]:
     }
     compiler = {
         "library": ask("library", _nvrtc_library),
-        "headers": ask("headers", _nvrtc._toolkit_headers),
-        "sources": ask("sources", lambda: str(_nvrtc.source_directory())),
+        "headers": ask("headers", toolkit_headers),
+        "sources": ask("sources", lambda: str(source_directory())),
         "architectures": ask("architectures", _architectures),
     }
     return {
@@ -119,7 +120,7 @@ def _config() -> dict[str, Any]:
         "compiler": compiler,
         "devices": ask("devices", _devices),
         "caches": {
-            "cuattn": cache("cuattn_cache", _nvrtc.cache_directory),
+            "cuattn": cache("cuattn_cache", cache_directory),
             "cupy": cache("cupy_cache", _cupy_cache_directory),
         },
         "environment": {name: os.environ.get(name) for name in VARIABLES},

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cuattn._arrays.interchange import INSTALL
-from cuattn._device import compiler as _nvrtc
-from cuattn._device import tensor_map as _tensor_map
+from cuattn._device import cache, compiler, tensor_map
+from cuattn._device.kernel import Limits
 
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
 # cuattn.reference.
@@ -26,13 +26,6 @@ emulator: Any = None
 # CUfunction_attribute
 NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-
-
-class Limits(NamedTuple):
-    """What plans depend on: compute capability (90 for sm_90) and number of multiprocessors."""
-
-    compute_capability: int
-    num_sms: int
 
 
 class Cuda:
@@ -75,10 +68,10 @@ class Cuda:
     def tensor_map(self, *array: Any) -> bytes:
         """The map of an array at an address, as `cuattn._device.tensor_map.encode`."""
         try:
-            return _tensor_map.encode(*array)
-        except _tensor_map.NoContext:
+            return tensor_map.encode(*array)
+        except tensor_map.NoContext:
             self.xp.cuda.runtime.memGetInfo()  # the runtime's first call in a thread sets one
-            return _tensor_map.encode(*array)
+            return tensor_map.encode(*array)
 
     def launch(
         self, kernel: Any, params: bytes, reads: tuple[Any, ...], writes: tuple[Any, ...]
@@ -99,16 +92,16 @@ class Cuda:
         with self._lock:
             function = self._kernels.get(key)
             if function is None:
-                arch = _nvrtc.architecture(self.limits(device).compute_capability) + kernel.suffix
-                path, cubin = _nvrtc.load_or_compile(kernel.header, kernel.name, arch)
+                arch = compiler.architecture(self.limits(device).compute_capability) + kernel.suffix
+                path, cubin = cache.load_or_compile(kernel.header, kernel.name, arch)
                 if path is not None:
                     function = self.xp.RawModule(path=str(path)).get_function(
-                        _nvrtc.kernel_symbol(cubin)
+                        compiler.kernel_symbol(cubin)
                     )
                 else:
                     module = self.xp.cuda.function.Module()
                     module.load(cubin)
-                    function = module.get_function(_nvrtc.kernel_symbol(cubin))
+                    function = module.get_function(compiler.kernel_symbol(cubin))
                 handle = getattr(function, "kernel", function).ptr
                 if kernel.registers:
                     self._check_registers(kernel, handle)
@@ -122,7 +115,7 @@ class Cuda:
         if found < kernel.registers:
             raise RuntimeError(
                 f"{kernel.name} must have at least {kernel.registers} registers a thread, but "
-                f"NVRTC {_nvrtc.version()} gave it {found}, with which it would wait for ever; "
+                f"NVRTC {compiler.version()} gave it {found}, with which it would wait for ever; "
                 f"install another CUDA toolkit, or its wheels: {INSTALL}"
             )
 

@@ -7,12 +7,11 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays import scalars as _check_option
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Axis, Host, Other, Scaled, Unpack
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn._softmax import run as _run
+from cuattn._softmax import request
+from cuattn._softmax.run import run
 
 
 @overload
@@ -60,7 +59,7 @@ def softmax_backward(
     >>> cuattn.softmax_backward(numpy.array([1.0, 0.0]), y)
     array([ 0.25, -0.25])
     """
-    return _gradient("grad", grad, y, axis, scale, out)
+    return _gradient(request.gradient("grad", grad, y, axis, scale, out))
 
 
 @overload
@@ -103,31 +102,16 @@ def log_softmax_backward(
     >>> cuattn.log_softmax_backward(numpy.array([1.0, 0.0]), y)
     array([ 0.5, -0.5])
     """
-    return _gradient("log_grad", grad, y, axis, scale, out)
+    return _gradient(request.gradient("log_grad", grad, y, axis, scale, out))
 
 
-def _gradient(result: str, grad: Any, y: Any, axis: Axis, scale: Any, out: Any) -> Any:
-    grad, y = _call.enter_pair("grad", grad, "y", y)
-    first = ("grad", grad)
-    scale_array, scale_value = _call.scale(scale, first)
-    request = _call.Request(
-        result,
-        _check_option.axes(axis, grad.ndim, "grad"),
-        _call.meta(grad),
-        y=_call.meta(y),
-        scale=_call.meta(scale_array),
-    )
-    if out is not None:
-        _call.results(request)
-        inputs = [first, ("y", y), ("scale", scale_array)]
-        (out,) = _call.check_out(out, [(grad.shape, grad.dtype)], inputs)
-    runtime = _jit.runtime_of(grad)
-    if runtime is None:
-        _call.results(request)
-        function = (
-            reference.softmax_backward if result == "grad" else reference.log_softmax_backward
-        )
-        dx = function(grad, y, request.axes, scale=_call.either(scale_array, scale_value), out=out)
-        return dx if out is not None else _call.rounded(dx, grad.dtype)
-    operands = _run.Operands(grad, y, scale=scale_array)
-    return _run.run(request, operands, scale_value, out).out
+def _gradient(call: request.Call) -> Any:
+    if call.runtime is not None:
+        return run(call).out
+    asked, (grad, y, *_) = call.request, call.operands
+    request.expect(asked)
+    backward = reference.softmax_backward
+    if asked.result == "log_grad":
+        backward = reference.log_softmax_backward
+    dx = backward(grad, y, asked.axes, scale=call.factor, out=call.out)
+    return dx if call.out is not None else rounded(dx, grad.dtype)

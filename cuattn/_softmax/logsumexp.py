@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays import scalars as _check_option
 from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import Axis, Host, LogSumExp, Other, Unpack
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn._softmax import run as _run
+from cuattn._softmax import request
+from cuattn._softmax.run import run
 
 
 @overload
@@ -74,40 +71,15 @@ def logsumexp(
     >>> cuattn.logsumexp(numpy.array([[0.0, -40.0], [1.0, 1.0]]), axis=1)
     array([4.24835426e-18, 1.69314718e+00])
     """
-    x = _call.enter("x", x)
-    first = ("x", x)
-    weight = None if b is None else _call.one_or_array("b", b, first)
-    weak = isinstance(weight, float)  # a number of Python leaves the dtype to x
-    where = _call.mask(where, first)
-    request = _call.Request(
-        "lse",
-        _check_option.axes(axis, x.ndim),
-        _call.meta(x),
-        where=_call.meta(where),
-        weight=None if weak else _call.meta(weight),
-        dtype=_check_option.float_dtype(dtype),
-        keepdims=_check_option.flag("keepdims", keepdims),
+    call = request.reduction(x, axis, b, where, keepdims, dtype, out)
+    if call.runtime is not None:
+        return run(call).stat
+    return reference.logsumexp(
+        call.operands.x,
+        call.request.axes,
+        b=call.operands.weight,
+        where=call.operands.where,
+        keepdims=call.request.keepdims,
+        dtype=request.expect(call.request).dtype,
+        out=call.stat,
     )
-    expected = _call.results(request)
-    if out is not None:
-        inputs = [first, ("where", where), ("b", None if weak else weight)]
-        (out,) = _call.check_out(out, [(expected.stat_shape, expected.stat_dtype)], inputs)
-    runtime = _jit.runtime_of(x)
-    if runtime is None:
-        return reference.logsumexp(
-            x,
-            request.axes,
-            b=weight,
-            where=where,
-            keepdims=request.keepdims,
-            dtype=expected.dtype,
-            out=out,
-        )
-    if weak:
-        weight = np.asarray(weight, expected.acc)
-    if weight is not None and not weight.ndim:
-        weight = _call.placed(weight, runtime, x)
-        request = request._replace(weight=_call.meta(weight), dtype=expected.dtype)
-    if where is not None and not where.ndim:
-        where = _call.placed(where, runtime, x)
-    return _run.run(request, _run.Operands(x, where=where, weight=weight), stat=out).stat

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._arrays.row_layout import OPERANDS, Layout
+from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div, power_of_two
 from cuattn._softmax.plan_parts import Parts, geometry, parts_of_row
-from cuattn._softmax.problem import CTYPES, ITEMSIZE, Instance, SoftmaxProblem, ceil_div
+from cuattn._softmax.problem import SoftmaxProblem
 
 # Register words (4 bytes) that a thread may hold of a row. 32 leave room for two blocks of 512
 # threads per SM, so that one loads while the other stores; 64 are the most that compile without
 # spills, for rows that fit in no other way.
 WORDS = 32
-WORDS_MOST = 64
+MAX_WORDS = 64
 
 # Rows held in registers by whole blocks: (threads, words, blocks of the cluster, compute capability
 # at least, why).
@@ -33,10 +34,10 @@ RESIDENT = (
         90,
         "32 K: two blocks per SM still overlap load and store, one of 64 words would not",
     ),
-    (512, WORDS_MOST, 1, 0, "32 K without clusters: one block per SM, but one read"),
+    (512, MAX_WORDS, 1, 0, "32 K without clusters: one block per SM, but one read"),
     (512, WORDS, 4, 90, "64 K"),
     (512, WORDS, 8, 90, "128 K: 8 blocks are the largest portable cluster"),
-    (512, WORDS_MOST, 8, 90, "256 K: the last row that is read once"),
+    (512, MAX_WORDS, 8, 90, "256 K: the last row that is read once"),
 )
 
 # Columns walked by threads that share a few neighbouring rows: (threads, elements held by each,
@@ -59,27 +60,6 @@ SEGMENT_WORDS = 8  # register words of row elements that a thread holds
 SPLIT_THREADS = 256
 MERGE_ROWS = 4  # warps, one a row, in a block of softmax_merge
 STATE_MERGE_THREADS = 128
-
-
-@dataclass(frozen=True)
-class Kernel(Instance):
-    """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
-
-    `smem_bytes` of dynamic shared memory a block. `suffix` "a": for one architecture only, whose
-    target is called so. `registers`: what a thread starts with at least, or the kernel would hang.
-    """
-
-    grid: int
-    block: int
-    cluster: int = 1
-    smem_bytes: int = 0
-    suffix: str = ""
-    registers: int = 0
-
-    @property
-    def header(self) -> str:
-        """The kernel's file in cuda_src, which has its name."""
-        return self.template.replace("_", "/", 1) + ".cuh"
 
 
 @dataclass(frozen=True)
@@ -135,7 +115,7 @@ def _plan_resident(
     else:
         for threads, words, cluster, at_least, _ in RESIDENT:
             wide = problem.masked or problem.acc == "float64" or ITEMSIZE[problem.x] == 8
-            if words == WORDS_MOST and wide:
+            if words == MAX_WORDS and wide:
                 continue  # masks and 8-byte elements take the registers that 64 words leave
             fragments = words // problem.words // problem.vec
             if (
@@ -146,7 +126,7 @@ def _plan_resident(
         else:
             return None
         if problem.fragments_most > threads * fragments * cluster:
-            if words == WORDS_MOST and problem.result == "log_prob":
+            if words == MAX_WORDS and problem.result == "log_prob":
                 return None  # the one that would spill
             fragments += 1
         # Few rows: smaller blocks in larger clusters hold as much, on more SMs.
@@ -185,11 +165,11 @@ def _part_of_a_warp(problem: SoftmaxProblem) -> tuple[int, int, int]:
     fragments.
     """
     needed = problem.fragments
-    threads = min(8, _power_of_two(needed))
+    threads = min(8, power_of_two(needed))
     threads = max(
-        threads, min(32, _power_of_two(ceil_div(needed, min(4, _warp_fragments(problem)))))
+        threads, min(32, power_of_two(ceil_div(needed, min(4, _warp_fragments(problem)))))
     )
-    fragments = _power_of_two(ceil_div(needed, threads))
+    fragments = power_of_two(ceil_div(needed, threads))
     return threads, 128 // threads, fragments + (problem.fragments_most > threads * fragments)
 
 
@@ -272,7 +252,7 @@ def _lanes(layout: Layout) -> int:
     Not as many as there are rows: the order of a row's sum must not depend on their number.
     """
     between = abs(layout.col_stride[OPERANDS.index("x")][-1]) if layout.cols > 1 else 0
-    return min(32, max(_power_of_two(between), 32 // min(32, _power_of_two(layout.cols))))
+    return min(32, max(power_of_two(between), 32 // min(32, power_of_two(layout.cols))))
 
 
 def _in_two_passes(
@@ -286,8 +266,3 @@ def _in_two_passes(
     grid = ceil_div(problem.layout.rows, MERGE_ROWS)
     merge = Kernel("softmax_merge", arguments, grid, 32 * MERGE_ROWS)
     return SoftmaxPlan((kernel("kReduce"), merge), workspace, fixed)
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << max(0, n - 1).bit_length()

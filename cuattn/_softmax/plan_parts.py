@@ -10,11 +10,11 @@ import itertools
 from dataclasses import dataclass, replace
 
 from cuattn._arrays.row_layout import Layout
+from cuattn._device.kernel import ceil_div
 from cuattn._device.params import softmax_geometry
-from cuattn._softmax.problem import ceil_div
 
 PART_TILES = 2  # tiles of a part: to merge one costs 27 instructions per warp, a tile takes 250
-PARTS_MOST = 512  # of a row: every block that normalises it reads the states of them all
+MAX_PARTS = 512  # of a row: every block that normalises it reads the states of them all
 WAVES = 4  # blocks per SM that a split aims at
 
 
@@ -44,7 +44,7 @@ class Parts:
 
 def parts_of_row(cols: int, tile: int) -> Parts:
     """Parts of a row of `cols` columns, in tiles of a block."""
-    slice_ = max(PART_TILES, ceil_div(ceil_div(cols, tile), PARTS_MOST)) * tile
+    slice_ = max(PART_TILES, ceil_div(ceil_div(cols, tile), MAX_PARTS)) * tile
     return Parts(ceil_div(cols, slice_), slice_)
 
 

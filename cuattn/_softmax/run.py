@@ -1,4 +1,4 @@
-"""The second half of every call on a device: plan, allocate, launch.
+"""The calls of the softmax functions on a device: plan, allocate, launch.
 
 What depends on shapes, strides, dtypes and options alone is planned once and remembered; a warm
 call looks it up, allocates, packs its pointers and launches.
@@ -11,38 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._arrays import checks as _check
-from cuattn._arrays import row_layout as _layout
-from cuattn._arrays.row_layout import Meta
-from cuattn._device import runtime as _jit
+from cuattn._arrays import checks, row_layout
+from cuattn._arrays.row_layout import ArraySpec, spec_of
+from cuattn._device.kernel import Limits
 from cuattn._device.params import SOFTMAX_HEAD
-from cuattn._softmax import plan as _plan
-from cuattn._softmax import request as _call
+from cuattn._softmax.plan import SoftmaxPlan, plan_softmax
 from cuattn._softmax.problem import SoftmaxProblem
+from cuattn._softmax.request import NAMES, Call, Expected, Operands, Request, expect
 
 UINT8 = np.dtype(np.uint8)
 
 
-class Operands(NamedTuple):
-    """Arrays of one call, on one device; the fields that a Request has metas for."""
-
-    x: Any
-    y: Any = None
-    where: Any = None
-    weight: Any = None
-    scale: Any = None
-    offsets: Any = None
-
-
-# What the fields of Operands are called by users: of a forward call, of a backward one.
-NAMES = (
-    ("x", "y", "where", "b", "scale", "cu_seqlens"),
-    ("grad", "y", "where", "b", "scale", "cu_seqlens"),
-)
-
-
-class Made(NamedTuple):
-    """What a call made: the transform, and one number a row (lse, or m and l of a state)."""
+class Outputs(NamedTuple):
+    """What a call makes: the transform, and one number per row (lse, or m and l of a state)."""
 
     out: Any
     stat: Any
@@ -52,51 +33,45 @@ class Made(NamedTuple):
 class Planned(NamedTuple):
     """Everything of a call that does not change with its pointers."""
 
-    expected: _call.Results
-    plan: _plan.SoftmaxPlan | None  # None: nothing to launch
+    expected: Expected
+    plan: SoftmaxPlan | None  # None: nothing to launch
     out_order: tuple[int, ...] | None  # axes of a new result, slowest first; None: C order
 
 
-def run(
-    request: _call.Request,
-    operands: Operands,
-    scale_value: float = 1.0,
-    out: Any = None,
-    stat: Any = None,
-    wants_stat: bool = False,
-) -> Made:
-    """Launch a checked request on the device of x; results that are not given are allocated."""
-    runtime = _jit.runtime_of(operands.x)
+def run(call: Call) -> Outputs:
+    """Launch a call on the device of x; results that are not given are allocated."""
+    runtime, request, operands, factor, out, stat, wants_stat = call
     device = runtime.device(operands.x)
     for i, array in enumerate((*operands, out, stat)):
         if array is not None and runtime.address(array) % array.itemsize:
-            _call.results(request)  # so that its errors win over this one
-            raise _check.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
+            expect(request)  # so that its errors win over this one
+            raise checks.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
     with runtime.on(device):
         _, _, _, weight, scale, offsets = operands
         if weight is not None or scale is not None or offsets is not None:
             request, operands = _cast(runtime.xp, request, operands)
         aligned = runtime.address(operands.x) % 16 == 0
         limits = runtime.limits(device)
-        planned = _planned(request, _call.meta(out), _call.meta(stat), aligned, limits)
+        planned = _planned(request, spec_of(out), spec_of(stat), aligned, limits)
         if planned is None:
             request, copies = _copied(runtime.xp, request, operands)
-            made = run(request, copies, scale_value, wants_stat=wants_stat or stat is not None)
-            return Made(_into(out, made.out), _into(stat, made.stat), made.stat_l)
-        made = _allocated(runtime, request, planned, operands.x, out, stat, wants_stat)
+            wants_stat = wants_stat or stat is not None
+            copy = run(Call(runtime, request, copies, factor, wants_stat=wants_stat))
+            return Outputs(_into(out, copy.out), _into(stat, copy.stat), copy.stat_l)
+        outputs = _allocated(runtime, request, planned, operands.x, out, stat, wants_stat)
         if planned.plan is None:
-            _into(made.stat, -np.inf)
-            _into(made.stat_l, 0)
+            _into(outputs.stat, -np.inf)
+            _into(outputs.stat_l, 0)
         else:
-            _launch(runtime, planned.plan, operands, scale_value, made)
-        return made
+            _launch(runtime, planned.plan, operands, factor, outputs)
+        return outputs
 
 
 def _launch(
-    runtime: Any, plan: _plan.SoftmaxPlan, operands: Operands, scale_value: float, made: Made
+    runtime: Any, plan: SoftmaxPlan, operands: Operands, factor: float, outputs: Outputs
 ) -> None:
     x, y, where, weight, scale, offsets = operands
-    out, stat, stat_l = made
+    out, stat, stat_l = outputs
     address = runtime.address
     partial = None
     if plan.workspace_bytes:
@@ -112,7 +87,7 @@ def _launch(
         stat_l=0 if stat_l is None else address(stat_l),
         partial=0 if partial is None else address(partial),
         offsets=0 if offsets is None else address(offsets),
-        scale_value=scale_value,
+        scale_value=factor,
     )
     writes = (out, stat, stat_l, partial)
     for kernel in plan.kernels:
@@ -121,41 +96,45 @@ def _launch(
 
 @lru_cache(maxsize=4096)
 def _planned(
-    request: _call.Request, out: Meta | None, stat: Meta | None, aligned: bool, limits: _jit.Limits
+    request: Request, out: ArraySpec | None, stat: ArraySpec | None, aligned: bool, limits: Limits
 ) -> Planned | None:
     """Plan of a checked request; None if no kernel can follow the strides of its arrays.
 
     `aligned`: the first element of x is on a 16-byte boundary.
     """
-    expected = _call.results(request)
+    expected = expect(request)
     x = request.x
-    order = _layout.memory_order(x)
+    order = row_layout.memory_order(x)
     if out is None:
-        out = Meta(x.shape, _layout.packed(x.shape, order, expected.dtype.itemsize), expected.dtype)
+        out = ArraySpec(
+            x.shape, row_layout.packed(x.shape, order, expected.dtype.itemsize), expected.dtype
+        )
     if stat is None:
-        stat = Meta(
+        stat = ArraySpec(
             expected.stat_shape,
-            _layout.packed(expected.stat_shape, None, expected.stat_dtype.itemsize),
+            row_layout.packed(expected.stat_shape, None, expected.stat_dtype.itemsize),
             expected.stat_dtype,
         )
     if not request.keepdims:
-        stat = _layout.expanded(stat, request.axes)
+        stat = row_layout.expanded(stat, request.axes)
     shape, axes, scale = x.shape, request.axes, request.scale
     operands = [x, request.y, request.where, request.weight, scale, out, stat]
     if request.offsets is not None:
         # Ragged rows: a new first dimension, the segments, in which x and out do not move.
         shape, axes = (expected.row_shape[0], *shape), (1,)
-        scale = scale and _layout.expanded(_layout.padded(scale, len(expected.row_shape)), axes)
+        scale = scale and row_layout.expanded(
+            row_layout.padded(scale, len(expected.row_shape)), axes
+        )
         operands = [x, None, None, None, scale, out, None]
-    strides = [_layout.element_strides(operand, shape) for operand in operands]
-    if any(s is False for s in strides):
+    steps = [row_layout.element_strides(operand, shape) for operand in operands]
+    if any(s is False for s in steps):
         return None
-    layout = _layout.join_dimensions(shape, axes, tuple(strides), request.offsets is not None)
+    layout = row_layout.join_dimensions(shape, axes, tuple(steps), request.offsets is not None)
     if layout is None:
         return None
     if layout.rows == 0 or layout.cols == 0:
         return Planned(expected, None, order)
-    steps = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]  # bytes
+    row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
     problem = SoftmaxProblem(
         result=request.result,
         x=x.dtype.name,
@@ -164,23 +143,23 @@ def _planned(
         layout=layout,
         masked=request.where is not None,
         weighted=request.weight is not None,
-        aligned=aligned and all(step % 16 == 0 for step in steps),
+        aligned=aligned and all(step % 16 == 0 for step in row_bytes),
         offsets=None if request.offsets is None else request.offsets.dtype.name,
         segments=0 if request.offsets is None else expected.row_shape[0],
     )
-    plan = _plan.plan_softmax(problem, limits.compute_capability, limits.num_sms)
+    plan = plan_softmax(problem, limits.compute_capability, limits.num_sms)
     return Planned(expected, plan, order)
 
 
 def _allocated(
     runtime: Any,
-    request: _call.Request,
+    request: Request,
     planned: Planned,
     x: Any,
     out: Any,
     stat: Any,
     wants_stat: bool,
-) -> Made:
+) -> Outputs:
     """The results, new ones where none are given: the transform in the memory order of x."""
     expected = planned.expected
     stat_l = None
@@ -197,12 +176,12 @@ def _allocated(
         stat = runtime.empty(expected.stat_shape, expected.stat_dtype)
     if request.result == "state":
         stat_l = runtime.empty(expected.stat_shape, expected.stat_dtype)
-    return Made(out, stat, stat_l)
+    return Outputs(out, stat, stat_l)
 
 
-def _cast(xp: Any, request: _call.Request, operands: Operands) -> tuple[_call.Request, Operands]:
+def _cast(xp: Any, request: Request, operands: Operands) -> tuple[Request, Operands]:
     """Scales, weights and offsets as kernels read them: the accumulator's dtype; contiguous."""
-    expected = _call.results(request)
+    expected = expect(request)
     cast = {}
     for name in ("scale", "weight"):
         array = getattr(operands, name)
@@ -212,20 +191,20 @@ def _cast(xp: Any, request: _call.Request, operands: Operands) -> tuple[_call.Re
         cast["offsets"] = xp.ascontiguousarray(operands.offsets)
     if not cast:
         return request, operands
-    metas: dict[str, Any] = {name: _call.meta(array) for name, array in cast.items()}
-    return request._replace(**metas, dtype=expected.dtype), operands._replace(**cast)
+    specs: dict[str, Any] = {name: spec_of(array) for name, array in cast.items()}
+    return request._replace(**specs, dtype=expected.dtype), operands._replace(**cast)
 
 
-def _copied(xp: Any, request: _call.Request, operands: Operands) -> tuple[_call.Request, Operands]:
-    """The same call on C-contiguous copies, for layouts that no kernel follows (_layout.RANKS)."""
+def _copied(xp: Any, request: Request, operands: Operands) -> tuple[Request, Operands]:
+    """The same call on C-contiguous copies, for layouts that no kernel follows (RANKS)."""
     shape = operands.x.shape
     copies = {}
     for name, array in operands._asdict().items():
         if array is not None:
             wide = xp.broadcast_to(array, shape) if name in ("where", "weight") else array
             copies[name] = xp.ascontiguousarray(wide).reshape(wide.shape)
-    metas: dict[str, Any] = {name: _call.meta(array) for name, array in copies.items()}
-    return request._replace(**metas), Operands(**copies)
+    specs: dict[str, Any] = {name: spec_of(array) for name, array in copies.items()}
+    return request._replace(**specs), Operands(**copies)
 
 
 def _into(target: Any, value: Any) -> Any:

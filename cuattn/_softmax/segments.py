@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays import checks as _check
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Other, Scaled, Unpack
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn._softmax import run as _run
+from cuattn._softmax import request
+from cuattn._softmax.run import run
 
 
 @overload
@@ -57,26 +55,9 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     >>> cuattn.segment_softmax(x, numpy.array([0, 1, 3]))
     array([1.  , 0.25, 0.75])
     """
-    x, offsets = _call.enter_pair("x", x, "cu_seqlens", cu_seqlens)
-    first = ("x", x)
-    _check.at_least_1d("x", x.shape)
-    _check.segments(offsets, x.shape[0], isinstance(offsets, np.ndarray))
-    scale_array, scale_value = _call.scale(scale, first)
-    request = _call.Request(
-        "prob",
-        (0,),
-        _call.meta(x),
-        scale=_call.meta(scale_array),
-        offsets=_call.meta(offsets),
-    )
-    expected = _call.results(request)
-    if out is not None:
-        inputs = [first, ("cu_seqlens", offsets), ("scale", scale_array)]
-        (out,) = _call.check_out(out, [(x.shape, expected.dtype)], inputs)
-    runtime = _jit.runtime_of(x)
-    if runtime is None:
-        scale = _call.either(scale_array, scale_value)
-        y = reference.segment_softmax(x, offsets, scale=scale, out=out)
-        return y if out is not None else _call.rounded(y, expected.dtype)
-    operands = _run.Operands(x, scale=scale_array, offsets=offsets)
-    return _run.run(request, operands, scale_value, out).out
+    call = request.segments(x, cu_seqlens, scale, out)
+    if call.runtime is not None:
+        return run(call).out
+    x, offsets = call.operands.x, call.operands.offsets
+    y = reference.segment_softmax(x, offsets, scale=call.factor, out=call.out)
+    return y if call.out is not None else rounded(y, request.expect(call.request).dtype)

@@ -7,8 +7,8 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays import scalars as _check_option
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import (
     Axis,
     Host,
@@ -20,9 +20,8 @@ from cuattn._arrays.types import (
     SoftmaxWithLse,
     Unpack,
 )
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn._softmax import run as _run
+from cuattn._softmax import request
+from cuattn._softmax.run import run
 
 
 @overload
@@ -113,7 +112,8 @@ def softmax(
     >>> cuattn.softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]]))
     array([[0.25, 0.25, 0.5 ]])
     """
-    return _transform("prob", x, axis, scale, where, dtype, out, return_lse)
+    call = request.transform("prob", x, axis, scale, where, dtype, out, return_lse)
+    return _transform(call)
 
 
 @overload
@@ -164,54 +164,23 @@ def log_softmax(
     >>> cuattn.log_softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]])).round(3)
     array([[-1.386, -1.386, -0.693]])
     """
-    return _transform("log_prob", x, axis, scale, where, dtype, out, False)
+    return _transform(request.transform("log_prob", x, axis, scale, where, dtype, out, False))
 
 
-def _transform(
-    result: str, x: Any, axis: Axis, scale: Any, where: Any, dtype: Any, out: Any, return_lse: bool
-) -> Any:
-    x = _call.enter("x", x)
-    return_lse = _check_option.flag("return_lse", return_lse)
-    first = ("x", x)
-    scale_array, scale_value = (None, 1.0) if scale is None else _call.scale(scale, first)
-    if where is not None:
-        where = _call.mask(where, first)
-    request = _call.Request(
-        "prob_lse" if return_lse else result,
-        _check_option.axes(axis, x.ndim),
-        _call.meta(x),
-        where=_call.meta(where),
-        scale=_call.meta(scale_array),
-        dtype=_check_option.float_dtype(dtype),
-    )
-    y = lse = None
-    if out is not None:
-        expected = _call.results(request)
-        inputs = [first, ("scale", scale_array), ("where", where)]
-        shapes = [(x.shape, expected.dtype), (expected.stat_shape, expected.stat_dtype)]
-        y, lse = (*_call.check_out(out, shapes[: 1 + return_lse], inputs), None)[:2]
-    runtime = _jit.runtime_of(x)
-    if runtime is None:
-        given = x, _call.either(scale_array, scale_value), where
-        return _reference_transform(request, *given, y, lse, return_lse)
-    if where is not None and not where.ndim and _call.results(request):  # so that its errors win
-        where = _call.placed(where, runtime, x)
-    operands = _run.Operands(x, where=where, scale=scale_array)
-    made = _run.run(request, operands, scale_value, y, lse, return_lse)
-    return (made.out, made.stat) if return_lse else made.out
-
-
-def _reference_transform(
-    request: _call.Request, x: Any, scale: Any, where: Any, y: Any, lse: Any, return_lse: bool
-) -> Any:
-    expected = _call.results(request)
-    options = {"scale": scale, "where": where, "dtype": expected.dtype}
-    if request.result == "log_prob":
-        return reference.log_softmax(x, request.axes, **options, out=y)
-    if not return_lse:
-        return reference.softmax(x, request.axes, **options, out=y)
-    made = reference.softmax(x, request.axes, **options, return_lse=True)
-    if y is None:
-        return made[0], _call.rounded(made[1], expected.stat_dtype)
-    y[...], lse[...] = made[0], _call.rounded(made[1], expected.stat_dtype)
-    return y, lse
+def _transform(call: request.Call) -> Any:
+    if call.runtime is not None:
+        outputs = run(call)
+        return (outputs.out, outputs.stat) if call.wants_stat else outputs.out
+    asked, operands = call.request, call.operands
+    expected = request.expect(asked)
+    options = {"scale": call.factor, "where": operands.where, "dtype": expected.dtype}
+    if asked.result == "log_prob":
+        return reference.log_softmax(operands.x, asked.axes, **options, out=call.out)
+    if not call.wants_stat:
+        return reference.softmax(operands.x, asked.axes, **options, out=call.out)
+    y, lse = reference.softmax(operands.x, asked.axes, **options, return_lse=True)
+    lse = rounded(lse, expected.stat_dtype)
+    if call.out is None:
+        return y, lse
+    call.out[...], call.stat[...] = y, lse
+    return call.out, call.stat

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._arrays.row_layout import OPERANDS
-from cuattn._softmax.plan import Kernel
+from cuattn._device.kernel import Kernel, ceil_div
 from cuattn._softmax.plan_parts import Parts, geometry
-from cuattn._softmax.problem import TopKProblem, ceil_div
-from cuattn._topk import plan_lanes as _plan_lanes
-from cuattn._topk import plan_radix as _plan_radix
+from cuattn._topk import plan_lanes, plan_radix
+from cuattn._topk.problem import TopKProblem
 
 # enum TopKOutput; "state" is what merges.
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
@@ -25,19 +24,19 @@ LISTS = (
     (128, 4, "four a lane; from here on batches are of 64, to merge half as often"),
     (256, 8, "eight a lane are 16 registers; beyond that a histogram is cheaper than a list"),
 )
-LIST_MOST = LISTS[-1][0]
+MAX_LIST = LISTS[-1][0]
 
 WARPS = 8  # of a block
 ITEMS = 16  # elements per thread in registers, and as many in flight
-SMEM_MOST = 48 * 1024  # static shared memory
-COLUMNS_MOST = 4096  # columns of that length go to lanes only where they occupy the chip
+MAX_SMEM = 48 * 1024  # static shared memory
+MAX_COLUMNS = 4096  # columns of that length go to lanes only where they occupy the chip
 ROWS_PER_SM = 16  # rows that keep a multiprocessor busy with a warp each
 CLUSTER_COLS = 1 << 19  # longest row of a cluster: 8 blocks, below 64 K elements each
 STATE_WARPS = 32  # of a row in a cluster that keeps a state: lane p % 32 of one warp merges part p
 PART_TILES = 2  # of a warp: to merge a state costs 40 instructions, a tile takes 400
-PARTS_MOST = 2048
+MAX_PARTS = 2048
 WAVES = 2  # blocks per multiprocessor that a split aims at
-SPLIT_MOST = 1024
+MAX_SPLITS = 1024
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class TopKPlan:
 @lru_cache(maxsize=4096)
 def plan_topk(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
     """Kernels of one call on a device, by k and by the length of rows."""
-    if problem.k > LIST_MOST:
-        radix = _plan_radix.plan_radix(problem, num_sms)
+    if problem.k > MAX_LIST:
+        radix = plan_radix.plan_radix(problem, num_sms)
         launches = tuple((launch.kernel, launch.geometry) for launch in radix.launches)
         return TopKPlan(launches, radix.workspace_bytes, geometry(problem.layout), radix=True)
     strided = problem.layout.col_stride[OPERANDS.index("x")] != (1,)
-    kernel = _plan_lanes.plan_lanes(problem, strided)
+    kernel = plan_lanes.plan_lanes(problem, strided)
     # A few lanes would walk for long. Which kernel adds up a row must not depend on the grid.
-    long = strided and problem.layout.cols > COLUMNS_MOST
+    long = strided and problem.layout.cols > MAX_COLUMNS
     if kernel is not None and not (long and (problem.softmax or kernel.grid < num_sms)):
         return TopKPlan(((kernel, b""),), 0, geometry(problem.layout))
     return _plan_lists(problem, compute_capability, num_sms)
@@ -78,7 +77,7 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
     vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1
     fragments = max(1, min(ITEMS, 128 // problem.candidate_bytes) // vec)
     queue_bytes = 32 * (vec * fragments + 2) * problem.candidate_bytes
-    warps = WARPS if WARPS * queue_bytes <= SMEM_MOST else WARPS // 2
+    warps = WARPS if WARPS * queue_bytes <= MAX_SMEM else WARPS // 2
 
     rows, cols = problem.layout.rows, problem.layout.cols
     most = cols
@@ -96,7 +95,7 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
                 cluster *= 2
             splits = cluster
         else:
-            splits = max(1, min(WAVES * num_sms // rows, blocks // 2, SPLIT_MOST))
+            splits = max(1, min(WAVES * num_sms // rows, blocks // 2, MAX_SPLITS))
             splits = min(splits, ceil_div(parts, warps))
 
     arguments = {
@@ -130,5 +129,5 @@ def _parts(tiles: int, warps: int) -> tuple[int, int]:
 
     A part for each warp of a block, where there are as many tiles; then of PART_TILES tiles.
     """
-    parts = min(tiles, PARTS_MOST, max(warps, tiles // PART_TILES // warps * warps))
+    parts = min(tiles, MAX_PARTS, max(warps, tiles // PART_TILES // warps * warps))
     return parts, ceil_div(tiles, parts)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cuattn._arrays.row_layout import OPERANDS
-from cuattn._softmax.plan import Kernel, _lanes, _power_of_two
-from cuattn._softmax.problem import ITEMSIZE, TopKProblem, ceil_div
+from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div, power_of_two
+from cuattn._softmax.plan import _lanes
+from cuattn._topk.problem import TopKProblem
 
 THREADS = 128
 SECTOR = 32  # bytes
@@ -52,7 +53,7 @@ def plan_lanes(problem: TopKProblem, strided: bool) -> Kernel | None:
     """
     if problem.k > ROWS[-1][0]:
         return None
-    listed = _power_of_two(problem.k)
+    listed = power_of_two(problem.k)
     if strided:
         group, beside, fragments = _columns(problem, listed)
     else:
@@ -86,7 +87,7 @@ def _rows(problem: TopKProblem, listed: int) -> tuple[int, int] | None:
     unit = max(1, listed // problem.vec)
     most = max(unit, _tile(problem)[0] // problem.vec)
     wanted = unit if problem.layout.rows < FEW_ROWS and not problem.softmax else most
-    lanes = min(least, _power_of_two(needed))
+    lanes = min(least, power_of_two(needed))
     while lanes > 1 and (lanes // 2) * unit >= needed:
         lanes //= 2  # the other half would have nothing
     while lanes < 32 and lanes * wanted < needed:
@@ -101,7 +102,7 @@ def _columns(problem: TopKProblem, listed: int) -> tuple[int, int, int]:
     stride = layout.row_stride[OPERANDS.index("x")][-1]
     beside = _lanes(layout)
     if not problem.softmax:  # no order of a sum to keep: no lane without a row
-        beside = min(beside, _power_of_two(layout.row_size[-1]))
+        beside = min(beside, power_of_two(layout.row_size[-1]))
     while (
         not problem.softmax
         and stride in (-1, 1)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuattn._arrays.row_layout import OPERANDS
+from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.params import RADIX_GEOMETRY
-from cuattn._softmax.plan import Kernel
-from cuattn._softmax.problem import CTYPES, TopKProblem, ceil_div
+from cuattn._topk.problem import TopKProblem
 
 COUNTS = 2048 + 64  # of a row's histogram: bins, and groups of 32 of them
 WALK_THREADS = 256  # of topk_histogram and topk_filter
@@ -32,9 +32,9 @@ RUNS = (
 )
 
 WAVES = 4  # blocks per multiprocessor that a split aims at, of a tile each at least
-SPLIT_MOST = 1024
-SLICE_MOST = 1 << 31  # columns of a slice, which a block counts in 32 bits
-WORKSPACE_MOST = 512 << 20  # bytes, unless a single row takes more
+MAX_SPLITS = 1024
+MAX_SLICE = 1 << 31  # columns of a slice, which a block counts in 32 bits
+MAX_WORKSPACE = 512 << 20  # bytes, unless a single row takes more
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan_radix(problem: TopKProblem, num_sms: int) -> RadixPlan:
         kernel = _sort(problem, "kWholeRow", cols, rows)
         return RadixPlan((RadixLaunch(kernel, _Workspace(problem, 1).geometry()),), 0, rows)
     per_row = _Workspace(problem, 1).bytes
-    groups = ceil_div(rows, max(1, WORKSPACE_MOST // per_row))
+    groups = ceil_div(rows, max(1, MAX_WORKSPACE // per_row))
     group_rows = ceil_div(rows, groups)
     workspace = _Workspace(problem, group_rows)
     launches: list[RadixLaunch] = []
@@ -190,7 +190,7 @@ def _slices(problem: TopKProblem, rows: int, num_sms: int, tile: int) -> tuple[i
     """Slices of a row and columns of each, in tiles of a block."""
     cols = problem.fragments_most * problem.vec
     tiles = ceil_div(cols, tile)
-    splits = max(1, min(ceil_div(WAVES * num_sms, rows), tiles, SPLIT_MOST))
-    splits = max(splits, ceil_div(cols, SLICE_MOST - tile))
+    splits = max(1, min(ceil_div(WAVES * num_sms, rows), tiles, MAX_SPLITS))
+    splits = max(splits, ceil_div(cols, MAX_SLICE - tile))
     slice_ = ceil_div(tiles, splits) * tile
     return ceil_div(cols, slice_), slice_

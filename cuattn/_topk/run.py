@@ -1,4 +1,4 @@
-"""The second half of every selection on a device: plan, allocate, launch."""
+"""The calls of selections on a device: plan, allocate, launch."""
 
 from __future__ import annotations
 
@@ -7,39 +7,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._arrays import checks as _check
-from cuattn._arrays import row_layout as _layout
-from cuattn._arrays.row_layout import Layout
-from cuattn._device import runtime as _jit
-from cuattn._device.params import RADIX_WORKSPACE, SOFTMAX_HEAD, TOPK
-from cuattn._softmax import request as _call
-from cuattn._softmax import run as _run
-from cuattn._softmax.problem import TopKProblem
-from cuattn._topk import plan as _plan_topk
+from cuattn._arrays import checks, row_layout
+from cuattn._arrays.row_layout import Layout, spec_of
+from cuattn._device.kernel import Limits
+from cuattn._device.params import (
+    RADIX_WORKSPACE,
+    SOFTMAX_HEAD,
+    STATE_MERGE,
+    TOPK,
+    TOPK_STATE_MERGE,
+)
+from cuattn._softmax import request as softmax_request
+from cuattn._softmax.plan import plan_state_merge
+from cuattn._softmax.run import run as run_softmax
+from cuattn._topk.plan import OUTPUTS, plan_topk
+from cuattn._topk.plan_radix import plan_topk_state_merge
+from cuattn._topk.problem import TopKProblem
+from cuattn._topk.request import Call, MergeCall, Operands, Request, expect
 from cuattn.results import SoftmaxState
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
-class Operands(NamedTuple):
-    """Arrays of one call, on one device; the fields that a TopKRequest has metas for."""
-
-    x: Any
-    where: Any = None
-    scale: Any = None
-
-
-class Options(NamedTuple):
-    """What changes nothing but numbers that the kernels are given."""
-
-    scale: float = 1.0  # in top_k -1: the smallest elements
-    renormalize: bool = False
-    index_offset: int = 0
-    wants_lse: bool = False
-
-
-class Made(NamedTuple):
-    """What a call made; `stat` and `stat_l` are one number a row (lse, or m and l of a state)."""
+class Outputs(NamedTuple):
+    """What a call makes; `stat`, `stat_l`: one number per row (lse, or m and l of a state)."""
 
     values: Any
     indices: Any
@@ -47,58 +38,52 @@ class Made(NamedTuple):
     stat_l: Any
 
 
-def run(request: _call.TopKRequest, operands: Operands, options: Options) -> Made:
-    """Launch a checked request on the device of x."""
-    runtime = _jit.runtime_of(operands.x)
+def run(call: Call) -> Outputs:
+    """Launch a call on the device of x."""
+    runtime, request, operands, options = call
     device = runtime.device(operands.x)
-    expected = _call.topk_results(request)
+    expected = expect(request)
     for name, array in zip(Operands._fields, operands, strict=True):
         if array is not None and runtime.address(array) % array.itemsize:
-            raise _check.misaligned(name, array)
+            raise checks.misaligned(name, array)
     with runtime.on(device):
         if operands.scale is not None and operands.scale.dtype != expected.acc:
             operands = operands._replace(scale=operands.scale.astype(expected.acc))
-            request = request._replace(scale=_call.meta(operands.scale))
+            request = request._replace(scale=spec_of(operands.scale))
+            call = Call(runtime, request, operands, options)
         aligned = runtime.address(operands.x) % 16 == 0
         problem = _problem(request, aligned)
         if problem is None:
-            return run(*_copied(runtime.xp, request, operands), options)
-        made = _allocated(runtime, request, options)
+            return run(_copied(call))
+        outputs = _allocated(call)
         if problem.layout.rows:
             if request.k == 0 or problem.layout.cols == 0:
-                made = made._replace(  # every entry is missing
-                    values=runtime.xp.full(made.values.shape, -np.inf, made.values.dtype),
-                    indices=runtime.xp.full(made.indices.shape, -1, INT64),
+                outputs = outputs._replace(  # every entry is missing
+                    values=runtime.xp.full(outputs.values.shape, -np.inf, outputs.values.dtype),
+                    indices=runtime.xp.full(outputs.indices.shape, -1, INT64),
                 )
-                if made.stat is not None:
-                    _store_states(made, _states(request, operands, options))
+                if outputs.stat is not None:
+                    _store_states(outputs, _states(call))
             else:
-                _launch(runtime, runtime.limits(device), problem, operands, options, made, request)
-        return made
+                _launch(call, runtime.limits(device), problem, outputs)
+        return outputs
 
 
-def _launch(
-    runtime: Any,
-    limits: _jit.Limits,
-    problem: TopKProblem,
-    operands: Operands,
-    options: Options,
-    made: Made,
-    request: _call.TopKRequest,
-) -> None:
-    plan = _plan_topk.plan_topk(problem, limits.compute_capability, limits.num_sms)
+def _launch(call: Call, limits: Limits, problem: TopKProblem, outputs: Outputs) -> None:
+    runtime, request, operands, options = call
+    plan = plan_topk(problem, limits.compute_capability, limits.num_sms)
     workspace = None
     if plan.workspace_bytes:
         workspace = runtime.empty((plan.workspace_bytes,), UINT8)
     x, where, scale = operands
-    values, indices, stat, stat_l = made
+    values, indices, stat, stat_l = outputs
     reads: tuple[Any, ...] = operands
     relative = request.result in ("prob", "log_prob") and not options.renormalize
-    if plan.radix and problem.softmax and (relative or made.stat is not None):
-        state = _states(request, operands, options)
+    if plan.radix and problem.softmax and (relative or outputs.stat is not None):
+        state = _states(call)
         stat, stat_l = state
         reads = (*operands, *state)
-        _store_states(made, state)
+        _store_states(outputs, state)
 
     address = runtime.address
     start = 0 if workspace is None else address(workspace)
@@ -122,50 +107,51 @@ def _launch(
         k=problem.k,
         index_offset=options.index_offset,
         tiles=plan.tiles,
-        output=_plan_topk.OUTPUTS.get(request.result, 0),
+        output=OUTPUTS.get(request.result, 0),
         renormalize=options.renormalize,
     )
     if plan.radix:
         params += RADIX_WORKSPACE.pack(workspace=start)
     for kernel, end in plan.launches:
-        runtime.launch(kernel, params + end, (*reads, workspace), (*made, workspace))
+        runtime.launch(kernel, params + end, (*reads, workspace), (*outputs, workspace))
 
 
 @lru_cache(maxsize=4096)
-def _problem(request: _call.TopKRequest, aligned: bool) -> TopKProblem | None:
+def _problem(request: Request, aligned: bool) -> TopKProblem | None:
     """The problem of a checked request; None if no kernel can follow the strides of its arrays."""
-    expected = _call.topk_results(request)
+    expected = expect(request)
     x, axis = request.x, request.axis
     shape, out_shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), expected.shape
     at = len(shape) - 1 if request.result == "state" else axis  # of the selected elements
-    out = _layout.packed(out_shape, None, 1)
+    out = row_layout.packed(out_shape, None, 1)
     out_rows = (*(out[:at] + out[at + 1 :])[:axis], 0, *(out[:at] + out[at + 1 :])[axis:])
-    stat = _layout.packed((*expected.stat_shape[:axis], 1, *expected.stat_shape[axis:]), None, 1)
-    given: list[Any] = [_layout.element_strides(m, x.shape) for m in (x, request.where)]
-    given.append(_layout.element_strides(request.scale, shape))
+    stat = row_layout.packed((*expected.stat_shape[:axis], 1, *expected.stat_shape[axis:]), None, 1)
+    given: list[Any] = [row_layout.element_strides(m, x.shape) for m in (x, request.where)]
+    given.append(row_layout.element_strides(request.scale, shape))
     if any(strides is False for strides in given):
         return None
     x_strides, where, scale = given
     strides = (x_strides, None, where, None, scale, out_rows, stat)
-    rows = _layout.join_dimensions(shape, (axis,), strides)
+    rows = row_layout.join_dimensions(shape, (axis,), strides)
     if rows is None:
         return None
     cols = tuple((0 if s is None else s[axis],) for s in (x_strides, None, where, None))
     cols += ((0,), (out[at],), (0,))
     layout = Layout(rows.row_size, (x.shape[axis],), rows.row_stride, cols)
-    steps = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]  # bytes
+    row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
     return TopKProblem(
         x=x.dtype.name,
         layout=layout,
         k=request.k,
         softmax=request.result != "top_k",
         masked=request.where is not None,
-        aligned=aligned and all(step % 16 == 0 for step in steps),
+        aligned=aligned and all(step % 16 == 0 for step in row_bytes),
     )
 
 
-def _allocated(runtime: Any, request: _call.TopKRequest, options: Options) -> Made:
-    expected = _call.topk_results(request)
+def _allocated(call: Call) -> Outputs:
+    runtime, request, _, options = call
+    expected = expect(request)
     state = request.result == "state"
     stat = stat_l = None
     if state or options.wants_lse:
@@ -173,43 +159,66 @@ def _allocated(runtime: Any, request: _call.TopKRequest, options: Options) -> Ma
     if state:
         stat_l = runtime.empty(expected.stat_shape, expected.acc)
     values = runtime.empty(expected.shape, expected.dtype)
-    return Made(values, runtime.empty(expected.shape, INT64), stat, stat_l)
+    return Outputs(values, runtime.empty(expected.shape, INT64), stat, stat_l)
 
 
-def _states(request: _call.TopKRequest, operands: Operands, options: Options) -> SoftmaxState:
+def _states(call: Call) -> SoftmaxState:
     """m and l of each row, by a pass of their own."""
-    acc = _call.topk_results(request).acc
-    rows = _call.Request(
-        "state", (request.axis,), request.x, where=request.where, scale=request.scale, dtype=acc
+    runtime, request, operands, options = call
+    rows = softmax_request.Request(
+        "state",
+        (request.axis,),
+        request.x,
+        where=request.where,
+        scale=request.scale,
+        dtype=expect(request).acc,
     )
-    row_operands = _run.Operands(operands.x, where=operands.where, scale=operands.scale)
-    made = _run.run(rows, row_operands, options.scale)
-    return SoftmaxState(made.stat, made.stat_l)
+    arrays = softmax_request.Operands(operands.x, where=operands.where, scale=operands.scale)
+    _, m, l = run_softmax(softmax_request.Call(runtime, rows, arrays, options.scale))  # noqa: E741
+    return SoftmaxState(m, l)
 
 
-def _store_states(made: Made, state: SoftmaxState) -> None:
+def _store_states(outputs: Outputs, state: SoftmaxState) -> None:
     """What the call wants of its rows' states."""
-    if made.stat_l is not None:
-        made.stat[...], made.stat_l[...] = state
-    elif made.stat is not None:
-        made.stat[...] = state.lse
+    if outputs.stat_l is not None:
+        outputs.stat[...], outputs.stat_l[...] = state
+    elif outputs.stat is not None:
+        outputs.stat[...] = state.lse
 
 
-def _copied(
-    xp: Any, request: _call.TopKRequest, operands: Operands
-) -> tuple[_call.TopKRequest, Operands]:
-    """The same call on C-contiguous copies, for layouts that no kernel follows (_layout.RANKS)."""
-    copies = Operands(
-        *(
-            array
-            if array is None
-            else xp.ascontiguousarray(
-                xp.broadcast_to(array, operands.x.shape) if name == "where" else array
-            )
-            for name, array in zip(Operands._fields, operands, strict=True)
+def _copied(call: Call) -> Call:
+    """The same call on C-contiguous copies, for layouts that no kernel follows (RANKS)."""
+    runtime, request, operands, options = call
+    copies = {}
+    for name, array in operands._asdict().items():
+        if array is not None:
+            wide = array
+            if name == "where":
+                wide = runtime.xp.broadcast_to(array, operands.x.shape)
+            copies[name] = runtime.xp.ascontiguousarray(wide)
+    specs: dict[str, Any] = {name: spec_of(array) for name, array in copies.items()}
+    return Call(runtime, request._replace(**specs), Operands(**copies), options)
+
+
+def merge(call: MergeCall) -> Any:
+    """Launch the merge of two states."""
+    runtime, kind, a, b = call
+    with runtime.on(runtime.device(a.m)):
+        a, b = (
+            [x if x.flags.c_contiguous else runtime.xp.ascontiguousarray(x) for x in state]
+            for state in (a, b)
         )
-    )
-    metas: dict[str, Any] = {
-        name: _call.meta(array) for name, array in zip(Operands._fields, copies, strict=True)
-    }
-    return request._replace(**metas), copies
+        merged = [runtime.empty(x.shape, x.dtype) for x in a]
+        m, k = a[0], a[2].shape[-1] if len(a) > 2 else 0
+        if m.size:
+            fields = len(a) if k else 2  # nothing selected: m and l alone
+            parts = (a[:fields], b[:fields], merged[:fields])
+            addresses = [runtime.address(x) for part in parts for x in part]
+            if k:
+                kernel = plan_topk_state_merge(m.dtype.name, m.size, k)
+                params = TOPK_STATE_MERGE.struct.pack(*addresses, m.size, k)
+            else:
+                kernel = plan_state_merge(m.dtype.name, m.size)
+                params = STATE_MERGE.struct.pack(*addresses, m.size)
+            runtime.launch(kernel, params, (*a, *b), tuple(merged))
+    return kind(*merged)

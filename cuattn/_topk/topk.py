@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Any, SupportsIndex, overload
 
 from cuattn import reference
-from cuattn._arrays import scalars as _check_option
-from cuattn._arrays import types as _types
+from cuattn._arrays import types
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Mode, Other, Output, Unpack
-from cuattn._device import runtime as _jit
-from cuattn._softmax import request as _call
-from cuattn._topk import run as _run_topk
+from cuattn._topk import request
+from cuattn._topk.run import run
 from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 
 @overload
-def top_k(x: Host, k: SupportsIndex, /, **options: Unpack[_types.TopK]) -> TopK: ...
+def top_k(x: Host, k: SupportsIndex, /, **options: Unpack[types.TopK]) -> TopK: ...
 @overload
-def top_k(x: Other, k: SupportsIndex, /, **options: Unpack[_types.TopK]) -> Any: ...
+def top_k(x: Other, k: SupportsIndex, /, **options: Unpack[types.TopK]) -> Any: ...
 @explained
 def top_k(
     x: Any,
@@ -81,29 +80,25 @@ def top_k(
     >>> cuattn.top_k(numpy.array([3, 1, 3, 2]), 3)
     TopK(values=array([3, 3, 2]), indices=array([0, 2, 3]))
     """
-    x, axis, _, _ = _call.rows(_call.enter("x", x), axis)
-    _check_option.one_of("mode", mode, ("largest", "smallest"))
-    _check_option.flag("sorted", sorted)
-    request = _call.TopKRequest("top_k", axis, _call.most(k, x, axis), _call.meta(x))
-    _call.topk_results(request)
-    if _jit.runtime_of(x) is None:
-        return reference.top_k(x, request.k, axis=axis, mode=mode)
-    options = _run_topk.Options(1.0 if mode == "largest" else -1.0)
-    made = _run_topk.run(request, _run_topk.Operands(x), options)
-    return TopK(made.values, made.indices)
+    call = request.top_k(x, k, axis, mode, sorted)
+    if call.runtime is not None:
+        values, indices, _, _ = run(call)
+        return TopK(values, indices)
+    asked = call.request
+    return reference.top_k(call.operands.x, asked.k, axis=asked.axis, mode=mode)
 
 
 @overload
 def softmax_topk(
-    x: Host, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKAlone]
+    x: Host, k: SupportsIndex, /, **options: Unpack[types.SoftmaxTopKAlone]
 ) -> SoftmaxTopK: ...
 @overload
 def softmax_topk(
-    x: Host, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKWithLse]
+    x: Host, k: SupportsIndex, /, **options: Unpack[types.SoftmaxTopKWithLse]
 ) -> SoftmaxTopKLse: ...
 @overload
 def softmax_topk(
-    x: Other, k: SupportsIndex, /, **options: Unpack[_types.SoftmaxTopKOpen]
+    x: Other, k: SupportsIndex, /, **options: Unpack[types.SoftmaxTopKOpen]
 ) -> Any: ...
 @explained
 def softmax_topk(
@@ -176,40 +171,22 @@ def softmax_topk(
     >>> cuattn.softmax_topk(numpy.log(numpy.array([1.0, 4.0, 5.0])), 2)
     SoftmaxTopK(values=array([0.5, 0.4]), indices=array([2, 1]))
     """
-    x = _call.enter("x", x)
-    first = ("x", x)
-    scale_array, scale_value = _call.scale(scale, first)
-    where = _call.mask(where, first)
-    x, axis, scale_array, where = _call.rows(x, axis, scale_array, where)
-    _check_option.one_of("output", output, ("prob", "log_prob", "logit"))
-    request = _call.TopKRequest(
-        output,
-        axis,
-        _call.most(k, x, axis),
-        _call.meta(x),
-        where=_call.meta(where),
-        scale=_call.meta(scale_array),
-    )
-    renormalize = _check_option.flag("renormalize", renormalize)
-    return_lse = _check_option.flag("return_lse", return_lse)
-    expected = _call.topk_results(request)
-    runtime = _jit.runtime_of(x)
-    if runtime is None:
-        found: Any = reference.softmax_topk(
-            x,
-            request.k,
-            axis=axis,
-            scale=_call.either(scale_array, scale_value),
-            where=where,
-            renormalize=renormalize,
+    call = request.softmax_topk(x, k, axis, scale, where, renormalize, output, return_lse)
+    asked, options = call.request, call.options
+    if call.runtime is not None:
+        values, indices, lse, _ = run(call)
+    else:
+        values, indices, lse = reference.softmax_topk(
+            call.operands.x,
+            asked.k,
+            axis=asked.axis,
+            scale=call.factor,
+            where=call.operands.where,
+            renormalize=options.renormalize,
             output=output,
             return_lse=True,
         )
-        best = SoftmaxTopK(_call.rounded(found[0], expected.dtype), found[1])
-        return SoftmaxTopKLse(*best, _call.rounded(found[2], expected.acc)) if return_lse else best
-    if where is not None and not where.ndim:
-        where = _call.placed(where, runtime, x)
-    options = _run_topk.Options(scale_value, renormalize, wants_lse=return_lse)
-    made = _run_topk.run(request, _run_topk.Operands(x, where, scale_array), options)
-    best = SoftmaxTopK(made.values, made.indices)
-    return SoftmaxTopKLse(*best, made.stat) if return_lse else best
+        expected = request.expect(asked)
+        values, lse = rounded(values, expected.dtype), rounded(lse, expected.acc)
+    best = SoftmaxTopK(values, indices)
+    return SoftmaxTopKLse(*best, lse) if options.wants_lse else best

@@ -11,7 +11,8 @@ import pytest
 from conftest import SEED
 
 import cuattn
-from cuattn._attention import plan as _plan_attention
+from cuattn._attention import plan
+from cuattn._attention.problem import AttentionProblem
 
 DTYPES = {
     "float16": np.float16,
@@ -147,7 +148,5 @@ def test_heads_that_share_keys_are_neighbours():
     """The grid takes as many heads at a time as L2 holds keys and values for."""
     sizes = {"batch": 1, "heads": 32, "kv_heads": 8, "q_rows": 8192, "head_dim": 128}
     for k_rows, section in ((1024, 32), (16 * 1024, 16), (512 * 1024, 4)):
-        problem = _plan_attention.AttentionProblem(
-            "float16", "float16", **sizes, k_rows=k_rows, value_dim=128
-        )
-        assert _plan_attention.plan_attention(problem, 90).section == section
+        problem = AttentionProblem("float16", "float16", **sizes, k_rows=k_rows, value_dim=128)
+        assert plan.plan_attention(problem, 90).section == section

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 from configurations import attention_problems
 
-from cuattn._attention import plan as _plan_attention
-from cuattn._attention.plan import AttentionProblem
-from cuattn._softmax.problem import ITEMSIZE
+from cuattn._attention import plan as attention_plan
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import ITEMSIZE
 
 # Shared memory that a block may have, KiB (CUDA programming guide, technical specifications).
 SMEM = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
@@ -18,7 +18,7 @@ SMEM = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 
 
 def problems():
     yield from attention_problems()
-    for op in _plan_attention.OPS:
+    for op in attention_plan.OPS:
         dtype = "float32" if op == "tf32" else op
         for dim, value_dim in ((1, 1), (59, 200), (200, 59), (256, 256), (0, 5), (5, 0)):
             for flags in ({}, {"vector": False}, {"modified": True}, {"masked": True}):
@@ -36,7 +36,7 @@ def tile(kernel):
 @pytest.mark.parametrize("capability", SMEM)
 def test_limits(capability):
     for problem in problems():
-        plan = _plan_attention.plan_attention(problem, capability)
+        plan = attention_plan.plan_attention(problem, capability)
         warps, row_tiles, keys, dim, value_dim, slots = tile(plan.kernel)
         rows, item = 16 * warps * row_tiles, ITEMSIZE[problem.dtype]
         flags = ("vector", "modified", "masked")
@@ -65,23 +65,23 @@ def test_limits(capability):
 def test_every_row_of_the_tables_is_taken_and_has_a_reason():
     tables = ("HALF_TILES", "HALF_RULE_TILES", "TF32_TILES", "FLOAT_TILES", "DOUBLE_TILES")
     for name in tables:
-        table = getattr(_plan_attention, name)
+        table = getattr(attention_plan, name)
         assert all(row[-1] for row in table)
         assert all(before[0] <= row[0] for before, row in zip(table, table[1:], strict=False))
         assert table[-1][:2] == (256, 99)  # every problem finds a row, on every device
     taken = set()
     for capability in (80, 86):
         for problem in problems():
-            kernel = _plan_attention.plan_attention(problem, capability).kernel
+            kernel = attention_plan.plan_attention(problem, capability).kernel
             warps, row_tiles, keys, _, _, slots = tile(kernel)
             taken.add((warps, row_tiles, keys, slots))
-    assert taken == {row[2:6] for name in tables for row in getattr(_plan_attention, name)}
+    assert taken == {row[2:6] for name in tables for row in getattr(attention_plan, name)}
 
 
 @pytest.mark.parametrize("columns", [0, 1, 64, 100])
 @pytest.mark.parametrize("vector", [False, True])
 def test_merge_covers_every_column(columns, vector):
-    kernel = _plan_attention.plan_attention_merge("float16", "float32", 1001, columns, vector)
+    kernel = attention_plan.plan_attention_merge("float16", "float32", 1001, columns, vector)
     vec = kernel.arguments["kVec"]
     assert vec == (8 if vector else 1)
     assert kernel.grid * kernel.block >= 1001 * max(1, -(-columns // vec))

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._attention import plan as _plan_attention
-from cuattn._attention import plan_sm90 as _plan_attention_sm90
-from cuattn._attention.plan import AttentionProblem
+from cuattn._attention import plan as attention_plan
+from cuattn._attention import plan_sm90
 from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
-from cuattn._device import runtime as _jit
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device import runtime
+from cuattn._device.kernel import Limits
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 
 PROBLEM = AttentionProblem("float16", "float16", 3, 8, 2, 1000, 777, 64, 64, tma=True)
@@ -28,7 +29,7 @@ SMEM = 227 * 1024  # bytes a block may have on sm_90
 
 def plan(problem, capability=90, num_sms=SMS):
     """Anew each time: tens of thousands of problems would push others out of the cache."""
-    return _plan_attention_sm90.plan_attention_sm90.__wrapped__(problem, capability, num_sms)
+    return plan_sm90.plan_attention_sm90.__wrapped__(problem, capability, num_sms)
 
 
 def change(problem=PROBLEM, **fields):
@@ -231,9 +232,9 @@ def test_sections_are_whole_heads_of_k_and_v(k_rows):
         sharers = problem.heads // problem.kv_heads // found.pack
         assert 1 <= found.section <= units and found.section % sharers == 0
         kv_bytes = found.section // sharers * k_rows * (64 + 64) * 2
-        assert kv_bytes <= _plan_attention.L2_BYTES or found.section == sharers
+        assert kv_bytes <= attention_plan.L2_BYTES or found.section == sharers
         more = kv_bytes + k_rows * (64 + 64) * 2
-        assert found.section == units or more > _plan_attention.L2_BYTES
+        assert found.section == units or more > attention_plan.L2_BYTES
 
 
 @pytest.mark.parametrize("num_sms", [1, 78, 114, 132])
@@ -389,7 +390,7 @@ class Diary:
     on = staticmethod(lambda device: contextlib.nullcontext())
 
     def limits(self, device):
-        return _jit.Limits(self.capability, SMS)
+        return Limits(self.capability, SMS)
 
     def empty(self, shape, dtype):
         memory = np.zeros(np.prod(shape, dtype=int) * np.dtype(dtype).itemsize + 16, np.uint8)
@@ -411,7 +412,7 @@ def device(monkeypatch):
 
     def start(capability=90):
         diary = Diary(capability)
-        monkeypatch.setattr(_jit, "emulator", diary)
+        monkeypatch.setattr(runtime, "emulator", diary)
         return diary
 
     return start
@@ -451,7 +452,7 @@ def test_call(device, rng):
     ):
         address, *boxes = arguments
         assert address == diary.address(array)
-        found_boxes = _plan_attention_sm90.Boxes(*boxes)
+        found_boxes = plan_sm90.Boxes(*boxes)
         check_boxes(found_boxes, array, pack)
         assert (found_boxes.dtype, found_boxes.box) == ("float16", box)
     expected = dict(ZEROS)
@@ -536,7 +537,7 @@ def test_ragged_call(device, rng):
     for (address, *boxes), array in zip(diary.maps, (q, k, k, diary.made[0]), strict=True):
         assert address == diary.address(array)
         view = array.swapaxes(0, 1)[None]
-        check_boxes(_plan_attention_sm90.Boxes(*boxes), view, 1)
+        check_boxes(plan_sm90.Boxes(*boxes), view, 1)
 
 
 def spoiled(rng, what):

@@ -24,7 +24,7 @@ from bench.peers._cupy import Cupy
 from bench.report import markdown as report
 from bench.report import plot, schema
 from bench.timing import analysis, device, harness, measure
-from cuattn._softmax.plan import Kernel
+from cuattn._device.kernel import Kernel
 
 OPERATIONS = measure.operations()
 

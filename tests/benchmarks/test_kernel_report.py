@@ -12,7 +12,7 @@ from bench.compiled import attention_sm90_loop, disassembly, kernel_report, sass
 from bench.report import attention as report_attention
 from bench.report import formats
 from bench.report import tables as report_tables
-from cuattn._softmax.plan import Kernel
+from cuattn._device.kernel import Kernel
 
 GPU = kernel_report.GPUS["sm_90"]
 

@@ -17,7 +17,7 @@ from configurations import SMS, TARGETS, attention_problem, kernels
 from bench import inside
 from bench.compiled import attention_sm90_loop, disassembly, sass
 from cuattn._attention.plan_sm90 import TILES, plan_attention_sm90
-from cuattn._device import compiler as _nvrtc
+from cuattn._device import compiler
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
@@ -191,8 +191,8 @@ def test_rows_of_clusters_wait_for_no_memory():
 
 def test_one_module_one_kernel():
     kernel = next(iter(kernels(90).values()))
-    cubin, _ = _nvrtc.compile_kernel(kernel.header, kernel.name, "sm_90")
-    assert _nvrtc.kernel_symbol(cubin).startswith("_Z")
+    cubin, _ = compiler.compile_kernel(kernel.header, kernel.name, "sm_90")
+    assert compiler.kernel_symbol(cubin).startswith("_Z")
 
 
 def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
     }
     """
     (tmp_path / "spills.cuh").write_text(source)
-    monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "source_directory", lambda: tmp_path)
     log = inside.compile_program("spills.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
     assert any("spill" in line for line in complaints(log))
 
@@ -242,9 +242,9 @@ extern "C" __global__ void __launch_bounds__({bounds})
 def test_the_gate_sees_what_ptxas_says_of_wgmma(
     tmp_path, monkeypatch, bounds, first, early, expected
 ):
-    source = WGMMA.format(root=_nvrtc.source_directory(), bounds=bounds, first=first, early=early)
+    source = WGMMA.format(root=compiler.source_directory(), bounds=bounds, first=first, early=early)
     (tmp_path / "wgmma.cuh").write_text(source)
-    monkeypatch.setattr(_nvrtc, "source_directory", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "source_directory", lambda: tmp_path)
     program = inside.compile_program("wgmma.cuh", ["wgmma"], "sm_90a", disassembly.VERBOSE)
     assert "Used " in program.log
     found = complaints(program.log)
@@ -363,6 +363,6 @@ def test_the_gate_of_hopper_counts_registers(hopper):
 
 def test_an_error_names_kernel_and_log():
     with pytest.raises(
-        _nvrtc.CompileError, match=r"softmax_rows<int>.*softmax/rows\.cuh.*sm_80[\s\S]*error"
+        compiler.CompileError, match=r"softmax_rows<int>.*softmax/rows\.cuh.*sm_80[\s\S]*error"
     ):
-        _nvrtc.compile_kernel("softmax/rows.cuh", "softmax_rows<int>", "sm_80")
+        compiler.compile_kernel("softmax/rows.cuh", "softmax_rows<int>", "sm_80")

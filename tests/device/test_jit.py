@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._arrays import interchange as _interchange
-from cuattn._device import compiler as _nvrtc
-from cuattn._device import runtime as _jit
-from cuattn._device import tensor_map as _tensor_map
+from cuattn._arrays import interchange
+from cuattn._arrays.inputs import as_array
+from cuattn._device import cache, compiler, tensor_map
+from cuattn._device import runtime as device_runtime
+from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.params import SOFTMAX_HEAD
-from cuattn._softmax import plan as _plan
-from cuattn._softmax import request as _call
 
-KERNEL = _plan.Kernel("some", {"T": "float", "k": 1}, grid=3, block=64)
-OTHER = _plan.Kernel("some", {"T": "float", "k": 2}, grid=5, block=32, cluster=1)
+KERNEL = Kernel("some", {"T": "float", "k": 1}, grid=3, block=64)
+OTHER = Kernel("some", {"T": "float", "k": 2}, grid=5, block=32, cluster=1)
 
 
 class Namespace:
@@ -122,10 +121,10 @@ class Gpus(Namespace):
 def gpus(monkeypatch):
     found = Gpus()
     monkeypatch.setitem(sys.modules, "cupy", found)
-    monkeypatch.setattr(_jit, "emulator", None)
-    _jit._runtimes.clear()
+    monkeypatch.setattr(device_runtime, "emulator", None)
+    device_runtime._runtimes.clear()
     yield found
-    _jit._runtimes.clear()
+    device_runtime._runtimes.clear()
 
 
 @pytest.fixture
@@ -137,15 +136,15 @@ def compiled(monkeypatch):
         asked.append(kernel)
         return Path("cache", kernel[1]), kernel[1].encode()
 
-    monkeypatch.setattr(_nvrtc, "architecture", lambda capability: f"sm_{capability}")
-    monkeypatch.setattr(_nvrtc, "load_or_compile", load_or_compile)
-    monkeypatch.setattr(_nvrtc, "kernel_symbol", lambda cubin: f"_Z{cubin.decode()}")
+    monkeypatch.setattr(compiler, "architecture", lambda capability: f"sm_{capability}")
+    monkeypatch.setattr(cache, "load_or_compile", load_or_compile)
+    monkeypatch.setattr(compiler, "kernel_symbol", lambda cubin: f"_Z{cubin.decode()}")
     return asked
 
 
 @pytest.fixture
 def runtime(gpus, compiled):
-    return _jit.Cuda()
+    return device_runtime.Cuda()
 
 
 def launch(runtime, kernel=KERNEL, params=b"params"):
@@ -191,7 +190,7 @@ def test_kernels_are_loaded_once_a_device(runtime, gpus, compiled):
 @pytest.mark.parametrize("in_a_file", [True, False])
 def test_shared_memory_is_asked_for_once_a_device(runtime, gpus, compiled, monkeypatch, in_a_file):
     if not in_a_file:
-        monkeypatch.setattr(_nvrtc, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
+        monkeypatch.setattr(cache, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
     large = dataclasses.replace(OTHER, smem_bytes=70_000)
     for device in (0, 1, 0):
         with runtime.on(device):
@@ -207,8 +206,8 @@ def test_shared_memory_is_asked_for_once_a_device(runtime, gpus, compiled, monke
 def test_registers_are_checked_once_a_device(runtime, gpus, compiled, monkeypatch, in_a_file):
     """With fewer than planned setmaxnreg would wait for ever."""
     if not in_a_file:
-        monkeypatch.setattr(_nvrtc, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
-    monkeypatch.setattr(_nvrtc, "version", lambda: "12.3")
+        monkeypatch.setattr(cache, "load_or_compile", lambda *kernel: (None, kernel[1].encode()))
+    monkeypatch.setattr(compiler, "version", lambda: "12.3")
     own = dataclasses.replace(OTHER, registers=168)
     gpus.registers = 160
     words = r"some<float, 2> must have at least 168 registers .* NVRTC 12\.3 .* 160.*pip install"
@@ -256,7 +255,7 @@ def test_threads_load_once(runtime, gpus, compiled):
 
 
 def test_a_cache_that_cannot_be_written(runtime, gpus, monkeypatch):
-    monkeypatch.setattr(_nvrtc, "load_or_compile", lambda *kernel: (None, b"cubin"))
+    monkeypatch.setattr(cache, "load_or_compile", lambda *kernel: (None, b"cubin"))
     for _ in range(2):
         launch(runtime)
     assert gpus.loads == [(0, b"cubin")]
@@ -265,11 +264,11 @@ def test_a_cache_that_cannot_be_written(runtime, gpus, monkeypatch):
 
 def test_a_kernel_that_failed_is_tried_again(runtime, gpus, compiled, monkeypatch):
     def fails(*kernel):
-        raise _nvrtc.CompileError("no")
+        raise compiler.CompileError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_nvrtc, "load_or_compile", fails)
-        with pytest.raises(_nvrtc.CompileError):
+        patch.setattr(cache, "load_or_compile", fails)
+        with pytest.raises(compiler.CompileError):
             launch(runtime)
     launch(runtime)
     assert len(gpus.launches) == len(gpus.loads) == 1
@@ -279,7 +278,7 @@ def test_a_kernel_that_failed_is_tried_again(runtime, gpus, compiled, monkeypatc
 
 
 def test_tensor_map(runtime, monkeypatch):
-    monkeypatch.setattr(_tensor_map, "encode", lambda *array: repr(array).encode())
+    monkeypatch.setattr(tensor_map, "encode", lambda *array: repr(array).encode())
     array = (1 << 40, "float16", (64, 1, 2, 3, 4), (128, 128, 256, 768), (64, 1, 64, 1, 1), 128)
     assert runtime.tensor_map(*array) == repr(array).encode()
 
@@ -290,30 +289,30 @@ def test_tensor_map_in_a_new_thread(runtime, gpus, monkeypatch):
 
     def encode(*array):
         if not hasattr(here, "context"):
-            raise _tensor_map.NoContext("201")
+            raise tensor_map.NoContext("201")
         return bytes(array)
 
     def first_call():
         here.context = True
 
-    monkeypatch.setattr(_tensor_map, "encode", encode)
+    monkeypatch.setattr(tensor_map, "encode", encode)
     gpus.cuda.runtime.memGetInfo = first_call
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(runtime.tensor_map, range(32))) == [bytes([i]) for i in range(32)]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, _tensor_map.NoContext])
+@pytest.mark.parametrize("error", [RuntimeError, tensor_map.NoContext])
 def test_tensor_map_that_fails(runtime, gpus, monkeypatch, error):
     def encode(*array):
         tries.append(array)
         raise error("no")
 
     tries = []
-    monkeypatch.setattr(_tensor_map, "encode", encode)
+    monkeypatch.setattr(tensor_map, "encode", encode)
     gpus.cuda.runtime.memGetInfo = lambda: None
     with pytest.raises(error):
         runtime.tensor_map(1, 2)
-    assert tries == [(1, 2)] * (2 if error is _tensor_map.NoContext else 1)
+    assert tries == [(1, 2)] * (2 if error is tensor_map.NoContext else 1)
 
 
 # ---- Devices ----
@@ -326,7 +325,7 @@ def test_no_switch_to_where_one_is(runtime, gpus):
 
 
 def test_limits(runtime, gpus, monkeypatch):
-    assert runtime.limits(0) == _jit.Limits(compute_capability=80, num_sms=108)
+    assert runtime.limits(0) == Limits(compute_capability=80, num_sms=108)
     assert runtime.limits(1) == (90, 132)
     del gpus.cuda.runtime.getDeviceProperties  # a slow call, which is made once a device
     assert runtime.limits(1) == (90, 132)
@@ -361,10 +360,10 @@ def test_clusters_where_the_device_has_them(gpus, compiled):
 
 def test_the_current_device_comes_back(gpus, compiled, monkeypatch):
     def fails(*kernel):
-        raise _nvrtc.CompileError("no")
+        raise compiler.CompileError("no")
 
-    monkeypatch.setattr(_nvrtc, "load_or_compile", fails)
-    with pytest.raises(_nvrtc.CompileError):
+    monkeypatch.setattr(cache, "load_or_compile", fails)
+    with pytest.raises(compiler.CompileError):
         cuattn.softmax(gpus.ndarray((2, 3), "float32", 1))
     assert gpus.visits == [1] and gpus.cuda.runtime.getDevice() == 0
 
@@ -475,7 +474,7 @@ def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):
 
 def test_cupy_arrays_are_taken_as_they_are(gpus):
     x = gpus.ndarray((4, 5), "float32")
-    assert _interchange.adopt(x) is x and _call.enter("x", x) is x
+    assert interchange.adopt(x) is x and as_array("x", x) is x
 
 
 @pytest.mark.parametrize("value", [None, 1.0, [1.0, 2.0], "text", object(), Dlpack])
@@ -504,34 +503,34 @@ def test_without_cupy(kind, monkeypatch):
 
 
 def test_runtime_of(gpus, monkeypatch):
-    runtime = _jit.runtime_of(gpus.ndarray((), "float32"))
-    assert isinstance(runtime, _jit.Cuda) and runtime.xp is gpus
-    assert _jit.runtime_of(gpus.ndarray((2,), "int8")) is runtime
-    assert _jit.runtime_of(np.zeros(2)) is None
-    monkeypatch.setattr(_jit, "emulator", "emulator")
-    assert _jit.runtime_of(np.zeros(2)) == "emulator"
-    assert _jit.runtime_of(gpus.ndarray((2,), "int8")) is runtime
+    runtime = device_runtime.runtime_of(gpus.ndarray((), "float32"))
+    assert isinstance(runtime, device_runtime.Cuda) and runtime.xp is gpus
+    assert device_runtime.runtime_of(gpus.ndarray((2,), "int8")) is runtime
+    assert device_runtime.runtime_of(np.zeros(2)) is None
+    monkeypatch.setattr(device_runtime, "emulator", "emulator")
+    assert device_runtime.runtime_of(np.zeros(2)) == "emulator"
+    assert device_runtime.runtime_of(gpus.ndarray((2,), "int8")) is runtime
 
 
 def test_runtime_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert _jit.runtime_of(np.zeros(2)) is None
+    assert device_runtime.runtime_of(np.zeros(2)) is None
 
 
 def test_threads_share_one_runtime(gpus, monkeypatch):
     """Else each would load the kernels of its own."""
 
-    class Slow(_jit.Cuda):
+    class Slow(device_runtime.Cuda):
         def __init__(self):
             time.sleep(0.02)
             super().__init__()
 
-    monkeypatch.setattr(_jit, "Cuda", Slow)
+    monkeypatch.setattr(device_runtime, "Cuda", Slow)
     x, barrier = gpus.ndarray((2,), "float32"), threading.Barrier(8)
 
     def work(_):
         barrier.wait()
-        return _jit.runtime_of(x)
+        return device_runtime.runtime_of(x)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(work, range(8)))) == 1

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from cuattn._device import compiler as _nvrtc
+from cuattn._device import compiler
+from cuattn._device.cache import _warned, cache_directory, cache_key, load_or_compile
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
@@ -49,9 +50,9 @@ def fresh():
     """What a process remembers, forgotten before and after."""
 
     def forget():
-        _nvrtc.source_digest.cache_clear()
-        _nvrtc.architecture.cache_clear()
-        _nvrtc._warned.clear()
+        compiler.source_digest.cache_clear()
+        compiler.architecture.cache_clear()
+        _warned.clear()
 
     forget()
     yield
@@ -69,19 +70,19 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def cubins(nvrtc):
     """What the compiler makes of KERNELS."""
-    return {kernel: _nvrtc.compile_kernel(*kernel)[0] for kernel in KERNELS}
+    return {kernel: compiler.compile_kernel(*kernel)[0] for kernel in KERNELS}
 
 
 @pytest.fixture
 def compiled(monkeypatch):
     """Name expressions that were compiled, in order."""
-    names, compile_kernel = [], _nvrtc.compile_kernel
+    names, compile_kernel = [], compiler.compile_kernel
 
     def counted(header, name, arch, options=()):
         names.append(name)
         return compile_kernel(header, name, arch, options)
 
-    monkeypatch.setattr(_nvrtc, "compile_kernel", counted)
+    monkeypatch.setattr(compiler, "compile_kernel", counted)
     return names
 
 
@@ -91,31 +92,31 @@ def files(folder):
 
 def good_name(kernel, cubin):
     """The file name that says what is in it."""
-    return f"{_nvrtc.cache_key(*kernel)}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
+    return f"{cache_key(*kernel)}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
 
 
 # ---- Cold and warm ----
 
 
 def test_cold_then_warm(cache, compiled, cubins):
-    path, cubin = _nvrtc.load_or_compile(*KERNEL)
+    path, cubin = load_or_compile(*KERNEL)
     assert cubin == cubins[KERNEL]
     assert files(cache) == [path.name] == [good_name(KERNEL, cubin)]
     assert path == cache / path.name and path.read_bytes() == cubin
     assert compiled == [KERNEL[1]]
-    assert _nvrtc.load_or_compile(*KERNEL) == (path, cubin)
+    assert load_or_compile(*KERNEL) == (path, cubin)
     assert compiled == [KERNEL[1]]
 
 
 def test_each_kernel_has_its_file(cache, cubins):
     for kernel in KERNELS:
-        assert _nvrtc.load_or_compile(*kernel)[1] == cubins[kernel]
+        assert load_or_compile(*kernel)[1] == cubins[kernel]
     assert files(cache) == sorted(good_name(kernel, cubins[kernel]) for kernel in KERNELS)
 
 
 def test_a_rejected_kernel_leaves_no_file(cache):
-    with pytest.raises(_nvrtc.CompileError):
-        _nvrtc.load_or_compile("softmax/state_merge.cuh", "softmax_state_merge<float, 0x>", ARCH)
+    with pytest.raises(compiler.CompileError):
+        load_or_compile("softmax/state_merge.cuh", "softmax_state_merge<float, 0x>", ARCH)
     assert files(cache) == []
 
 
@@ -125,9 +126,9 @@ def test_a_rejected_kernel_leaves_no_file(cache):
 # before all have found the cache empty.
 PROCESS = """
 import hashlib, sys
-from cuattn import _nvrtc
+from cuattn._device import cache, compiler
 
-compile_kernel = _nvrtc.compile_kernel
+compile_kernel = compiler.compile_kernel
 
 def compile_and_wait(*kernel):
     made = compile_kernel(*kernel)
@@ -136,10 +137,10 @@ def compile_and_wait(*kernel):
     return made
 
 first, second = {kernels!r}
-_nvrtc.compile_kernel = compile_and_wait
-one = _nvrtc.load_or_compile(*first)
-_nvrtc.compile_kernel = compile_kernel
-for path, cubin in (one, _nvrtc.load_or_compile(*second)):
+compiler.compile_kernel = compile_and_wait
+one = cache.load_or_compile(*first)
+compiler.compile_kernel = compile_kernel
+for path, cubin in (one, cache.load_or_compile(*second)):
     assert path.read_bytes() == cubin
     print(path.name, hashlib.sha256(cubin).hexdigest(), flush=True)
 """
@@ -176,7 +177,7 @@ def test_threads_on_a_cold_cache(cache, cubins):
 
     def work(i):
         barrier.wait()
-        return [_nvrtc.load_or_compile(*KERNELS[(i + j) % 2]) for j in range(2)]
+        return [load_or_compile(*KERNELS[(i + j) % 2]) for j in range(2)]
 
     with ThreadPoolExecutor(8) as pool:
         got = {made for pair in pool.map(work, range(8)) for made in pair}
@@ -226,20 +227,20 @@ def test_a_bad_file_is_replaced(damage, cache, compiled, cubins):
     path = cache / good_name(KERNEL, cubin)
     cache.mkdir(parents=True)
     damage(path, cubin)
-    assert _nvrtc.load_or_compile(*KERNEL) == (path, cubin)
+    assert load_or_compile(*KERNEL) == (path, cubin)
     assert compiled == [KERNEL[1]]
     assert files(cache) == [path.name] and path.read_bytes() == cubin
     assert not path.is_symlink()
-    _nvrtc.load_or_compile(*KERNEL)
+    load_or_compile(*KERNEL)
     assert compiled == [KERNEL[1]]
 
 
 def test_bad_files_beside_a_good_one(cache, compiled, cubins):
     cubin = cubins[KERNEL]
-    path, _ = _nvrtc.load_or_compile(*KERNEL)
+    path, _ = load_or_compile(*KERNEL)
     compiled.clear()
     other_digest(path, cubin)
-    assert _nvrtc.load_or_compile(*KERNEL) == (path, cubin)
+    assert load_or_compile(*KERNEL) == (path, cubin)
     assert compiled == [] and files(cache) == [path.name]
 
 
@@ -250,7 +251,7 @@ def test_foreign_files_are_left_alone(cache, compiled, cubins):
         (cache / name).write_bytes(content)
     (cache / "folder").mkdir()
     for _ in range(2):
-        path, cubin = _nvrtc.load_or_compile(*KERNEL)
+        path, cubin = load_or_compile(*KERNEL)
         assert cubin == cubins[KERNEL]
     assert compiled == [KERNEL[1]]
     assert files(cache) == sorted([*foreign, "folder", path.name])
@@ -262,17 +263,17 @@ def test_a_folder_of_that_name(cache, compiled, cubins):
     name = good_name(KERNEL, cubins[KERNEL])
     (cache / name).mkdir(parents=True)
     with pytest.warns(RuntimeWarning, match="CUATTN_CACHE_DIR"):
-        assert _nvrtc.load_or_compile(*KERNEL) == (None, cubins[KERNEL])
+        assert load_or_compile(*KERNEL) == (None, cubins[KERNEL])
     assert files(cache) == [name]
-    path, cubin = _nvrtc.load_or_compile(*KERNELS[1])
+    path, cubin = load_or_compile(*KERNELS[1])
     assert path.read_bytes() == cubin == cubins[KERNELS[1]]
 
 
 def test_a_folder_beside_a_good_file(cache, compiled, cubins):
-    path, _ = _nvrtc.load_or_compile(*KERNEL)
-    (cache / f"{_nvrtc.cache_key(*KERNEL)}-{'0' * 16}.cubin").mkdir()
+    path, _ = load_or_compile(*KERNEL)
+    (cache / f"{cache_key(*KERNEL)}-{'0' * 16}.cubin").mkdir()
     compiled.clear()
-    assert _nvrtc.load_or_compile(*KERNEL) == (path, cubins[KERNEL])
+    assert load_or_compile(*KERNEL) == (path, cubins[KERNEL])
     assert compiled == []
 
 
@@ -355,7 +356,7 @@ def test_an_unwritable_cache_costs_one_warning(obstacle, cache, cubins, monkeypa
         obstacle(cache, patch)
         for _ in range(2):
             for kernel in KERNELS:
-                assert _nvrtc.load_or_compile(*kernel) == (None, cubins[kernel])
+                assert load_or_compile(*kernel) == (None, cubins[kernel])
     assert [w.category for w in caught] == [RuntimeWarning]
     message = str(caught[0].message)
     assert str(cache) in message and "CUATTN_CACHE_DIR" in message
@@ -363,9 +364,9 @@ def test_an_unwritable_cache_costs_one_warning(obstacle, cache, cubins, monkeypa
 
 
 def test_an_unwritable_cache_is_still_read(cache, compiled, cubins, monkeypatch):
-    path, cubin = _nvrtc.load_or_compile(*KERNEL)
+    path, cubin = load_or_compile(*KERNEL)
     monkeypatch.setattr(tempfile, "mkstemp", raises(errno.EROFS))
-    assert _nvrtc.load_or_compile(*KERNEL) == (path, cubin)
+    assert load_or_compile(*KERNEL) == (path, cubin)
     assert compiled == [KERNEL[1]]
 
 
@@ -389,7 +390,7 @@ def test_cache_directory(environment, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _nvrtc.cache_directory() == Path(expected)
+    assert cache_directory() == Path(expected)
 
 
 def test_the_emulator_keeps_its_libraries_there(tmp_path, monkeypatch):
@@ -408,7 +409,7 @@ def test_no_home(compiled, cubins, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.warns(RuntimeWarning, match="CUATTN_CACHE_DIR"):
-        assert _nvrtc.load_or_compile(*KERNEL) == (None, cubins[KERNEL])
+        assert load_or_compile(*KERNEL) == (None, cubins[KERNEL])
 
 
 # ---- What a key depends on ----
@@ -418,15 +419,15 @@ def test_no_home(compiled, cubins, monkeypatch):
 def sources(tmp_path, monkeypatch):
     """A copy of the CUDA sources, which the package takes for its own."""
     folder = tmp_path / "copy"
-    shutil.copytree(_nvrtc.source_directory(), folder)
-    monkeypatch.setattr(_nvrtc, "source_directory", lambda: folder)
-    _nvrtc.source_digest.cache_clear()
+    shutil.copytree(compiler.source_directory(), folder)
+    monkeypatch.setattr(compiler, "source_directory", lambda: folder)
+    compiler.source_digest.cache_clear()
     return folder
 
 
 def key(header=KERNEL[0], name=KERNEL[1], arch=ARCH):
-    _nvrtc.source_digest.cache_clear()
-    return _nvrtc.cache_key(header, name, arch)
+    compiler.source_digest.cache_clear()
+    return cache_key(header, name, arch)
 
 
 def test_key_of_the_arguments():
@@ -439,8 +440,8 @@ def test_key_of_the_compiler(nvrtc, monkeypatch):
     keys = {key()}
     monkeypatch.setattr(nvrtc, "getVersion", lambda: (99, 1))
     keys.add(key())
-    options = _nvrtc.compiler_options
-    monkeypatch.setattr(_nvrtc, "compiler_options", lambda arch: (*options(arch), "-lineinfo"))
+    options = compiler.compiler_options
+    monkeypatch.setattr(compiler, "compiler_options", lambda arch: (*options(arch), "-lineinfo"))
     keys.add(key())
     assert len(keys) == 3
 
@@ -496,26 +497,26 @@ def test_key_is_that_of_the_content(sources, monkeypatch):
 
 
 def test_an_edited_header_is_compiled(cache, compiled, sources):
-    old, _ = _nvrtc.load_or_compile(*KERNEL)
+    old, _ = load_or_compile(*KERNEL)
     append(sources)
-    _nvrtc.source_digest.cache_clear()
-    new, _ = _nvrtc.load_or_compile(*KERNEL)
+    compiler.source_digest.cache_clear()
+    new, _ = load_or_compile(*KERNEL)
     assert compiled == [KERNEL[1]] * 2
     assert files(cache) == sorted([old.name, new.name])
 
 
 def test_missing_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(_nvrtc, "__file__", str(tmp_path / "cuattn" / "_nvrtc.py"))
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "cuattn" / "_device" / "compiler.py"))
     with pytest.raises(FileNotFoundError, match="install cuattn again"):
-        _nvrtc.source_directory.__wrapped__()
+        compiler.source_directory.__wrapped__()
 
 
 @pytest.mark.parametrize("where", ["cuattn/cuda_src", "cuda_src"])
 def test_sources_inside_a_package_or_beside_it(where, tmp_path, monkeypatch):
-    monkeypatch.setattr(_nvrtc, "__file__", str(tmp_path / "cuattn" / "_nvrtc.py"))
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "cuattn" / "_device" / "compiler.py"))
     (tmp_path / where / "softmax").mkdir(parents=True)
     (tmp_path / where / "softmax" / "rows.cuh").write_bytes(b"")
-    assert _nvrtc.source_directory.__wrapped__() == tmp_path / where
+    assert compiler.source_directory.__wrapped__() == tmp_path / where
 
 
 # ---- The compiler ----
@@ -546,7 +547,7 @@ KNOWN = (53, 60, 62, 70, 72, 75, 80, 86, 87, 90, 100, 101, 110, 120)
 )
 def test_architecture(capability, target, nvrtc, monkeypatch):
     monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: list(KNOWN))
-    assert _nvrtc.architecture(capability) == target
+    assert compiler.architecture(capability) == target
 
 
 @pytest.mark.parametrize("capability", [53, 62, 72, 87, 101, 110])
@@ -554,30 +555,30 @@ def test_no_other_code_runs_on_tegra(capability, nvrtc, monkeypatch):
     """Nor does its own anywhere else, not on a newer device of the same major version."""
     monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: [a for a in KNOWN if a != capability])
     with pytest.raises(RuntimeError, match=f"compute capability {capability / 10}"):
-        _nvrtc.architecture(capability)
+        compiler.architecture(capability)
     monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: [capability])
     with pytest.raises(RuntimeError, match=f"compute capability {capability // 10}.9"):
-        _nvrtc.architecture(capability // 10 * 10 + 9)
+        compiler.architecture(capability // 10 * 10 + 9)
 
 
 @pytest.mark.parametrize(("capability", "version"), [(52, "5.2"), (119, "11.9"), (130, "13.0")])
 def test_unknown_architecture(capability, version, nvrtc, monkeypatch):
     monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: list(KNOWN))
     with pytest.raises(RuntimeError, match=rf"{version}; .*install a newer CUDA toolkit"):
-        _nvrtc.architecture(capability)
+        compiler.architecture(capability)
 
 
 def test_architectures_of_this_compiler(nvrtc):
     known = nvrtc.getSupportedArchs()
-    assert [_nvrtc.architecture(a) for a in known] == [f"sm_{a}" for a in known]
+    assert [compiler.architecture(a) for a in known] == [f"sm_{a}" for a in known]
 
 
 def test_compile_error(nvrtc, monkeypatch):
     destroyed, destroy = [], nvrtc.destroyProgram
     monkeypatch.setattr(nvrtc, "destroyProgram", lambda p: (destroyed.append(p), destroy(p)))
     name = "softmax_rows<SoftmaxForward<float>, 32, 4, 1, 1>"
-    with pytest.raises(_nvrtc.CompileError) as caught:
-        _nvrtc.compile_kernel("softmax/rows.cuh", name, "sm_80")
+    with pytest.raises(compiler.CompileError) as caught:
+        compiler.compile_kernel("softmax/rows.cuh", name, "sm_80")
     message = str(caught.value)
     assert all(part in message for part in (name, "softmax/rows.cuh", "sm_80", "too few arguments"))
     assert isinstance(caught.value, RuntimeError) and len(destroyed) == 1
@@ -587,7 +588,7 @@ def test_missing_headers(monkeypatch):
     pathfinder = pytest.importorskip("cuda.pathfinder")
     monkeypatch.setattr(pathfinder, "find_nvidia_header_directory", lambda name: None)
     with pytest.raises(RuntimeError, match=r"cuda_fp16\.h.*pip install"):
-        _nvrtc._toolkit_headers.__wrapped__()
+        compiler.toolkit_headers.__wrapped__()
 
 
 # ---- Symbols ----
@@ -595,7 +596,7 @@ def test_missing_headers(monkeypatch):
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel[1])
 def test_kernel_symbol(kernel, cubins):
-    symbol = _nvrtc.kernel_symbol(cubins[kernel])
+    symbol = compiler.kernel_symbol(cubins[kernel])
     assert symbol.startswith("_Z") and "state_merge" in symbol
     assert f".text.{symbol}\0".encode() in cubins[kernel]
 
@@ -604,7 +605,7 @@ def test_kernel_symbol_of_a_part(cubins):
     cubin = cubins[KERNEL]
     for length in range(len(cubin)):
         with pytest.raises(ValueError, match="cubin"):
-            _nvrtc.kernel_symbol(cubin[:length])
+            compiler.kernel_symbol(cubin[:length])
 
 
 def test_kernel_symbol_of_garbage(cubins, rng):
@@ -614,7 +615,7 @@ def test_kernel_symbol_of_garbage(cubins, rng):
     garbage += [b"\0" + cubin[1:], b"\0" * len(cubin), *(rng.bytes(n) for n in (1, 63, 64, 1000))]
     for bad in garbage:
         with pytest.raises(ValueError, match="cubin"):
-            _nvrtc.kernel_symbol(bad)
+            compiler.kernel_symbol(bad)
     table = int.from_bytes(cubin[40:48], "little")
     places = [*range(64), *rng.integers(table, len(cubin), 500)]
     for place in places:
@@ -622,11 +623,11 @@ def test_kernel_symbol_of_garbage(cubins, rng):
             broken = bytearray(cubin)
             broken[place] = value
             try:
-                assert isinstance(_nvrtc.kernel_symbol(bytes(broken)), str)
+                assert isinstance(compiler.kernel_symbol(bytes(broken)), str)
             except ValueError:
                 pass
 
 
 def test_kernel_symbol_needs_a_kernel(cubins):
     with pytest.raises(ValueError, match="no kernel"):
-        _nvrtc.kernel_symbol(cubins[KERNEL].replace(b".text.", b".tent."))
+        compiler.kernel_symbol(cubins[KERNEL].replace(b".text.", b".tent."))

@@ -15,46 +15,45 @@ import numpy as np
 import pytest
 import test_layout as layout
 
-from cuattn._arrays import row_layout as _layout
-from cuattn._attention import request as _call_attention
-from cuattn._attention import run as _run_attention
-from cuattn._device import params as _params
-from cuattn._device import tensor_map as _tensor_map
+from cuattn._arrays import row_layout
+from cuattn._attention import views
+from cuattn._device import params as device_params
+from cuattn._device import tensor_map
 from cuattn._device.params import Params
 from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 SOURCES = layout.read("cuda_src", "*.cuh")
-RANKS = [(rows, cols) for rows in _layout.RANKS for cols in _layout.RANKS]
+RANKS = [(rows, cols) for rows in row_layout.RANKS for cols in row_layout.RANKS]
 TENSOR_MAP = Params("TensorMap", "16Q: words")  # as the driver packs it
 
 
 def rows(row_rank, col_rank=1):
-    return [_params.SOFTMAX_HEAD, _params.softmax_geometry(row_rank, col_rank)]
+    return [device_params.SOFTMAX_HEAD, device_params.softmax_geometry(row_rank, col_rank)]
 
 
 # Struct -> what the host hands over, one after the other.
 PACKED = {
     **{f"SoftmaxParams<{r}, {c}>": rows(r, c) for r, c in RANKS},
-    **{f"TopKParams<{r}>": [*rows(r), _params.TOPK] for r in _layout.RANKS},
+    **{f"TopKParams<{r}>": [*rows(r), device_params.TOPK] for r in row_layout.RANKS},
     **{
         f"RadixParams<TopKParams<{r}>>": [
             *rows(r),
-            _params.TOPK,
-            _params.RADIX_WORKSPACE,
-            _params.RADIX_GEOMETRY,
+            device_params.TOPK,
+            device_params.RADIX_WORKSPACE,
+            device_params.RADIX_GEOMETRY,
         ]
-        for r in _layout.RANKS
+        for r in row_layout.RANKS
     },
-    "StateMergeParams": [_params.STATE_MERGE],
-    "TopKStateMergeParams": [_params.TOPK_STATE_MERGE],
-    "AttentionParams": [_params.ATTENTION_POINTERS, _params.ATTENTION_TAIL],
+    "StateMergeParams": [device_params.STATE_MERGE],
+    "TopKStateMergeParams": [device_params.TOPK_STATE_MERGE],
+    "AttentionParams": [device_params.ATTENTION_POINTERS, device_params.ATTENTION_TAIL],
     "AttentionSm90Params": [
         *[TENSOR_MAP] * 4,
-        _params.ATTENTION_POINTERS,
-        _params.ATTENTION_TAIL,
-        _params.ATTENTION_SM90,
+        device_params.ATTENTION_POINTERS,
+        device_params.ATTENTION_TAIL,
+        device_params.ATTENTION_SM90,
     ],
-    "AttentionMergeParams": [_params.ATTENTION_MERGE],
+    "AttentionMergeParams": [device_params.ATTENTION_MERGE],
 }
 
 
@@ -210,7 +209,7 @@ def test_every_struct_of_a_kernel_is_described():
 
 
 def test_every_declaration_is_compared():
-    declared = {id(value) for value in vars(_params).values() if isinstance(value, Params)}
+    declared = {id(value) for value in vars(device_params).values() if isinstance(value, Params)}
     compared = {id(part) for parts in PACKED.values() for part in parts}
     assert declared <= compared
     for name, parts in PACKED.items():
@@ -305,21 +304,21 @@ def test_a_struct_that_is_not_described_is_seen():
 
 def test_pointers_are_in_order():
     """Those of attention and of merge are packed as the arrays stand."""
-    names = list(_params.ATTENTION_POINTERS.codes)
-    arrays = list(_call_attention.Arrays._fields)
+    names = list(device_params.ATTENTION_POINTERS.codes)
+    arrays = list(views.Arrays._fields)
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
-    assert names == list(_run_attention.AttentionOperands._fields)
+    assert names == list(views.Operands._fields)
     for kind, params, sizes in (
-        (SoftmaxState, _params.STATE_MERGE, ["n"]),
-        (SoftmaxTopKState, _params.TOPK_STATE_MERGE, ["rows", "k"]),
+        (SoftmaxState, device_params.STATE_MERGE, ["n"]),
+        (SoftmaxTopKState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),
     ):
         pointers = [field + of for of in ("_a", "_b", "") for field in kind._fields]
         assert list(params.codes) == pointers + sizes
 
 
 def test_numbers_of_the_headers():
-    assert _params.OPERANDS == len(_layout.OPERANDS) == number("kNumOperands", SOURCES)
-    assert TENSOR_MAP.struct.size == _tensor_map.BYTES
+    assert device_params.OPERANDS == len(row_layout.OPERANDS) == number("kNumOperands", SOURCES)
+    assert TENSOR_MAP.struct.size == tensor_map.BYTES
 
 
 # -- Params ----------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from configurations import TARGETS, kernels
 from test_layout import code, read
 from test_layout import kernels as kernels_of_file
 
-from cuattn._softmax.plan import Kernel
-from cuattn._softmax.problem import Instance
+from cuattn._device.kernel import Instance, Kernel
 
 FILES = read("cuda_src", "*")
 KINDS = {"class": str, "int": int, "bool": bool}  # any other is an enum

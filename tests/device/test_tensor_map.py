@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cuattn._device import tensor_map as _tensor_map
+from cuattn._device import tensor_map
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,11 +58,11 @@ class Driver:
 @pytest.fixture(autouse=True)
 def forgotten():
     """No map and no driver of one test is there in the next."""
-    _tensor_map.encode.cache_clear()
-    _tensor_map._encoder.cache_clear()
+    tensor_map.encode.cache_clear()
+    tensor_map._encoder.cache_clear()
     yield
-    _tensor_map.encode.cache_clear()
-    _tensor_map._encoder.cache_clear()
+    tensor_map.encode.cache_clear()
+    tensor_map._encoder.cache_clear()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def driver(monkeypatch):
 @pytest.mark.parametrize(("dtype", "number"), [("float16", 6), ("bfloat16", 9)])
 @pytest.mark.parametrize(("swizzle", "name"), [(64, 2), (128, 3)])
 def test_arguments(driver, dtype, number, swizzle, name):
-    _tensor_map.encode(ADDRESS, dtype, DIMS, STRIDES, BOX, swizzle)
+    tensor_map.encode(ADDRESS, dtype, DIMS, STRIDES, BOX, swizzle)
     (call,) = driver.calls
     # Neither interleaved nor filled with NaN; 2 is CU_TENSOR_MAP_L2_PROMOTION_L2_128B.
     assert call == (number, 5, ADDRESS, DIMS, STRIDES, BOX, (1,) * 5, 0, name, 2, 0)
@@ -87,13 +87,13 @@ def test_arguments(driver, dtype, number, swizzle, name):
 
 def test_boxes_are_arguments(driver):
     """`Boxes` has what `encode` takes after an address, in this order."""
-    _tensor_map.encode(ADDRESS, *_tensor_map.Boxes("bfloat16", DIMS, STRIDES, BOX, 64))
+    tensor_map.encode(ADDRESS, *tensor_map.Boxes("bfloat16", DIMS, STRIDES, BOX, 64))
     assert driver.calls == [(9, 5, ADDRESS, DIMS, STRIDES, BOX, (1,) * 5, 0, 2, 2, 0)]
 
 
 def test_the_largest_numbers(driver):
     address, dims, strides = 2**64 - 16, (2**32,) * 5, (2**40 - 16,) * 4
-    _tensor_map.encode(address, "float16", dims, strides, (256,) * 5, 128)
+    tensor_map.encode(address, "float16", dims, strides, (256,) * 5, 128)
     assert driver.calls[0][2:6] == (address, dims, strides, (256,) * 5)
 
 
@@ -102,7 +102,7 @@ def test_the_largest_numbers(driver):
 
 def test_map(driver):
     for address in range(ADDRESS, ADDRESS + 16 * 64, 16):  # the heap puts buffers anywhere
-        found = _tensor_map.encode(address, *MAP[1:])
+        found = tensor_map.encode(address, *MAP[1:])
         assert type(found) is bytes and found == driver.answer(address)
     assert [out % 128 for out in driver.outputs] == [0] * 64
 
@@ -112,26 +112,26 @@ def test_errors(driver):
     wrong = "CUresult 1, float16, dims=(128, 4, 4294967296, 3, 2), strides=(256, 1024, "
     for _ in range(2):  # an error is not remembered
         with pytest.raises(RuntimeError) as error:
-            _tensor_map.encode(*MAP)
-        assert not isinstance(error.value, _tensor_map.NoContext)
+            tensor_map.encode(*MAP)
+        assert not isinstance(error.value, tensor_map.NoContext)
         assert wrong in str(error.value) and f"{ADDRESS:#x}" in str(error.value)
         assert f"box={BOX}, swizzle=128" in str(error.value)
     assert len(driver.calls) == 2
     driver.code = 0
-    assert _tensor_map.encode(*MAP) == driver.answer(ADDRESS)
+    assert tensor_map.encode(*MAP) == driver.answer(ADDRESS)
 
 
 def test_a_thread_without_a_context(driver):
     driver.code = 201  # CUDA_ERROR_INVALID_CONTEXT
-    with pytest.raises(_tensor_map.NoContext, match="CUresult 201"):
-        _tensor_map.encode(*MAP)
+    with pytest.raises(tensor_map.NoContext, match="CUresult 201"):
+        tensor_map.encode(*MAP)
 
 
 # ---- What is remembered ----
 
 
 def test_a_map_is_encoded_once(driver):
-    assert {_tensor_map.encode(*MAP) for _ in range(3)} == {driver.answer(ADDRESS)}
+    assert {tensor_map.encode(*MAP) for _ in range(3)} == {driver.answer(ADDRESS)}
     assert len(driver.calls) == 1
 
 
@@ -142,7 +142,7 @@ OTHERS = (ADDRESS + 16, "bfloat16", (64, *DIMS[1:]), (512, *STRIDES[1:]), (32, *
 def test_whatever_differs_is_another_map(driver, changed):
     other = (*MAP[:changed], OTHERS[changed], *MAP[changed + 1 :])
     for arguments in (MAP, other, MAP, other):
-        assert _tensor_map.encode(*arguments) == driver.answer(arguments[0])
+        assert tensor_map.encode(*arguments) == driver.answer(arguments[0])
     assert len(driver.calls) == 2 and driver.calls[0] != driver.calls[1]
 
 
@@ -153,7 +153,7 @@ def test_threads(driver):
     def work(i):
         barrier.wait()
         addresses = [ADDRESS + 16 * (8 * step + i) for step in range(4)]
-        return [_tensor_map.encode(a, *MAP[1:]) == driver.answer(a) for a in addresses]
+        return [tensor_map.encode(a, *MAP[1:]) == driver.answer(a) for a in addresses]
 
     with ThreadPoolExecutor(8) as pool:
         assert all(all(right) for right in pool.map(work, range(8)))
@@ -173,15 +173,15 @@ def test_without_a_driver(monkeypatch, missing):
     monkeypatch.setattr(ctypes, "CDLL", load)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"needs a CUDA driver.*(cuda|cuTensorMap)"):
-            _tensor_map.encode(*MAP)
+            tensor_map.encode(*MAP)
 
 
 def test_a_driver_that_comes_later(monkeypatch, driver):
     with monkeypatch.context() as patch:
         patch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())
         with pytest.raises(RuntimeError, match="driver"):
-            _tensor_map.encode(*MAP)
-    assert _tensor_map.encode(*MAP) == driver.answer(ADDRESS)
+            tensor_map.encode(*MAP)
+    assert tensor_map.encode(*MAP) == driver.answer(ADDRESS)
 
 
 def libraries_opened_by(statement):
@@ -203,6 +203,6 @@ def test_an_import_loads_no_driver():
 
 
 def test_a_load_of_the_driver_is_seen():
-    first_use = "import contextlib; from cuattn import _tensor_map\n"
-    first_use += "with contextlib.suppress(RuntimeError): _tensor_map._encoder()"
+    first_use = "import contextlib; from cuattn._device import tensor_map\n"
+    first_use += "with contextlib.suppress(RuntimeError): tensor_map._encoder()"
     assert any("cuda" in name for name in libraries_opened_by(first_use))

@@ -43,6 +43,8 @@ import weakref
 
 import numpy as np
 
+from cuattn._device.kernel import Limits
+
 from . import build
 
 _REGISTERS = 65536  # a multiprocessor
@@ -426,9 +428,9 @@ class Runtime:
         return self
 
     def __exit__(self, *_):
-        from cuattn._device import runtime as _jit
+        from cuattn._device import runtime as device_runtime
 
-        _jit.emulator = self._previous
+        device_runtime.emulator = self._previous
 
     address = staticmethod(address)
     tensor_map = staticmethod(_encode_tensor_map)
@@ -439,9 +441,7 @@ class Runtime:
 
     def limits(self, device):
         """What plans depend on."""
-        from cuattn._device import runtime as _jit
-
-        return _jit.Limits(_arch_number(self.arch) // 10, self.num_sms)
+        return Limits(_arch_number(self.arch) // 10, self.num_sms)
 
     def on(self, device):
         """Context in which a device is the current one."""
@@ -487,20 +487,20 @@ class Runtime:
 
 def activate(arch="sm_90", num_sms=132, seed=None, profile=False):
     """Makes the public API run NumPy arrays on the emulator; also a context manager."""
-    from cuattn._device import runtime as _jit
+    from cuattn._device import runtime as device_runtime
 
     runtime = Runtime(arch, num_sms, seed, profile)
-    runtime._previous = _jit.emulator
-    _jit.emulator = runtime
+    runtime._previous = device_runtime.emulator
+    device_runtime.emulator = runtime
     return runtime
 
 
 def deactivate():
     """Undoes the last `activate`."""
-    from cuattn._device import runtime as _jit
+    from cuattn._device import runtime as device_runtime
 
-    if _jit.emulator is not None:
-        _jit.emulator = _jit.emulator._previous
+    if device_runtime.emulator is not None:
+        device_runtime.emulator = device_runtime.emulator._previous
 
 
 def launch_source(

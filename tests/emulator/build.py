@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cuattn._device import compiler as _nvrtc
+from cuattn._device.cache import cache_directory
 
 HERE = Path(__file__).resolve().parent
 CUDA_SRC = HERE.parents[1] / "cuda_src"
@@ -64,7 +64,7 @@ def zig_compiler():
 
 def cache_dir():
     """Where compiled libraries are kept."""
-    path = _nvrtc.cache_directory() / "emulator"
+    path = cache_directory() / "emulator"
     path.mkdir(parents=True, exist_ok=True)
     return path.resolve()
 

@@ -798,18 +798,18 @@ def test_equal_seeds_run_alike():
 
 
 def test_activate_puts_the_runtime_in_place():
-    from cuattn._device import runtime as _jit
+    from cuattn._device import runtime as device_runtime
 
-    before = _jit.emulator
+    before = device_runtime.emulator
     with emulator.activate("sm_80", num_sms=108) as runtime:
-        assert _jit.emulator is runtime
+        assert device_runtime.emulator is runtime
         assert runtime.xp is np
         assert tuple(runtime.limits(0)) == (80, 108)
         emulator.activate("sm_90a")
-        assert _jit.emulator.arch == "sm_90a"
+        assert device_runtime.emulator.arch == "sm_90a"
         emulator.deactivate()
-        assert _jit.emulator is runtime
-    assert _jit.emulator is before
+        assert device_runtime.emulator is runtime
+    assert device_runtime.emulator is before
 
 
 def test_architectures_share_kernels():

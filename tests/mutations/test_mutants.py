@@ -12,7 +12,7 @@ from tolerance import NAIVE, assert_close, dtype_of, exact, naive_logsumexp
 
 import cuattn
 from cuattn import reference
-from cuattn._arrays import checks as _check
+from cuattn._arrays import checks
 
 
 def verify_softmax(backend, x, axis=-1, **options):
@@ -96,7 +96,7 @@ def test_offsets_outside(backend, rng, monkeypatch, index, columns):
     """Offsets on a device are not looked at; whatever they hold, a segment stays inside x."""
     if backend.name == "numpy":
         pytest.skip("offsets on the host are checked")
-    monkeypatch.setattr(_check, "segments", lambda offsets, *_: offsets.shape[0] - 1)
+    monkeypatch.setattr(checks, "segments", lambda offsets, *_: offsets.shape[0] - 1)
     low, high = np.iinfo(index).min, np.iinfo(index).max
     wide = np.full((60,) if columns is None else (60, columns), NAN, np.float32)
     wide[10:50] = draw(rng, wide[10:50].shape)

@@ -17,7 +17,7 @@ from test_check import FORWARD, TRANSFORMS, Refusing
 from test_interchange import CALLS, leaves
 
 import cuattn
-from cuattn._arrays import keywords as _keywords
+from cuattn._arrays import keywords
 
 HUGE = [2**63, 10**400, -(10**400), 10**5000]  # past int64, past float64, past what str() converts
 PUBLIC = sorted(CALLS)
@@ -329,14 +329,14 @@ def test_names_of_others(i):
 
 def test_only_names_of_ours_are_recommended():
     known = {n for name in PUBLIC for n in inspect.signature(getattr(cuattn, name)).parameters}
-    assert {ours for ours, _ in _keywords.RENAMED.values()} <= known
-    assert not known & set(_keywords.ABSENT)
+    assert {ours for ours, _ in keywords.RENAMED.values()} <= known
+    assert not known & set(keywords.ABSENT)
 
 
 def test_errors_inside_are_left_as_they_are():
     """Also one that reads as if arguments did not fit."""
 
-    @_keywords.explained
+    @keywords.explained
     def outer(x):
         return inner(x, y=1)
 

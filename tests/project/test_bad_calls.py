@@ -28,7 +28,7 @@ from test_interchange import CALLS, Exporter, Nowhere, Refusing, each, leaves
 
 import cuattn
 from cuattn import SoftmaxState, SoftmaxTopKState
-from cuattn._device import runtime as _jit
+from cuattn._device import runtime
 
 EXAMPLES = 2000
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -250,7 +250,7 @@ class Counting(emulator.Runtime):
 def device(request, monkeypatch):
     """None, or a device that counts."""
     device = Counting() if request.param == "device" else None
-    monkeypatch.setattr(_jit, "emulator", device)
+    monkeypatch.setattr(runtime, "emulator", device)
     return device
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._device import compiler as _nvrtc
-from cuattn._device import config as _config
+from cuattn._device import config as device_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,8 +106,8 @@ def test_a_file_that_another_process_removes(monkeypatch, tmp_path):
         (tmp_path / "1.cubin").unlink()
         return contextlib.nullcontext(entries)
 
-    monkeypatch.setattr(_config.os, "scandir", late)
-    assert _config._size(tmp_path) == (2, 101)
+    monkeypatch.setattr(device_config.os, "scandir", late)
+    assert device_config._size(tmp_path) == (2, 101)
 
 
 def test_environment(monkeypatch):
@@ -162,10 +161,10 @@ def test_nothing_raises(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy.cuda", Broken("cupy.cuda"))
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", Broken("cuda.pathfinder"))
     for module, names in (
-        (_nvrtc, ("cache_directory", "source_directory", "_toolkit_headers")),
+        (device_config, ("cache_directory", "source_directory", "toolkit_headers")),
         (importlib.metadata, ("version", "distributions")),
-        (_config.platform, ("platform",)),
-        (_config.Path, ("home",)),
+        (device_config.platform, ("platform",)),
+        (device_config.Path, ("home",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, fail)

@@ -19,8 +19,8 @@ from cases import draw
 from test_check import DeviceArray
 
 import cuattn
-from cuattn._arrays import interchange as _interchange
-from cuattn._softmax import request as _call
+from cuattn._arrays import interchange
+from cuattn._arrays.inputs import as_array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -41,7 +41,7 @@ class Exporter:
         capsule = words.__dlpack__(**options)
         name = b"dltensor_versioned" if options.get("max_version") else b"dltensor"
         tensor = ctypes.c_void_p.from_buffer(
-            ctypes.c_uint64(_interchange._address_of(capsule, name))
+            ctypes.c_uint64(interchange._address_of(capsule, name))
         )
         at = tensor.value + (32 if options.get("max_version") else 0)
         ctypes.c_int32.from_address(at + 8).value = self.kind
@@ -107,7 +107,7 @@ def test_without_a_copy(exporter, dtype, rng):
     if exporter is array_api_strict.asarray and dtype in ("float16", "bfloat16"):
         pytest.skip("the standard has no 16-bit floats")
     for view in (array, array.T, array[::2, ::-1], array[1:1], array[0, 0, ...]):
-        found = _call.enter("x", exporter(view))
+        found = as_array("x", exporter(view))
         assert type(found) is np.ndarray and found.dtype == array.dtype
         assert found.shape == view.shape
         np.testing.assert_array_equal(found, view)
@@ -120,7 +120,7 @@ def test_without_a_copy(exporter, dtype, rng):
 def test_memory_lives_as_long_as_what_looks_at_it(exporter, dtype):
     array = np.ones(1000, dtype if dtype == "float32" else BFLOAT16)
     owner = weakref.ref(array)
-    found = _call.enter("x", exporter(array))[::2]
+    found = as_array("x", exporter(array))[::2]
     del array
     gc.collect()
     assert owner() is not None and (found == 1).all()

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from configurations import accumulator, layout, problems
 
-from cuattn._arrays import row_layout as _layout
+from cuattn._arrays import row_layout
+from cuattn._device.kernel import CTYPES, ITEMSIZE
 from cuattn._device.params import softmax_geometry
-from cuattn._softmax import plan as _plan
-from cuattn._softmax import plan_parts as _plan_parts
-from cuattn._softmax.problem import CTYPES, ITEMSIZE, RESULTS, SoftmaxProblem
+from cuattn._softmax import plan as softmax_plan
+from cuattn._softmax import plan_parts
+from cuattn._softmax.problem import RESULTS, SoftmaxProblem
 
 CAPABILITIES = (75, 80, 90, 120)
 SMS = 132
-OPERANDS = len(_layout.OPERANDS)
+OPERANDS = len(row_layout.OPERANDS)
 SIZE_OF = {ctype: ITEMSIZE[name] for name, ctype in CTYPES.items()}
 
 
@@ -60,7 +61,7 @@ def check_parts(cols, values, tile, vec, pasts):
     """The parts of a row hold each column once, wherever its first fragment begins, and every part
     is some block's."""
     parts, slice_, splits, share = (values[name] for name in ("parts", "slice", "splits", "share"))
-    assert 1 <= splits <= parts <= _plan_parts.PARTS_MOST + 1  # where no row is aligned
+    assert 1 <= splits <= parts <= plan_parts.MAX_PARTS + 1  # where no row is aligned
     assert parts == 1 or slice_ % tile == 0 and slice_ >= 2 * tile
     for past in pasts:
         ends = [min(max(i * slice_ - past, 0), cols) for i in range(parts + 1)]
@@ -71,7 +72,7 @@ def check_parts(cols, values, tile, vec, pasts):
 
 def check(problem, capability, num_sms=SMS):
     """Everything that a plan promises; returns it."""
-    plan = _plan.plan_softmax(problem, capability, num_sms)
+    plan = softmax_plan.plan_softmax(problem, capability, num_sms)
     given = problem.layout
     rows, cols = math.prod(given.row_size), math.prod(given.col_size)
     for kernel in plan.kernels:
@@ -158,13 +159,13 @@ def random_problem(rng):
     if result == "prob" and rng.integers(4) == 0:
         segments, width = rows, int(rng.integers(1, 70))
         strides = tuple(
-            (0, width, 1) if name in ("x", "out") else None for name in _layout.OPERANDS
+            (0, width, 1) if name in ("x", "out") else None for name in row_layout.OPERANDS
         )
-        ragged = _layout.join_dimensions((segments, cols, width), (1,), strides, True)
+        ragged = row_layout.join_dimensions((segments, cols, width), (1,), strides, True)
         return SoftmaxProblem(
             "prob", x, acc, out, ragged, offsets=str(rng.choice(["int32", "int64"])), segments=rows
         )
-    ranks = [int(rank) for rank in rng.choice(_layout.RANKS, 2)]
+    ranks = [int(rank) for rank in rng.choice(row_layout.RANKS, 2)]
     return SoftmaxProblem(
         result,
         x,
@@ -222,7 +223,7 @@ def test_long_rows_fill_the_device():
     for result in ("prob", "lse"):
         shape = layout(1, 2**24)
         (kernel, *_) = check(SoftmaxProblem(result, *["float32"] * 3, shape), 90).kernels
-        assert SMS <= kernel.grid <= _plan_parts.PARTS_MOST + 1
+        assert SMS <= kernel.grid <= plan_parts.MAX_PARTS + 1
         check(SoftmaxProblem(result, *["float32"] * 3, shape), 90, num_sms=1000)
 
 
@@ -240,7 +241,7 @@ def test_names_are_configurations():
         for problem in problems():
             types = (problem.x, problem.acc, problem.out, problem.result, problem.offsets)
             ranks = len(problem.layout.row_size), len(problem.layout.col_size)
-            for kernel in _plan.plan_softmax(problem, capability, SMS).kernels:
+            for kernel in softmax_plan.plan_softmax(problem, capability, SMS).kernels:
                 asked = (*types, problem.masked, problem.weighted, *ranks)
                 made = (kernel.template, kernel.block, kernel.cluster, asked)
                 assert by_name.setdefault(kernel.name, made) == made
@@ -252,15 +253,15 @@ def test_names_are_configurations():
 def test_plans_are_deterministic(rng):
     for _ in range(200):
         problem, capability = random_problem(rng), int(rng.choice(CAPABILITIES))
-        plan = _plan.plan_softmax(problem, capability, SMS)
-        assert _plan.plan_softmax.__wrapped__(problem, capability, SMS) == plan
-        assert hash(plan) == hash(_plan.plan_softmax(problem, capability, SMS))
+        plan = softmax_plan.plan_softmax(problem, capability, SMS)
+        assert softmax_plan.plan_softmax.__wrapped__(problem, capability, SMS) == plan
+        assert hash(plan) == hash(softmax_plan.plan_softmax(problem, capability, SMS))
 
 
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 10**9])
 @pytest.mark.parametrize("acc", ["float32", "float64"])
 def test_state_merge(acc, n):
-    kernel = _plan.plan_state_merge(acc, n)
+    kernel = softmax_plan.plan_state_merge(acc, n)
     check_grid(kernel, 75)
     check_covers(n, kernel.block, kernel.grid)
     assert kernel.name == f"softmax_state_merge<{CTYPES[acc]}, {kernel.block}>"
@@ -268,8 +269,8 @@ def test_state_merge(acc, n):
 
 def test_more_rows_than_a_grid_has_blocks():
     """x[:, ::2] of 2^31 short rows: 32 GB of float16."""
-    strides = tuple({"x": (8, 2), "out": (4, 1)}.get(name) for name in _layout.OPERANDS)
-    shape = _layout.join_dimensions((2**31, 4), (1,), strides)
+    strides = tuple({"x": (8, 2), "out": (4, 1)}.get(name) for name in row_layout.OPERANDS)
+    shape = row_layout.join_dimensions((2**31, 4), (1,), strides)
     check(SoftmaxProblem("prob", "float16", "float32", "float16", shape), 90)
 
 
@@ -425,9 +426,10 @@ def test_reductions_read_once():
     ],
 )
 def test_other_layouts_are_strided(shape, axes, x, out):
-    strides = tuple({"x": x, "out": out}.get(name) for name in _layout.OPERANDS)
+    strides = tuple({"x": x, "out": out}.get(name) for name in row_layout.OPERANDS)
     plan = check(
-        SoftmaxProblem("prob", *["float32"] * 3, _layout.join_dimensions(shape, axes, strides)), 90
+        SoftmaxProblem("prob", *["float32"] * 3, row_layout.join_dimensions(shape, axes, strides)),
+        90,
     )
     assert {kernel.template for kernel in plan.kernels} == {"softmax_strided"}
 
@@ -438,7 +440,7 @@ def test_no_row_of_the_tables_is_idle():
     for capability in (80, 90):
         for problem in problems():
             few = problem.layout.rows < 4096 and problem.layout.cols > 1000
-            for kernel in _plan.plan_softmax(problem, capability, SMS).kernels:
+            for kernel in softmax_plan.plan_softmax(problem, capability, SMS).kernels:
                 name, sizes = kernel.template, kernel.arguments
                 if name == "softmax_rows" and few:
                     continue  # clusters that the table does not hold
@@ -453,10 +455,10 @@ def test_no_row_of_the_tables_is_idle():
                     strided.add((kernel.block, sizes["kItems"] * problem.words))
                 elif name == "softmax_segments":
                     segments.add(sizes["kWarps"])
-    assert resident == {row[:3] for row in _plan.RESIDENT}
-    assert strided == {row[:2] for row in _plan.STRIDED}
-    assert segments == {row[0] for row in _plan.SEGMENTS}
-    for *_, reason in (*_plan.RESIDENT, *_plan.STRIDED, *_plan.SEGMENTS):
+    assert resident == {row[:3] for row in softmax_plan.RESIDENT}
+    assert strided == {row[:2] for row in softmax_plan.STRIDED}
+    assert segments == {row[0] for row in softmax_plan.SEGMENTS}
+    for *_, reason in (*softmax_plan.RESIDENT, *softmax_plan.STRIDED, *softmax_plan.SEGMENTS):
         assert isinstance(reason, str) and reason
 
 
@@ -521,7 +523,7 @@ def test_join_dimensions_keeps_every_row(rng):
         strides = tuple(
             same if rng.integers(2) else random_strides(rng, shape) for _ in range(OPERANDS)
         )
-        found = _layout.join_dimensions(shape, axes, strides)
+        found = row_layout.join_dimensions(shape, axes, strides)
         expected = rows_as_numpy_has_them(shape, axes, strides)
         assert (found.rows, found.cols) == expected.shape[:2]
         assert sorted_rows(rows_of(found)) == sorted_rows(expected)
@@ -529,7 +531,7 @@ def test_join_dimensions_keeps_every_row(rng):
             (found.row_size, found.row_stride),
             (found.col_size, found.col_stride),
         ):
-            assert len(sizes) in _layout.RANKS
+            assert len(sizes) in row_layout.RANKS
             assert len(by_operand) == OPERANDS and {len(s) for s in by_operand} == {len(sizes)}
             ranks.add(len(sizes))
     assert {1, 3} <= ranks
@@ -537,7 +539,7 @@ def test_join_dimensions_keeps_every_row(rng):
 
 def joined(shape, axes, *strides, segments=False):
     """Sizes and the strides of the first operand, without the padding."""
-    found = _layout.join_dimensions(shape, axes, strides, segments)
+    found = row_layout.join_dimensions(shape, axes, strides, segments)
 
     def strip(sizes, by_operand):
         return [pair for pair in zip(sizes, by_operand[0], strict=True) if pair != (1, 0)]
@@ -577,14 +579,16 @@ def test_rank_is_that_of_the_tables():
     gaps = tuple(10**d for d in reversed(range(10)))
     for kept in range(10):
         strides = (*gaps[10 - kept :], 1)
-        found = _layout.join_dimensions((2,) * kept + (3,), (kept,), (strides,))
-        if kept > _layout.RANKS[-1]:
+        found = row_layout.join_dimensions((2,) * kept + (3,), (kept,), (strides,))
+        if kept > row_layout.RANKS[-1]:
             assert found is None
         else:
-            assert len(found.row_size) == min(r for r in _layout.RANKS if r >= kept)
+            assert len(found.row_size) == min(r for r in row_layout.RANKS if r >= kept)
             assert found.rows == 2**kept
-        found = _layout.join_dimensions((3,) + (2,) * kept, tuple(range(1, kept + 1)), (strides,))
-        assert (found is None) == (kept > _layout.RANKS[-1])
+        found = row_layout.join_dimensions(
+            (3,) + (2,) * kept, tuple(range(1, kept + 1)), (strides,)
+        )
+        assert (found is None) == (kept > row_layout.RANKS[-1])
 
 
 def test_segments_stay_the_slowest():
@@ -593,7 +597,7 @@ def test_segments_stay_the_slowest():
     assert joined(shape, axes, x, segments=True)[0] == [(5, 0), (7, 1)]
     assert joined(shape, axes, x)[0] == [(7, 1), (5, 0)]
     # A scale of each segment, and rows of x with gaps between them.
-    found = _layout.join_dimensions((5, 100, 2, 3), axes, ((0, 20, 9, 1), (6, 0, 3, 1)), True)
+    found = row_layout.join_dimensions((5, 100, 2, 3), axes, ((0, 20, 9, 1), (6, 0, 3, 1)), True)
     assert found.row_size == (5, 2, 3)
     rows = rows_of(found)[:, 0]
     segment, i, j = np.unravel_index(np.arange(30), (5, 2, 3))
@@ -608,10 +612,6 @@ def test_one_segment():
 # ---- Metas ----
 
 
-def meta(array):
-    return _layout.Meta(array.shape, array.strides, array.dtype)
-
-
 def random_view(rng):
     """An array that is transposed, sliced and reversed at random."""
     ndim = int(rng.integers(0, 5))
@@ -624,9 +624,9 @@ def random_view(rng):
 def test_new_results_have_the_memory_order_of_x(rng):
     for _ in range(300):
         x = random_view(rng)
-        order = _layout.memory_order(meta(x))
+        order = row_layout.memory_order(row_layout.spec_of(x))
         like = np.empty_like(x, order="K", subok=False)
-        strides = _layout.packed(x.shape, order, x.itemsize)
+        strides = row_layout.packed(x.shape, order, x.itemsize)
         moved = [d for d in range(x.ndim) if x.shape[d] != 1]
         assert [strides[d] for d in moved] == [like.strides[d] for d in moved]
 
@@ -638,16 +638,18 @@ def test_element_strides(rng):
             int(size if size != 1 else rng.integers(1, 4)) for size in (*[1] * 2, *x.shape)
         )
         wide = np.broadcast_to(x, shape)
-        found = _layout.element_strides(meta(x), shape)
+        found = row_layout.element_strides(row_layout.spec_of(x), shape)
         moved = [d for d in range(len(shape)) if shape[d] != 1]
         assert [found[d] for d in moved] == [wide.strides[d] // 4 for d in moved]
-    assert _layout.element_strides(None, (2, 3)) is None
+    assert row_layout.element_strides(None, (2, 3)) is None
     odd = np.zeros(4, np.dtype([("a", "i4"), ("b", "i2")]))["a"]
-    assert _layout.element_strides(meta(odd), (4,)) is False
+    assert row_layout.element_strides(row_layout.spec_of(odd), (4,)) is False
 
 
 def test_expanded_and_padded(rng):
     x = np.zeros((2, 3), np.int8)
     for axes in ((0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 4)):
-        assert _layout.expanded(meta(x), axes).shape == np.expand_dims(x, axes).shape
-    assert _layout.padded(meta(x), 4) == ((1, 1, 2, 3), (0, 0, 3, 1), x.dtype)
+        assert (
+            row_layout.expanded(row_layout.spec_of(x), axes).shape == np.expand_dims(x, axes).shape
+        )
+    assert row_layout.padded(row_layout.spec_of(x), 4) == ((1, 1, 2, 3), (0, 0, 3, 1), x.dtype)

@@ -12,12 +12,12 @@ from cases import INF, NAN, border_row, draw, nans, special_rows
 from tolerance import FLOATS, NAIVE, assert_close, dtype_of, exact
 
 from cuattn import reference
-from cuattn._arrays import row_layout as _layout
+from cuattn._arrays import row_layout
+from cuattn._device.kernel import Kernel
 from cuattn._device.params import SOFTMAX_HEAD, TOPK
-from cuattn._softmax import plan as _plan
-from cuattn._softmax import plan_parts as _plan_parts
-from cuattn._softmax.problem import TopKProblem
+from cuattn._softmax import plan_parts
 from cuattn._topk.plan_lanes import plan_lanes
+from cuattn._topk.problem import TopKProblem
 
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -37,7 +37,7 @@ class Result(NamedTuple):
     stat: np.ndarray  # m of a state, else lse
     stat_l: np.ndarray
     counters: emulator.Counters
-    kernel: _plan.Kernel
+    kernel: Kernel
 
 
 def topk(
@@ -82,10 +82,10 @@ def topk(
         strides["where"] = moved(where)
     if scales is not None:
         strides["scale"] = rowwise(scales)
-    ordered = [strides.get(name, (0,) * x.ndim) for name in _layout.OPERANDS]
-    rank = next(rank for rank in _layout.RANKS if rank >= len(shape))
+    ordered = [strides.get(name, (0,) * x.ndim) for name in row_layout.OPERANDS]
+    rank = next(rank for rank in row_layout.RANKS if rank >= len(shape))
     pad = rank - len(shape)
-    layout = _layout.Layout(
+    layout = row_layout.Layout(
         (1,) * pad + shape,
         (x.shape[axis],),
         tuple((0,) * pad + steps[:-1] for steps in ordered),
@@ -113,7 +113,7 @@ def topk(
         offsets=0,
         scale_value=sign if scale is None or scales is not None else scale,
     )
-    params += _plan_parts.geometry(layout, _plan_parts.Parts(1, layout.cols))
+    params += plan_parts.geometry(layout, plan_parts.Parts(1, layout.cols))
     params += TOPK.pack(
         indices=emulator.address(indices),
         lists=0,
@@ -256,7 +256,7 @@ def with_shape(listed, group, beside, vec, fragments, threads=64):
             "kThreads": threads,
         }
         grid = -(-problem.layout.rows // (threads // group))
-        return _plan.Kernel("topk_lanes", arguments, grid, threads)
+        return Kernel("topk_lanes", arguments, grid, threads)
 
     return kernel
 
@@ -473,10 +473,10 @@ def test_columns_are_coalesced(rng, arch, columns, softmax):
 
 def problem_of(x, rows, cols, k, axis=-1, **options):
     strides = (cols, 1) if axis == -1 else (1, rows)
-    row_stride = [(0,)] * len(_layout.OPERANDS)
+    row_stride = [(0,)] * len(row_layout.OPERANDS)
     col_stride = list(row_stride)
     row_stride[0], col_stride[0] = strides[:1], strides[1:]
-    layout = _layout.Layout((rows,), (cols,), tuple(row_stride), tuple(col_stride))
+    layout = row_layout.Layout((rows,), (cols,), tuple(row_stride), tuple(col_stride))
     return TopKProblem(x, layout, k, **options)
 
 

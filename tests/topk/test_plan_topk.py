@@ -9,9 +9,9 @@ import pytest
 from configurations import SMS, selection, topk_problems
 
 from cuattn._device.params import softmax_geometry
-from cuattn._softmax.problem import TopKProblem
-from cuattn._topk import plan as _plan_topk
-from cuattn._topk import plan_radix as _plan_radix
+from cuattn._topk import plan as topk_plan
+from cuattn._topk import plan_radix
+from cuattn._topk.problem import TopKProblem
 
 CAPABILITIES = (75, 80, 90, 120)
 SMEM = 48 * 1024
@@ -68,12 +68,12 @@ def check_lists(problem, plan, kernels):
 def test_every_plan_covers(capability, num_sms):
     headers = set()
     for problem in PROBLEMS:
-        plan = _plan_topk.plan_topk(problem, capability, num_sms)
+        plan = topk_plan.plan_topk(problem, capability, num_sms)
         kernels = [kernel for kernel, _ in plan.launches]
         headers |= {kernel.header for kernel in kernels}
         for kernel in kernels:
             check_launch(kernel, capability)
-        assert plan.radix == (problem.k > _plan_topk.LIST_MOST)
+        assert plan.radix == (problem.k > topk_plan.MAX_LIST)
         if kernels[0].header == "topk/rows.cuh":
             check_lists(problem, plan, kernels)
     assert {"topk/lanes.cuh", "topk/rows.cuh", "topk/filter.cuh", "topk/sort.cuh"} <= headers
@@ -96,7 +96,7 @@ def test_every_plan_covers(capability, num_sms):
 )
 def test_regimes(rows, cols, k, capability, templates, shape):
     problem = TopKProblem("float32", selection(rows, cols), k)
-    plan = _plan_topk.plan_topk(problem, capability, SMS)
+    plan = topk_plan.plan_topk(problem, capability, SMS)
     assert [kernel.template for kernel, _ in plan.launches] == templates
     _, *sizes = plan.launches[0][0].arguments.values()
     assert tuple(sizes) == shape
@@ -111,8 +111,8 @@ def test_a_row_beyond_32_bits_has_wide_candidates():
 
 
 def _plan_topk_of(problem):
-    _plan_topk.plan_topk.cache_clear()
-    return _plan_topk.plan_topk(problem, 90, SMS)
+    topk_plan.plan_topk.cache_clear()
+    return topk_plan.plan_topk(problem, 90, SMS)
 
 
 def test_few_long_columns_are_split():
@@ -120,13 +120,13 @@ def test_few_long_columns_are_split():
     many = TopKProblem("float32", selection(10**5, 10**4, axis=0), 5)
     few = TopKProblem("float32", selection(10**6, 2, axis=0), 5)
     for problem, header in ((many, "topk/lanes.cuh"), (few, "topk/rows.cuh")):
-        plan = _plan_topk.plan_topk(problem, 90, SMS)
+        plan = topk_plan.plan_topk(problem, 90, SMS)
         assert plan.launches[0][0].header == header
     assert plan.launches[0][0].grid > SMS // 2
 
 
 def test_lists_have_a_reason():
-    mosts = [most for most, _, why in _plan_topk.LISTS if why]
-    assert mosts == [32, 64, 128, 256] and _plan_topk.LIST_MOST == 256
-    assert all(32 * per_lane == most for most, per_lane, _ in _plan_topk.LISTS)
-    assert _plan_radix.RUNS[-1][0] >= _plan_topk.LIST_MOST
+    mosts = [most for most, _, why in topk_plan.LISTS if why]
+    assert mosts == [32, 64, 128, 256] and topk_plan.MAX_LIST == 256
+    assert all(32 * per_lane == most for most, per_lane, _ in topk_plan.LISTS)
+    assert plan_radix.RUNS[-1][0] >= topk_plan.MAX_LIST

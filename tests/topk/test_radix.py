@@ -23,9 +23,9 @@ from cuattn._device.params import (
     TOPK,
     TOPK_STATE_MERGE,
 )
-from cuattn._softmax import plan_parts as _plan_parts
-from cuattn._softmax.problem import TopKProblem
-from cuattn._topk import plan_radix as _plan_radix
+from cuattn._softmax import plan_parts
+from cuattn._topk import plan_radix
+from cuattn._topk.problem import TopKProblem
 from cuattn.results import SoftmaxState
 
 INF, NAN = np.inf, np.nan
@@ -45,7 +45,7 @@ def arch(request):
 def fresh_plans():
     """Some tests change a limit of the plans."""
     yield
-    _plan_radix.plan_radix.cache_clear()
+    plan_radix.plan_radix.cache_clear()
 
 
 class Selected(NamedTuple):
@@ -87,7 +87,7 @@ def select(
     row_strides, col_strides = (tuple((s[d],) for s in per_operand) for d in range(2))
     layout = Layout((rows,), (cols,), row_strides, col_strides)
     problem = TopKProblem(x.dtype.name, layout, k, softmax, where is not None)
-    plan = _plan_radix.plan_radix(problem, num_sms)
+    plan = plan_radix.plan_radix(problem, num_sms)
 
     m = l = workspace = None  # noqa: E741
     if softmax and with_state:
@@ -112,7 +112,7 @@ def select(
         offsets=0,
         scale_value=scale if softmax else (1.0 if largest else -1.0),
     )
-    params += _plan_parts.geometry(layout)
+    params += plan_parts.geometry(layout)
     params += TOPK.pack(
         indices=address(indices),
         lists=0,
@@ -260,7 +260,7 @@ def test_slices(rng, arch, rows, cols, splits):
 @pytest.mark.parametrize("k", [300, 2500])
 def test_groups_of_rows(rng, arch, monkeypatch, k):
     """The workspace holds a few rows at a time."""
-    monkeypatch.setattr(_plan_radix, "WORKSPACE_MOST", 300_000)
+    monkeypatch.setattr(plan_radix, "MAX_WORKSPACE", 300_000)
     got = check(draw(rng, (11, 3001)), k, arch)
     assert names(got).count("topk_clear") >= 2
 
@@ -427,7 +427,7 @@ def layout_of(rows, cols):
 @pytest.mark.parametrize("cols", [2049, 50_257, 10**6, 10**8, 2**33])
 def test_slices_cover_the_row(dtype, rows, cols):
     problem = TopKProblem(dtype, layout_of(rows, cols), 1000)
-    plan = _plan_radix.plan_radix(problem, 132)
+    plan = plan_radix.plan_radix(problem, 132)
     geometries = [RADIX_GEOMETRY.unpack(launch.geometry) for launch in plan.launches]
     first_rows = sorted({geometry["first_row"] for geometry in geometries})
     assert first_rows == list(range(0, rows, plan.group_rows))
@@ -445,7 +445,7 @@ def test_slices_cover_the_row(dtype, rows, cols):
 
 def test_one_long_row_fills_the_chip():
     problem = TopKProblem("float32", layout_of(1, 10**8), 1000)
-    kernels = [launch.kernel for launch in _plan_radix.plan_radix(problem, 132).launches]
+    kernels = [launch.kernel for launch in plan_radix.plan_radix(problem, 132).launches]
     assert all(400 <= kernel.grid <= 528 for kernel in kernels[1:3])
 
 
@@ -456,7 +456,7 @@ def merge(a, b, arch="sm_90"):
     """(values, indices, m, l) of two of the same, merged by the planned kernel."""
     results = tuple(emulator.empty(array.shape, array.dtype) for array in a)
     rows, k = a[0].shape
-    kernel = _plan_radix.plan_topk_state_merge(a[0].dtype.name, rows, k)
+    kernel = plan_radix.plan_topk_state_merge(a[0].dtype.name, rows, k)
     names = [name + of for of in ("_a", "_b", "") for name in ("values", "indices", "m", "l")]
     addresses = map(emulator.address, (*a, *b, *results))
     pointers = dict(zip(names, addresses, strict=True))

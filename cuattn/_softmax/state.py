@@ -1,0 +1,61 @@
+"""What a softmax has to know of a row, in a form that merges."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from cuattn import reference
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.outputs import rounded
+from cuattn._arrays.types import Axis, Factor, Host, Other
+from cuattn._softmax import request
+from cuattn._softmax.run import run
+from cuattn.results import SoftmaxState
+
+
+@overload
+def softmax_state(x: Host, /, axis: Axis = -1, *, scale: Factor = None) -> SoftmaxState: ...
+@overload
+def softmax_state(x: Other, /, axis: Axis = -1, *, scale: Factor = None) -> Any: ...
+@explained
+def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
+    """What a softmax has to know of a row, in a form that merges.
+
+    Parameters
+    ----------
+    x, axis, scale
+        As `softmax`.
+
+    Returns
+    -------
+    state : SoftmaxState
+        ``m = max(scale * x)`` and ``l = sum(exp(scale * x - m))``, shape of x without `axis`,
+        float32 (float64 for float64 and integers). ``state.lse`` is ``m + log(l)``. The state of
+        nothing is ``(-inf, 0)``; where m is infinite, l is the sum without m. A log-sum-exp near 0
+        has the digits of l, which is near 1 then: `logsumexp` has more.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    merge : The state of two parts of a row.
+
+    References
+    ----------
+    .. [1] M. Milakov, N. Gimelshein, arXiv:1805.02867, section 3.1.
+
+    Examples
+    --------
+    >>> cuattn.softmax_state(numpy.array([[0.0, 0.0, -numpy.inf]]))
+    SoftmaxState(m=array([0.]), l=array([2.]))
+    """
+    call = request.state(x, axis, scale)
+    if call.runtime is not None:
+        _, m, l = run(call)  # noqa: E741
+        return SoftmaxState(m, l)
+    acc = request.expect(call.request).acc
+    state = reference.softmax_state(call.operands.x, call.request.axes, scale=call.factor)
+    return SoftmaxState(*(rounded(part, acc) for part in state))

@@ -1,0 +1,220 @@
+"""The calls of selections: whether their arguments fit, and what comes out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn._arrays import checks, scalars
+from cuattn._arrays.inputs import as_array, as_scale, as_where, placed
+from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
+from cuattn._device.runtime import runtime_of
+from cuattn.results import SoftmaxState, SoftmaxTopKState
+
+
+class Operands(NamedTuple):
+    """Arrays of one call, of one library and on one device."""
+
+    x: Any
+    where: Any = None
+    scale: Any = None
+
+
+class Request(NamedTuple):
+    """One call without its data: what its plan depends on."""
+
+    result: str  # "top_k", or a key of plan.OUTPUTS: what softmax_topk returns, "state"
+    axis: int  # not negative
+    k: int
+    x: ArraySpec
+    where: ArraySpec | None = None
+    scale: ArraySpec | None = None
+
+
+class Options(NamedTuple):
+    """What changes nothing but numbers that the kernels are given."""
+
+    scale: float = 1.0  # where operands have none; in top_k -1: the smallest elements
+    renormalize: bool = False
+    index_offset: int = 0
+    wants_lse: bool = False
+
+
+class Expected(NamedTuple):
+    """Dtypes and shapes of what a call returns: values and indices, and one number per row."""
+
+    dtype: np.dtype
+    acc: np.dtype
+    shape: tuple[int, ...]
+    stat_shape: tuple[int, ...]
+
+
+class Call(NamedTuple):
+    """One call whose arguments have been taken in."""
+
+    runtime: Any  # None: NumPy computes it, by `cuattn.reference`
+    request: Request
+    operands: Operands
+    options: Options
+
+    @property
+    def factor(self) -> Any:
+        """The scale of either kind, for a reference."""
+        return self.options.scale if self.operands.scale is None else self.operands.scale
+
+
+class MergeCall(NamedTuple):
+    """The merge of two states that fit each other."""
+
+    runtime: Any
+    kind: type  # SoftmaxState or SoftmaxTopKState
+    a: Any  # fields of that kind
+    b: Any
+
+
+# ---- The functions ----
+
+
+def top_k(x: Any, k: Any, axis: Any, mode: Any, sorted: Any) -> Call:
+    """A call of `top_k`."""
+    x = as_array("x", x)
+    runtime = runtime_of(x)
+    x, axis, _, _ = _rows(runtime, x, axis)
+    scalars.one_of("mode", mode, ("largest", "smallest"))
+    scalars.flag("sorted", sorted)
+    request = Request("top_k", axis, _count(k, x, axis), spec_of(x))
+    expect(request)
+    return Call(runtime, request, Operands(x), Options(1.0 if mode == "largest" else -1.0))
+
+
+def softmax_topk(
+    x: Any,
+    k: Any,
+    axis: Any,
+    scale: Any,
+    where: Any,
+    renormalize: Any,
+    output: Any,
+    return_lse: Any,
+) -> Call:
+    """A call of `softmax_topk`."""
+    x = as_array("x", x)
+    owner, runtime = ("x", x), runtime_of(x)
+    factors, factor = as_scale(scale, owner)
+    where = as_where(where, owner)
+    x, axis, factors, where = _rows(runtime, x, axis, factors, where)
+    scalars.one_of("output", output, ("prob", "log_prob", "logit"))
+    request = Request(
+        output,
+        axis,
+        _count(k, x, axis),
+        spec_of(x),
+        where=spec_of(where),
+        scale=spec_of(factors),
+    )
+    options = Options(
+        factor,
+        scalars.flag("renormalize", renormalize),
+        wants_lse=scalars.flag("return_lse", return_lse),
+    )
+    expect(request)
+    if runtime is not None and where is not None and not where.ndim:
+        where = placed(where, runtime, x)
+    return Call(runtime, request, Operands(x, where, factors), options)
+
+
+def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any) -> Call:
+    """A call of `softmax_topk_state`: a k beyond the row fills up what it lacks."""
+    x = as_array("x", x)
+    runtime = runtime_of(x)
+    factors, factor = as_scale(scale, ("x", x))
+    x, axis, factors, _ = _rows(runtime, x, axis, factors)
+    rows = max(x.size // max(x.shape[axis], 1), 1)
+    why = ", so that the result can be addressed"
+    k = scalars.count("k", k, scalars.MAX_INDEX // (8 * rows), why)
+    why = ", so that every index is an int64"
+    largest = scalars.MAX_INDEX - x.shape[axis]
+    offset = scalars.count("index_offset", index_offset, largest, why)
+    request = Request("state", axis, k, spec_of(x), scale=spec_of(factors))
+    expect(request)
+    options = Options(factor, index_offset=offset)
+    return Call(runtime, request, Operands(x, scale=factors), options)
+
+
+def merge(a: Any, b: Any) -> MergeCall:
+    """A call of `merge`."""
+    kind = SoftmaxTopKState if isinstance(a, SoftmaxTopKState) else SoftmaxState
+    checks.state("a", a, kind)
+    checks.state("b", b, kind)
+    m: Any = as_array("a.m", a.m)
+    owner, shape, dtype, runtime = ("a.m", m), m.shape, m.dtype, runtime_of(m)
+    checks.state_dtype(dtype)
+    arrays: list[Any] = []
+    selected: tuple[int, ...] = ()
+    for side, state in (("a", a), ("b", b)):
+        for field, value in zip(state._fields, state, strict=True):
+            name = f"{side}.{field}"
+            array = as_array(name, value, owner)
+            like: Any = ("a.m", shape, dtype)
+            if name == "a.values":
+                selected = (*shape, *array.shape[-1:])
+            if field in ("values", "indices"):
+                own = dtype if field == "values" else np.dtype(np.int64)
+                like = ("a.m with one more axis", selected, own)
+            if (array.shape, array.dtype) != like[1:]:
+                checks.same_shape_and_dtype(name, array.shape, array.dtype, *like)
+            if runtime is not None and runtime.address(array) % array.itemsize:
+                raise checks.misaligned(name, array)
+            arrays.append(array)
+    size = len(kind._fields)
+    return MergeCall(runtime, kind, kind(*arrays[:size]), kind(*arrays[size:]))
+
+
+def _rows(
+    runtime: Any, x: Any, axis: Any, scale: Any = None, where: Any = None
+) -> tuple[Any, int, Any, Any]:
+    """x, one axis of it, scale and where; axis None is that of all elements, in C order."""
+    axis = None if axis is None else scalars.one_axis(axis, x.ndim)
+    if axis is not None and x.ndim:
+        return x, axis, scale, where
+    if where is not None and x.ndim and where.ndim:
+        checks.broadcastable("where", where.shape, x.shape, "the shape of x")
+        where = (np if runtime is None else runtime.xp).broadcast_to(where, x.shape)
+    one = scale is not None and scale.size == 1 and scale.ndim <= x.ndim
+    return (
+        x.reshape(-1),
+        0,
+        scale.reshape(1) if one else scale,
+        where.reshape(-1) if where is not None and where.ndim else where,
+    )
+
+
+def _count(k: Any, x: Any, axis: int) -> int:
+    """k of a selection from the whole row."""
+    return scalars.count("k", k, x.shape[axis], ", the length of the axis")
+
+
+# ---- What comes out ----
+
+
+@lru_cache(maxsize=4096)
+def expect(request: Request) -> Expected:
+    """Check specs and options, and say what comes out."""
+    x, axis = request.x, request.axis
+    if request.result == "top_k":
+        checks.floating_or_integer("x", x.dtype)
+    else:
+        checks.floating("x", x.dtype)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    if request.scale is not None:
+        target = (*before, 1, *after)
+        checks.broadcastable("scale", request.scale.shape, target, "one value per row")
+    if request.where is not None:
+        checks.bool_dtype("where", request.where.dtype, "compare with 0")
+        checks.broadcastable("where", request.where.shape, x.shape, "the shape of x")
+    acc = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
+    if request.result == "state":  # where the selected elements lie on the last axis
+        return Expected(acc, acc, (*before, *after, request.k), before + after)
+    return Expected(x.dtype, acc, (*before, request.k, *after), before + after)
