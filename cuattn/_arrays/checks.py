@@ -1,4 +1,5 @@
-"""What is raised about arrays; `_check_option` about options, `_check_attention` about attention's.
+"""What is raised about arrays; `scalars` has what is raised about options, `_attention.checks`
+about arguments of attention.
 
 No other module raises about arguments. Messages read
 `<argument> must <requirement>, but <what came>[; <remedy>]`.
@@ -214,7 +215,7 @@ def same_view(
 
 def ends_spec(name: str, shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
     """TypeError or ValueError unless these can be the ends of sequences or segments."""
-    if dtype.name not in ("int32", "int64") or not dtype.isnative:
+    if dtype not in (np.int32, np.int64):
         raise TypeError(f"{name} must be int32 or int64, but its dtype is {dtype!r}")
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"{name} must have shape ({what} + 1,), but its shape is {shape}")

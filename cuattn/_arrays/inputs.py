@@ -45,13 +45,17 @@ def _adopted(name: str, value: Any) -> Any:
 
 def as_arrays(given: dict[str, Any]) -> dict[str, Any]:
     """Arrays by name, of one library and on one device; the first is their owner."""
-    name, value = next(iter(given.items()))
-    host = on_host(value)
-    for other, array in given.items():  # before any is taken in, as that touches its device
-        if host is not None and array is not value and on_host(array) is (not host):
-            raise checks.no_mix(other, array, name, value)
+    (name, value), *others = given.items()
+    if not (type(value) is np.ndarray or is_cupy(value)):
+        host = on_host(value)
+        for other, array in others:  # before the first is taken in, as that touches its device
+            if host is not None and on_host(array) is (not host):
+                raise checks.no_mix(other, array, name, value)
     owner = name, as_array(name, value)
-    return {name: owner[1]} | {n: as_array(n, a, owner) for n, a in given.items() if n != name}
+    arrays = dict([owner])
+    for other, array in others:
+        arrays[other] = as_array(other, array, owner)
+    return arrays
 
 
 # ---- Options that are a number or an array ----

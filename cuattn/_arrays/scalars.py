@@ -1,6 +1,6 @@
 """What is raised about options that are no arrays: axes, numbers, flags and words.
 
-Worded as in `_check`.
+Worded as in `checks`.
 """
 
 from __future__ import annotations
@@ -113,10 +113,8 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, but it is {shown(value)}")
 
 
-def float_dtype(dtype: Any) -> np.dtype | None:
-    """`dtype` as one of FLOATS, None if it is not given."""
-    if dtype is None:
-        return None
+def float_dtype(dtype: Any) -> np.dtype:
+    """`dtype` as one of FLOATS."""
     try:
         given = np.dtype(dtype)
     except Exception:  # TypeError, or what else the text or tuple of a dtype may lead to

@@ -1,4 +1,4 @@
-"""What attention raises about its arguments; worded as in `_check`."""
+"""What attention raises about its arguments; worded as in `_arrays.checks`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """Which kernel computes an attention call, and why: tiles, grid, parameters.
 
-As `_plan`: plain integers in, frozen dataclasses out.
+Plain integers in, frozen dataclasses out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
@@ -31,36 +32,51 @@ VALUE_DIM = {"float64": 128}
 VALUE_DIM_RULE = {"float64": 64}
 MAX_VALUE_DIM, MAX_VALUE_DIM_RULE = 256, 128
 
-# Tiles: (head dimension at most, KiB of shared memory a block may have, warps, tiles of 16 rows of
-# each, keys, slots of the ring, why). The first row that fits is taken.
+
+class Tile(NamedTuple):
+    """What a block computes at a time; of a table the first that fits is taken."""
+
+    max_dim: int  # of heads
+    smem_kib: int  # that a block may have
+    warps: int
+    row_tiles: int  # of 16 rows of a warp
+    keys: int
+    slots: int  # of the ring of K and V
+    why: str  # shared memory, and what else counts
+
+
 HALF_TILES = (
-    (64, 99, 4, 2, 48, 3, "34 KiB: two blocks an SM by registers; two row tiles halve the reads"),
-    (128, 99, 8, 1, 64, 3, "80 KiB; two row tiles would need more registers than there are"),
-    (224, 163, 8, 1, 32, 3, "98 KiB"),
-    (224, 99, 4, 1, 32, 3, "70 KiB: half the rows"),
-    (256, 163, 8, 1, 48, 2, "112 KiB: 128 registers of accumulators, and here fewer addresses"),
-    (256, 99, 4, 1, 48, 2, "80 KiB: half the rows"),
+    Tile(
+        64, 99, 4, 2, 48, 3, "34 KiB: two blocks an SM by registers; two row tiles halve the reads"
+    ),
+    Tile(128, 99, 8, 1, 64, 3, "80 KiB; two row tiles would need more registers than there are"),
+    Tile(224, 163, 8, 1, 32, 3, "98 KiB"),
+    Tile(224, 99, 4, 1, 32, 3, "70 KiB: half the rows"),
+    Tile(256, 163, 8, 1, 48, 2, "112 KiB: 128 registers of accumulators, and here fewer addresses"),
+    Tile(256, 99, 4, 1, 48, 2, "80 KiB: half the rows"),
 )
 HALF_RULE_TILES = (
-    (64, 99, 4, 2, 32, 3, "28 KiB: half the scores a thread, to leave room for their addresses"),
-    (128, 99, 8, 1, 32, 3, "56 KiB"),
-    (256, 163, 8, 1, 32, 2, "96 KiB"),
-    (256, 99, 4, 1, 32, 2, "64 KiB"),
+    Tile(
+        64, 99, 4, 2, 32, 3, "28 KiB: half the scores a thread, to leave room for their addresses"
+    ),
+    Tile(128, 99, 8, 1, 32, 3, "56 KiB"),
+    Tile(256, 163, 8, 1, 32, 2, "96 KiB"),
+    Tile(256, 99, 4, 1, 32, 2, "64 KiB"),
 )
 TF32_TILES = (
-    (64, 99, 4, 2, 32, 3, "56 KiB"),
-    (128, 99, 8, 1, 32, 2, "96 KiB"),
-    (256, 99, 4, 1, 16, 2, "96 KiB"),
+    Tile(64, 99, 4, 2, 32, 3, "56 KiB"),
+    Tile(128, 99, 8, 1, 32, 2, "96 KiB"),
+    Tile(256, 99, 4, 1, 16, 2, "96 KiB"),
 )
 FLOAT_TILES = (
-    (64, 99, 4, 2, 32, 2, "48 KiB: a loaded key feeds four rows of a lane"),
-    (128, 99, 8, 1, 16, 2, "80 KiB"),
-    (256, 99, 4, 1, 16, 2, "96 KiB"),
+    Tile(64, 99, 4, 2, 32, 2, "48 KiB: a loaded key feeds four rows of a lane"),
+    Tile(128, 99, 8, 1, 16, 2, "80 KiB"),
+    Tile(256, 99, 4, 1, 16, 2, "96 KiB"),
 )
 DOUBLE_TILES = (
-    (128, 99, 4, 1, 16, 2, "96 KiB; 48 for 64 columns"),
-    (256, 163, 2, 1, 16, 2, "128 KiB"),
-    (256, 99, 1, 1, 16, 2, "96 KiB"),
+    Tile(128, 99, 4, 1, 16, 2, "96 KiB; 48 for 64 columns"),
+    Tile(256, 163, 2, 1, 16, 2, "128 KiB"),
+    Tile(256, 99, 1, 1, 16, 2, "96 KiB"),
 )
 
 
@@ -84,10 +100,8 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
     table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
-    warps, row_tiles, keys, slots = next(
-        row[2:6] for row in table if max(dim, value_dim) <= row[0] and kib >= row[1]
-    )
-    rows = 16 * warps * row_tiles
+    tile = next(t for t in table if max(dim, value_dim) <= t.max_dim and kib >= t.smem_kib)
+    rows = 16 * tile.warps * tile.row_tiles
 
     row_blocks = ceil_div(problem.q_rows, rows)
     units = problem.heads
@@ -100,22 +114,22 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     group = problem.heads // problem.kv_heads
     section = min(units, group * max(1, L2_BYTES // max(1, kv_bytes)))
 
-    smem = max(rows * dim + slots * keys * max(dim, value_dim), rows * value_dim) * item
+    smem = max(rows * dim + tile.slots * tile.keys * max(dim, value_dim), rows * value_dim) * item
     arguments = {
         "Op": OPS[problem.op],
-        "kWarps": warps,
-        "kMTiles": row_tiles,
-        "kKeys": keys,
+        "kWarps": tile.warps,
+        "kMTiles": tile.row_tiles,
+        "kKeys": tile.keys,
         "kDim": dim,
         "kValueDim": value_dim,
-        "kSlots": slots,
+        "kSlots": tile.slots,
         "kVector": problem.vector,
         "kModified": problem.modified,
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
     }
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
-    kernel = Kernel("attention_forward", arguments, grid, 32 * warps, smem_bytes=smem)
+    kernel = Kernel("attention_forward", arguments, grid, 32 * tile.warps, smem_bytes=smem)
     return AttentionPlan(kernel, row_blocks, section)
 
 

@@ -1,12 +1,10 @@
-"""The attention kernel of Hopper: which calls it computes, its tiles, grid and tensor maps.
-
-As `_plan_attention`.
-"""
+"""The attention kernel of Hopper: which calls it computes, its tiles, grid and tensor maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._attention.plan import L2_BYTES
 from cuattn._attention.problem import AttentionProblem
@@ -23,19 +21,30 @@ REGISTERS = 65536  # of a multiprocessor: warpgroups give each other what others
 
 DIMS = (64, 96, 128, 192, 256)  # of tiles
 
-# Tiles: (head dimension and columns of `out` at most, whether scores may be more than scaled,
-# warpgroups of 64 rows, keys, stages of K and of V, whether `out` has shared memory of its own,
-# whether warpgroups take turns, why). The first row that fits is taken. In KiB: shared memory, of
-# which there are 227.
+
+class Tile(NamedTuple):
+    """What a block computes at a time; the first that fits is taken."""
+
+    max_dim: int  # of heads
+    max_value_dim: int  # columns of `out`
+    modified: bool  # whether scores may be more than scaled
+    warpgroups: int  # of 64 rows
+    keys: int
+    stages: int  # of K and of V
+    own_out: bool  # whether `out` has shared memory of its own
+    ping_pong: bool  # whether warpgroups take turns: FlashAttention-3, section 3.1
+    why: str  # shared memory, of which there are 227 KiB, and what else counts
+
+
 TILES = (
-    (64, 64, False, 3, 128, 4, True, True, "176 KiB; three warpgroups share K and V"),
-    (64, 64, True, 2, 128, 4, True, True, "160 KiB; 160 registers are too few for a rule"),
-    (96, 96, True, 2, 128, 2, True, True, "144 KiB"),
-    (128, 128, True, 2, 128, 2, True, True, "192 KiB"),
-    (192, 128, False, 2, 128, 2, False, False, "208 KiB"),
-    (192, 192, True, 2, 112, 2, False, False, "216 KiB; O leaves no room for more keys"),
-    (256, 256, False, 2, 80, 2, False, False, "224 KiB"),
-    (256, 256, True, 2, 64, 2, False, False, "192 KiB; registers"),
+    Tile(64, 64, False, 3, 128, 4, True, True, "176 KiB; three warpgroups share K and V"),
+    Tile(64, 64, True, 2, 128, 4, True, True, "160 KiB; 160 registers are too few for a rule"),
+    Tile(96, 96, True, 2, 128, 2, True, True, "144 KiB"),
+    Tile(128, 128, True, 2, 128, 2, True, True, "192 KiB"),
+    Tile(192, 128, False, 2, 128, 2, False, False, "208 KiB"),
+    Tile(192, 192, True, 2, 112, 2, False, False, "216 KiB; O leaves no room for more keys"),
+    Tile(256, 256, False, 2, 80, 2, False, False, "224 KiB"),
+    Tile(256, 256, True, 2, 64, 2, False, False, "192 KiB; registers"),
 )
 
 
@@ -64,12 +73,12 @@ def plan_attention_sm90(
         return None
     dim = next(d for d in DIMS if problem.head_dim <= d)
     value_dim = next(d for d in DIMS if problem.value_dim <= d)
-    groups, keys, stages, own_out, turns = next(
-        row[3:8]
-        for row in TILES
-        if dim <= row[0] and value_dim <= row[1] and problem.modified <= row[2]
+    tile = next(
+        t
+        for t in TILES
+        if dim <= t.max_dim and value_dim <= t.max_value_dim and problem.modified <= t.modified
     )
-    rows = 64 * groups
+    keys, rows = tile.keys, 64 * tile.warpgroups
 
     group = problem.heads // problem.kv_heads
     each = ceil_div(problem.q_rows, problem.batch) if problem.ragged else problem.q_rows
@@ -86,21 +95,21 @@ def plan_attention_sm90(
     section = min(units, group // pack * max(1, L2_BYTES // kv_bytes))
     blocks = units * row_blocks
 
-    columns = max(dim, value_dim) if not own_out else dim + value_dim
-    smem = (rows * columns + stages * keys * (dim + value_dim)) * ITEMSIZE
-    smem += 8 * (2 * groups + 4 * stages + 1)  # barriers
+    columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
+    smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * ITEMSIZE
+    smem += 8 * (2 * tile.warpgroups + 4 * tile.stages + 1)  # barriers
     arguments = {
         "T": CTYPES[problem.dtype],
-        "kGroups": groups,
+        "kGroups": tile.warpgroups,
         "kKeys": keys,
-        "kStages": stages,
+        "kStages": tile.stages,
         "kDim": dim,
         "kValueDim": value_dim,
-        "kOwnOut": own_out,
-        "kTurns": turns,
+        "kOwnOut": tile.own_out,
+        "kTurns": tile.ping_pong,
         "kModified": problem.modified,
     }
-    grid, block = min(blocks, num_sms), 128 * (groups + 1)
+    grid, block = min(blocks, num_sms), 128 * (tile.warpgroups + 1)
     kernel = Kernel(
         "attention_forward_sm90",
         arguments,

@@ -32,7 +32,7 @@ def run(call: Call) -> Any:
     with runtime.on(device):
         if outs is None:
             outs = tuple(runtime.empty(*one) for one in call.results)
-        if any(one.size for one in outs):
+        if outs[0].size or outs[-1].size:
             _launch(call, runtime.limits(device), outs)
     return outs if call.return_lse else outs[0]
 

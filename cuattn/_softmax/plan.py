@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._arrays.row_layout import OPERANDS, Layout
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div, power_of_two
@@ -21,39 +22,57 @@ from cuattn._softmax.problem import SoftmaxProblem
 WORDS = 32
 MAX_WORDS = 64
 
-# Rows held in registers by whole blocks: (threads, words, blocks of the cluster, compute capability
-# at least, why).
+
+class Resident(NamedTuple):
+    """How whole blocks hold a row in registers."""
+
+    threads: int
+    words: int  # of a thread
+    cluster: int  # blocks that share the row
+    capability: int  # at least
+    why: str  # with the longest row
+
+
 RESIDENT = (
-    (128, WORDS, 1, 0, "4 K float32: short rows want many blocks per SM"),
-    (256, WORDS, 1, 0, "8 K"),
-    (512, WORDS, 1, 0, "16 K: two such blocks fill the registers of an SM"),
-    (
-        512,
-        WORDS,
-        2,
-        90,
-        "32 K: two blocks per SM still overlap load and store, one of 64 words would not",
-    ),
-    (512, MAX_WORDS, 1, 0, "32 K without clusters: one block per SM, but one read"),
-    (512, WORDS, 4, 90, "64 K"),
-    (512, WORDS, 8, 90, "128 K: 8 blocks are the largest portable cluster"),
-    (512, MAX_WORDS, 8, 90, "256 K: the last row that is read once"),
+    Resident(128, WORDS, 1, 0, "4 K float32: short rows want many blocks per SM"),
+    Resident(256, WORDS, 1, 0, "8 K"),
+    Resident(512, WORDS, 1, 0, "16 K: two such blocks fill the registers of an SM"),
+    Resident(512, WORDS, 2, 90, "32 K: two blocks per SM overlap load and store; one would not"),
+    Resident(512, MAX_WORDS, 1, 0, "32 K without clusters: one block per SM, but one read"),
+    Resident(512, WORDS, 4, 90, "64 K"),
+    Resident(512, WORDS, 8, 90, "128 K: 8 blocks are the largest portable cluster"),
+    Resident(512, MAX_WORDS, 8, 90, "256 K: the last row that is read once"),
 )
 
-# Columns walked by threads that share a few neighbouring rows: (threads, elements held by each,
-# why).
+
+class Strided(NamedTuple):
+    """How a block walks along the columns of a few neighbouring rows."""
+
+    threads: int
+    items: int  # elements that a thread holds
+    why: str
+
+
 STRIDED = (
-    (32, 8, "a warp: 8 columns of 32 rows, or 256 of one"),
-    (128, 16, "64 columns of 32 rows"),
-    (512, 16, "256 columns of 32 rows; beyond that all but the first 256 are read twice"),
+    Strided(32, 8, "a warp: 8 columns of 32 rows, or 256 of one"),
+    Strided(128, 16, "64 columns of 32 rows"),
+    Strided(512, 16, "256 columns of 32 rows; beyond that all but the first 256 are read twice"),
 )
 
-# Ragged rows, by twice their mean length: (warps of a block, why). A row that is longer than what a
-# warp holds is shared by 8 warps, or by fewer that take several shares each.
+
+class Segments(NamedTuple):
+    """How a block takes ragged rows, by twice their mean length."""
+
+    warps: int  # of a block
+    why: str
+
+
+# A row that is longer than what a warp holds is shared by 8 warps, or by fewer that take several
+# shares each.
 SEGMENTS = (
-    (1, "a warp holds 256 columns, or 8 of 32 rows"),
-    (4, "1024: half the warps that share a longer row"),
-    (8, "all of them; beyond 2048 all but the first tile of each is read twice"),
+    Segments(1, "a warp holds 256 columns, or 8 of 32 rows"),
+    Segments(4, "1024: half the warps that share a longer row"),
+    Segments(8, "all of them; beyond 2048 all but the first tile of each is read twice"),
 )
 SEGMENT_WORDS = 8  # register words of row elements that a thread holds
 
@@ -65,7 +84,7 @@ STATE_MERGE_THREADS = 128
 @dataclass(frozen=True)
 class SoftmaxPlan:
     """Launches of one call, in order; all take the same parameters: SOFTMAX_HEAD, then
-    `geometry` (_params.py)."""
+    `geometry` (_device/params.py)."""
 
     kernels: tuple[Kernel, ...]
     workspace_bytes: int
@@ -113,13 +132,13 @@ def _plan_resident(
     if problem.fragments <= _warp_fragments(problem) * 32:
         threads, rows_per_block, fragments = _part_of_a_warp(problem)
     else:
-        for threads, words, cluster, at_least, _ in RESIDENT:
+        for threads, words, cluster, capability, _ in RESIDENT:
             wide = problem.masked or problem.acc == "float64" or ITEMSIZE[problem.x] == 8
             if words == MAX_WORDS and wide:
                 continue  # masks and 8-byte elements take the registers that 64 words leave
             fragments = words // problem.words // problem.vec
             if (
-                compute_capability >= at_least
+                compute_capability >= capability
                 and problem.fragments <= threads * fragments * cluster
             ):
                 break

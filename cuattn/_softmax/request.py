@@ -100,7 +100,7 @@ def transform(
         spec_of(x),
         where=spec_of(where),
         scale=spec_of(factors),
-        dtype=scalars.float_dtype(dtype),
+        dtype=None if dtype is None else scalars.float_dtype(dtype),
     )
     y = lse = None
     if out is not None:
@@ -165,7 +165,7 @@ def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, 
         spec_of(x),
         where=spec_of(where),
         weight=None if weak else spec_of(weight),
-        dtype=scalars.float_dtype(dtype),
+        dtype=None if dtype is None else scalars.float_dtype(dtype),
         keepdims=scalars.flag("keepdims", keepdims),
     )
     expected = expect(request)

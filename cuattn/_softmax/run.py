@@ -50,9 +50,9 @@ def run(call: Call) -> Outputs:
         _, _, _, weight, scale, offsets = operands
         if weight is not None or scale is not None or offsets is not None:
             request, operands = _cast(runtime.xp, request, operands)
-        aligned = runtime.address(operands.x) % 16 == 0
-        limits = runtime.limits(device)
-        planned = _planned(request, spec_of(out), spec_of(stat), aligned, limits)
+        aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
+        given = (None, None) if out is stat is None else (spec_of(out), spec_of(stat))
+        planned = _planned(request, *given, aligned, limits)
         if planned is None:
             request, copies = _copied(runtime.xp, request, operands)
             wants_stat = wants_stat or stat is not None

@@ -1,12 +1,13 @@
 """Which kernels select the k best elements of rows, and why: template arguments, grids, parameters.
 
-As `_plan`: plain integers in, frozen dataclasses out.
+Plain integers in, frozen dataclasses out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._arrays.row_layout import OPERANDS
 from cuattn._device.kernel import Kernel, ceil_div
@@ -17,14 +18,22 @@ from cuattn._topk.problem import TopKProblem
 # enum TopKOutput; "state" is what merges.
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 
-# Candidates of a list that a warp keeps sorted in registers: (k at most, candidates a lane, why).
+
+class List(NamedTuple):
+    """A sorted list of candidates that a warp keeps in registers."""
+
+    max_k: int
+    per_lane: int  # candidates
+    why: str
+
+
 LISTS = (
-    (32, 1, "one a lane: a batch of 32 is merged with 5 exchanges"),
-    (64, 2, "two a lane"),
-    (128, 4, "four a lane; from here on batches are of 64, to merge half as often"),
-    (256, 8, "eight a lane are 16 registers; beyond that a histogram is cheaper than a list"),
+    List(32, 1, "one a lane: a batch of 32 is merged with 5 exchanges"),
+    List(64, 2, "two a lane"),
+    List(128, 4, "four a lane; from here on batches are of 64, to merge half as often"),
+    List(256, 8, "eight a lane are 16 registers; beyond that a histogram is cheaper than a list"),
 )
-MAX_LIST = LISTS[-1][0]
+MAX_LIST = LISTS[-1].max_k
 
 WARPS = 8  # of a block
 ITEMS = 16  # elements per thread in registers, and as many in flight
@@ -43,8 +52,8 @@ MAX_SPLITS = 1024
 class TopKPlan:
     """Launches of one call, in order, each with the end of its parameters.
 
-    Parameters of a launch (_params.py): those of the rows (SOFTMAX_HEAD and `geometry`), TOPK; by
-    radix also RADIX_WORKSPACE and what comes with the kernel.
+    Parameters of a launch (_device/params.py): those of the rows (SOFTMAX_HEAD and `geometry`),
+    TOPK; by radix also RADIX_WORKSPACE and what comes with the kernel.
     """
 
     launches: tuple[tuple[Kernel, bytes], ...]
@@ -73,7 +82,7 @@ def plan_topk(problem: TopKProblem, compute_capability: int, num_sms: int) -> To
 
 def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
     """topk_rows: every element is read once."""
-    per_lane = next(per_lane for most, per_lane, _ in LISTS if problem.k <= most)
+    per_lane = next(found.per_lane for found in LISTS if problem.k <= found.max_k)
     vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1
     fragments = max(1, min(ITEMS, 128 // problem.candidate_bytes) // vec)
     queue_bytes = 32 * (vec * fragments + 2) * problem.candidate_bytes

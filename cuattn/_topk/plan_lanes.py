@@ -1,12 +1,13 @@
 """The kernel for k <= 8 where a group of lanes holds a row: scores of a router, columns.
 
-As `_plan`: plain integers in, frozen dataclasses out. Instruction counts are warp instructions
+Plain integers in, frozen dataclasses out. Instruction counts are warp instructions
 per row on sm_90, start to finish.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._arrays.row_layout import OPERANDS
 from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div, power_of_two
@@ -16,10 +17,18 @@ from cuattn._topk.problem import TopKProblem
 THREADS = 128
 SECTOR = 32  # bytes
 
-# Elements of a tile of a lane at most: (bytes of a candidate, contiguous, columns, why). Masks take
-# the registers of half of them.
+
+class Tile(NamedTuple):
+    """Elements that a lane holds at most. Masks take the registers of half of them."""
+
+    candidate_bytes: int
+    contiguous: int
+    columns: int
+    why: str
+
+
 TILES = (
-    (
+    Tile(
         8,
         32,
         16,
@@ -27,16 +36,33 @@ TILES = (
         "16 in 8 and 234 with 8 in 16, as lanes of a group share one prologue and one merge; with "
         "64 in 2 it is 154, but with 199 registers. Columns: loads enough in flight",
     ),
-    (16, 16, 8, "twice the registers"),
+    Tile(16, 16, 8, "twice the registers"),
 )
 
-# Contiguous rows: (k at most, columns at most, lanes of a group at least, why). Longer rows are
-# topk_rows's, which looks at most tiles of a row only once it knows k good elements: for k = 8 both
-# cost the same at 384 float32, for k = 4 at 512; for k = 2 it costs 1.4 times as much at 1024.
+
+class Rows(NamedTuple):
+    """Contiguous rows that a group of lanes takes."""
+
+    max_k: int
+    max_cols: int
+    lanes: int  # of a group at least
+    why: str
+
+
+# Longer rows are for topk_rows, which looks at most tiles of a row only once it knows k good
+# elements: for k = 8 both cost the same at 384 float32, for k = 4 at 512; for k = 2 it costs 1.4
+# times as much at 1024.
 ROWS = (
-    (2, 1024, 2, "loads of a sector, 32 bytes; 64 float32 take 51 instructions, 58 with 4 lanes"),
-    (4, 512, 4, "as below"),
-    (8, 384, 4, "with 2 lanes 80 in place of 87, but 4 results a lane, stored in parts of sectors"),
+    Rows(
+        2, 1024, 2, "loads of a sector, 32 bytes; 64 float32 take 51 instructions, 58 with 4 lanes"
+    ),
+    Rows(4, 512, 4, "as below"),
+    Rows(
+        8,
+        384,
+        4,
+        "with 2 lanes 80 in place of 87, but 4 results a lane, stored in parts of sectors",
+    ),
 )
 
 # Below these, a row of top_k is spread over more lanes: what counts then is when the last one is
@@ -51,7 +77,7 @@ def plan_lanes(problem: TopKProblem, strided: bool) -> Kernel | None:
 
     `strided`: rows lie beside each other in memory, their elements do not.
     """
-    if problem.k > ROWS[-1][0]:
+    if problem.k > ROWS[-1].max_k:
         return None
     listed = power_of_two(problem.k)
     if strided:
@@ -80,7 +106,7 @@ def _rows(problem: TopKProblem, listed: int) -> tuple[int, int] | None:
 
     The fewest lanes whose tile holds the row; the tile is a whole number of lists.
     """
-    longest, least = next(found[1:3] for found in ROWS if problem.k <= found[0])
+    longest, least = next(found[1:3] for found in ROWS if problem.k <= found.max_k)
     # A row with a state is added up in an order that must not depend on the number of rows, nor on
     # where it starts; what that takes it beyond the tile, the kernel looks at in a second one.
     needed = problem.fragments if problem.softmax else problem.fragments_most

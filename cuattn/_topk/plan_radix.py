@@ -1,7 +1,7 @@
 """Which kernels select any number of elements of rows by radix, and how they share a workspace; and
 the kernel that merges selections.
 
-As `_plan`: plain integers in, frozen dataclasses out.
+Plain integers in, frozen dataclasses out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cuattn._arrays.row_layout import OPERANDS
 from cuattn._device.kernel import CTYPES, Kernel, ceil_div
@@ -24,11 +25,20 @@ STORE_ITEMS = 16  # results of a thread of topk_store
 ITEMS = 16  # elements per thread of topk_histogram in registers, and as many in flight
 FILTER_ITEMS = 8  # of topk_filter, which writes some of them: 16 would halve the threads of an SM
 
-# Candidates that one block sorts: (candidates, why).
+
+class Run(NamedTuple):
+    """Candidates that one block sorts."""
+
+    candidates: int
+    why: str
+
+
 RUNS = (
-    (512, "256 threads with a pair each: k from 257 on"),
-    (1024, "512 threads with a pair each"),
-    (2048, "two pairs a thread, 32 KB of 16-byte candidates; longer lists are merged from these"),
+    Run(512, "256 threads with a pair each: k from 257 on"),
+    Run(1024, "512 threads with a pair each"),
+    Run(
+        2048, "two pairs a thread, 32 KB of 16-byte candidates; longer lists are merged from these"
+    ),
 )
 
 WAVES = 4  # blocks per multiprocessor that a split aims at, of a tile each at least
@@ -39,7 +49,7 @@ MAX_WORKSPACE = 512 << 20  # bytes, unless a single row takes more
 
 @dataclass(frozen=True)
 class RadixLaunch:
-    """One launch, and its RADIX_GEOMETRY (_params.py)."""
+    """One launch, and its RADIX_GEOMETRY (_device/params.py)."""
 
     kernel: Kernel
     geometry: bytes
@@ -49,8 +59,8 @@ class RadixLaunch:
 class RadixPlan:
     """Launches of one call, in order; rows go through the workspace in groups of `group_rows`.
 
-    Parameters of a launch (_params.py): those of the selection (TOPK), RADIX_WORKSPACE, `geometry`.
-    The workspace is both read and written (atomics).
+    Parameters of a launch (_device/params.py): those of the selection (TOPK), RADIX_WORKSPACE,
+    `geometry`. The workspace is both read and written (atomics).
     """
 
     launches: tuple[RadixLaunch, ...]
@@ -67,7 +77,7 @@ def plan_radix(problem: TopKProblem, num_sms: int) -> RadixPlan:
     the row is filled up there.
     """
     rows, cols = problem.layout.rows, problem.layout.cols
-    if cols <= RUNS[-1][0]:
+    if cols <= RUNS[-1].candidates:
         kernel = _sort(problem, "kWholeRow", cols, rows)
         return RadixPlan((RadixLaunch(kernel, _Workspace(problem, 1).geometry()),), 0, rows)
     per_row = _Workspace(problem, 1).bytes
@@ -158,7 +168,7 @@ def _group(
 
     # Sort: whole lists, or runs and then pairs of them, from one half of the workspace to the other
     source, target, wanted = workspace.list, workspace.buffer, workspace.wanted
-    run = RUNS[-1][0]
+    run = RUNS[-1].candidates
     if wanted <= run:
         kernel = _sort(problem, "kWholeList", wanted, rows)
         yield RadixLaunch(kernel, workspace.geometry(first_row, source=source))
@@ -180,7 +190,7 @@ def _group(
 
 def _sort(problem: TopKProblem, what: str, most: int, grid: int) -> Kernel:
     """topk_sort of runs of up to `most` candidates."""
-    run = next(run for run, _ in RUNS if most <= run)
+    run = next(run.candidates for run in RUNS if most <= run.candidates)
     threads = min(SORT_THREADS, run // 2)
     arguments = {"Op": problem.op, "kWhat": what, "kThreads": threads, "kRun": run}
     return Kernel("topk_sort", arguments, grid, threads)

@@ -204,15 +204,12 @@ def merge(call: MergeCall) -> Any:
     """Launch the merge of two states."""
     runtime, kind, a, b = call
     with runtime.on(runtime.device(a.m)):
-        a, b = (
-            [x if x.flags.c_contiguous else runtime.xp.ascontiguousarray(x) for x in state]
-            for state in (a, b)
-        )
+        given = [x if x.flags.c_contiguous else runtime.xp.ascontiguousarray(x) for x in (*a, *b)]
         merged = [runtime.empty(x.shape, x.dtype) for x in a]
-        m, k = a[0], a[2].shape[-1] if len(a) > 2 else 0
+        m, size, k = given[0], len(a), a[2].shape[-1] if len(a) > 2 else 0
         if m.size:
-            fields = len(a) if k else 2  # nothing selected: m and l alone
-            parts = (a[:fields], b[:fields], merged[:fields])
+            fields = size if k else 2  # nothing selected: m and l alone
+            parts = given[:fields], given[size : size + fields], merged[:fields]
             addresses = [runtime.address(x) for part in parts for x in part]
             if k:
                 kernel = plan_topk_state_merge(m.dtype.name, m.size, k)
@@ -220,5 +217,5 @@ def merge(call: MergeCall) -> Any:
             else:
                 kernel = plan_state_merge(m.dtype.name, m.size)
                 params = STATE_MERGE.struct.pack(*addresses, m.size)
-            runtime.launch(kernel, params, (*a, *b), tuple(merged))
+            runtime.launch(kernel, params, tuple(given), tuple(merged))
     return kind(*merged)

@@ -125,7 +125,7 @@ def attention_varlen(
 
 @quiet
 def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
-    """As `_run_attention.merge`, on NumPy arrays."""
+    """Merge results over parts of the keys: outs (B, H, S, D_v), lses (B, H, S)."""
     parts = [wide(part) for part in lses]
     m = np.max([np.full(lse.shape, -np.inf), *parts], axis=0)
     weights = [np.exp(part - shift(m)) for part in parts]
@@ -175,7 +175,10 @@ def merge_attention(
 
 @quiet
 def run(operands: Any, options: Any, block: int = 512) -> None:
-    """As `_run_attention.run`, on NumPy arrays in blocks."""
+    """out and lse of canonical arrays, written where `operands` has them; in blocks of scores.
+
+    `operands` and `options` are those of `cuattn._attention`: views.Operands, request.Options.
+    """
     x, o = operands, options
     if x.cu_seqlens_q is None:
         x.out[...] = 0

@@ -1,4 +1,4 @@
-"""topk_lanes, planned by `_plan_lanes` and launched by itself: every shape of a group of lanes."""
+"""topk_lanes, planned by `plan_lanes` and launched by itself: every shape of a group of lanes."""
 
 from __future__ import annotations
 

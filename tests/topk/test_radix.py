@@ -1,4 +1,4 @@
-"""Selection by radix, kernel by kernel, as `_plan_radix` plans it: any k, against a sort; and the
+"""Selection by radix, kernel by kernel, as `plan_radix` plans it: any k, against a sort; and the
 merge of sorted lists.
 
 Everything here runs on the emulator. What users see of it is tested where they see it.
