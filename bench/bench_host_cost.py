@@ -103,7 +103,7 @@ CALLS = {
     "softmax, axis 0": lambda: cuattn.softmax(x, axis=0),
     "softmax, transposed": lambda: cuattn.softmax(transposed),
     "softmax, scale": lambda: cuattn.softmax(x, scale=0.5),
-    "softmax, scale a row": lambda: cuattn.softmax(x, scale=rows),
+    "softmax, scale per row": lambda: cuattn.softmax(x, scale=rows),
     "softmax, where": lambda: cuattn.softmax(x, where=mask),
     "softmax, return_lse": lambda: cuattn.softmax(x, return_lse=True),
     "softmax, out": lambda: cuattn.softmax(x, out=y),

@@ -4,7 +4,7 @@
 
 Among the peers are a whole softmax and a selection from it (CuPy's argpartition, `torch.topk`) and,
 on the shapes of arXiv:1805.02867, section 5, the paper's own kernels: "paper: safe softmax, then
-top-5" is what its speed-ups are over, five accesses an element. Data and checks: bench_top_k.py.
+top-5" is what its speed-ups are over, five accesses per element. Data and checks: bench_top_k.py.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _launch(file: str, name: str, x: Any, y: Any, index: Any = None) -> None:
-    """Run kernel `name` of ``baselines/<file>.cuh``, one block a row."""
+    """Run kernel `name` of ``baselines/<file>.cuh``, one block per row."""
     rows, cols = x.shape
     if rows == 0:
         return

@@ -73,7 +73,7 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bytes a thread moves: a memory instruction."""
+        """Bytes per thread that a memory instruction moves."""
         sizes = {"256": 32, "128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
         modifiers = self.opcode.split(".")[1:]
         return next((sizes[m] for m in modifiers if m in sizes), 4)
@@ -148,9 +148,9 @@ def _always_leaves(last: Instruction) -> bool:
 def mix(path: list[Instruction]) -> dict[str, int]:
     """Warp instructions by category, and what they move and compute.
 
-    Beside CATEGORIES and their `total`: `read_bytes` and `written_bytes` of global memory a thread,
-    `wavefronts` of shared memory and `tensor_flops` a warp; `tf32_flops` and `float64_flops` are
-    those of them that are slower than the others.
+    Beside CATEGORIES and their `total`: `read_bytes` and `written_bytes` of global memory per
+    thread, `wavefronts` of shared memory and `tensor_flops` per warp; `tf32_flops` and
+    `float64_flops` are those of them that are slower than the others.
     """
     count = Counter(i.category for i in path)
     shared = [i for i in path if i.category.startswith("shared") or i.base == "LDGSTS"]

@@ -56,7 +56,7 @@ class Gpu(NamedTuple):
     warps: int  # an SM
     blocks: int  # an SM
     shared: int  # bytes an SM
-    reserved: int  # bytes of it a block, for the system
+    reserved: int  # bytes of it per block, for the system
     shared_unit: int  # bytes
     float_lanes: int  # float32 multiply-adds
     float64_lanes: int  # tensor cores (of A100 and H100) do twice as much

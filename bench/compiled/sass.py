@@ -3,7 +3,7 @@
 What is counted is one pass of one warp through a *region*, along one *path*:
 
 region
-    A loop, or the *body*: everything outside of loops. Loops nested in a region are no part of it.
+    A loop, or the *body*: everything outside of loops. Loops nested in a region are not part of it.
     Of the loops the one with the most tensor FLOPs is meant, then one that writes global memory
     (and not the one that merely merges partial results before it), then the one that moves the most
     bytes; but the body where it computes, reads and writes no less than that loop.
@@ -15,7 +15,7 @@ path
     the square of its width, those that are narrower than the region's vectors against the path; the
     most floating-point instructions; the fewest instructions. That is a thread in the middle of an
     aligned row, with all the columns that it can hold. A detour that a warp makes where any of its
-    lanes has to (a vote decides), or where they have diverged, is no path. It cannot tell an
+    lanes has to (a vote decides), or where they have diverged, is not a path. It cannot tell an
     optional result as wide as the main ones from them, nor an iteration that the compiler peeled
     off a loop from the body.
 

@@ -5,7 +5,7 @@
 FlashAttention (arXiv:2205.14135, theorem 2) reads and writes O(N^2 d^2 / M) elements with M
 elements of fast memory. Here a head of N queries and keys of d float16 elements runs on the
 emulator, which counts. Beside it, in bytes: the formula of the tiles, which it has to meet exactly
-(Q and the result once, K and V once a tile of query rows); N^2 d^2 / M, M being the shared memory
+(Q and the result once, K and V once per tile of query rows); N^2 d^2 / M, M being the shared memory
 of a block; and what the unfused expression moves of the scores alone, 4 N^2: S written and read, P
 written and read. No number is typed; tile and M are those of the kernel that ran.
 """
@@ -47,7 +47,7 @@ class Counted(NamedTuple):
 
     @property
     def formula(self) -> int:
-        """Q and the result once, K and V once a tile of query rows."""
+        """Q and the result once, K and V once per tile of query rows."""
         tiles = -(-self.length // self.tile_rows)
         return (2 + 2 * tiles) * self.length * self.head_dim * ITEM
 

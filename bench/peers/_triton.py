@@ -1,7 +1,7 @@
 """Triton: softmax and flash attention as a user of Triton would write them, on torch's tensors.
 
-One program a row for the softmax, which holds the row in registers; for the attention one program
-a tile of queries, online softmax over tiles of keys, and a few configurations to choose from.
+One program per row for the softmax, which holds the row in registers; for the attention one program
+per tile of queries, online softmax over tiles of keys, and a few configurations to choose from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.peers._torch import Torch
 MAX_COLS = 65536  # elements of a row that one program can hold
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
-# (queries a tile, keys a tile, warps, stages of the pipeline)
+# (queries per tile, keys per tile, warps, stages of the pipeline)
 TILES = [(64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 8, 2)]
 if os.environ.get("TRITON_INTERPRET") == "1":
     TILES = TILES[:1]  # the interpreter cannot time them

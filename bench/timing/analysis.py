@@ -41,13 +41,13 @@ def status(cell: dict[str, Any], name: str = OURS) -> str:
 
 
 def samples(cell: dict[str, Any], name: str, state: str = "cold") -> list[float]:
-    """Seconds a call; empty unless the contestant is ok."""
+    """Seconds per call; empty unless the contestant is ok."""
     found = entry(cell, name)
     return found[state] if found and found["status"] == "ok" else []
 
 
 def time(cell: dict[str, Any], name: str = OURS, state: str = "cold") -> float | None:
-    """The median of a contestant, in seconds a call."""
+    """The median of a contestant, in seconds per call."""
     return median(samples(cell, name, state))
 
 

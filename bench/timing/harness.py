@@ -197,7 +197,7 @@ class Runner:
         _, self._host_seconds = self._enqueue(self._cold)
 
     def sample(self, cold: bool) -> float:
-        """Seconds of device time a call."""
+        """Seconds of device time per call."""
         self._note(self._contestant.name)
         run = self._cold if cold else self._warm
         with self._contestant.library.on_stream(self._device.stream):

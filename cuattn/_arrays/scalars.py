@@ -1,4 +1,4 @@
-"""What is raised about options that are no arrays: axes, numbers, flags and words.
+"""What is raised about options that are not arrays: axes, numbers, flags and words.
 
 Worded as in `checks`.
 """

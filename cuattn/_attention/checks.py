@@ -44,7 +44,7 @@ def softcap(value: Any) -> float:
     cap = 0.0 if value is None else number("softcap", value)
     if value is not None and not 0 < cap < math.inf:
         raise ValueError(
-            f"softcap must be a positive finite number, but it is {shown(value)}; None is no cap"
+            f"softcap must be a positive finite number, but it is {shown(value)}; None: no cap"
         )
     return cap
 
@@ -180,9 +180,9 @@ def mask_shape(name: str, shape: Shape, target: Shape) -> None:
     """ValueError unless mask or bias broadcasts to the scores; with the way from common shapes."""
     remedy = ""
     if len(target) == 4 and shape == (target[0], target[3]):
-        remedy = f"; for one value a key pass {name}[:, None, None, :], or kv_lens for padding"
+        remedy = f"; for one value per key pass {name}[:, None, None, :], or kv_lens for padding"
     elif len(target) == 4 and shape == (target[0], *target[2:]):
-        remedy = f"; for one value a query and key pass {name}[:, None]"
+        remedy = f"; for one value per query and key pass {name}[:, None]"
     broadcastable(name, shape, target, "the shape of the scores", remedy)
 
 

@@ -57,7 +57,7 @@ HALF_TILES = (
 )
 HALF_RULE_TILES = (
     Tile(
-        64, 99, 4, 2, 32, 3, "28 KiB: half the scores a thread, to leave room for their addresses"
+        64, 99, 4, 2, 32, 3, "28 KiB: half the scores per thread, to leave room for their addresses"
     ),
     Tile(128, 99, 8, 1, 32, 3, "56 KiB"),
     Tile(256, 163, 8, 1, 32, 2, "96 KiB"),

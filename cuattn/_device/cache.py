@@ -74,7 +74,7 @@ def _cached(key: str) -> list[Path]:
 
 
 def _write(name: str, content: bytes) -> Path | None:
-    """Write a file of the cache in one step; one warning a process where that is impossible."""
+    """Write a file of the cache in one step; one warning per process where that is impossible."""
     directory: Path | str = "the user's cache folder"
     temporary = None
     try:

@@ -156,7 +156,7 @@ def kernel_symbol(cubin: bytes) -> str:
     entry, count, names = number(58, 2), number(60, 2), number(62, 2)
     end = max(programs + number(54, 2) * number(56, 2), sections + entry * count)
     if cubin[:4] != b"\x7fELF" or end > len(cubin):
-        raise ValueError("the cubin is no whole ELF file")
+        raise ValueError("the cubin is not a whole ELF file")
     strings = number(sections + names * entry + 24, 8)
     for i in range(count):
         start = strings + number(sections + i * entry, 4)

@@ -55,7 +55,7 @@ class Instance:
 class Kernel(Instance):
     """One launch: `grid` blocks of `block` threads; `cluster` neighbours form a cluster.
 
-    `smem_bytes` of dynamic shared memory a block. `suffix` "a": for one architecture only, whose
+    `smem_bytes` of dynamic shared memory per block. `suffix` "a": for one architecture only, whose
     target is called so. `registers`: what a thread starts with at least, or the kernel would hang.
     """
 

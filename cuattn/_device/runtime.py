@@ -114,7 +114,7 @@ class Cuda:
         found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
         if found < kernel.registers:
             raise RuntimeError(
-                f"{kernel.name} must have at least {kernel.registers} registers a thread, but "
+                f"{kernel.name} must have at least {kernel.registers} registers per thread, but "
                 f"NVRTC {compiler.version()} gave it {found}, with which it would wait for ever; "
                 f"install another CUDA toolkit, or its wheels: {INSTALL}"
             )

@@ -77,7 +77,7 @@ SEGMENTS = (
 SEGMENT_WORDS = 8  # register words of row elements that a thread holds
 
 SPLIT_THREADS = 256
-MERGE_ROWS = 4  # warps, one a row, in a block of softmax_merge
+MERGE_ROWS = 4  # warps, one per row, in a block of softmax_merge
 STATE_MERGE_THREADS = 128
 
 

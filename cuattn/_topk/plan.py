@@ -28,10 +28,10 @@ class List(NamedTuple):
 
 
 LISTS = (
-    List(32, 1, "one a lane: a batch of 32 is merged with 5 exchanges"),
-    List(64, 2, "two a lane"),
-    List(128, 4, "four a lane; from here on batches are of 64, to merge half as often"),
-    List(256, 8, "eight a lane are 16 registers; beyond that a histogram is cheaper than a list"),
+    List(32, 1, "one per lane: a batch of 32 is merged with 5 exchanges"),
+    List(64, 2, "two per lane"),
+    List(128, 4, "four per lane; from here on batches are of 64, to merge half as often"),
+    List(256, 8, "eight per lane are 16 registers; beyond that a histogram is cheaper than a list"),
 )
 MAX_LIST = LISTS[-1].max_k
 

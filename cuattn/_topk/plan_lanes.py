@@ -61,7 +61,7 @@ ROWS = (
         8,
         384,
         4,
-        "with 2 lanes 80 in place of 87, but 4 results a lane, stored in parts of sectors",
+        "with 2 lanes 80 in place of 87, but 4 results per lane, stored in parts of sectors",
     ),
 )
 

@@ -37,7 +37,8 @@ RUNS = (
     Run(512, "256 threads with a pair each: k from 257 on"),
     Run(1024, "512 threads with a pair each"),
     Run(
-        2048, "two pairs a thread, 32 KB of 16-byte candidates; longer lists are merged from these"
+        2048,
+        "two pairs per thread, 32 KB of 16-byte candidates; longer lists are merged from these",
     ),
 )
 

@@ -101,7 +101,7 @@ def merge(a: State, b: State, /) -> State:
     Raises
     ------
     TypeError
-        If a or b is no state, or they or their arrays differ in kind, library or dtype.
+        If a or b is not a state, or they or their arrays differ in kind, library or dtype.
     ValueError
         If their shapes differ or they are on different devices.
 

@@ -115,7 +115,7 @@ def softmax_topk(
 ) -> SoftmaxTopK | SoftmaxTopKLse:
     """The k most probable elements of the softmax along an axis, without the softmax.
 
-    The same as `softmax` followed by `top_k`, in one read of x and one exponential an element for
+    The same as `softmax` followed by `top_k`, in one read of x and one exponential per element for
     k up to 256 (three reads beyond); no probability of another element is ever written.
 
     Parameters

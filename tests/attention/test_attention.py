@@ -326,7 +326,7 @@ def test_repeated_elements(backend, rng):
 
 
 def test_fractions_of_elements(backend, rng):
-    """A field of packed records: strides that are no multiple of the element's size."""
+    """A field of packed records: strides that are not a multiple of the element's size."""
     if backend.name == "gpu":
         pytest.skip("CuPy has no records")
     q, k, v = Problem(rng, "float32", **SMALL).arrays

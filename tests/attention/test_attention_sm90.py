@@ -105,7 +105,7 @@ def test_ragged_schedules(rng, dims, is_causal):
 
 
 def test_ragged_into_padded_rows(rng):
-    """Rows of `out` that are no whole vectors, and end within a block."""
+    """Rows of `out` that are not whole vectors, and end within a block."""
     ragged = Ragged(rng, lengths=[(7, 30), (200, 41), (3, 3)], heads=(2, 2), dims=(64, 36))
     q, k, v = ragged.arrays
     memory = {

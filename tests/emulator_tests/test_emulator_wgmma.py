@@ -962,14 +962,14 @@ def test_registers():
 def test_registers_go_the_right_way():
     one = "switch (fault) {{ {} default: ptx::setmaxnreg_dec<24>(); }}"
     for call, message in (
-        ("setmaxnreg_dec<168>", "setmaxnreg_dec to 168 registers a thread, but its warp has 168"),
-        ("setmaxnreg_dec<176>", "setmaxnreg_dec to 176 registers a thread, but its warp has 168"),
-        ("setmaxnreg_inc<168>", "setmaxnreg_inc to 168 registers a thread, but its warp has 168"),
-        ("setmaxnreg_inc<160>", "setmaxnreg_inc to 160 registers a thread, but its warp has 168"),
+        ("setmaxnreg_dec<168>", "setmaxnreg_dec to 168 registers per thread, but its warp has 168"),
+        ("setmaxnreg_dec<176>", "setmaxnreg_dec to 176 registers per thread, but its warp has 168"),
+        ("setmaxnreg_inc<168>", "setmaxnreg_inc to 168 registers per thread, but its warp has 168"),
+        ("setmaxnreg_inc<160>", "setmaxnreg_inc to 160 registers per thread, but its warp has 168"),
     ):
         fails(message, one.format(f"case 1: ptx::{call}(); break;"), block=384)
     fails(
-        "setmaxnreg_inc to 24 registers a thread, but its warp has 24",
+        "setmaxnreg_inc to 24 registers per thread, but its warp has 24",
         "ptx::setmaxnreg_dec<24>(); if (fault) ptx::setmaxnreg_inc<24>();",
         block=384,
     )

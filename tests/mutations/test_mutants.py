@@ -192,7 +192,7 @@ def test_maximum_of_a_float64_state(backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_maximum_of_a_negative_row(backend, rng, dtype):
-    """What a row is padded with is no element of it, however small its elements are."""
+    """What a row is padded with is not an element of it, however small its elements are."""
     x = -1e4 - abs(draw(rng, (5, 33), dtype))
     state = cuattn.softmax_state(backend.asarray(x.astype(dtype_of(dtype))))
     assert (backend.asnumpy(state.m) == x.max(1)).all()
