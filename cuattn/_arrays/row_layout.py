@@ -124,7 +124,7 @@ def expanded(array: ArraySpec, axes: tuple[int, ...]) -> ArraySpec:
 def element_strides(
     array: ArraySpec | None, shape: tuple[int, ...]
 ) -> tuple[int, ...] | None | bool:
-    """Strides in elements after broadcasting to `shape`; False where they are not whole elements."""
+    """Strides in elements after broadcasting to `shape`; False where they are not whole ones."""
     if array is None:
         return None
     itemsize, missing = array.dtype.itemsize, len(shape) - len(array.shape)

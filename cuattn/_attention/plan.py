@@ -15,7 +15,6 @@ from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
 
 MERGE_THREADS = 256
-L2_BYTES = 32 * 2**20  # of K and V that should stay there while heads are computed side by side
 
 # The multiplication of each dtype; float32 has one of its own with precision="tf32".
 OPS = {
@@ -103,17 +102,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     tile = next(t for t in table if max(dim, value_dim) <= t.max_dim and kib >= t.smem_kib)
     rows = 16 * tile.warps * tile.row_tiles
 
-    row_blocks = ceil_div(problem.q_rows, rows)
-    units = problem.heads
-    if problem.ragged:
-        row_blocks += problem.batch  # each sequence may end in a block of its own
-    else:
-        units *= problem.batch
     item = ITEMSIZE[problem.dtype]
-    kv_bytes = problem.k_rows * (problem.head_dim + problem.value_dim) * item
-    group = problem.heads // problem.kv_heads
-    section = min(units, group * max(1, L2_BYTES // max(1, kv_bytes)))
-
     smem = max(rows * dim + tile.slots * tile.keys * max(dim, value_dim), rows * value_dim) * item
     arguments = {
         "Op": OPS[problem.op],
@@ -128,6 +117,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
     }
+    row_blocks, units, section = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
     kernel = Kernel("attention_forward", arguments, grid, 32 * tile.warps, smem_bytes=smem)
     return AttentionPlan(kernel, row_blocks, section)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.plan import L2_BYTES
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.tensor_map import ALIGNMENT, Boxes
@@ -80,19 +79,11 @@ def plan_attention_sm90(
     )
     keys, rows = tile.keys, 64 * tile.warpgroups
 
-    group = problem.heads // problem.kv_heads
+    sharing = problem.heads // problem.kv_heads
     each = ceil_div(problem.q_rows, problem.batch) if problem.ragged else problem.q_rows
-    packs = [p for p in (1, 2, 4, 8, 16, 32, 64) if group % p == 0]
+    packs = [p for p in (1, 2, 4, 8, 16, 32, 64) if sharing % p == 0]
     pack = min(packs, key=lambda p: ceil_div(each * p, rows) * (problem.heads // p))
-    heads = problem.heads // pack
-    row_blocks = ceil_div(problem.q_rows, rows // pack)
-    units = heads
-    if problem.ragged:
-        row_blocks += problem.batch  # each sequence may end in a block of its own
-    else:
-        units *= problem.batch
-    kv_bytes = problem.k_rows * (problem.head_dim + problem.value_dim) * ITEMSIZE
-    section = min(units, group // pack * max(1, L2_BYTES // kv_bytes))
+    row_blocks, units, section = problem.grid(rows, pack)
     blocks = units * row_blocks
 
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from cuattn._device.kernel import ITEMSIZE, ceil_div
+
+L2_BYTES = 32 * 2**20  # of K and V that should stay there while heads are computed side by side
+
+
+class Grid(NamedTuple):
+    """Blocks of rows, of heads or of packs of heads."""
+
+    row_blocks: int  # of a unit, in AttentionParams
+    units: int  # heads, or packs of heads, of all sequences
+    section: int  # units side by side, whose K and V stay in L2, in AttentionParams
 
 
 @dataclass(frozen=True)
@@ -25,3 +38,15 @@ class AttentionProblem:
     masked: bool = False
     ragged: bool = False
     bounded: bool = False  # later queries see later keys only
+
+    def grid(self, rows: int, pack: int = 1) -> Grid:
+        """How blocks of `rows` rows, of `pack` query heads each, cover the call."""
+        row_blocks, units = ceil_div(self.q_rows, rows // pack), self.heads // pack
+        if self.ragged:
+            row_blocks += self.batch  # each sequence may end in a block of its own
+        else:
+            units *= self.batch
+        kv_bytes = self.k_rows * (self.head_dim + self.value_dim) * ITEMSIZE[self.dtype]
+        sharing = self.heads // self.kv_heads // pack
+        section = min(units, sharing * max(1, L2_BYTES // max(1, kv_bytes)))
+        return Grid(row_blocks, units, section)

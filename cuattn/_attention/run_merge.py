@@ -13,15 +13,15 @@ from cuattn._device.params import ATTENTION_MERGE
 
 def run_merge(call: MergeCall) -> tuple[Any, Any]:
     """Launch a merge on the device of its arrays; results that are not given are allocated."""
-    runtime, made = call.runtime, call.out
+    runtime, results = call.runtime, call.out
     with runtime.on(runtime.device(call.owner)):
-        if made is None:
+        if results is None:
             out_spec, lse_spec = call.expected
-            made = runtime.empty(*out_spec), runtime.empty(*lse_spec)
-        outs, lses, out, lse = call.views(runtime.xp, *made)
+            results = runtime.empty(*out_spec), runtime.empty(*lse_spec)
+        outs, lses, out, lse = call.views(runtime.xp, *results)
         if lse.size:
             _launch(runtime, _alike(runtime, outs), _alike(runtime, lses), out, lse)
-    return made[0], made[1]
+    return results[0], results[1]
 
 
 def _launch(runtime: Any, outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._attention import plan as attention_plan
 from cuattn._attention import plan_sm90
 from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
-from cuattn._attention.problem import AttentionProblem
+from cuattn._attention.problem import L2_BYTES, AttentionProblem
 from cuattn._device import runtime
 from cuattn._device.kernel import Limits
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
@@ -232,9 +231,9 @@ def test_sections_are_whole_heads_of_k_and_v(k_rows):
         sharers = problem.heads // problem.kv_heads // found.pack
         assert 1 <= found.section <= units and found.section % sharers == 0
         kv_bytes = found.section // sharers * k_rows * (64 + 64) * 2
-        assert kv_bytes <= attention_plan.L2_BYTES or found.section == sharers
+        assert kv_bytes <= L2_BYTES or found.section == sharers
         more = kv_bytes + k_rows * (64 + 64) * 2
-        assert found.section == units or more > attention_plan.L2_BYTES
+        assert found.section == units or more > L2_BYTES
 
 
 @pytest.mark.parametrize("num_sms", [1, 78, 114, 132])

@@ -188,7 +188,7 @@ def test_layout(backend, rng, layout):
 
 @pytest.mark.parametrize("n", [1025, 4096])
 def test_misaligned_rows_below_zero(backend, rng, n):
-    """What a vector holds beside the row is not a zero that beats them; and whole tiles, shifted, have
+    """What a vector holds beside the row is not a zero that beats them; whole tiles, shifted, have
     one column more."""
     x = -2 - rng.random((3, n), np.float32)
     x[:, -1] = -1
