@@ -177,12 +177,17 @@ def out_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) ->
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, but its shape is {array.shape}")
     if not getattr(array.flags, "writeable", True):
-        raise ValueError(f"{name} must be writeable, but it is read-only")
+        raise read_only(name)
     strides = array.strides
     if 0 in strides and any(
         s == 0 and n > 1 and 0 not in shape for s, n in zip(strides, shape, strict=True)
     ):
         raise ValueError(f"{name} must not overlap itself, but its strides are {strides}")
+
+
+def read_only(name: str) -> ValueError:
+    """The error for a result that cannot be written to."""
+    return ValueError(f"{name} must be writeable, but it is read-only")
 
 
 def apart(name: str, other: str) -> ValueError:

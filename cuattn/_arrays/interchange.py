@@ -14,6 +14,7 @@ INSTALL = "pip install 'cuattn[cuda13x]' (or cuda12x)"
 # DLDeviceType of dlpack.h: the kinds whose memory the CPU reads, and those of CUDA devices.
 HOST = (1, 3)  # kDLCPU, kDLCUDAHost: pinned memory
 CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+LEGACY_STREAM = 1  # cudaStreamLegacy: the default stream, whose handle is also 0
 
 
 def is_cupy(value: Any) -> bool:
@@ -61,7 +62,7 @@ def adopt(value: Any) -> Any:
         import cupy
     except ImportError as error:
         raise RuntimeError(f"cuattn needs CuPy for arrays on a GPU: {INSTALL}") from error
-    return cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
+    return cupy.from_dlpack(value) if dlpack else _of_interface(cupy, value)
 
 
 def _dlpack_kind(value: Any) -> int | None:
@@ -70,6 +71,44 @@ def _dlpack_kind(value: Any) -> int | None:
         return int(value.__dlpack_device__()[0])
     except Exception:  # whatever a library raises where an array is not in one place
         return None
+
+
+def is_read_only(value: Any) -> bool:
+    """Whether an array of a CUDA device says so. CuPy, which has no such arrays, does not ask."""
+    if is_cupy(value) or not hasattr(type(value), "__cuda_array_interface__"):
+        return False
+    return bool(value.__cuda_array_interface__["data"][1])
+
+
+# ---- __cuda_array_interface__ ----
+
+
+class _Unordered:
+    """An array as its interface shows it, but for its stream. It keeps the memory alive."""
+
+    def __init__(self, value: Any, interface: dict[str, Any]) -> None:
+        self.value = value
+        self.__cuda_array_interface__ = {**interface, "stream": None}
+
+
+def _of_interface(cupy: Any, value: Any) -> Any:
+    """A CuPy array of one that has no DLPack.
+
+    The current stream waits for the stream of the array. CuPy alone would wait on the host, which
+    is not allowed while a graph is captured.
+    https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html#synchronization
+    """
+    interface = value.__cuda_array_interface__
+    array = cupy.asarray(_Unordered(value, interface))
+    stream = interface.get("stream")
+    if stream is not None:
+        with cupy.cuda.Device(array.data.device_id):
+            current = cupy.cuda.get_current_stream().ptr
+            if stream != (current or LEGACY_STREAM):
+                event = cupy.cuda.Event(disable_timing=True)
+                cupy.cuda.runtime.eventRecord(event.ptr, stream)
+                cupy.cuda.runtime.streamWaitEvent(current, event.ptr)
+    return array
 
 
 # ---- bfloat16 ----

@@ -9,6 +9,7 @@ import numpy as np
 
 from cuattn._arrays import checks
 from cuattn._arrays.inputs import Owner, as_array
+from cuattn._arrays.interchange import is_read_only
 
 Extent = tuple[int, int]  # addresses: of the first byte, and past the last
 
@@ -32,6 +33,8 @@ def as_outputs(
         if isinstance(given, np.generic):  # an array only of what is read
             raise checks.not_an_array(name, given, ())
         array = as_array(name, given, inputs[0])
+        if array is not given and is_read_only(given):
+            raise checks.read_only(name)
         checks.out_array(name, array, shape, dtype)
         extent = _extent(array)
         for other, input_, (low, high) in others:

@@ -27,7 +27,6 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES",  # which devices there are, and their order
     "CUDA_DEVICE_ORDER",
     "CUDA_LAUNCH_BLOCKING",  # 1: a launch waits for its kernel
-    "CUPY_CUDA_ARRAY_INTERFACE_SYNC",  # 0: other libraries' arrays are taken without waiting
     "CUPY_GPU_MEMORY_LIMIT",
 )
 

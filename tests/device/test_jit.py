@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -413,31 +414,63 @@ class Managed(Dlpack):
 class Interface:
     """An array of a library without DLPack."""
 
-    @property
-    def __cuda_array_interface__(self):
-        raise AssertionError("cupy.asarray asks, not cuattn")
+    def __init__(self, stream=None, read_only=False):
+        self.__cuda_array_interface__ = {"data": (1 << 40, read_only), "stream": stream}
+
+
+Interface.__cuda_array_interface__ = None  # the class has it, too
 
 
 class Both(Dlpack, Interface):
     pass
 
 
-@pytest.mark.parametrize(
-    ("kind", "taken_by"),
-    [
-        (Dlpack, "from_dlpack"),
-        (Managed, "from_dlpack"),
-        (Both, "from_dlpack"),
-        (Interface, "asarray"),
-    ],
-)
-def test_foreign_arrays_are_taken_without_a_copy(kind, taken_by, gpus, compiled):
+@pytest.mark.parametrize("kind", [Dlpack, Managed, Both])
+def test_foreign_arrays_are_taken_without_a_copy(kind, gpus, compiled):
     foreign, ours, calls = kind(), gpus.ndarray((4, 5), "float32", 1), []
-    setattr(gpus, taken_by, lambda array: calls.append(array) or ours)
+    gpus.from_dlpack = lambda array: calls.append(array) or ours
     y = cuattn.softmax(foreign)
     assert isinstance(y, gpus.ndarray) and y.data.device_id == 1
     assert calls == [foreign]
     assert SOFTMAX_HEAD.unpack(gpus.launches[0][4][0].tobytes())["x"] == ours.data.ptr
+
+
+@pytest.mark.parametrize(
+    ("theirs", "current", "waits"),
+    [(None, 7, False), (7, 7, False), (1, 0, False), (8, 7, True), (1, 7, True), (2, 0, True)],
+)
+def test_the_stream_of_an_interface(theirs, current, waits, gpus, compiled):
+    """The current stream waits for it, on the device of the array; the host never does."""
+    foreign, ours, calls = Interface(theirs), gpus.ndarray((4, 5), "float32", 1), []
+
+    def asarray(array):
+        assert array.__cuda_array_interface__ == {"data": (1 << 40, False), "stream": None}
+        owners.append(array)
+        return ours
+
+    def event(disable_timing):
+        assert disable_timing and gpus.cuda.runtime.getDevice() == 1
+        return Namespace("event", ptr="event")
+
+    owners = []
+    gpus.asarray, gpus.cuda.Event = asarray, event
+    gpus.cuda.get_current_stream = lambda: Namespace("stream", ptr=current)
+    gpus.cuda.runtime.eventRecord = lambda *given: calls.append(("record", *given))
+    gpus.cuda.runtime.streamWaitEvent = lambda *given: calls.append(("wait", *given))
+    cuattn.softmax(foreign)
+    ordered = [("record", "event", theirs), ("wait", current, "event")]
+    assert calls == (ordered if waits else [])
+    assert owners[0].value is foreign  # or its memory would be freed too early
+    assert SOFTMAX_HEAD.unpack(gpus.launches[0][4][0].tobytes())["x"] == ours.data.ptr
+
+
+def test_a_foreign_out_that_is_read_only(gpus, compiled):
+    x, ours = gpus.ndarray((4, 5), "float32"), gpus.ndarray((4, 5), "float32")
+    x.flags = ours.flags = types.SimpleNamespace()  # without `writeable`, as CuPy's
+    gpus.asarray = lambda array: ours
+    assert cuattn.softmax(x, out=Interface()) is ours
+    with pytest.raises(ValueError, match="^out must be writeable, but it is read-only"):
+        cuattn.softmax(x, out=Interface(read_only=True))
 
 
 def test_one_number_of_the_host_beside_arrays_of_a_device(gpus, compiled):

@@ -278,3 +278,43 @@ def test_two_homes():
     ):
         with pytest.raises(TypeError, match=r"must be an array of the same library as \w+ \(.+\)"):
             call()
+
+
+# ---- CUDA arrays of an interface that names a stream ----
+
+
+class Streamed:
+    """A CuPy array without DLPack, as one that is being written on a stream."""
+
+    def __init__(self, array, stream):
+        self.array, self.stream = array, stream
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.array.__cuda_array_interface__, "stream": self.stream.ptr, "version": 3}
+
+
+@pytest.mark.parametrize("backend", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+def test_the_stream_of_an_interface(backend, rng):
+    """What another stream still writes is waited for; one's own takes part in a captured graph."""
+    numbers = rng.standard_normal((4, 1000)).astype(np.float32)
+    want = cuattn.reference.softmax(numbers)
+    source, target = backend.asarray(numbers), backend.xp.zeros((4, 1000), np.float32)
+    theirs, ours = (backend.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+    backend.xp.cuda.Device().synchronize()
+    with theirs:
+        for _ in range(100):
+            target += 1
+        target[...] = source
+    with ours:
+        y = cuattn.softmax(Streamed(target, theirs))
+        ours.synchronize()
+        np.testing.assert_allclose(backend.asnumpy(y), want, rtol=1e-5)
+        del y  # its memory is what the next result is allocated from
+        ours.begin_capture()
+        y = cuattn.softmax(Streamed(target, ours))
+        graph = ours.end_capture()
+        target[...] = source[::-1]
+        graph.launch(ours)
+        ours.synchronize()
+        np.testing.assert_allclose(backend.asnumpy(y), want[::-1], rtol=1e-5)
