@@ -15,6 +15,7 @@
 #pragma once
 
 #include <attention/pipeline_sm90.cuh>
+#include <attention/softmax_sm90.cuh>
 #include <primitives/vector.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/elect.cuh>
@@ -36,7 +37,6 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
   constexpr int kTurnBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
 
-  const float infinity = Limits<float>::infinity();
   const AttentionParams& attention = params.attention;
   const Smem smem{ptx::dynamic_smem<unsigned char, 1024>()};
   typename Smem::Barriers& barriers = smem.barriers();
@@ -86,33 +86,14 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     // In the last tile nobody sees keys from here on; beyond k there are zeros.
     const int seen = block.high(block.q_len - 1);
     const int unseen_from = block.k_start + seen < attention.k_rows ? seen - keys.first - (tiles - 1) * kKeys : kKeys;
-    const int pack_mask = (1 << params.pack_log2) - 1;
-    int query[2], head[2], low[2], high[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 64 * group + row0 + 8 * half;
-      query[half] = block.first + (row >> params.pack_log2);
-      head[half] = (block.head << params.pack_log2) + (row & pack_mask);
-      low[half] = block.low(query[half]);
-      high[half] = block.high(query[half]);
-    }
+    const LaneRows rows = LaneRows::of<kModified>(attention, block, params.pack_log2, 64 * group + row0);
     const float scale = static_cast<float>(attention.scale), softcap = static_cast<float>(attention.softcap);
     const float fold = Base::kUnit * (kModified ? 1.0f : scale);
-    float slope[2] = {};
-    if (kModified && attention.alibi_slopes != nullptr) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        slope[half] = ptx::ld_global(static_cast<const float*>(attention.alibi_slopes) +
-                                     block.batch * attention.alibi_stride[0] + head[half] * attention.alibi_stride[1]);
-      }
-    }
 
     float o[kValueDim / 2] = {};
     float s[kKeys / 2];
     unsigned int p[kKeys / 16][4];
-    float l[2] = {};  // of this lane's columns
-    RowShift<float> shift[2];
-    float rescale[2];
+    OnlineSoftmax online;
 
     const auto start_scores = [&](int stage) {  // S = Q K^T
 #pragma unroll
@@ -142,71 +123,12 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
       ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
     };
-    // P from S, of tile j; whether O needs `rescale`.
-    const auto softmax = [&](int j) {
+    const auto softmax = [&](int j) {  // P' from S, of tile j; whether O is to be rescaled
       const int key = keys.first + j * kKeys;
-      // Scale, softcap, ALiBi.
-      if constexpr (kModified) {
-        if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
-          const float most = Limits<float>::most(), approx = ptx::rcp_approx(softcap);
-          const float inverse = ::fma(approx, ::fma(-softcap, approx, 1.0f), approx);  // no call, unlike a division
-          const float inner = min(max(2 * Base::kUnit * inverse * scale, -most), most);
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) {
-            s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
-          }
-        } else {
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) s[r] *= scale;
-        }
-        if (attention.alibi_slopes != nullptr) {
-          const long long offset = block.to - attention.right - 1 - key - column0;
-          const float distance[2] = {static_cast<float>(query[0] + offset), static_cast<float>(query[1] + offset)};
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) {
-            s[r] -= slope[row_half(r)] * fabsf(distance[row_half(r)] - column_of(r));
-          }
-        }
-      }
-      // Masks, where the tile has an edge.
-      if (key < keys.all_begin) {
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) {
-          if (column_of(r) < low[row_half(r)] - key - column0) s[r] = -infinity;
-        }
-      }
-      if (key + kKeys > keys.all_end) {
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) {
-          if (column_of(r) >= high[row_half(r)] - key - column0) s[r] = -infinity;
-        }
-      }
-      // m' = max(m, rowmax S), where that grew much.
-      float part[4] = {s[0], s[1], s[2], s[3]};  // two per row: shorter chains of instructions
-#pragma unroll
-      for (int r = 4; r < kKeys / 2; ++r) part[r % 4] = max_number(part[r % 4], s[r]);
-      float best[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        best[half] = group_max<4>(max_number(part[2 * half], part[2 * half + 1]));
-      }
-      const bool grew = __any_sync(0xffffffff, shift[0].exceeded(best[0]) || shift[1].exceeded(best[1]));
-      if (grew) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          rescale[half] = shift[half].move(best[half], fold);
-          l[half] *= rescale[half];
-        }
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[row_half(r)].center;
-      }
-      // P' = exp(S - m'), l += rowsum P'
-#pragma unroll
-      for (int r = 0; r < kKeys / 2; ++r) {
-        s[r] = Base::exp(::fma(s[r], fold, -shift[row_half(r)].base));
-        l[row_half(r)] += s[r];
-      }
-      return grew;
+      if constexpr (kModified) modify_scores(s, attention, block, rows, scale, softcap, key, column0);
+      if (key < keys.all_begin) mask_low(s, rows, key, column0);  // a tile with an edge
+      if (key + kKeys > keys.all_end) mask_high(s, rows, key, column0);
+      return online.step(s, fold);
     };
     const auto convert = [&] {  // P = P'
 #pragma unroll
@@ -247,14 +169,14 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         if (j + 1 < tiles) {
           // Waits for the next K here. The fake dependence on l, which is never negative, keeps ptxas from sinking the
           // softmax below the wait for O, where nothing would overlap it.
-          const int never = l[0] + l[1] < 0 ? 1 : 0;
+          const int never = online.l[0] + online.l[1] < 0 ? 1 : 0;
           ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
         }
         ptx::wgmma_wait<0>();  // O and P are ours, and V read
         release(barriers.v_free[slot(last)]);
         if (grew) {  // O = O exp(m - m')
 #pragma unroll
-          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[row_half(r)];
+          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= online.rescale[row_half(r)];
         }
         convert();
       }
@@ -271,22 +193,25 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     }
 
     bool nothing[2];
+    float factor[2];  // of O
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float total = group_sum<4>(l[half]), weight = 1, m = shift[half].log_unit(kModified ? 1 : scale);
+      const int query = rows.query[half], head = rows.head[half];
+      float total = group_sum<4>(online.l[half]), weight = 1, m = online.shift[half].log_unit(kModified ? 1 : scale);
       if (attention.sinks != nullptr) {
-        weight = shift[half].join(ptx::ld_global(static_cast<const float*>(attention.sinks) + head[half]), m, total);
+        const float sink = ptx::ld_global(static_cast<const float*>(attention.sinks) + head);
+        weight = online.shift[half].join(sink, m, total);
       }
-      const bool padding = query[half] >= block.q_len;
-      if (attention.lse != nullptr && lane % 4 == 0 && query[half] < block.rows) {
+      const bool padding = query >= block.q_len;
+      if (attention.lse != nullptr && lane % 4 == 0 && query < block.rows) {
+        const float infinity = Limits<float>::infinity();
         const float lse = (m == -infinity ? 0 : m) + log_natural(total);
         ptx::st_global(static_cast<float*>(attention.lse) + batch * attention.lse_stride[0] +
-                           head[half] * attention.lse_stride[1] +
-                           (block.q_start + query[half]) * attention.lse_stride[2],
+                           head * attention.lse_stride[1] + (block.q_start + query) * attention.lse_stride[2],
                        padding ? -infinity : lse);
       }
       nothing[half] = padding || total == 0;
-      rescale[half] = weight * ptx::rcp_approx(total);
+      factor[half] = weight * ptx::rcp_approx(total);
     }
 
     if (kOwnOut && leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
@@ -298,7 +223,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       unsigned int words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float scaled[2] = {o[8 * i + 2 * j] * rescale[j % 2], o[8 * i + 2 * j + 1] * rescale[j % 2]};
+        const float scaled[2] = {o[8 * i + 2 * j] * factor[j % 2], o[8 * i + 2 * j + 1] * factor[j % 2]};
         words[j] = ptx::cvt_rn_x2<T>(nothing[j % 2] ? 0 : scaled[0], nothing[j % 2] ? 0 : scaled[1]);
       }
       ptx::stmatrix_x4(out.beyond(to, 2 * i), words);
@@ -312,7 +237,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       constexpr int kChunks = kValueDim / 8;
       for (int i = lane; i < 16 * kChunks; i += 32) {
         const int row = 16 * (warp % 4) + i / kChunks, column = i % kChunks * 8;
-        const int in_block = 64 * group + row, to_head = (block.head << params.pack_log2) + (in_block & pack_mask);
+        const int in_block = 64 * group + row, pack_mask = (1 << params.pack_log2) - 1;
+        const int to_head = (block.head << params.pack_log2) + (in_block & pack_mask);
         const int to_query = block.first + (in_block >> params.pack_log2);
         if (to_query >= block.rows || column >= attention.value_dim) continue;
         using Chunk = Fragment<T, 8>;

@@ -6,10 +6,6 @@
 #include <ptx/elect.cuh>
 #include <ptx/mbarrier.cuh>
 
-// Register r of a lane's accumulators: in which of its two rows, and in which column behind its first, it lies.
-__device__ __forceinline__ constexpr int row_half(int r) { return r / 2 % 2; }
-__device__ __forceinline__ constexpr int column_of(int r) { return 8 * (r / 4) + r % 2; }
-
 // Q of each warpgroup, kStages tiles of K and of V, `out` of each warpgroup (kOwnOut; else in place of its Q),
 // barriers.
 template <class T, int kGroups, int kTileKeys, int kTileStages, int kDim, int kValueDim, bool kOwnOut>
