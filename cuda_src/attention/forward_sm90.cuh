@@ -243,16 +243,8 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         if (to_query >= block.rows || column >= attention.value_dim) continue;
         using Chunk = Fragment<T, 8>;
         const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out.chunk(row, column / 8)));
-        T* ptr = static_cast<T*>(attention.out) + batch * attention.out_stride[0] + to_head * attention.out_stride[1] +
-                 (block.q_start + to_query) * attention.out_stride[2] + column;
-        if (column + 8 <= attention.value_dim) {
-          ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);
-        } else {
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            if (column + e < attention.value_dim) ptx::st_global(ptr + e, values.element[e]);
-          }
-        }
+        T* ptr = row_of<T>(attention.out, attention.out_stride, batch, to_head, block.q_start + to_query) + column;
+        store_left(ptr, values, attention.value_dim - column, 1, true);
       }
     }
     ptx::fence_proxy_async();                             // `out` is written, before TMA reads it or Q replaces it

@@ -37,6 +37,13 @@ struct AttentionParams {
   static constexpr long long kUnbounded = 1LL << 40;
 };
 
+// The first element of a row of q, k, v or out.
+template <class T, class Void>
+__device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], long long batch, long long head,
+                                     long long row) {
+  return static_cast<T*>(array) + batch * stride[0] + head * stride[1] + row * stride[2];
+}
+
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
 // as a tile of keys; q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are
 // column, head within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.

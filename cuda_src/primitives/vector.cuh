@@ -149,3 +149,18 @@ __device__ __forceinline__ void store_fragment(T* row, Index col, Index begin, I
     store_elements<kCount>(row, col, begin, end, vector, first);
   }
 }
+
+// The first `left` elements of a fragment, `stride` apart. vector: elements are neighbours and the address is aligned,
+// so that a whole fragment is one access.
+template <class T, int kCount>
+__device__ __forceinline__ void store_left(T* ptr, const Fragment<T, kCount>& values, int left, long long stride,
+                                           bool vector) {
+  if (vector && left >= kCount) {
+    ptx::st_global(reinterpret_cast<Fragment<T, kCount>*>(ptr), values);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      if (e < left) ptx::st_global(ptr + e * stride, values.element[e]);
+    }
+  }
+}
