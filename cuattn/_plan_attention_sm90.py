@@ -97,7 +97,7 @@ def plan_attention_sm90(
         "kDim": dim,
         "kValueDim": value_dim,
         "kOwnOut": own_out,
-        "kTurns": turns,
+        "kPingPong": turns,
         "kModified": problem.modified,
     }
     grid, block = min(blocks, num_sms), 128 * (groups + 1)

@@ -8,10 +8,11 @@
 //                               O = O exp(m - m'), where m grew much;  P = P'
 //                             O += P V(last);  out = O / l;  lse = m + log l
 //
-// A block takes one set of rows after another. A row is a query of one of 2^pack_log2 heads, which lie side by side.
-// Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the next Q can come
-// early; else it takes the place of Q. kTurns: warpgroups take turns to start products, so that the softmax of one
-// runs under the products of another. NaN in K or V that no query sees stays out.
+// Blocks are persistent: each computes one block of rows per round. A row is a query of one of 2^pack_log2 heads, which
+// lie side by side. Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the
+// next Q can come early; else it takes the place of Q. kPingPong: warpgroups start their products in turn
+// (section 3.1), so that the softmax of one runs under the products of another. NaN in K or V that no query sees stays
+// out.
 #pragma once
 
 #include <attention/pipeline_sm90.cuh>
@@ -26,7 +27,7 @@
 #include <ptx/smem.cuh>
 #include <ptx/wgmma.cuh>
 
-template <class T, int kGroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kTurns,
+template <class T, int kGroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kPingPong,
           bool kModified>
 __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     attention_forward_sm90(const __grid_constant__ AttentionSm90Params params) {
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   constexpr int kRows = Smem::kRows;
   // 64 K registers: what the producer does not need is for the consumers. Above them ptxas would spill.
   constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
-  constexpr int kTurnBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
+  constexpr int kPingPongBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
 
   const AttentionParams& attention = params.attention;
   const Smem smem{ptx::dynamic_smem<unsigned char, 1024>()};
@@ -45,11 +46,11 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   if (threadIdx.x == 0) smem.init_barriers();
   __syncthreads();  // the barriers, before anyone uses them
 
-  const int turns = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int rounds = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int queries = kRows >> params.pack_log2;
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (warp == 0) load_turns(params, smem, turns);
+    if (warp == 0) load_work(params, smem, rounds);
     return;
   }
 
@@ -71,14 +72,14 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   const auto release = [&](unsigned long long& free) {  // for this warp
     if (lane == 0) ptx::mbarrier_arrive(&free);
   };
-  const auto pass_turn = [&] {
-    if constexpr (kTurns) ptx::named_barrier_arrive(kTurnBarrier + (group + 1) % kGroups, 256);
+  const auto ping_pong_next = [&] {  // the next warpgroup may start its products
+    if constexpr (kPingPong) ptx::named_barrier_arrive(kPingPongBarrier + (group + 1) % kGroups, 256);
   };
-  if (kTurns && group == kGroups - 1) pass_turn();  // the first group has the first turn
+  if (kPingPong && group == kGroups - 1) ping_pong_next();  // the first group goes first
 
-  for (int turn = 0; turn < turns; ++turn) {
+  for (int round = 0; round < rounds; ++round) {
     QueryBlock block;
-    if (!find_turn<kRows>(params, turn, block)) continue;
+    if (!find_work<kRows>(params, round, block)) continue;
     const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse
     const int q_start = static_cast<int>(block.q_start) + block.first;
     const QueryBlock::Keys keys = block.keys<kKeys>(queries);
@@ -156,13 +157,13 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       if (tiles > 1) await(barriers.k_full, tile + 1);  // the next K has landed
       for (int j = 1; j < tiles; ++j) {
         const unsigned int last = tile++;
-        // Our products go next.
-        if constexpr (kTurns) ptx::named_barrier_sync(kTurnBarrier + group, 256);
+        // Waits until the warpgroup before has started its products.
+        if constexpr (kPingPong) ptx::named_barrier_sync(kPingPongBarrier + group, 256);
         ptx::wgmma_fence();  // S, P and O are the tensor cores'
         start_scores(slot(tile));
         await(barriers.v_full, last);  // V has landed
         start_values(slot(last));
-        pass_turn();
+        ping_pong_next();
         ptx::wgmma_wait<1>();  // S is ours, and K read
         release(barriers.k_free[slot(tile)]);
         const bool grew = softmax(j);

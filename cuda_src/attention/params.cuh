@@ -51,5 +51,5 @@ struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;
   int pack_log2;
-  int blocks;  // of rows, in all turns
+  int blocks;  // of rows, in all rounds
 };

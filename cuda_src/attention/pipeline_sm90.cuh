@@ -1,4 +1,4 @@
-// Parts of attention/forward_sm90.cuh: its shared memory, the order in which a block takes rows, and the loading warp.
+// Parts of attention/forward_sm90.cuh: its shared memory, the work of each round, and the loading warp.
 #pragma once
 
 #include <attention/scores.cuh>
@@ -26,7 +26,7 @@ struct AttentionSmem {
     unsigned long long v_unseen;
   };
 
-  // Tiles of K are counted over all turns, and so are those of V: they go round kStages slots.
+  // Tiles of K are counted over all rounds, and so are those of V: they go round kStages slots.
   static __device__ __forceinline__ int slot(unsigned int tile) { return static_cast<int>(tile % kStages); }
   static __device__ __forceinline__ int parity(unsigned int tile) { return static_cast<int>(tile / kStages % 2); }
 
@@ -59,13 +59,13 @@ struct AttentionSmem {
   }
 };
 
-// The rows of a turn: what each role asks first. False: none.
+// The rows that this block computes in a round, which every role asks first. False: none.
 template <int kRows>
-__device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int turn, QueryBlock& block) {
-  // Serpentine order: odd turns run backwards, so that the block with the longest rows in one turn gets the shortest in
-  // the next.
-  const unsigned int width = gridDim.x, place = turn % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
-  const unsigned int index = turn * width + place;
+__device__ __forceinline__ bool find_work(const AttentionSm90Params& params, int round, QueryBlock& block) {
+  // Serpentine order: odd rounds run backwards, so that the block with the longest rows in one round gets the shortest
+  // in the next.
+  const unsigned int width = gridDim.x, place = round % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
+  const unsigned int index = round * width + place;
   const AttentionParams& attention = params.attention;
   const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
   return index < static_cast<unsigned int>(params.blocks) &&
@@ -74,7 +74,7 @@ __device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int
 
 // All loads of the block, by one warp.
 template <class Smem>
-__device__ __forceinline__ void load_turns(const AttentionSm90Params& params, const Smem& smem, int turns) {
+__device__ __forceinline__ void load_work(const AttentionSm90Params& params, const Smem& smem, int rounds) {
   const AttentionParams& attention = params.attention;
   typename Smem::Barriers& barriers = smem.barriers();
   const bool leads = ptx::elect_one();
@@ -85,9 +85,9 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
   }
   unsigned int tile = 0;
   int q_parity = 0;
-  for (int turn = 0; turn < turns; ++turn) {
+  for (int round = 0; round < rounds; ++round) {
     QueryBlock block;
-    if (!find_turn<Smem::kRows>(params, turn, block)) continue;
+    if (!find_work<Smem::kRows>(params, round, block)) continue;
     if (leads) {
       const QueryBlock::Keys keys = block.keys<Smem::kKeys>(Smem::kRows >> params.pack_log2);
       const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.group;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
         ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last V here is read
         if (j == 0 && keys.unseen > 0) {
           ptx::mbarrier_arrive(full);
-          full = &barriers.v_unseen;  // whoever waited for it last has released Q since
+          full = &barriers.v_unseen;  // the warps that waited for it last have released Q since
         }
         ptx::mbarrier_arrive_expect_tx(full, Smem::VTile::kBytes);
         smem.v(Smem::slot(tile)).load(params.v, full, 0, k_start + key, k_head, batch);

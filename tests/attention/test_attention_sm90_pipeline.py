@@ -70,7 +70,7 @@ def programs():
     """Of each kind of pipeline: warpgroups, stages, place of `out`, turns."""
     kinds = {}
     for tile in tiles():
-        flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kTurns"))
+        flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kPingPong"))
         kinds.setdefault((tile.groups, tile.stages, *flags), tile)
     rng = np.random.default_rng(0)
     return [call(rng, tile) for tile in kinds.values() for call in CALLS * 2]

@@ -149,7 +149,7 @@ def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
             for row in TILES
             if t["kDim"] <= row[0] and t["kValueDim"] <= row[1] and t["kModified"] <= row[2]
         )
-        assert (t["kGroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kTurns"]) == row[3:8]
+        assert (t["kGroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kPingPong"]) == row[3:8]
         taken[row] = max(taken.get(row, 0), kernel.smem_bytes)
     assert taken.keys() == set(TILES)
     for row, smem in taken.items():

@@ -432,7 +432,7 @@ SM90 = Kernel(
         "kDim": 64,
         "kValueDim": 64,
         "kOwnOut": True,
-        "kTurns": True,
+        "kPingPong": True,
         "kModified": False,
     },
     grid=132,
