@@ -11,7 +11,7 @@
 // through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them in flight. Columns are padded with zeros to
 // kDim and kValueDim in the ring only; a block has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16
 // bytes (cp.async); else by element.
-// NaN in K or V where nothing is seen stays out: hidden keys are loaded as zeros or, in tiles of a mask, made so.
+// NaN in K or V that no query sees stays out: hidden keys are loaded as zeros or, in tiles of a mask, zeroed.
 #pragma once
 
 #include <attention/matmul.cuh>
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
                                                      params.v_stride[3], from, to, columns);
       }
     }
-    ptx::cp_async_commit();  // a group each step, empty at the end, so that waits can count them
+    ptx::cp_async_commit();  // one group per step, empty at the end, so that waits can count them
   };
   // Step `step` has landed for every warp, and every warp is done with the step before: its slot is loaded again.
   const auto advance = [&](int step) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       }
     }
 
-    // V is here; of masked tiles the rows that no query of the block sees become zeros.
+    // V; in masked tiles the rows of V that no query of the block sees become zeros.
     unsigned long long* seen_by = ptx::static_smem<unsigned long long, kMasked ? kWarps : 1>();
     if constexpr (kMasked) {
 #pragma unroll

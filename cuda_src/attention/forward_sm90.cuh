@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0),
             lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) smem.init_barriers();
-  __syncthreads();  // the barriers, before anyone uses them
+  __syncthreads();  // the barriers are initialised before any warp uses them
 
   const int rounds = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int queries = kRows >> params.pack_log2;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
 
   ptx::setmaxnreg_inc<kConsumerRegisters>();
   const int group = warp / 4 - 1;
-  const bool leads = warp % 4 == 0;             // its group: one thread of it does what one is enough for
+  const bool leads = warp % 4 == 0;             // its group: one of its threads does what one thread has to do
   const int row0 = 16 * (warp % 4) + lane / 4;  // of the group's 64, of elements 0, 1, 4, 5 …; the others are 8 further
   const int column0 = lane % 4 * 2;
   constexpr int kQSteps = Smem::QTile::kSpan / 32, kSpan = Smem::QTile::kSpan, kVSpan = Smem::VTile::kSpan;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     const int q_start = static_cast<int>(block.q_start) + block.first;
     const QueryBlock::Keys keys = block.keys<kKeys>(queries);
     const int tiles = keys.tiles;
-    // In the last tile nobody sees keys from here on; beyond k there are zeros.
+    // In the last tile no query sees the keys from here on; beyond k there are zeros.
     const int seen = block.high(block.q_len - 1);
     const int unseen_from = block.k_start + seen < attention.k_rows ? seen - keys.first - (tiles - 1) * kKeys : kKeys;
     const LaneRows rows = LaneRows::of<kModified>(attention, block, params.pack_log2, 64 * group + row0);
@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     q_parity ^= 1;
     if (tiles > 0) {
       await(barriers.k_full, tile);  // K has landed
-      ptx::wgmma_fence();            // S is the tensor cores'
+      ptx::wgmma_fence();            // hands S to the tensor cores
       start_scores(slot(tile));
-      ptx::wgmma_wait<0>();  // S is there, and K read
+      ptx::wgmma_wait<0>();  // S is complete, and K is read
       release(barriers.k_free[slot(tile)]);
       softmax(0);
       convert();
@@ -159,12 +159,12 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
         const unsigned int last = tile++;
         // Waits until the warpgroup before has started its products.
         if constexpr (kPingPong) ptx::named_barrier_sync(kPingPongBarrier + group, 256);
-        ptx::wgmma_fence();  // S, P and O are the tensor cores'
+        ptx::wgmma_fence();  // hands S, P and O to the tensor cores
         start_scores(slot(tile));
         await(barriers.v_full, last);  // V has landed
         start_values(slot(last));
         ping_pong_next();
-        ptx::wgmma_wait<1>();  // S is ours, and K read
+        ptx::wgmma_wait<1>();  // S is complete, and K is read
         release(barriers.k_free[slot(tile)]);
         const bool grew = softmax(j);
         if (j + 1 < tiles) {
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
           const int never = online.l[0] + online.l[1] < 0 ? 1 : 0;
           ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
         }
-        ptx::wgmma_wait<0>();  // O and P are ours, and V read
+        ptx::wgmma_wait<0>();  // O is complete, and P and V are read
         release(barriers.v_free[slot(last)]);
         if (grew) {  // O = O exp(m - m')
 #pragma unroll
@@ -186,9 +186,9 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     if (tiles > 0) {
       await(barriers.v_full, tile);  // V has landed
       if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);
-      ptx::wgmma_fence();  // P and O are the tensor cores'
+      ptx::wgmma_fence();  // hands P and O to the tensor cores
       start_values(slot(tile));
-      ptx::wgmma_wait<0>();  // O is ours, and V read
+      ptx::wgmma_wait<0>();  // O is complete, and V is read
       release(barriers.v_free[slot(tile)]);
       ++tile;
     }
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     }
 
     if (kOwnOut && leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
-    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // nobody needs what was in place of `out`
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // all warps are done with what is in the place of `out`
     const typename Smem::OutTile out = smem.out(group);
     unsigned char* const to = out.chunk(16 * (warp % 4) + lane % 16, lane / 16);
 #pragma unroll

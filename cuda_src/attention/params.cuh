@@ -24,10 +24,10 @@ struct AttentionParams {
   long long left, right;    // window; kUnbounded
   long long offset;         // of the queries' positions
   int bottom_right;         // 1: the offset is kv_len - q_len, whatever `offset` says
-  int batch, heads, group;  // group: query heads of one key head
+  int batch, heads, group;  // group: query heads per key head
   int q_rows, k_rows, head_dim, value_dim;
   int mask_rows, mask_cols, bias_rows, bias_cols;
-  int row_blocks;     // blocks of query rows of one head; ragged: of all sequences together, at most
+  int row_blocks;     // blocks of query rows per head; ragged: of all sequences together, at most
   int section;        // heads whose K and V stay in L2 together
   int descending;     // 1: the last rows first, which see most keys
   int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
@@ -45,7 +45,7 @@ __device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], 
 }
 
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
-// as a tile of keys; q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are
+// as a tile of keys; q and out have 2^pack_log2 heads and as many rows of each as make 64 in all. The dimensions are
 // column, head within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
 struct AttentionSm90Params {
   TensorMap q, k, v, out;

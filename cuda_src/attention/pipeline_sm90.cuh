@@ -17,7 +17,7 @@ struct AttentionSmem {
   using OutTile = Panels<T, 64, kValueDim>;
   static constexpr int kQBytes = kOwnOut || kDim > kValueDim ? QTile::kBytes : OutTile::kBytes;
 
-  // Barriers in shared memory. full: what was loaded has landed; free: all warps that use it are done with it.
+  // Barriers in shared memory. full: the load has landed; free: all warps that use it are done.
   // v_unseen: as v_full, of a first tile whose leading keys no query sees; v_full is ready before, as a phase is waited
   // for once.
   struct Barriers {

@@ -41,7 +41,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_store(const TensorMap* map,
                : "memory");
 }
 
-// Makes a group, which may be empty, of the thread's stores since the last one.
+// Puts the thread's stores since its last commit into a group, which may be empty.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-commit-group
 __device__ __forceinline__ void cp_async_bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
