@@ -49,7 +49,7 @@ class Emulated:
 
     arch: str = "sm_90"
     seed: int = 0
-    counters: list[Any] = dataclasses.field(default_factory=list)  # emulator.Counters, one a launch
+    counters: list[Any] = dataclasses.field(default_factory=list)  # emulator.Counters, one per launch
 
 
 _device = Emulated()
@@ -145,7 +145,7 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _launch(file: str, name: str, x: Any, y: Any, index: Any = None) -> None:
-    """Run kernel `name` of ``baselines/<file>.cuh``, one block a row."""
+    """Run kernel `name` of ``baselines/<file>.cuh``, one block per row."""
     rows, cols = x.shape
     if rows == 0:
         return

@@ -18,8 +18,8 @@ struct AttentionSmem {
   static constexpr int kQBytes = kOwnOut || kDim > kValueDim ? QTile::kBytes : OutTile::kBytes;
 
   // Barriers in shared memory. full: the load has landed; free: all warps that use it are done.
-  // v_unseen: as v_full, of a first tile whose leading keys no query sees; v_full is ready before, as a phase is waited
-  // for once.
+  // v_unseen: V of a first tile whose leading keys no query sees, for which consumers wait early, to clear these rows.
+  // As a phase is waited for once, v_full then completes without bytes, for the wait that every tile has.
   struct Barriers {
     unsigned long long q_full[kGroups], q_free[kGroups];
     unsigned long long k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];

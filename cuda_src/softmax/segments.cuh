@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
     return;
   }
 
-  // Normalise: the tile that stayed, or once more in the same two steps, then the others.
+  // Normalise: first the tile that stayed, or that is read again in the same two steps; then the others.
   for (int share = warp; share < shares; share += kWarps) {
     const long long first_col = first_of(share);
     if (share != warp) {

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
       }
       return sum;
     };
-    // The others, as many for every row of the block; rows of one part are merged below.
+    // The other tiles, equally many for every row of the block; rows of one part are merged below.
     for (; tile < last; tile += kAhead * kStep) {
       Items items[kAhead];
       load_steps<false>(op, items, tile + thread, kStep, end);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   if (thread == 0 && exists && first_part == 0) op.store_stat(total, row);
   if constexpr (Op::kReduces) return;
 
-  // Normalise: the tile that stayed, or once more in the same two steps, then the others.
+  // Normalise: first the tile that stayed, or that is read again in the same two steps; then the others.
   long long behind = begin;
   if (first_part == 0) {
     if constexpr (kPass == kNormalize) {

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1) topk_lanes(const __grid_constant_
   State total = first.accumulate(State::identity());
   first.select(best);
 
-  // The others: as many for every row of the warp, wherever it starts.
+  // The other tiles: equally many for every row of the warp, whatever its alignment.
   const Index most = static_cast<Index>(params.row.cols) + kVec - 1;
   for (Index start = kTile; start < most; start += kTile) {
     Tile tile(op, first_col + start, cols);

@@ -248,7 +248,7 @@ __device__ __forceinline__ void walk_slice(const Op& op, const Params& params, l
 template <int kThreads, class Candidate, class Count, class Visit>
 __device__ __forceinline__ void walk_candidates(const Candidate* candidates, Count count, const Visit& visit) {
   constexpr int kAhead = 64 / sizeof(Candidate), kStep = kThreads * kAhead;
-  // What is left is counted: the end of the last step may be beyond what a Count holds.
+  // Counts down what is left: the end of the last step may not fit into a Count.
   for (Count left = count; left > 0; left -= left < kStep ? left : kStep, candidates += kStep) {
     Candidate candidate[kAhead];
 #pragma unroll
