@@ -41,8 +41,8 @@ struct LaneRows {
   }
 };
 
-// Scale, softcap and ALiBi: where scores are more than scaled (kModified). The tile begins with key `key`, and the
-// lane's columns with column0 of it.
+// Scale, softcap and ALiBi of a tile, with kModified. key: the tile's first key; column0: the lane's first column in
+// it.
 template <int kScores>
 __device__ __forceinline__ void modify_scores(float (&s)[kScores], const AttentionParams& params,
                                               const QueryBlock& block, const LaneRows& rows, float scale, float softcap,
@@ -70,7 +70,7 @@ __device__ __forceinline__ void modify_scores(float (&s)[kScores], const Attenti
   }
 }
 
-// Masks of such a tile: the keys before rows.low, those from rows.high on.
+// Masks of a tile: the keys before rows.low, those from rows.high on.
 template <int kScores>
 __device__ __forceinline__ void mask_low(float (&s)[kScores], const LaneRows& rows, int key, int column0) {
 #pragma unroll
