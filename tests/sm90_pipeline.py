@@ -75,8 +75,8 @@ def slots(trace):
 
 
 def program(trace):
-    """What the machine runs. Tile n of K and of V, and a warpgroup's Q of turn n, is the n-th that
-    is loaded; a warp's n-th scores need the n-th K, its n-th values the n-th V. A turn ends where
+    """What the machine runs. Tile n of K and of V, and a warpgroup's Q of round n, is the n-th that
+    is loaded; a warp's n-th scores need the n-th K, its n-th values the n-th V. A round ends where
     `out` is written."""
     slot = slots(trace)
     tensors = {trace.address(name): name for name in "qkv"}
@@ -90,11 +90,11 @@ def program(trace):
 
     warps, arrivals, parts = {}, {}, Counter()
     for warp, events in trace.warps.items():
-        found, loaded, tile, turn = [], Counter(), Counter(), 0
+        found, loaded, tile, round = [], Counter(), Counter(), 0
         for op, args, site, _ in events:
             on, count, uses = *args[:2], ()
             if found and found[-1].op == "write" and op != "stmatrix":
-                turn += 1
+                round += 1
             if op == "init":
                 arrivals[on] = count
             elif op == "load":
@@ -107,12 +107,12 @@ def program(trace):
             elif op in ("wgmma ss", "wgmma rs"):
                 a, b = (slot.get((word & 0x3FFF) * 16 // GRANULE) for word in args[1:3])
                 kind = "k" if op == "wgmma ss" else "v"
-                uses = ((b, (kind, tile[kind])), *[(a, ("q", turn))] * (kind == "k"))
+                uses = ((b, (kind, tile[kind])), *[(a, ("q", round))] * (kind == "k"))
                 op = "wgmma"
             elif op == "commit":
                 tile[found[-1].uses[0][1][0]] += 1
             elif op in ("stmatrix", "write", "store"):
-                content = ("v", tile["v"]) if op == "write" else ("out", turn - (op == "store"))
+                content = ("v", tile["v"]) if op == "write" else ("out", round - (op == "store"))
                 uses = ((slot.get(on // GRANULE, -(warp // 4 * 4)), content),)
                 op = {"stmatrix": "write", "write": "clear"}.get(op, op)
             if op in ("wgmma", "write", "clear"):

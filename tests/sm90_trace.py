@@ -23,7 +23,7 @@ ARGS = 10
 
 def sizes(kernel):
     """Warpgroups, keys, stages, dim and value_dim of a kernel."""
-    names = ("kGroups", "kKeys", "kStages", "kDim", "kValueDim")
+    names = ("kWarpgroups", "kKeys", "kStages", "kDim", "kValueDim")
     return [kernel.arguments[name] for name in names]
 
 
@@ -75,7 +75,7 @@ class _Runtime(emulator.Runtime):
     """Notes instead of executing; dynamic shared memory begins at `base`."""
 
     def __init__(self, base):
-        super().__init__("sm_90a", num_sms=1)  # one block, which has all turns
+        super().__init__("sm_90a", num_sms=1)  # one block, which has all rounds
         self.base, self.maps = base, {}
 
     def library(self, kernel, before=""):

@@ -49,7 +49,7 @@ class Emulated:
 
     arch: str = "sm_90"
     seed: int = 0
-    counters: list[Any] = dataclasses.field(default_factory=list)  # emulator.Counters, one a launch
+    counters: list[Any] = dataclasses.field(default_factory=list)  # Counters, one per launch
 
 
 _device = Emulated()

@@ -4,7 +4,7 @@
 //
 // Block i of 256 threads owns row i, thread j of it columns j, j + 256, ...
 // Pass 1 adds up the exponentials, pass 2 computes them again and writes. exp(x) overflows in float32 from x = 89 on,
-// and sums to 0 where all x are below -88. Shared memory: one sum a warp.
+// and sums to 0 where all x are below -88. Shared memory: one sum per warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, section 2, algorithm 1.
 #pragma once

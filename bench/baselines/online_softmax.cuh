@@ -5,7 +5,7 @@
 //
 // Block i of 256 threads owns row i, thread j of it columns j, j + 256, ...
 // Pass 1 updates the thread's own (m, l) at every element, two exponentials each, and the block merges them; pass 2
-// computes the exponentials again and writes. Shared memory: one (m, l) a warp.
+// computes the exponentials again and writes. Shared memory: one (m, l) per warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, section 3, algorithm 3; the merge of the threads is section 3.1.
 #pragma once

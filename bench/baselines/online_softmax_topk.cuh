@@ -1,10 +1,11 @@
-// Softmax of each row, of which only the kCount largest probabilities and their columns are kept: one read.
+// Softmax of each row, keeping only the kCount largest probabilities and their columns: one read.
 //
 //   (m, l) and the list of the kCount largest x, both updated at each x of the row; y = exp(x - m) / l of the list
 //
 // Equal elements in the order of their columns. A NaN is never chosen; NaN and column -1 stand where nothing is left.
 // Block i of 256 threads owns row i, thread j of it columns j, j + 256, ...
-// Each thread keeps (m, l) and a sorted list in registers, and the block merges them. Shared memory: both, once a warp.
+// Each thread keeps (m, l) and a sorted list in registers, and the block merges them. Shared memory: both, once per
+// warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, section 4, algorithm 4.
 #pragma once

@@ -4,7 +4,7 @@
 //
 // Block i of 256 threads owns row i, thread j of it columns j, j + 256, ...
 // Pass 1 finds the maximum, pass 2 adds up the exponentials, pass 3 computes them again and writes. Shared memory: one
-// maximum and one sum a warp.
+// maximum and one sum per warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, section 2, algorithm 2.
 #pragma once

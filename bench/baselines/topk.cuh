@@ -2,7 +2,7 @@
 //
 // Equal elements in the order of their columns. A NaN is never chosen; NaN and column -1 stand where nothing is left.
 // Block i of 256 threads owns row i, thread j of it columns j, j + 256, ...
-// Each thread keeps a sorted list in registers, and the block merges the lists. Shared memory: one list a warp.
+// Each thread keeps a sorted list in registers, and the block merges the lists. Shared memory: one list per warp.
 //
 // After safe_softmax this is the unfused baseline of Milakov & Gimelshein, arXiv:1805.02867, section 4.
 #pragma once

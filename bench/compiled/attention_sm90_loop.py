@@ -42,7 +42,7 @@ def tile_of(kernel: Any) -> Tile:
     """Sizes of a kernel."""
     if kernel.header != HEADER:
         raise ValueError(f"not a kernel of {HEADER}: {kernel.name}")
-    return Tile(*(kernel.arguments[name] for name in ("kGroups", "kKeys", "kDim", "kValueDim")))
+    return Tile(*(kernel.arguments[name] for name in ("kWarpgroups", "kKeys", "kDim", "kValueDim")))
 
 
 def main_loop(blocks: list[sass.Block]) -> sass.Loop:

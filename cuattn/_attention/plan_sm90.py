@@ -91,13 +91,13 @@ def plan_attention_sm90(
     smem += 8 * (2 * tile.warpgroups + 4 * tile.stages + 1)  # barriers
     arguments = {
         "T": CTYPES[problem.dtype],
-        "kGroups": tile.warpgroups,
+        "kWarpgroups": tile.warpgroups,
         "kKeys": keys,
         "kStages": tile.stages,
         "kDim": dim,
         "kValueDim": value_dim,
         "kOwnOut": tile.own_out,
-        "kTurns": tile.ping_pong,
+        "kPingPong": tile.ping_pong,
         "kModified": problem.modified,
     }
     grid, block = min(blocks, num_sms), 128 * (tile.warpgroups + 1)

@@ -11,7 +11,7 @@
 // through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them in flight. Columns are padded with zeros to
 // kDim and kValueDim in the ring only; a block has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16
 // bytes (cp.async); else by element.
-// NaN in K or V where nothing is seen stays out: hidden keys are loaded as zeros or, in tiles of a mask, made so.
+// NaN in K or V that no query sees stays out: hidden keys are loaded as zeros or, in tiles of a mask, zeroed.
 #pragma once
 
 #include <attention/matmul.cuh>
@@ -47,12 +47,10 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   const int columns = min(kValueDim, params.value_dim - first_column);
   const long long q_batch = params.cu_seqlens_q != nullptr ? 0 : block.batch, head = block.head;
   const long long k_head = head / params.group;
-  const T* q = static_cast<const T*>(params.q) + q_batch * params.q_stride[0] + head * params.q_stride[1] +
-               (block.q_start + block.first) * params.q_stride[2];
-  const T* k = static_cast<const T*>(params.k) + q_batch * params.k_stride[0] + k_head * params.k_stride[1] +
-               block.k_start * params.k_stride[2];
-  const T* v = static_cast<const T*>(params.v) + q_batch * params.v_stride[0] + k_head * params.v_stride[1] +
-               block.k_start * params.v_stride[2] + first_column * params.v_stride[3];
+  const T* q = row_of<const T>(params.q, params.q_stride, q_batch, head, block.q_start + block.first);
+  const T* k = row_of<const T>(params.k, params.k_stride, q_batch, k_head, block.k_start);
+  const T* v =
+      row_of<const T>(params.v, params.v_stride, q_batch, k_head, block.k_start) + first_column * params.v_stride[3];
 
   const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
   const int tiles = keys.tiles;
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
                                                      params.v_stride[3], from, to, columns);
       }
     }
-    ptx::cp_async_commit();  // a group each step, empty at the end, so that waits can count them
+    ptx::cp_async_commit();  // one group per step, empty at the end, so that waits can count them
   };
   // Step `step` has landed for every warp, and every warp is done with the step before: its slot is loaded again.
   const auto advance = [&](int step) {
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       }
     }
 
-    // V is here; of masked tiles the rows that no query of the block sees become zeros.
+    // V; in masked tiles the rows of V that no query of the block sees become zeros.
     unsigned long long* seen_by = ptx::static_smem<unsigned long long, kMasked ? kWarps : 1>();
     if constexpr (kMasked) {
 #pragma unroll
@@ -258,8 +256,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     }
   }
   __syncwarp();  // the rows of this warp are whole
-  T* out = static_cast<T*>(params.out) + q_batch * params.out_stride[0] + head * params.out_stride[1] +
-           (block.q_start + block.first) * params.out_stride[2] + first_column * params.out_stride[3];
+  T* out = row_of<T>(params.out, params.out_stride, q_batch, head, block.q_start + block.first) +
+           first_column * params.out_stride[3];
   for (int index = lane; index < 16 * kMTiles * OutTile::kChunks; index += 32) {
     using Chunk = typename OutTile::Chunk;
     const int row = warp_row + index / OutTile::kChunks, column = index % OutTile::kChunks;
@@ -267,13 +265,6 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     if (left <= 0) continue;
     const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out_tile.chunk(row, column)));
     T* ptr = out + row * params.out_stride[2] + column * OutTile::kPerChunk * params.out_stride[3];
-    if (params.out_is_vector && left >= OutTile::kPerChunk) {
-      ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);
-    } else {
-#pragma unroll
-      for (int e = 0; e < OutTile::kPerChunk; ++e) {
-        if (e < left) ptx::st_global(ptr + e * params.out_stride[3], values.element[e]);
-      }
-    }
+    store_left(ptr, values, left, params.out_stride[3], params.out_is_vector);
   }
 }

@@ -8,13 +8,15 @@
 //                               O = O exp(m - m'), where m grew much;  P = P'
 //                             O += P V(last);  out = O / l;  lse = m + log l
 //
-// A block takes one set of rows after another. A row is a query of one of 2^pack_log2 heads, which lie side by side.
-// Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the next Q can come
-// early; else it takes the place of Q. kTurns: warpgroups take turns to start products, so that the softmax of one
-// runs under the products of another. NaN in K or V that no query sees stays out.
+// Blocks are persistent: each computes one block of rows per round. A row is a query of one of 2^pack_log2 heads, which
+// lie side by side. Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the
+// next Q can come early; else it takes the place of Q. kPingPong: warpgroups start their products in turn
+// (section 3.1), so that the softmax of one runs under the products of another. NaN in K or V that no query sees stays
+// out.
 #pragma once
 
 #include <attention/pipeline_sm90.cuh>
+#include <attention/softmax_sm90.cuh>
 #include <primitives/vector.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/elect.cuh>
@@ -25,37 +27,36 @@
 #include <ptx/smem.cuh>
 #include <ptx/wgmma.cuh>
 
-template <class T, int kGroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kTurns,
+template <class T, int kWarpgroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kPingPong,
           bool kModified>
-__global__ void __launch_bounds__(128 * (kGroups + 1), 1)
+__global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     attention_forward_sm90(const __grid_constant__ AttentionSm90Params params) {
-  using Smem = AttentionSmem<T, kGroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
+  using Smem = AttentionSmem<T, kWarpgroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
   using Base = ScoreBase<float>;
   constexpr int kRows = Smem::kRows;
   // 64 K registers: what the producer does not need is for the consumers. Above them ptxas would spill.
-  constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
-  constexpr int kTurnBarrier = 1, kGroupBarrier = 1 + kGroups, kClearBarrier = 1 + 2 * kGroups;
+  constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32, kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  constexpr int kPingPongBarrier = 1, kGroupBarrier = 1 + kWarpgroups, kClearBarrier = 1 + 2 * kWarpgroups;
 
-  const float infinity = Limits<float>::infinity();
   const AttentionParams& attention = params.attention;
   const Smem smem{ptx::dynamic_smem<unsigned char, 1024>()};
   typename Smem::Barriers& barriers = smem.barriers();
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0),
             lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) smem.init_barriers();
-  __syncthreads();  // the barriers, before anyone uses them
+  __syncthreads();  // the barriers are initialised before any warp uses them
 
-  const int turns = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int rounds = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int queries = kRows >> params.pack_log2;
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (warp == 0) load_turns(params, smem, turns);
+    if (warp == 0) load_work(params, smem, rounds);
     return;
   }
 
   ptx::setmaxnreg_inc<kConsumerRegisters>();
   const int group = warp / 4 - 1;
-  const bool leads = warp % 4 == 0;             // its group: one thread of it does what one is enough for
+  const bool leads = warp % 4 == 0;             // its group: one of its threads does what one thread has to do
   const int row0 = 16 * (warp % 4) + lane / 4;  // of the group's 64, of elements 0, 1, 4, 5 …; the others are 8 further
   const int column0 = lane % 4 * 2;
   constexpr int kQSteps = Smem::QTile::kSpan / 32, kSpan = Smem::QTile::kSpan, kVSpan = Smem::VTile::kSpan;
@@ -71,48 +72,29 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
   const auto release = [&](unsigned long long& free) {  // for this warp
     if (lane == 0) ptx::mbarrier_arrive(&free);
   };
-  const auto pass_turn = [&] {
-    if constexpr (kTurns) ptx::named_barrier_arrive(kTurnBarrier + (group + 1) % kGroups, 256);
+  const auto ping_pong_next = [&] {  // the next warpgroup may start its products
+    if constexpr (kPingPong) ptx::named_barrier_arrive(kPingPongBarrier + (group + 1) % kWarpgroups, 256);
   };
-  if (kTurns && group == kGroups - 1) pass_turn();  // the first group has the first turn
+  if (kPingPong && group == kWarpgroups - 1) ping_pong_next();  // the first group goes first
 
-  for (int turn = 0; turn < turns; ++turn) {
+  for (int round = 0; round < rounds; ++round) {
     QueryBlock block;
-    if (!find_turn<kRows>(params, turn, block)) continue;
+    if (!find_work<kRows>(params, round, block)) continue;
     const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse
     const int q_start = static_cast<int>(block.q_start) + block.first;
     const QueryBlock::Keys keys = block.keys<kKeys>(queries);
     const int tiles = keys.tiles;
-    // In the last tile nobody sees keys from here on; beyond k there are zeros.
+    // In the last tile no query sees the keys from here on; beyond k there are zeros.
     const int seen = block.high(block.q_len - 1);
     const int unseen_from = block.k_start + seen < attention.k_rows ? seen - keys.first - (tiles - 1) * kKeys : kKeys;
-    const int pack_mask = (1 << params.pack_log2) - 1;
-    int query[2], head[2], low[2], high[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 64 * group + row0 + 8 * half;
-      query[half] = block.first + (row >> params.pack_log2);
-      head[half] = (block.head << params.pack_log2) + (row & pack_mask);
-      low[half] = block.low(query[half]);
-      high[half] = block.high(query[half]);
-    }
+    const LaneRows rows = LaneRows::of<kModified>(attention, block, params.pack_log2, 64 * group + row0);
     const float scale = static_cast<float>(attention.scale), softcap = static_cast<float>(attention.softcap);
     const float fold = Base::kUnit * (kModified ? 1.0f : scale);
-    float slope[2] = {};
-    if (kModified && attention.alibi_slopes != nullptr) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        slope[half] = ptx::ld_global(static_cast<const float*>(attention.alibi_slopes) +
-                                     block.batch * attention.alibi_stride[0] + head[half] * attention.alibi_stride[1]);
-      }
-    }
 
     float o[kValueDim / 2] = {};
     float s[kKeys / 2];
     unsigned int p[kKeys / 16][4];
-    float l[2] = {};  // of this lane's columns
-    RowShift<float> shift[2];
-    float rescale[2];
+    OnlineSoftmax online;
 
     const auto start_scores = [&](int stage) {  // S = Q K^T
 #pragma unroll
@@ -136,77 +118,18 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     // Rows of V that no query sees, which may hold NaN, become 0. Every warp of the consumers calls it.
     const auto clear_values = [&](int stage, int from, int to) {
       constexpr int kChunks = kValueDim / 8;
-      for (int i = static_cast<int>(threadIdx.x) - 128; i < (to - from) * kChunks; i += 128 * kGroups) {
+      for (int i = static_cast<int>(threadIdx.x) - 128; i < (to - from) * kChunks; i += 128 * kWarpgroups) {
         ptx::st_shared(reinterpret_cast<uint4*>(smem.v(stage).chunk(from + i / kChunks, i % kChunks)), uint4{});
       }
-      ptx::fence_proxy_async();                               // the zeros, before wgmma reads them
-      ptx::named_barrier_sync(kClearBarrier, 128 * kGroups);  // those of every warp
+      ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
+      ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
     };
-    // P from S, of tile j; whether O needs `rescale`.
-    const auto softmax = [&](int j) {
+    const auto softmax = [&](int j) {  // P' from S, of tile j; whether O is to be rescaled
       const int key = keys.first + j * kKeys;
-      // Scale, softcap, ALiBi.
-      if constexpr (kModified) {
-        if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
-          const float most = Limits<float>::most(), approx = ptx::rcp_approx(softcap);
-          const float inverse = ::fma(approx, ::fma(-softcap, approx, 1.0f), approx);  // no call, unlike a division
-          const float inner = min(max(2 * Base::kUnit * inverse * scale, -most), most);
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) {
-            s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
-          }
-        } else {
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) s[r] *= scale;
-        }
-        if (attention.alibi_slopes != nullptr) {
-          const long long offset = block.to - attention.right - 1 - key - column0;
-          const float distance[2] = {static_cast<float>(query[0] + offset), static_cast<float>(query[1] + offset)};
-#pragma unroll
-          for (int r = 0; r < kKeys / 2; ++r) {
-            s[r] -= slope[row_half(r)] * fabsf(distance[row_half(r)] - column_of(r));
-          }
-        }
-      }
-      // Masks, where the tile has an edge.
-      if (key < keys.all_begin) {
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) {
-          if (column_of(r) < low[row_half(r)] - key - column0) s[r] = -infinity;
-        }
-      }
-      if (key + kKeys > keys.all_end) {
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) {
-          if (column_of(r) >= high[row_half(r)] - key - column0) s[r] = -infinity;
-        }
-      }
-      // m' = max(m, rowmax S), where that grew much.
-      float part[4] = {s[0], s[1], s[2], s[3]};  // two per row: shorter chains of instructions
-#pragma unroll
-      for (int r = 4; r < kKeys / 2; ++r) part[r % 4] = max_number(part[r % 4], s[r]);
-      float best[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        best[half] = group_max<4>(max_number(part[2 * half], part[2 * half + 1]));
-      }
-      const bool grew = __any_sync(0xffffffff, shift[0].exceeded(best[0]) || shift[1].exceeded(best[1]));
-      if (grew) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          rescale[half] = shift[half].move(best[half], fold);
-          l[half] *= rescale[half];
-        }
-#pragma unroll
-        for (int r = 0; r < kKeys / 2; ++r) s[r] -= shift[row_half(r)].center;
-      }
-      // P' = exp(S - m'), l += rowsum P'
-#pragma unroll
-      for (int r = 0; r < kKeys / 2; ++r) {
-        s[r] = Base::exp(::fma(s[r], fold, -shift[row_half(r)].base));
-        l[row_half(r)] += s[r];
-      }
-      return grew;
+      if constexpr (kModified) modify_scores(s, attention, block, rows, scale, softcap, key, column0);
+      if (key < keys.all_begin) mask_low(s, rows, key, column0);  // a tile with an edge
+      if (key + kKeys > keys.all_end) mask_high(s, rows, key, column0);
+      return online.step(s, fold);
     };
     const auto convert = [&] {  // P = P'
 #pragma unroll
@@ -220,9 +143,9 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     q_parity ^= 1;
     if (tiles > 0) {
       await(barriers.k_full, tile);  // K has landed
-      ptx::wgmma_fence();            // S is the tensor cores'
+      ptx::wgmma_fence();            // hands S to the tensor cores
       start_scores(slot(tile));
-      ptx::wgmma_wait<0>();  // S is there, and K read
+      ptx::wgmma_wait<0>();  // S is complete, and K is read
       release(barriers.k_free[slot(tile)]);
       softmax(0);
       convert();
@@ -234,27 +157,27 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       if (tiles > 1) await(barriers.k_full, tile + 1);  // the next K has landed
       for (int j = 1; j < tiles; ++j) {
         const unsigned int last = tile++;
-        // Our products go next.
-        if constexpr (kTurns) ptx::named_barrier_sync(kTurnBarrier + group, 256);
-        ptx::wgmma_fence();  // S, P and O are the tensor cores'
+        // Waits until the warpgroup before has started its products.
+        if constexpr (kPingPong) ptx::named_barrier_sync(kPingPongBarrier + group, 256);
+        ptx::wgmma_fence();  // hands S, P and O to the tensor cores
         start_scores(slot(tile));
         await(barriers.v_full, last);  // V has landed
         start_values(slot(last));
-        pass_turn();
-        ptx::wgmma_wait<1>();  // S is ours, and K read
+        ping_pong_next();
+        ptx::wgmma_wait<1>();  // S is complete, and K is read
         release(barriers.k_free[slot(tile)]);
         const bool grew = softmax(j);
         if (j + 1 < tiles) {
           // Waits for the next K here. The fake dependence on l, which is never negative, keeps ptxas from sinking the
           // softmax below the wait for O, where nothing would overlap it.
-          const int never = l[0] + l[1] < 0 ? 1 : 0;
+          const int never = online.l[0] + online.l[1] < 0 ? 1 : 0;
           ptx::mbarrier_wait(&barriers.k_full[slot(tile + 1)], Smem::parity(tile + 1) ^ never);
         }
-        ptx::wgmma_wait<0>();  // O and P are ours, and V read
+        ptx::wgmma_wait<0>();  // O is complete, and P and V are read
         release(barriers.v_free[slot(last)]);
         if (grew) {  // O = O exp(m - m')
 #pragma unroll
-          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= rescale[row_half(r)];
+          for (int r = 0; r < kValueDim / 2; ++r) o[r] *= online.rescale[row_half(r)];
         }
         convert();
       }
@@ -263,34 +186,37 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
     if (tiles > 0) {
       await(barriers.v_full, tile);  // V has landed
       if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);
-      ptx::wgmma_fence();  // P and O are the tensor cores'
+      ptx::wgmma_fence();  // hands P and O to the tensor cores
       start_values(slot(tile));
-      ptx::wgmma_wait<0>();  // O is ours, and V read
+      ptx::wgmma_wait<0>();  // O is complete, and V is read
       release(barriers.v_free[slot(tile)]);
       ++tile;
     }
 
     bool nothing[2];
+    float factor[2];  // of O
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float total = group_sum<4>(l[half]), weight = 1, m = shift[half].log_unit(kModified ? 1 : scale);
+      const int query = rows.query[half], head = rows.head[half];
+      float total = group_sum<4>(online.l[half]), weight = 1, m = online.shift[half].log_unit(kModified ? 1 : scale);
       if (attention.sinks != nullptr) {
-        weight = shift[half].join(ptx::ld_global(static_cast<const float*>(attention.sinks) + head[half]), m, total);
+        const float sink = ptx::ld_global(static_cast<const float*>(attention.sinks) + head);
+        weight = online.shift[half].join(sink, m, total);
       }
-      const bool padding = query[half] >= block.q_len;
-      if (attention.lse != nullptr && lane % 4 == 0 && query[half] < block.rows) {
+      const bool padding = query >= block.q_len;
+      if (attention.lse != nullptr && lane % 4 == 0 && query < block.rows) {
+        const float infinity = Limits<float>::infinity();
         const float lse = (m == -infinity ? 0 : m) + log_natural(total);
         ptx::st_global(static_cast<float*>(attention.lse) + batch * attention.lse_stride[0] +
-                           head[half] * attention.lse_stride[1] +
-                           (block.q_start + query[half]) * attention.lse_stride[2],
+                           head * attention.lse_stride[1] + (block.q_start + query) * attention.lse_stride[2],
                        padding ? -infinity : lse);
       }
       nothing[half] = padding || total == 0;
-      rescale[half] = weight * ptx::rcp_approx(total);
+      factor[half] = weight * ptx::rcp_approx(total);
     }
 
     if (kOwnOut && leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
-    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // nobody needs what was in place of `out`
+    ptx::named_barrier_sync(kGroupBarrier + group, 128);  // all warps are done with what is in the place of `out`
     const typename Smem::OutTile out = smem.out(group);
     unsigned char* const to = out.chunk(16 * (warp % 4) + lane % 16, lane / 16);
 #pragma unroll
@@ -298,7 +224,7 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       unsigned int words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float scaled[2] = {o[8 * i + 2 * j] * rescale[j % 2], o[8 * i + 2 * j + 1] * rescale[j % 2]};
+        const float scaled[2] = {o[8 * i + 2 * j] * factor[j % 2], o[8 * i + 2 * j + 1] * factor[j % 2]};
         words[j] = ptx::cvt_rn_x2<T>(nothing[j % 2] ? 0 : scaled[0], nothing[j % 2] ? 0 : scaled[1]);
       }
       ptx::stmatrix_x4(out.beyond(to, 2 * i), words);
@@ -312,21 +238,14 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1)
       constexpr int kChunks = kValueDim / 8;
       for (int i = lane; i < 16 * kChunks; i += 32) {
         const int row = 16 * (warp % 4) + i / kChunks, column = i % kChunks * 8;
-        const int in_block = 64 * group + row, to_head = (block.head << params.pack_log2) + (in_block & pack_mask);
+        const int in_block = 64 * group + row, pack_mask = (1 << params.pack_log2) - 1;
+        const int to_head = (block.head << params.pack_log2) + (in_block & pack_mask);
         const int to_query = block.first + (in_block >> params.pack_log2);
         if (to_query >= block.rows || column >= attention.value_dim) continue;
         using Chunk = Fragment<T, 8>;
         const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(out.chunk(row, column / 8)));
-        T* ptr = static_cast<T*>(attention.out) + batch * attention.out_stride[0] + to_head * attention.out_stride[1] +
-                 (block.q_start + to_query) * attention.out_stride[2] + column;
-        if (column + 8 <= attention.value_dim) {
-          ptx::st_global(reinterpret_cast<Chunk*>(ptr), values);
-        } else {
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            if (column + e < attention.value_dim) ptx::st_global(ptr + e, values.element[e]);
-          }
-        }
+        T* ptr = row_of<T>(attention.out, attention.out_stride, batch, to_head, block.q_start + to_query) + column;
+        store_left(ptr, values, attention.value_dim - column, 1, true);
       }
     }
     ptx::fence_proxy_async();                             // `out` is written, before TMA reads it or Q replaces it

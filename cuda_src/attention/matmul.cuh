@@ -7,8 +7,7 @@
 //
 //   Op::Element  in shared memory        Op::Acc  of S, P, O and the row sums
 //   scores<D>(s, q, row, k)              s += rows `row`… of tile q times all rows of tile k, over D columns
-//   values(o, l, p, v)                   o += p v; kSumsRows: l += p 1 in the same order, so that equal values stay
-//   exact
+//   values(o, l, p, v)                   o += p v; kSumsRows: l += p 1 in the same order: equal values stay exact
 #pragma once
 
 #include <attention/tile.cuh>
@@ -17,11 +16,11 @@
 
 __device__ __forceinline__ unsigned int lane_index() { return threadIdx.x % 32; }
 
-// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes a step, whatever the element.
+// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element.
 template <class Op, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
 __device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
   const unsigned int lane = lane_index();
-#pragma unroll 2  // more would load ahead into registers that are not there
+#pragma unroll 2  // more would load ahead into registers that are not free
   for (int step = 0; step < kSteps; ++step) {
     unsigned int a[kMTiles][4];
 #pragma unroll

@@ -1,7 +1,7 @@
 // Attention over all keys from its results over parts of them: out = sum_i w_i out_i, w_i = exp(lse_i - lse), with
-// lse = log sum_i exp(lse_i). A part that saw no key (lse_i = -inf) counts nothing, whatever its out holds.
+// lse = log sum_i exp(lse_i). A part that saw no key (lse_i = -inf) has no weight, whatever its out holds.
 //
-// A thread makes kVec columns of a row and works out the weights of the row by itself.
+// Each thread computes kVec columns of a row, and the weights of that row by itself.
 #pragma once
 
 #include <primitives/vector.cuh>
@@ -20,7 +20,7 @@ struct AttentionMergeParams {
 
 template <class T, class Acc, int kVec, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) attention_merge(const __grid_constant__ AttentionMergeParams params) {
-  const long long fragments = params.columns > 0 ? (params.columns + kVec - 1) / kVec : 1;  // also lse alone
+  const long long fragments = params.columns > 0 ? (params.columns + kVec - 1) / kVec : 1;  // 1: lse alone
   const long long index = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   const long long first = index % fragments * kVec, row = index / fragments % params.rows;
   const long long head = index / fragments / params.rows % params.heads;

@@ -13,7 +13,7 @@ struct Panels {
 
   unsigned char* base;  // a multiple of 8 kSpan
 
-  // A box for each panel; kBytes complete on `mbarrier`, whatever part of it exists.
+  // One box per panel; kBytes complete on `mbarrier`, also where the box reaches beyond the tensor.
   __device__ __forceinline__ void load(const TensorMap& map, unsigned long long* mbarrier, int c1, int c2, int c3,
                                        int c4) const {
 #pragma unroll
@@ -29,13 +29,14 @@ struct Panels {
     }
   }
 
-  static constexpr int kChunks = kSpan / 16;  // a row of a panel has
+  static constexpr int kChunks = kSpan / 16;  // per row of a panel
 
   __device__ __forceinline__ unsigned char* chunk(int row, int column) const {
     return base + column / kChunks * kPanelBytes + row * kSpan +
            (column % kChunks ^ row / (8 / kChunks) % kChunks) * 16;
   }
-  // `columns` right of a chunk in column c, where c + columns = c ^ columns: all such addresses in one register.
+  // The chunk `columns` to the right of one in column c, where c + columns = c ^ columns: one register serves all of
+  // them.
   static __device__ __forceinline__ unsigned char* beyond(unsigned char* chunk, int columns) {
     const auto address = reinterpret_cast<unsigned long long>(chunk) ^ columns % kChunks * 16;
     return reinterpret_cast<unsigned char*>(address) + columns / kChunks * kPanelBytes;

@@ -1,5 +1,5 @@
-// What an attention call hands to its kernel (cuattn/_device/params.py). Strides are in elements, of any sign, 0 for what is
-// broadcast.
+// What an attention call hands to its kernel (cuattn/_device/params.py). Strides are in elements, of any sign, 0 for
+// what is broadcast.
 #pragma once
 
 #include <ptx/cp_async_bulk.cuh>
@@ -24,10 +24,10 @@ struct AttentionParams {
   long long left, right;    // window; kUnbounded
   long long offset;         // of the queries' positions
   int bottom_right;         // 1: the offset is kv_len - q_len, whatever `offset` says
-  int batch, heads, group;  // group: query heads of one key head
+  int batch, heads, group;  // group: query heads per key head
   int q_rows, k_rows, head_dim, value_dim;
   int mask_rows, mask_cols, bias_rows, bias_cols;
-  int row_blocks;     // blocks of query rows of one head; ragged: of all sequences together, at most
+  int row_blocks;     // blocks of query rows per head; ragged: of all sequences together, at most
   int section;        // heads whose K and V stay in L2 together
   int descending;     // 1: the last rows first, which see most keys
   int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
@@ -37,12 +37,19 @@ struct AttentionParams {
   static constexpr long long kUnbounded = 1LL << 40;
 };
 
+// The first element of a row of q, k, v or out.
+template <class T, class Void>
+__device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], long long batch, long long head,
+                                     long long row) {
+  return static_cast<T*>(array) + batch * stride[0] + head * stride[1] + row * stride[2];
+}
+
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
-// as a tile of keys; q and out have 2^pack_log2 heads and so many rows of each that they make 64. The dimensions are
+// as a tile of keys; q and out have 2^pack_log2 heads and as many rows of each as make 64 in all. The dimensions are
 // column, head within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
 struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;
   int pack_log2;
-  int blocks;  // of rows, in all turns
+  int blocks;  // of rows, in all rounds
 };

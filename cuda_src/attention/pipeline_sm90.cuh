@@ -1,4 +1,4 @@
-// Parts of attention/forward_sm90.cuh: its shared memory, the order in which a block takes rows, and the loading warp.
+// Parts of attention/forward_sm90.cuh: its shared memory, the work of each round, and the loading warp.
 #pragma once
 
 #include <attention/scores.cuh>
@@ -6,49 +6,45 @@
 #include <ptx/elect.cuh>
 #include <ptx/mbarrier.cuh>
 
-// Register r of a lane's accumulators: in which of its two rows, and in which column behind its first, it lies.
-__device__ __forceinline__ constexpr int row_half(int r) { return r / 2 % 2; }
-__device__ __forceinline__ constexpr int column_of(int r) { return 8 * (r / 4) + r % 2; }
-
 // Q of each warpgroup, kStages tiles of K and of V, `out` of each warpgroup (kOwnOut; else in place of its Q),
 // barriers.
-template <class T, int kGroups, int kTileKeys, int kTileStages, int kDim, int kValueDim, bool kOwnOut>
+template <class T, int kWarpgroups, int kTileKeys, int kTileStages, int kDim, int kValueDim, bool kOwnOut>
 struct AttentionSmem {
-  static constexpr int kStages = kTileStages, kRows = 64 * kGroups, kKeys = kTileKeys;
+  static constexpr int kStages = kTileStages, kRows = 64 * kWarpgroups, kKeys = kTileKeys;
   using QTile = Panels<T, 64, kDim>;
   using KTile = Panels<T, kKeys, kDim>;
   using VTile = Panels<T, kKeys, kValueDim>;
   using OutTile = Panels<T, 64, kValueDim>;
   static constexpr int kQBytes = kOwnOut || kDim > kValueDim ? QTile::kBytes : OutTile::kBytes;
 
-  // Barriers in shared memory. full: what was loaded has landed; free: all warps that use it are done with it.
-  // v_unseen: as v_full, of a first tile whose leading keys no query sees; v_full is ready before, as a phase is waited
-  // for once.
+  // Barriers in shared memory. full: the load has landed; free: all warps that use it are done.
+  // v_unseen: V of a first tile whose leading keys no query sees, for which consumers wait early, to clear these rows.
+  // As a phase is waited for once, v_full then completes without bytes, for the wait that every tile has.
   struct Barriers {
-    unsigned long long q_full[kGroups], q_free[kGroups];
+    unsigned long long q_full[kWarpgroups], q_free[kWarpgroups];
     unsigned long long k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
     unsigned long long v_unseen;
   };
 
-  // Tiles of K are counted over all turns, and so are those of V: they go round kStages slots.
+  // Tiles of K are counted over all rounds, and so are those of V: they go round kStages slots.
   static __device__ __forceinline__ int slot(unsigned int tile) { return static_cast<int>(tile % kStages); }
   static __device__ __forceinline__ int parity(unsigned int tile) { return static_cast<int>(tile / kStages % 2); }
 
   unsigned char* smem;
 
   __device__ __forceinline__ QTile q(int group) const { return {smem + group * kQBytes}; }
-  __device__ __forceinline__ KTile k(int stage) const { return {smem + kGroups * kQBytes + stage * KTile::kBytes}; }
+  __device__ __forceinline__ KTile k(int stage) const { return {smem + kWarpgroups * kQBytes + stage * KTile::kBytes}; }
   __device__ __forceinline__ VTile v(int stage) const { return {k(kStages).base + stage * VTile::kBytes}; }
   __device__ __forceinline__ OutTile out(int group) const {
     return {kOwnOut ? v(kStages).base + group * OutTile::kBytes : q(group).base};
   }
   __device__ __forceinline__ Barriers& barriers() const {
-    return *reinterpret_cast<Barriers*>(v(kStages).base + (kOwnOut ? kGroups * OutTile::kBytes : 0));
+    return *reinterpret_cast<Barriers*>(v(kStages).base + (kOwnOut ? kWarpgroups * OutTile::kBytes : 0));
   }
 
   __device__ __forceinline__ void init_barriers() const {
     Barriers& b = barriers();
-    for (int i = 0; i < kGroups; ++i) {
+    for (int i = 0; i < kWarpgroups; ++i) {
       ptx::mbarrier_init(&b.q_full[i], 1);
       ptx::mbarrier_init(&b.q_free[i], kOwnOut ? 4 : 1);
     }
@@ -56,20 +52,20 @@ struct AttentionSmem {
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(&b.k_full[i], 1);
       ptx::mbarrier_init(&b.v_full[i], 1);
-      ptx::mbarrier_init(&b.k_free[i], 4 * kGroups);
-      ptx::mbarrier_init(&b.v_free[i], 4 * kGroups);
+      ptx::mbarrier_init(&b.k_free[i], 4 * kWarpgroups);
+      ptx::mbarrier_init(&b.v_free[i], 4 * kWarpgroups);
     }
     ptx::fence_mbarrier_init();
   }
 };
 
-// The rows of a turn: what each role asks first. False: none.
+// The rows that this block computes in a round, which every role asks first. False: none.
 template <int kRows>
-__device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int turn, QueryBlock& block) {
-  // Serpentine order: odd turns run backwards, so that the block with the longest rows in one turn gets the shortest in
-  // the next.
-  const unsigned int width = gridDim.x, place = turn % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
-  const unsigned int index = turn * width + place;
+__device__ __forceinline__ bool find_work(const AttentionSm90Params& params, int round, QueryBlock& block) {
+  // Serpentine order: odd rounds run backwards, so that the block with the longest rows in one round gets the shortest
+  // in the next.
+  const unsigned int width = gridDim.x, place = round % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
+  const unsigned int index = round * width + place;
   const AttentionParams& attention = params.attention;
   const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
   return index < static_cast<unsigned int>(params.blocks) &&
@@ -78,7 +74,7 @@ __device__ __forceinline__ bool find_turn(const AttentionSm90Params& params, int
 
 // All loads of the block, by one warp.
 template <class Smem>
-__device__ __forceinline__ void load_turns(const AttentionSm90Params& params, const Smem& smem, int turns) {
+__device__ __forceinline__ void load_work(const AttentionSm90Params& params, const Smem& smem, int rounds) {
   const AttentionParams& attention = params.attention;
   typename Smem::Barriers& barriers = smem.barriers();
   const bool leads = ptx::elect_one();
@@ -89,9 +85,9 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
   }
   unsigned int tile = 0;
   int q_parity = 0;
-  for (int turn = 0; turn < turns; ++turn) {
+  for (int round = 0; round < rounds; ++round) {
     QueryBlock block;
-    if (!find_turn<Smem::kRows>(params, turn, block)) continue;
+    if (!find_work<Smem::kRows>(params, round, block)) continue;
     if (leads) {
       const QueryBlock::Keys keys = block.keys<Smem::kKeys>(Smem::kRows >> params.pack_log2);
       const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.group;
@@ -117,7 +113,7 @@ __device__ __forceinline__ void load_turns(const AttentionSm90Params& params, co
         ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last V here is read
         if (j == 0 && keys.unseen > 0) {
           ptx::mbarrier_arrive(full);
-          full = &barriers.v_unseen;  // whoever waited for it last has released Q since
+          full = &barriers.v_unseen;  // the warps that waited for it last have released Q since
         }
         ptx::mbarrier_arrive_expect_tx(full, Smem::VTile::kBytes);
         smem.v(Smem::slot(tile)).load(params.v, full, 0, k_start + key, k_head, batch);

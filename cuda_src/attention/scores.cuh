@@ -1,4 +1,4 @@
-// Which keys a query sees, and what becomes of its scores before the softmax.
+// Which keys a query sees, and how its scores change before the softmax.
 //
 //   s = scale (q k)  ->  softcap tanh(s / softcap)  ->  + bias  ->  - slope |i + offset - j|  ->  masks
 #pragma once
@@ -9,7 +9,8 @@
 
 struct NoBias {};
 
-// Exponentials of scores: base 2 in float32, where the instruction is, base e in float64. kUnit: of a natural number.
+// Exponentials of scores: base 2 in float32, which has an instruction for it, base e in float64. e^x is exp(x kUnit),
+// and exp(x) is e^(x kNatural).
 template <class Acc>
 struct ScoreBase;
 template <>
@@ -38,10 +39,10 @@ struct RowShift {
   static constexpr Acc kFar = 1 << 20;  // base is rounded by 2^-5 at most
 
   Acc base = 0, center = 0;
-  Acc limit = -Limits<Acc>::infinity();  // up to where scores need no other shift; NaN: every tile asks, see `far`
+  Acc limit = -Limits<Acc>::infinity();  // scores up to here need no new shift; NaN: every tile asks, see `far`
 
   __device__ __forceinline__ bool far() const { return center != 0; }
-  // Whether a tile whose largest score this is goes through `move`.
+  // Whether a tile with this largest score has to go through `move`.
   __device__ __forceinline__ bool exceeded(Acc best) const { return !(best <= limit); }
 
   // Moves to score `best` if that is above the limit. Returns the factor of what has been summed up so far.
@@ -58,7 +59,7 @@ struct RowShift {
     return first ? Acc(0) : Base::exp(::fma(old.center - center, fold, old.base - base));
   }
 
-  // The natural logarithm of what P = 1 stands for; -inf before the first score. natural: of a score.
+  // The natural logarithm of what P = 1 stands for; -inf before the first score. A score s stands for e^(s natural).
   __device__ __forceinline__ Acc log_unit(Acc natural) const {
     if (limit == -Limits<Acc>::infinity()) return limit;
     return far() ? center * natural : base * Base::kNatural;
@@ -92,8 +93,8 @@ struct QueryBlock {
   __device__ __forceinline__ int low(int i) const { return clamped(i + from); }
   __device__ __forceinline__ int high(int i) const { return clamped(i + to); }
 
-  // Keys that some of `count` rows see, and of these the ones that all of them see. Tiles of kKeys begin at multiples
-  // of kKeys, so that the bits of a query do not depend on which others are computed with it.
+  // begin, end: the keys that some of `count` rows see; all_begin, all_end: those that all of them see. Tiles of kKeys
+  // begin at multiples of kKeys, so that the bits of a query do not depend on which others are computed with it.
   struct Keys {
     int begin, end, all_begin, all_end;
     int tiles, first;  // first: where the first tile begins

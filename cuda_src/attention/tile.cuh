@@ -1,7 +1,7 @@
 // A tile of kRows x kCols elements in shared memory, moved in chunks of 16 bytes.
 //
 // Chunk c of row r lies at chunk c ^ swizzle(r) of its row, so that equal chunks of 8 neighbouring rows, which ldmatrix
-// reads at once, lie in 8 different groups of 4 banks, whatever the length of a row: g = gcd(chunks a row, 8) chunks
+// reads at once, lie in 8 different groups of 4 banks, whatever the length of a row: g = gcd(chunks per row, 8) chunks
 // repeat every 8 / g rows, and within these the row length itself spreads them.
 #pragma once
 
@@ -11,7 +11,7 @@
 template <class T, int kRows, int kCols>
 struct Tile {
   static constexpr int kPerChunk = 16 / sizeof(T);
-  static constexpr int kChunks = kCols / kPerChunk;  // a row
+  static constexpr int kChunks = kCols / kPerChunk;  // per row
   static constexpr int kRepeat = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
   static_assert(kCols % kPerChunk == 0, "rows are whole chunks");
   using Chunk = Fragment<T, kPerChunk>;

@@ -7,9 +7,9 @@
 #include <ptx/smem.cuh>
 
 // Merges the states of kWarps warps (a power of two, at most 32), equal over each warp's lanes. Every thread of the
-// block calls it and gets the result; kFirstWarp: only the first warp does, the others something. Calls with `round` 0,
-// 1, 2 ... may follow each other: there are two sets of slots, and no warp is two barriers ahead of another. Shared
-// memory: 2 * kWarps states, or with one call kWarps.
+// block calls it and gets the result; kFirstWarp: only the first warp is sure to. With it, calls with
+// `round` 0, 1, 2 ... may follow each other: there are two sets of slots, and no warp is two barriers ahead of another.
+// Shared memory: kWarps states, with kFirstWarp 2 * kWarps.
 template <int kWarps, bool kFirstWarp = false, class State, class Acc>
 __device__ __forceinline__ State block_merge(State state, Acc unit, int round = 0) {
   State* slots = ptx::static_smem<State, kFirstWarp ? 2 * kWarps : kWarps>() + (kFirstWarp ? round % 2 * kWarps : 0);
@@ -23,12 +23,12 @@ __device__ __forceinline__ State block_merge(State state, Acc unit, int round = 
 // depend on how the warps are spread over blocks: groups of 4 neighbouring warps first, then all groups, of the whole
 // row, at once. In a cluster every block writes the states of its groups into slots of every block, and waits for its
 // own slots to fill. One exchange; a block leaves only when all that is sent to it has arrived, so no closing barrier
-// is needed. Shared memory: kWarps states; in a cluster also one for each group of the row, and one mbarrier.
+// is needed. Shared memory: kWarps states; in a cluster also one per group of the row, and one mbarrier.
 template <int kBlocks, int kWarps, class State>
 struct RowMerge {
   static constexpr int kFour = kWarps < 4 ? kWarps : 4;
-  static constexpr int kGroups = kWarps / kFour;  // of a block
-  static_assert(kGroups * kBlocks <= 32, "a lane for each group of the row");
+  static constexpr int kGroups = kWarps / kFour;  // per block
+  static_assert(kGroups * kBlocks <= 32, "one lane per group of the row");
 
   // First half, early in the kernel, so that the barrier's latency hides behind the loads.
   static __device__ __forceinline__ void begin() {
@@ -37,7 +37,7 @@ struct RowMerge {
       ptx::fence_mbarrier_init();  // the initialised mbarrier, before the cluster hears of it
       ptx::mbarrier_arrive_expect_tx(mbarrier(), kBlocks * kGroups * sizeof(State));
     }
-    // This block may be sent to. The fence has released its mbarrier; to release more would hold up the loads.
+    // Peers may send to this block. The fence has released its mbarrier; releasing more would hold up the loads.
     ptx::cluster_arrive_relaxed();
   }
 

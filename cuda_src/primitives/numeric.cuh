@@ -11,7 +11,7 @@ constexpr bool kIsSame = false;
 template <class A>
 constexpr bool kIsSame<A, A> = true;
 
-// A constant that a function can take by value: which of two bodies it is to be.
+// A constant that a function takes by value, to choose between two bodies at compile time.
 template <bool kBool>
 struct Constant {
   static constexpr bool kValue = kBool;

@@ -49,7 +49,7 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
     return {m_new, rescaled(m_new, unit) + other.rescaled(m_new, unit)};
   }
 
-  // Adds a part whose m is at least this one's: one exponential.
+  // Adds a part whose m is at least this state's m, with one exponential.
   __device__ __forceinline__ SoftmaxState extend(SoftmaxState later, Acc unit) const {
     return {later.m, rescaled(later.m, unit) + later.l};
   }
@@ -72,7 +72,7 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
     return {m_new, group_sum<kGroup, kStride>(rescaled(m_new, unit))};
   }
 
-  // The same for parts; kEqual: all lanes of the group hold one m already, which takes no exponential.
+  // The same for parts; kEqual: all lanes of the group already have the same m, which takes no exponential.
   template <int kGroup, int kStride, bool kEqual, class Rest>
   static __device__ __forceinline__ SoftmaxState of_group(SoftmaxState part, Acc unit, Rest) {
     if constexpr (kEqual) return {part.m, group_sum<kGroup, kStride>(part.l)};
@@ -83,7 +83,7 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
   __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log_natural(l); }
 };
 
-// r = l - 1. Sums are added up whole; only where one is next to 1, once more without the term of the maximum.
+// r = l - 1. Sums are added up whole; one that comes out next to 1 is added up again without the term of the maximum.
 template <class Acc>
 struct alignas(2 * sizeof(Acc)) RestState {
   using Part = SoftmaxState<Acc>;
@@ -181,7 +181,7 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
   }
 
   __device__ __forceinline__ Acc lse(Acc unit) const {
-    if (m - m != 0) {  // infinite: there are no others beside those that equal m
+    if (m - m != 0) {  // infinite: only the elements that equal m count
       if (w != w || r != r) return Limits<Acc>::nan();
       return m < 0 ? m : m + log_natural(w);
     }

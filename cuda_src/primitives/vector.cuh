@@ -57,7 +57,7 @@ __device__ __forceinline__ int elements_past_boundary(const T* row) {
   return static_cast<int>(reinterpret_cast<unsigned long long>(row) % (sizeof(T) * kCount) / sizeof(T));
 }
 
-// Columns col … col + kCount - 1 of row[begin, end), zeros outside. kStreaming: nothing reads these bytes again.
+// Loads columns col … col + kCount - 1 of row[begin, end), zeros outside. kStreaming: nothing reads these bytes again.
 template <bool kStreaming, int kCount, class T, class Index>
 __device__ __forceinline__ Packed<T, kCount> load_fragment(const T* row, Index col, Index begin, Index end) {
   Packed<T, kCount> packed;
@@ -108,7 +108,7 @@ __device__ __forceinline__ Vector shuffle_up(Vector vector) {
   return vector;
 }
 
-// Those of elements `first` … kCount - 1 of a fragment at column col that lie inside row[begin, end).
+// Stores elements `first` … kCount - 1 of a fragment at column col, as far as they lie inside row[begin, end).
 template <int kCount, class T, class Index>
 __device__ __forceinline__ void store_elements(T* row, Index col, Index begin, Index end, Fragment<T, kCount> vector,
                                                int first) {
@@ -118,10 +118,11 @@ __device__ __forceinline__ void store_elements(T* row, Index col, Index begin, I
   }
 }
 
-// Columns col … col + kCount - 1 of row[begin, end). `col` puts *inputs* on fragment boundaries; where the output row
-// is aligned otherwise (a slice of a padded matrix written to a packed one), lanes of a warp that own consecutive
-// fragments exchange elements so that the stores are whole aligned fragments too. kWholeWarps: all 32 lanes call this
-// together and lane i + 1 owns the fragment after lane i's; else unaligned rows are stored element by element.
+// Stores columns col … col + kCount - 1 of row[begin, end). `col` puts *inputs* on fragment boundaries; where the
+// output row is aligned otherwise (a slice of a padded matrix written to a packed one), lanes of a warp that own
+// consecutive fragments exchange elements so that the stores are whole aligned fragments too. kWholeWarps: all 32 lanes
+// call this together and lane i + 1 owns the fragment after lane i's; else unaligned rows are stored element by
+// element.
 template <bool kWholeWarps, int kCount, class T, class Acc, class Index>
 __device__ __forceinline__ void store_fragment(T* row, Index col, Index begin, Index end, const Acc (&value)[kCount]) {
   using Vector = Fragment<T, kCount>;
@@ -147,5 +148,20 @@ __device__ __forceinline__ void store_fragment(T* row, Index col, Index begin, I
     ptx::st_global_streaming(reinterpret_cast<Vector*>(row + col), vector);
   } else {
     store_elements<kCount>(row, col, begin, end, vector, first);
+  }
+}
+
+// The first `left` elements of a fragment, `stride` apart. vector: elements are neighbours and the address is aligned,
+// so that a whole fragment is one access.
+template <class T, int kCount>
+__device__ __forceinline__ void store_left(T* ptr, const Fragment<T, kCount>& values, int left, long long stride,
+                                           bool vector) {
+  if (vector && left >= kCount) {
+    ptx::st_global(reinterpret_cast<Fragment<T, kCount>*>(ptr), values);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      if (e < left) ptx::st_global(ptr + e * stride, values.element[e]);
+    }
   }
 }

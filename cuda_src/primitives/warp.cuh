@@ -36,7 +36,7 @@ __device__ __forceinline__ int group_count(bool condition) {
   return __popc(lanes);
 }
 
-// Of neighbouring lanes, and of integers too.
+// Minimum over kGroup neighbouring lanes, of integers too.
 template <int kGroup, class T>
 __device__ __forceinline__ T group_min(T value) {
 #pragma unroll

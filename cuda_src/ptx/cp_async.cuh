@@ -3,8 +3,7 @@
 
 namespace ptx {
 
-// Begins to copy 16 bytes, of which the first `src_bytes` are read and the rest are zero; both addresses are multiples
-// of 16.
+// Begins to copy 16 bytes: the first `src_bytes` are read, the rest become zeros; both addresses are multiples of 16.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async
 __device__ __forceinline__ void cp_async_16(void* smem_ptr, const void* global_ptr, int src_bytes) {
   const unsigned int dst = static_cast<unsigned int>(__cvta_generic_to_shared(smem_ptr));
@@ -13,7 +12,7 @@ __device__ __forceinline__ void cp_async_16(void* smem_ptr, const void* global_p
                : "memory");
 }
 
-// Makes a group, which may be empty, of the thread's copies since the last one.
+// Puts the thread's copies since its last commit into a group, which may be empty.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-commit-group
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

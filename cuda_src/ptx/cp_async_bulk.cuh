@@ -1,7 +1,7 @@
 // Tiles between global and shared memory by the Tensor Memory Accelerator (sm_90 and newer). One thread asks for a
 // whole box of a tensor map; coordinates are in elements, innermost first. What lies outside of the tensor is loaded as
-// zeros, which count among the bytes of a box, and is not stored, but for one thing: a store writes 16 bytes at a time,
-// also the last ones of a row that ends within them (https://github.com/triton-lang/triton/issues/11583).
+// zeros, which count among the bytes of a box, and is not stored, with one exception: a store writes 16 bytes at a
+// time, also the last ones of a row that ends within them (https://github.com/triton-lang/triton/issues/11583).
 #pragma once
 
 // A CUtensorMap of rank 5 (cuattn/_device/tensor_map.py), in a kernel's parameters.
@@ -41,7 +41,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_store(const TensorMap* map,
                : "memory");
 }
 
-// Makes a group, which may be empty, of the thread's stores since the last one.
+// Puts the thread's stores since its last commit into a group, which may be empty.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-commit-group
 __device__ __forceinline__ void cp_async_bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 

@@ -3,8 +3,9 @@
 
 namespace ptx {
 
-// Whether this lane is the one, always the same of a warp; the whole warp calls it. Unlike a comparison of the lane's
-// number this tells the compiler that one thread is active: instructions that take uniform operands need no loop.
+// Whether this lane is the elected one, always the same lane of a warp; the whole warp calls it. Unlike a comparison of
+// the lane's number this tells the compiler that one thread is active: instructions that take uniform operands need no
+// loop.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-elect-sync
 __device__ __forceinline__ bool elect_one() {
   int elected;

@@ -1,4 +1,4 @@
-// Arithmetic that C++ has no exact word for, one wrapper an instruction.
+// Arithmetic that C++ has no exact word for, one wrapper per instruction.
 #pragma once
 
 struct __half;

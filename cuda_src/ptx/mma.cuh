@@ -16,7 +16,7 @@ constexpr bool kMmaBfloat16 = false;
 template <>
 constexpr bool kMmaBfloat16<__nv_bfloat16> = true;
 
-// 16x8 += 16x16 * 16x8, two elements a register, the lower k in the low half. a[j]: row g + 8 (j % 2), k = 2 t + 8
+// 16x8 += 16x16 * 16x8, two elements per register, the lower k in the low half. a[j]: row g + 8 (j % 2), k = 2 t + 8
 // (j / 2); bj: k = 2 t + 8 j, column g; each and the next k. Sums in float32, not rounded but truncated.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-mma
 template <class T>

@@ -11,7 +11,7 @@ __device__ __forceinline__ T* static_smem() {
   return reinterpret_cast<T*>(bytes);
 }
 
-// Start of the block's dynamic shared memory. One kAlignment a program: it is that of a single object.
+// Start of the block's dynamic shared memory. One kAlignment per program, as there is a single object.
 template <class T, int kAlignment = 128>
 __device__ __forceinline__ T* dynamic_smem() {
   extern __shared__ __align__(kAlignment) unsigned char dynamic_smem_bytes[];

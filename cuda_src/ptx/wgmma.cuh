@@ -7,11 +7,11 @@ struct __nv_bfloat16;
 
 namespace ptx {
 
-// Lets wgmma have the registers that the thread has touched so far.
+// Orders the thread's accesses to registers before those of the wgmma that follow.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Makes a group of the warp's wgmma since the last one.
+// Puts the warp's wgmma since its last commit into a group.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-commit-group
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 

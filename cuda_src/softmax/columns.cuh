@@ -4,8 +4,8 @@
 #include <primitives/softmax_state.cuh>
 #include <ptx/smem.cuh>
 
-// Merges kCount states a column, which lie kLanes apart in shared memory. The whole warp calls it; the lanes of a
-// column share its slots: one each, some lanes the same one, or several each.
+// Merges kCount states per column, which lie kLanes apart in shared memory. The whole warp calls it; the lanes of a
+// column share its slots: one each, several lanes the same one, or several each.
 template <int kLanes, int kCount, class State, class Acc>
 __device__ __forceinline__ State merge_slots(const State* slots, Acc unit) {
   constexpr int kEach = kCount * kLanes / 32;
@@ -24,9 +24,9 @@ __device__ __forceinline__ State merge_slots(const State* slots, Acc unit) {
 }
 
 // Merges the states of threads that share threadIdx.x % kLanes, which are equal over those of a warp. Every thread of
-// the block calls it; with `only` not negative the threads with threadIdx.x / kLanes == only get the result, and others
-// something. Calls with `round` 0, 1, 2 ... may follow each other: there are two sets of slots, and no warp is two
-// barriers ahead of another. Shared memory: 2 * kLanes states a warp.
+// the block calls it; with `only` not negative only the threads with threadIdx.x / kLanes == only are sure to get
+// the result. Calls with `round` 0, 1, 2 ... may follow each other: there are two sets of slots, and no warp is two
+// barriers ahead of another. Shared memory: 2 * kLanes states per warp.
 template <int kLanes, int kThreads, class State, class Acc>
 __device__ __forceinline__ State column_merge(State state, Acc unit, int round = 0, int only = -1) {
   constexpr int kWarps = kThreads / 32;
@@ -48,7 +48,7 @@ __device__ __forceinline__ int items_inside(long long cols, int step) {
 }
 
 // Items of one element from `first_col` on, `step` columns apart, as far as they lie before `end`: all loads are in
-// flight before the first is waited for. Where none lies behind it, none is compared with it: predicates are few.
+// flight before the first is waited for. Where all lie before `end`, none is compared with it: predicates are few.
 template <bool kStreaming, int kTile, class Op, class Items>
 __device__ __forceinline__ void load_steps(const Op& op, Items (&items)[kTile], long long first_col, int step,
                                            long long end) {

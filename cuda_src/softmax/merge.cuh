@@ -1,4 +1,4 @@
-// Merges the partial states of each row, params.partial [rows, parts], into the row's result: a warp a row.
+// Merges the partial states of each row, params.partial [rows, parts], into the row's result: one warp per row.
 // Grid: ceil(rows / kRowsPerBlock) blocks of 32 * kRowsPerBlock threads. No shared memory.
 #pragma once
 

@@ -5,7 +5,7 @@
 // element of a strided one: kCount = 1) and their reduction as a State:
 //   load        elements of the row as they lie in memory, into Loaded<kCount>: nothing waits for them
 //   unpack      the same as Items; what is outside or masked counts for nothing
-//   accumulate  the Part of a tile of items: tile maximum first, then one exponential an element
+//   accumulate  the Part of a tile of items: tile maximum first, then one exponential per element
 //   rest        the sum of a tile without the row's maximum, where State is RestState
 //   finish      takes the reduction of the whole row
 //   settle      what items need between finish and the first store
@@ -13,7 +13,7 @@
 //   store       the results of items, after finish
 //   store_stat  the row's lse or state
 //   unit        of its scores (softmax_state.cuh)
-//   kReduces    whether all that there is of a row is its stat
+//   kReduces    whether the only result of a row is its stat
 #pragma once
 
 #include <softmax/params.cuh>
@@ -48,7 +48,7 @@ __device__ __forceinline__ void load_tile(const Op& op, typename Op::template It
   for (int i = 0; i < kTile; ++i) op.unpack(items[i], loaded[i], first_col + i * kStep, begin, end);
 }
 
-// The state that a result is made of. Only the logarithm of a sum asks for more than the sum.
+// The state that a result needs. Only the logarithm of a sum needs more than the sum.
 template <class Acc, SoftmaxResult kResult, bool kWeighted>
 struct StateFor {
   using Type = typename Select<kResult == kProb || kResult == kState, SoftmaxState<Acc>, RestState<Acc>>::Type;
@@ -144,7 +144,7 @@ struct SoftmaxForward {
       if constexpr (kMasked) present = loaded.where[i];
       if constexpr (kWeighted) {
         items.w[i] = !kMasked || present ? loaded.w[i] : Acc(0);
-        present = items.w[i] != 0;  // b = 0 takes out even an inf or a NaN
+        present = items.w[i] != 0;  // b = 0 takes out an inf or a NaN, too
       }
       items.t[i] = present ? mul_rn(to_acc<Acc>(loaded.x.element(i)), scale) : -Limits<Acc>::infinity();
       items.present |= unsigned(present) << i;
@@ -188,8 +188,8 @@ struct SoftmaxForward {
       return {m, l};
   }
 
-  // What the first `used` items add to a sum relative to m, a finite one, but for the one that equals it. kAccumulated:
-  // they went through accumulate, which gave `part`.
+  // What the first `used` items add to a sum relative to m, which is finite, leaving out the one that equals m.
+  // kAccumulated: they went through accumulate, which gave `part`.
   template <bool kAccumulated, int kTile, int kCount>
   __device__ __forceinline__ Acc rest(const Items<kCount> (&tile)[kTile], int used, Acc m, Part part = {}) const {
     constexpr bool kRoots = kAccumulated && kProbs;
@@ -228,7 +228,7 @@ struct SoftmaxForward {
     }
   }
 
-  // In place, before the first store: or 64 elements would take 128 registers.
+  // In place and before the first store, else 64 elements would take 128 registers.
   template <int kCount>
   __device__ __forceinline__ void settle(Items<kCount>& items) const {
     if constexpr (kResult == kLogProb) {

@@ -20,18 +20,18 @@ struct SoftmaxParams {
   const void* y;        // backward: the forward result
   const void* where;    // bool, true = takes part
   const void* weight;   // Acc, logsumexp's b
-  const void* scale;    // Acc, one a row; null: scale_value
+  const void* scale;    // Acc, one per row; null: scale_value
   void* out;            // softmax, log_softmax or gradient of x
-  void* stat;           // one a row: lse, or m of the state; null: not wanted
-  void* stat_l;         // one a row: l of the state
+  void* stat;           // one per row: lse, or m of the state; null: not wanted
+  void* stat_l;         // one per row: l of the state
   void* partial;        // [rows, parts] State, between the kernels of a split row
   const void* offsets;  // [segments + 1] int or long long: ragged rows begin and end here
   double scale_value;
   long long rows;
   long long cols;
   long long splits;         // blocks that share a row
-  long long slice;          // columns of a part of it; unused by selections
-  long long parts;          // of a row: they alone say in which order it is added up
+  long long slice;          // columns per part; unused by selections
+  long long parts;          // per row: they alone say in which order it is added up
   long long share;          // parts that a block takes, one after the other
   long long segment_width;  // ragged rows: independent columns of one segment
   long long row_size[kRowRank];
@@ -39,7 +39,8 @@ struct SoftmaxParams {
   long long row_stride[kNumOperands][kRowRank];
   long long col_stride[kNumOperands][kColRank];
 
-  // Whether an address is one product, which neighbouring columns share: then it is cheaper computed than skipped.
+  // Whether the offset of a column is one product, which neighbouring columns share: computing it is then cheaper than
+  // skipping it.
   static constexpr bool kOneProduct = kColRank == 1;
 
   __device__ __forceinline__ long long row_offset(SoftmaxOperand operand, long long row) const {

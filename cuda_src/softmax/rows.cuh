@@ -3,10 +3,10 @@
 //   m = max(t), l = sum(exp(t - m)), y = exp(t - m) / l        t = scale * x, or the backward sums
 //
 // kThreadsPerRow threads of each of kClusterSize blocks hold one row: part of a warp, a warp, a block, or a cluster of
-// blocks; a block holds kRowsPerBlock rows (1 unless a row is at most a warp). Fragment i of thread j of a row covers
-// columns (i * kThreadsPerRow * kClusterSize + j) * kVec - past ..., `past` being the row's own distance from a 16-byte
-// boundary. So the order of every sum depends on the threads of a row, not on how they are spread over blocks. Grid:
-// ceil(rows / kRowsPerBlock) * kClusterSize blocks. Shared memory: that of RowMerge.
+// blocks; a block holds kRowsPerBlock rows (1 unless a row takes at most a warp). Fragment i of thread j of a row
+// covers columns (i * kThreadsPerRow * kClusterSize + j) * kVec - past ..., `past` being the row's own distance from a
+// 16-byte boundary. So the order of every sum depends on the threads of a row, not on how they are spread over blocks.
+// Grid: ceil(rows / kRowsPerBlock) * kClusterSize blocks. Shared memory: that of RowMerge.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, algorithm 3, with the maximum of the warp known before its first exponential.
 #pragma once

@@ -1,4 +1,5 @@
-// Ragged rows: segment i is x[offsets[i]:offsets[i + 1]] of the reduced axis, each of segment_width columns a row.
+// Ragged rows: segment i is x[offsets[i]:offsets[i + 1]] of the reduced axis; each of its segment_width columns is a
+// row.
 //
 // A block of kWarps warps has kLanes neighbouring rows along threadIdx.x; 32 / kLanes lanes of a warp walk down each.
 // The first warp computes rows that fit into its registers, kItems elements per lane. A longer row has kShares shares,
@@ -13,9 +14,9 @@
 template <class Op, class Offset, int kLanes, int kWarps, int kItems>
 __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_constant__ typename Op::Params params) {
   constexpr int kShares = 8;
-  constexpr int kPlaces = 32 / kLanes;                 // of a row in a warp
+  constexpr int kPlaces = 32 / kLanes;                 // lanes per row and warp
   constexpr int kAhead = kItems > 1 ? kItems / 2 : 1;  // items in flight beyond the first tile
-  static_assert(kShares % kWarps == 0, "warps have as many shares each");
+  static_assert(kShares % kWarps == 0, "all warps have as many shares");
   using State = typename Op::State;
   using Items = typename Op::template Items<1>;
 
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_
     return;
   }
 
-  // Normalise: the tile that stayed, or once more in the same two steps, then the others.
+  // Normalise: first the tile that stayed, or that is read again in the same two steps; then the others.
   for (int share = warp; share < shares; share += kWarps) {
     const long long first_col = first_of(share);
     if (share != warp) {

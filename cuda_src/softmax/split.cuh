@@ -6,9 +6,9 @@
 //   kFused      kReduce, and the merge of the parts of the row: its lse or state
 //
 // A row is summed up part by part, and the states of the parts are merged in one order (softmax/merge.cuh), whichever
-// blocks have reduced them: how many blocks share a row changes no bit. Block b has the `share` parts from (b % splits)
-// * share on of row group b / splits; a block holds kRowsPerBlock rows (1 unless a row is at most a warp, then it is
-// one part). Parts begin on fragment boundaries of x. Shared memory: two states a warp.
+// blocks have reduced them: how many blocks share a row changes no bit. Block b has `share` parts of row group b /
+// splits, from part (b % splits) * share on; a block holds kRowsPerBlock rows (1 unless a row takes at most a warp, and
+// then it is one part). Parts begin on fragment boundaries of x. Shared memory: two states per warp.
 //
 // Milakov & Gimelshein, arXiv:1805.02867, algorithm 3 (each thread) and section 3.1 (the merge).
 #pragma once
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
   const long long end_part = kPass == kFused ? params.parts : min(first_part + params.share, params.parts);
   State* partial = static_cast<State*>(params.partial) + (exists ? row : 0) * params.parts;
 
-  // Columns of the parts, from a fragment boundary on; a tile of kFragments loads of each thread is in flight.
+  // Columns of the parts, from a fragment boundary on; a tile of kFragments loads per thread is in flight.
   constexpr int kTile = kStep * kFragments;
   const long long start = first_part * params.slice - op.past_boundary();
   const long long begin = max(start, 0LL);
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(kThreadsPerRow* kRowsPerBlock, 1)
   if constexpr (kPass != kNormalize) {
     Part part = Part::identity();
     State all = State::identity();  // of the parts that a lane of the first warp merges
-    // Parts are whole tiles. Even one that no column is left for has a state.
+    // Parts are whole tiles. Even a part without columns has a state.
     long long last_tile = start + (end_part - 1 - first_part) * params.slice;
     if (kWarpsPerRow == 1 || last_tile < end - 1) last_tile = end - 1;
-    int left = static_cast<int>(params.slice / kTile), done = 0;  // tiles of the part, and parts
+    int left = static_cast<int>(params.slice / kTile), done = 0;  // tiles left of the part, parts done
     // What this thread's elements of the part add to its sum, without the part's maximum (RestState).
     const auto rest = [&](auto m, long long end_col) {
       auto sum = m - m;

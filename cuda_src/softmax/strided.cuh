@@ -2,11 +2,11 @@
 //
 // kLanes neighbouring rows, which are neighbours in memory, lie along threadIdx.x; kThreads / kLanes threads walk down
 // each of them, kItems elements at a time. The first tile of a row stays in registers: a row of at most kItems *
-// kThreads / kLanes elements is read once, of a longer one the rest is read twice.
+// kThreads / kLanes elements is read once; of a longer one, the rest is read twice.
 //
 // Where rows are few and long, blocks share them: one launch reduces, another normalises. As in softmax/split.cuh the
-// states of a row's parts are merged in one order, however many blocks there are: block b has the `share` parts from
-// (b % splits) * share on of row group b / splits. Shared memory: two sets of kLanes states a warp.
+// states of a row's parts are merged in one order, however many blocks there are: block b has `share` parts of row
+// group b / splits, from part (b % splits) * share on. Shared memory: two sets of kLanes states per warp.
 #pragma once
 
 #include <primitives/block.cuh>
@@ -15,7 +15,7 @@
 
 template <class Op, SoftmaxPass kPass, int kLanes, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_constant__ typename Op::Params params) {
-  constexpr int kPlaces = 32 / kLanes;                        // of a row in a warp
+  constexpr int kPlaces = 32 / kLanes;                        // lanes per row and warp
   constexpr int kStep = kThreads / kLanes;                    // columns from one item of a thread to the next
   constexpr int kAhead = kItems > 1 ? kItems / 2 : 1;         // items in flight beyond the first tile
   constexpr bool kOnePart = kPass == kFused && Op::kReduces;  // softmax_merge merges the parts of reductions
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   Items first[kItems];
   int done = 0;  // parts
   if constexpr (kPass != kNormalize) {
-    const int tiles = static_cast<int>(params.slice / (kAhead * kStep));  // of a part, of kAhead items
+    const int tiles = static_cast<int>(params.slice / (kAhead * kStep));  // per part, of kAhead items
     State all = State::identity();                                        // of the parts that this thread merges
     Part part = Part::identity();
     long long tile = begin;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
       }
       return sum;
     };
-    // The others, as many for every row of the block; rows of one part are merged below.
+    // The other tiles, equally many for every row of the block; rows of one part are merged below.
     for (; tile < last; tile += kAhead * kStep) {
       Items items[kAhead];
       load_steps<false>(op, items, tile + thread, kStep, end);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
   if (thread == 0 && exists && first_part == 0) op.store_stat(total, row);
   if constexpr (Op::kReduces) return;
 
-  // Normalise: the tile that stayed, or once more in the same two steps, then the others.
+  // Normalise: first the tile that stayed, or that is read again in the same two steps; then the others.
   long long behind = begin;
   if (first_part == 0) {
     if constexpr (kPass == kNormalize) {

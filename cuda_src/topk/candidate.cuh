@@ -1,6 +1,6 @@
 // What a selection orders: an element's value as an unsigned key, then its index.
 //
-// A larger key is better, and 0 is that of NaN: numbers keep their order, -0 and +0 are one. Of equal keys the lower
+// A larger key is better, and 0 is that of NaN: numbers keep their order, -0 and +0 are equal. Of equal keys the lower
 // index is better, so that no two elements are equal and the result does not depend on the order they are looked at.
 #pragma once
 

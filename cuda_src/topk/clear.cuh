@@ -1,4 +1,4 @@
-// Zeroes the histograms and counters of a radix selection (topk/radix.cuh), 16 bytes a thread. No shared memory.
+// Zeroes the histograms and counters of a radix selection (topk/radix.cuh), 16 bytes per thread. No shared memory.
 #pragma once
 
 #include <topk/radix.cuh>

@@ -1,4 +1,5 @@
-// Sorts out the elements of a row by the histogram of their first bits (topk/radix.cuh): the second and last read of x.
+// Distributes the elements of a row by the histogram of their first bits (topk/radix.cuh): the second and last read of
+// x.
 //
 //   bins ahead of that of the last wanted element   to the row's list; the bin itself as well, if all of it is wanted
 //   that bin                                        to the row's buffer, in any order
@@ -15,14 +16,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Candidate = typename Op::Candidate;
   using Order = RadixOrder<Op>;
   using Count = typename Order::Count;
-  static_assert(kVec * kFragments <= 32, "a bit for each element of a tile");
+  static_assert(kVec * kFragments <= 32, "one bit per element of a tile");
   const int lane = threadIdx.x % 32;
   const unsigned splits = static_cast<unsigned>(params.splits);
   const long long row = blockIdx.x / splits;
   const Op op(params.topk, params.first_row + row);
 
   // Bins before `listed_end` are for the list, bin `buffered_bin` is for the buffer.
-  const Count* histogram = params.template at<Count>(0, row * (kBins + kGroups));
+  const Count* histogram = params.template at<Count>(0, row * (kBins + kBinGroups));
   const Count wanted = static_cast<Count>(params.wanted);
   const RadixBin<Count> last = block_find_bin([&](int i) { return ptx::ld_global(histogram + i); }, wanted);
   const bool whole = last.before + last.inside == wanted;
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Candidate* buffer = params.template at<Candidate>(params.buffer, row * params.topk.row.cols);
   walk_slice<true, kThreads, kVec, kFragments>(
       op, params, blockIdx.x % splits, [&](const auto& items, long long first_col, int from, int to) {
-        unsigned int listed = 0, buffered = 0;  // a bit for each element
+        unsigned int listed = 0, buffered = 0;  // one bit per element
 #pragma unroll
         for (int j = 0; j < kFragments; ++j) {
 #pragma unroll

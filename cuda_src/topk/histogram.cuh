@@ -1,6 +1,6 @@
-// How often each value of the first 11 bits of a place occurs in a row (topk/radix.cuh): the first read of x.
+// How often each value of the first 11 bits of a rank occurs in a row (topk/radix.cuh): the first read of x.
 //
-// Block b has slice b % splits of row b / splits. It counts in shared memory (kBins words) and adds what it has to the
+// Block b has slice b % splits of row b / splits. It counts in shared memory (kBins words) and adds its counts to the
 // row's histogram.
 #pragma once
 
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   counter.flush();
   __syncthreads();  // everything is counted before it is read
 
-  // A warp adds 32 bins at a time, and their sum.
-  Count* histogram = params.template at<Count>(0, row * (kBins + kGroups));
+  // Each warp adds 32 bins at a time, and their sum.
+  Count* histogram = params.template at<Count>(0, row * (kBins + kBinGroups));
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
     const unsigned int count = ptx::ld_shared(bins + b);
     const unsigned int sum = group_sum<32>(count);

@@ -1,12 +1,12 @@
-// Sorted lists of kList <= 8 candidates in registers, one a lane, and the best kList of a group of lanes.
+// Sorted lists of kList <= 8 candidates in registers, one per lane, and the best kList of a group of lanes.
 //
 // Sorting networks in place of insertions: what they do does not depend on the data, so no lane waits for another.
 #pragma once
 
 #include <topk/candidate.cuh>
 
-// Puts two candidates in order. The second is what is left of both when the first is taken away: written as two
-// selections it would be compared twice, as a maximum and as a minimum.
+// Puts two candidates in order. `worse` is what remains of the two bit patterns without the better one: two selections
+// would compare twice, once for a maximum and once for a minimum.
 __device__ __forceinline__ void order(NarrowCandidate& better, NarrowCandidate& worse) {
   const unsigned long long both = better.bits ^ worse.bits;
   better.replace(worse.beats(better), worse);
@@ -56,7 +56,7 @@ __device__ __forceinline__ void absorb_list(C (&c)[kList], const C (&other)[kLis
   merge_descending<kList>(c);
 }
 
-// Elements of the group's list that a lane holds after merge_group_lists, and lanes that share it.
+// How many elements of the group's list a lane holds after merge_group_lists, and how many lanes share the list.
 template <int kList, int kGroup>
 constexpr int kListHeld = kGroup < kList ? kList / kGroup : 1;
 template <int kList, int kGroup>
@@ -74,7 +74,7 @@ __device__ __forceinline__ int first_held(int place) {
 // Merges the descending lists of kGroup lanes, kStride lanes apart; `place`: this lane's in the group. All 32 lanes of
 // the warp call it. Element first_held(place) + i is then c[i], and beyond the first kListHolders lanes repeat them.
 //
-// kSpan lanes share a list already, of which each holds a part. Two such lists are compared from opposite ends: the
+// kSpan lanes already share a list, each holding a part of it. Two such lists are compared from opposite ends: the
 // better ones are the best of both, in bitonic order, and each lane keeps half of what it had. Every second list lies
 // reversed over its lanes, so that the opposite element is in the lane kSpan away.
 template <int kGroup, int kStride, int kSpan = 1, class C, int kList>

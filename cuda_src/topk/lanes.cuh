@@ -1,16 +1,16 @@
-// The k best elements of each row, k <= kList <= 8, and in SoftmaxTopK its softmax state, by a group of lanes a row:
-// the scores of a router, or columns (the reduced axis is not the last one). One read.
+// The k best elements of each row, k <= kList <= 8, and in SoftmaxTopK its softmax state, by one group of lanes per
+// row: the scores of a router, or columns (the reduced axis is not the last one). One read.
 //
-//   each lane, tile by tile:  m, l <- the tile's maximum, one exponential an element          (SoftmaxTopK)
+//   each lane, tile by tile:  m, l <- the tile's maximum, one exponential per element         (SoftmaxTopK)
 //                             tile maximum above the last of the list:
 //                               sort the tile's elements by kList and merge them into the list
 //   the group:                merge lists and states; the lanes share the list, and store what they hold of it
 //
-// kGroup lanes, kStride lanes apart, have a row; a warp has 32 / kGroup rows, a block 32 / kGroup of each warp:
+// kGroup lanes, kStride lanes apart, share a row: 32 / kGroup rows per warp.
 //   kStride = 1            neighbouring lanes along a contiguous row, kVec elements at a time from fragment boundaries
 //                          (vector.cuh), or one by one (kVec = 1) at any stride
 //   kStride = 32 / kGroup  neighbouring lanes in neighbouring rows, which are neighbours in memory
-// Grid: ceil(rows / rows of a block) blocks. No shared memory.
+// Grid: ceil(rows / rows per block) blocks. No shared memory.
 #pragma once
 
 #include <topk/lane_list.cuh>
@@ -62,7 +62,7 @@ struct LaneTile {
   // A candidate that no element beats.
   __device__ __forceinline__ Candidate head() const { return Candidate::make(op.best(items), first_col); }
 
-  // Its best kList elements, descending; an element outside the row is none.
+  // Its best kList elements, descending; Candidate::none() stands for an element outside the row.
   template <int kList>
   __device__ __forceinline__ void select(Candidate (&best)[kList]) const {
 #pragma unroll
@@ -114,13 +114,13 @@ __global__ void __launch_bounds__(kThreads, 1) topk_lanes(const __grid_constant_
   const Index cols = exists ? static_cast<Index>(params.row.cols) : 0;
   const Index first_col = place * kVec - (kVec > 1 ? op.past_boundary() : 0);
 
-  // The first tile, of a short row the only one.
+  // The first tile, the only one of a short row.
   Candidate best[kList];
   Tile first(op, first_col, cols);
   State total = first.accumulate(State::identity());
   first.select(best);
 
-  // The others: as many for every row of the warp, wherever it starts.
+  // The other tiles: equally many for every row of the warp, whatever its alignment.
   const Index most = static_cast<Index>(params.row.cols) + kVec - 1;
   for (Index start = kTile; start < most; start += kTile) {
     Tile tile(op, first_col + start, cols);

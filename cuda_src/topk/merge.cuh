@@ -1,7 +1,7 @@
 // Merges the lists and states of the blocks that shared a row (topk/rows.cuh) into the row's result.
 //
-// A block of kWarps warps for each row: warp w takes the lists of slices w, w + kWarps, ..., then the warps merge
-// theirs. Grid: rows blocks. Shared memory: a list a warp.
+// One block of kWarps warps per row: warp w takes the lists of slices w, w + kWarps, ..., then the warps merge
+// theirs. Grid: rows blocks. Shared memory: one list per warp.
 #pragma once
 
 #include <topk/ops.cuh>
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) topk_merge(const __grid_consta
 
   State total = State::identity();
   if constexpr (!kIsSame<State, NoState>) {
-    // As topk_rows merges the parts of a row.
+    // In the order in which topk_rows merges the parts of a row.
     const State* partial = static_cast<const State*>(params.row.partial) + row * params.row.parts;
     for (long long i = threadIdx.x % 32; warp == 0 && i < params.row.parts; i += 32) {
       total = total.merge(ptx::ld_global(partial + i), op.unit);

@@ -1,7 +1,7 @@
 // Merging two sorted sequences by independent threads, one per element of the result.
 #pragma once
 
-// How many of the first `place` elements of a + b, merged, come from a, which has `size_a` elements, b `size_b`;
+// How many of the first `place` elements of a and b, merged, come from a. a has `size_a` elements and b `size_b`, and
 // place <= size_a + size_b. a_first(i, j): a[i] comes before b[j]. Never asks for an element out of range, even if the
 // input is unsorted.
 // Green, McColl & Bader, GPU Merge Path, ICS'12, doi 10.1145/2304576.2304621.

@@ -1,6 +1,6 @@
 // Merges the sorted runs of each row's list in pairs: after it they are twice as long (topk/radix.cuh).
 //
-// A thread for each candidate of the result finds which one it is (topk/merge_path.cuh). Block b has kThreads
+// One thread per candidate of the result finds which one it is (topk/merge_path.cuh). Block b has kThreads
 // neighbouring ones of row b / ceil(wanted / kThreads). No shared memory.
 #pragma once
 

@@ -2,7 +2,7 @@
 // row's softmax state beside the selection.
 //
 // Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax/ops.cuh):
-//   best        the largest key of a tile of items, NaN apart; nothing() where there is no number
+//   best        the largest key of a tile of items, without NaN; nothing() where there is no number
 //   candidate   element j of an item
 //   selected    the state of one selected element
 //   store       result e of the row, after selection; norm: the state that probabilities are relative to
@@ -21,7 +21,7 @@ struct TopKParams {
   void* lists;                     // Candidate [rows, splits, k], between the kernels of a split row
   long long k;
   long long index_offset;  // added to every index
-  long long tiles;         // of a part of the row
+  long long tiles;         // per part of a row
   long long output;        // TopKOutput
   long long renormalize;   // probabilities of the selected elements among themselves
 
@@ -110,7 +110,7 @@ struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> 
   __device__ __forceinline__ void store(long long e, Candidate candidate, State) const {
     const Value value = sorted_value<Value>(candidate.key(), this->scale);
     In result = from_acc<In>(value);
-    // A key does not tell the sign of a zero, nor what a NaN holds.
+    // A key tells neither the sign of a zero nor the payload of a NaN.
     if (!(value > 0) && !(value < 0)) {
       result = ptx::ld_global(this->x + params.row.col_offset(kX, candidate.index()));
     }
@@ -141,7 +141,7 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
 
   static __device__ __forceinline__ Key nothing() { return sort_key(-Limits<Acc>::infinity(), Acc(1)); }
 
-  // Of the tile's numbers: a NaN can only be selected while k numbers are not known, and then every key is enough.
+  // Over the numbers of the tile: a NaN is selected only while fewer than k numbers are known, and then any key passes.
   template <int kTile, int kCount>
   __device__ __forceinline__ Key best(const Items<kCount> (&tile)[kTile]) const {
     Acc t = -Limits<Acc>::infinity();

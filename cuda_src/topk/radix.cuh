@@ -1,13 +1,13 @@
-// Radix selection, what its kernels share: the wanted elements of a row are its first in the order of their places.
+// Radix selection, what its kernels share: the wanted elements of a row are those of lowest rank.
 //
-// A place is the complement of the candidate's key, then the index, so that 0 is the best and no two are equal. The
+// A rank is the complement of the candidate's key, then the index, so that 0 is the best and no two are equal. The
 // kernels look at 11 bits of it at a time: a histogram tells in which bin the last wanted element lies, earlier bins
 // are taken whole, later ones dropped, and the next 11 bits decide within the bin.
 //
 //   topk_clear       histograms and counters to zero
 //   topk_histogram   reads x: the first 11 bits                                     slices of rows
 //   topk_filter      reads x: writes earlier bins to a list, the bin to a buffer    slices of rows
-//   topk_select      the other bits, over the buffer, until a bin is taken whole    a block a row
+//   topk_select      the other bits, over the buffer, until a bin is taken whole    one block per row
 //   topk_sort, topk_merge_runs, topk_store                                          the list, sorted and stored
 //
 // Zhang et al., Parallel Top-K Algorithms on GPU: A Comprehensive Study and New Methods, SC'23,
@@ -19,14 +19,14 @@
 
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
-constexpr int kGroups = kBins / 32;  // sums of 32 neighbouring bins stand behind the bins
+constexpr int kBinGroups = kBins / 32;  // sums of 32 neighbouring bins stand behind the bins
 
-// A launch is given some neighbouring rows; offsets are in bytes from the start of `workspace`, everything there begins
-// with the first of these rows.
+// A launch computes some neighbouring rows; offsets are in bytes from the start of `workspace`, where every array
+// begins with the first of these rows.
 template <class TopKParams_>
 struct RadixParams {
   TopKParams_ topk;          // row.stat, row.stat_l: m and l of all elements of a row, inputs; null: not needed
-  unsigned char* workspace;  // 16-byte aligned; begins with the histograms, Count [rows, kBins + kGroups]
+  unsigned char* workspace;  // 16-byte aligned; begins with the histograms, Count [rows, kBins + kBinGroups]
   long long first_row;       // of the launch
   long long splits;          // blocks that share a row in topk_histogram and topk_filter
   long long slice;           // columns of each of them
@@ -44,7 +44,7 @@ struct RadixParams {
   }
 };
 
-// ---- Places -------------------------------------------------------------------------------------
+// ---- Ranks --------------------------------------------------------------------------------------
 
 template <class Pointer>
 struct Pointee;
@@ -69,15 +69,15 @@ struct RadixOrder {
   static constexpr Key kMask = static_cast<Key>(~0ULL >> (64 - kBits));
   static constexpr int kFirstLow = kBits > kDigitBits ? kBits - kDigitBits : 0;  // lowest of the first 11 bits
 
-  static __device__ __forceinline__ Key key_place(Candidate candidate) {
+  static __device__ __forceinline__ Key key_rank(Candidate candidate) {
     return ~static_cast<Key>(candidate.key() + kOffset) & kMask;
   }
   static __device__ __forceinline__ unsigned int first_bin(Candidate candidate) {
-    return static_cast<unsigned int>(key_place(candidate) >> kFirstLow);
+    return static_cast<unsigned int>(key_rank(candidate) >> kFirstLow);
   }
 };
 
-// The first bits of the place of the last wanted element, as far as they are known.
+// The first bits of the rank of the last wanted element, as far as they are known.
 template <class Op>
 struct RadixCut {
   using Order = RadixOrder<Op>;
@@ -86,14 +86,14 @@ struct RadixCut {
   typename Order::Key key;
   int key_low;  // key bits below are not known
   unsigned long long index;
-  int index_low;  // nor these of the index, which follow when all of the key are
+  int index_low;  // nor are these of the index, which follows once the whole key is known
 
   __device__ __forceinline__ RadixCut(unsigned int first_bin, long long cols)
       : key(first_bin), key_low(Order::kFirstLow), index(0), index_low(64 - __clzll(cols - 1)) {}
 
-  // Whether a candidate's place begins with less (-1), the same or more (1).
+  // Whether a candidate's rank begins with less (-1), the same (0) or more (1).
   __device__ __forceinline__ int compare(Candidate candidate) const {
-    const typename Order::Key high = Order::key_place(candidate) >> key_low;
+    const typename Order::Key high = Order::key_rank(candidate) >> key_low;
     if (high != key) return high < key ? -1 : 1;
     const unsigned long long high_index = static_cast<unsigned long long>(candidate.index()) >> index_low;
     return high_index < index ? -1 : high_index > index;
@@ -106,7 +106,7 @@ struct RadixCut {
   }
   __device__ __forceinline__ unsigned int bin(Candidate candidate) const {
     const unsigned int mask = (1u << width()) - 1;
-    if (key_low > 0) return static_cast<unsigned int>(Order::key_place(candidate) >> (key_low - width())) & mask;
+    if (key_low > 0) return static_cast<unsigned int>(Order::key_rank(candidate) >> (key_low - width())) & mask;
     return static_cast<unsigned int>(candidate.index() >> (index_low - width())) & mask;
   }
   __device__ __forceinline__ void extend(unsigned int bin) {
@@ -123,7 +123,7 @@ struct RadixCut {
 
 // ---- Histograms ---------------------------------------------------------------------------------
 
-// Counts into shared memory; equal elements in succession make one atomic, or a constant row would queue up at a bin.
+// Counts into shared memory. A run of equal bins is one atomic: else the threads of a constant row would queue up.
 template <class Count>
 struct BinCounter {
   Count* bins;
@@ -141,7 +141,7 @@ struct BinCounter {
   }
 };
 
-// The bin of the last wanted element: `before` elements in the bins ahead, `inside` in itself.
+// The bin of the last wanted element, which holds `inside` elements; the bins ahead of it hold `before`.
 template <class Count>
 struct RadixBin {
   unsigned int bin;
@@ -160,8 +160,8 @@ __device__ __forceinline__ Count sum_up_to_lane(Count count) {
   return count;
 }
 
-// Where sums of `count` reach `wanted`, which is at least 1 and at most the sum of all; bin lane * kPer + i is count[i]
-// of a lane. The whole warp calls it; every lane gets the result.
+// The bin where the running sum of counts reaches `wanted`, which is at least 1 and at most the whole sum. A lane holds
+// bins lane * kPer to lane * kPer + kPer - 1. The whole warp calls it; every lane gets the result.
 template <int kPer, class Count>
 __device__ __forceinline__ RadixBin<Count> find_bin_of(const Count (&count)[kPer], Count wanted) {
   const int lane = threadIdx.x % 32;
@@ -184,19 +184,19 @@ __device__ __forceinline__ RadixBin<Count> find_bin_of(const Count (&count)[kPer
           __shfl_sync(0xffffffff, inside, found)};
 }
 
-// The same in a whole histogram, of which load(i) is bin i and load(kBins + g) group g.
+// The same in a whole histogram: load(i) is bin i, load(kBins + g) is group g.
 template <class Count, class Load>
 __device__ __forceinline__ RadixBin<Count> find_bin(const Load& load, Count wanted) {
   const int lane = threadIdx.x % 32;
   const Count sum[2] = {load(kBins + 2 * lane), load(kBins + 2 * lane + 1)};
-  static_assert(kGroups == 64, "two groups a lane");
+  static_assert(kBinGroups == 64, "two groups per lane");
   const RadixBin<Count> group = find_bin_of(sum, wanted);
   const Count count[1] = {load(static_cast<int>(group.bin) * 32 + lane)};
   const RadixBin<Count> within = find_bin_of(count, wanted - group.before);
   return {group.bin * 32 + within.bin, group.before + within.before, within.inside};
 }
 
-// The same by the first warp, for the whole block, which calls it together. Shared memory: three counts.
+// The same for the whole block, which calls it together; the first warp does the work. Shared memory: three counts.
 template <class Count, class Load>
 __device__ __forceinline__ RadixBin<Count> block_find_bin(const Load& load, Count wanted) {
   Count* slots = ptx::static_smem<Count, 3>();
@@ -243,12 +243,12 @@ __device__ __forceinline__ void walk_slice(const Op& op, const Params& params, l
   }
 }
 
-// visit(candidate) for `count` candidates in global memory, kAhead loads of a thread in flight. Every thread of the
+// visit(candidate) for `count` candidates in global memory, kAhead loads per thread in flight. Every thread of the
 // block makes the same number of visits, some with Candidate::none().
 template <int kThreads, class Candidate, class Count, class Visit>
 __device__ __forceinline__ void walk_candidates(const Candidate* candidates, Count count, const Visit& visit) {
   constexpr int kAhead = 64 / sizeof(Candidate), kStep = kThreads * kAhead;
-  // What is left is counted: the end of the last step may be beyond what a Count holds.
+  // Counts down what is left: the end of the last step may not fit into a Count.
   for (Count left = count; left > 0; left -= left < kStep ? left : kStep, candidates += kStep) {
     Candidate candidate[kAhead];
 #pragma unroll
@@ -265,7 +265,7 @@ __device__ __forceinline__ void walk_candidates(const Candidate* candidates, Cou
 
 // ---- Results ------------------------------------------------------------------------------------
 
-// Results begin ... end - 1 of a row, of which sorted(e) is candidate e. The whole block calls it; with
+// Stores results begin ... end - 1 of a row; sorted(e) is candidate e. The whole block calls it; with
 // params.topk.renormalize it adds up all k probabilities, always in the same order.
 template <int kThreads, class Op, class Params, class Sorted>
 __device__ __forceinline__ void store_sorted(const Op& op, const Params& params, long long row, const Sorted& sorted,

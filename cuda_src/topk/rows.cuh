@@ -1,21 +1,22 @@
 // The k best elements of each row, k <= 32 * kPerLane, and in SoftmaxTopK its softmax state: one read, and nothing of
 // the row's length is written.
 //
-//   each warp, tile by tile:  m, l <- the tile's maximum, one exponential an element      (SoftmaxTopK)
+//   each warp, tile by tile:  m, l <- the tile's maximum, one exponential per element     (SoftmaxTopK)
 //                             tile maximum below the k-th best so far: next tile
 //                             else what beats the k-th goes to the warp's queue, and by batches into its list
 //   the row:                  merge the lists and states of its warps, then of its blocks
 //
-// kWarpsPerRow warps of a block have a row, or kRowsPerBlock warps one each; params.splits blocks share it: a cluster
-// (kClusterSize > 1), whose first block gets all lists, or blocks whose lists topk_merge merges. Block b has place b %
-// splits in row group b / splits. Elements of a row are taken kVec at a time from fragment boundaries (vector.cuh), or
-// one by one (kVec = 1) at any stride.
+// kWarpsPerRow warps of a block share a row, or kRowsPerBlock warps have one each; params.splits blocks share it: a
+// cluster (kClusterSize > 1), whose first block gets all lists, or blocks whose lists topk_merge merges. Block b is
+// number b % splits of those of row group b / splits. Elements of a row are taken kVec at a time from fragment
+// boundaries (vector.cuh), or one by one (kVec = 1) at any stride.
 //
-// A tile is what a warp looks at at once. Part p of a row are the tiles p, p + parts, ...: every part looks like the
-// row, so that of one that rises from end to end only the last tile of a part can beat those before. Warp w of all that
-// share the row takes the parts w, w + warps, ...; the state of a part depends on the part alone, and they are merged
-// in one order: lane p % 32 merges part p, then the lanes. So no bit depends on how many warps there are. Shared
-// memory: a queue a warp, which later holds its list; a bound a warp; 32 states.
+// A tile is what a warp examines at once. Part p of a row is the tiles p, p + parts, ...: each part is spread over the
+// whole row, so that in a row that rises from end to end, after the first part only the last tile of a part can beat
+// those before. Of the warps that share the row, warp w takes the parts w, w + warps, ...; the state of a part depends
+// on the part alone, and states are merged in one order: lane p % 32 merges part p, then the lanes are merged. So no
+// bit depends on how many warps there are. Shared memory: one queue per warp, which later holds its list; one bound per
+// warp; 32 states.
 #pragma once
 
 #include <primitives/block.cuh>
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   constexpr int kStep = 32 * kVec;
   constexpr int kTile = kStep * kFragments;
   static_assert(kRowsPerBlock == 1 || (kWarpsPerRow == 1 && kClusterSize == 1), "a block merges the warps of one row");
-  static_assert(kClusterSize <= kWarps, "a warp for each list of the cluster");
+  static_assert(kClusterSize <= kWarps, "one warp per list of the cluster");
   using Candidate = typename Op::Candidate;
   using Key = typename Candidate::Key;
   using State = typename Op::State;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   };
   const auto advance = [&] {
     do {
-      if (++tile > tiles) {  // one more than there are: where x is not aligned
+      if (++tile > tiles) {  // tile `tiles` exists where x is not aligned
         tile = 0;
         part += warps;
       }
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
     typename Op::template Items<kVec> items[kFragments];
 #pragma unroll
     for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, 0LL, end);
-    // The next tile is in flight while this one is looked at.
+    // The next tile is in flight while this one is examined.
     advance();
     const bool last = part >= parts;
     if (!last) load(first_col_of(part, tile));
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
       const int lanes = __popc(__ballot_sync(0xffffffff, head.beats(list.kth) && head.key() >= floor));
       look = lanes > 0;
       if (lanes > params.k) {
-        // The best elements of k lanes reach the k-th of them.
+        // k elements reach the k-th best of these heads.
         Candidate heads[1] = {head};
         bitonic_sort<false>(heads);
         const Key reached = heads[0].shuffle(static_cast<int>(params.k) - 1).key();

@@ -1,10 +1,10 @@
-// The wanted elements among those of the bin that the last of them lies in (topk/radix.cuh), added to the row's list.
+// Adds to the row's list the wanted elements of the bin that holds the last of them (topk/radix.cuh).
 //
-// A block for each row. 11 bits after the other: histogram of the candidates that agree in all bits before, bin of the
-// last wanted one, until every candidate of that bin is wanted. Then one more walk copies. Candidates stay where they
-// are: the second histogram mostly leaves a handful, and up to 64 bits are at most six walks over them.
+// One block per row. Eleven bits at a time: a histogram of the candidates that agree in all bits before, then the bin
+// of the last wanted one, until every candidate of that bin is wanted. One more walk copies the wanted ones. Candidates
+// stay where they are: after the second histogram mostly a handful is left, and 64 bits take at most six walks.
 //
-// Shared memory: a histogram (kBins + kGroups counts) and four words.
+// Shared memory: a histogram (kBins + kBinGroups counts) and four words.
 #pragma once
 
 #include <topk/radix.cuh>
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const long long row = blockIdx.x, cols = params.topk.row.cols;
 
   // What topk_filter has left.
-  const Count* histogram = params.template at<Count>(0, row * (kBins + kGroups));
+  const Count* histogram = params.template at<Count>(0, row * (kBins + kBinGroups));
   Count wanted = static_cast<Count>(params.wanted);
   RadixBin<Count> last = block_find_bin([&](int i) { return ptx::ld_global(histogram + i); }, wanted);
   wanted -= last.before;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned long long* next = ptx::static_smem<unsigned long long, 1>();  // free place of the list
   if (threadIdx.x == 0) ptx::st_shared(next, static_cast<unsigned long long>(last.before));
 
-  Count* bins = ptx::static_smem<Count, kBins + kGroups>();
+  Count* bins = ptx::static_smem<Count, kBins + kBinGroups>();
   RadixCut<Op> cut(last.bin, cols);
   do {
     for (int b = threadIdx.x; b < kBins; b += kThreads) ptx::st_shared(bins + b, Count(0));

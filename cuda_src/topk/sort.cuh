@@ -1,10 +1,10 @@
-// Sorts runs of kRun candidates, the best first, in shared memory; a run that is all of a row is stored at once.
+// Sorts runs of kRun candidates, the best first, in shared memory; a run that is a whole row is stored at once.
 //
 //   kWholeRow    the elements of a row of at most kRun, read from x: no list, no other kernel
 //   kWholeList   a row's list of at most kRun candidates
 //   kPartOfList  every run of longer lists, for topk_merge_runs
 //
-// Batcher's bitonic network; a block for each run. Shared memory: kRun candidates; with renormalize a state a warp.
+// Batcher's bitonic network; one block per run. Shared memory: kRun candidates; with renormalize one state per warp.
 #pragma once
 
 #include <topk/radix.cuh>
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Op op(params.topk, params.first_row + row);
   Candidate* run = ptx::static_smem<Candidate, kRun>();
 
-  // Load; what is missing comes after everything.
+  // Load; what is missing sorts behind everything.
   const Candidate* source = params.template at<Candidate>(params.source, row * params.wanted);
   const long long count = kWhat == kWholeRow ? params.topk.row.cols : params.wanted;
 #pragma unroll
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::st_shared(run + slot, candidate);
   }
 
-  // Sort. A pair is always the same thread's; with strides up to 32 a warp stays within 64 candidates of its own.
+  // Sort. A pair always belongs to the same thread; with strides up to 32 a warp stays within 64 candidates of its own.
   int stride_before = kRun;
   for (int size = 2; size <= kRun; size *= 2) {
     for (int stride = size / 2; stride > 0; stride /= 2) {

@@ -1,9 +1,9 @@
-// The k best of two sorted lists of k elements a row, and the merged states of the rows (softmax_state.cuh).
+// The k best of two sorted lists of k elements per row, and the merged states of the rows (softmax_state.cuh).
 //
 // Numbers come first, the largest at the head, of equal ones that with the lower index; then NaN, all alike, by index;
 // then missing entries, which have a negative index. Of equal entries a's come first. Values keep their bits.
 //
-// A thread for each result finds which element it is (topk/merge_path.cuh). Lists that are not sorted give results
+// One thread per result finds which element it is (topk/merge_path.cuh). Lists that are not sorted give results
 // without meaning, but every one of them is written, and nothing outside the lists is read. Grid: ceil(rows * k /
 // kThreads) blocks. No shared memory.
 #pragma once

@@ -1,7 +1,7 @@
 // Stores the results of rows whose list is sorted (topk/radix.cuh).
 //
 // Block b has kItems * kThreads neighbouring results of row b / ceil(k / (kItems * kThreads)). Shared memory: with
-// renormalize, for which every block reads the whole list, a state a warp.
+// renormalize, for which every block reads the whole list, one state per warp.
 #pragma once
 
 #include <topk/radix.cuh>

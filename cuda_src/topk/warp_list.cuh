@@ -50,7 +50,7 @@ __device__ __forceinline__ void bitonic_sort(C (&c)[kCount]) {
 
 template <class Candidate, int kPerLane>
 struct WarpList {
-  static constexpr int kBatch = kPerLane < 4 ? 1 : 2;  // candidates a lane takes from the queue at a time
+  static constexpr int kBatch = kPerLane < 4 ? 1 : 2;  // candidates that a lane takes from the queue at a time
 
   Candidate best[kPerLane];
   Candidate kth;  // none until k candidates are known; equal over the warp
@@ -80,8 +80,8 @@ struct WarpList {
     count += __popc(lanes);
   }
 
-  // Merges whole batches of the queue into the list, and with `all` the rest as well. From its end: where a row
-  // ascends, what came last beats the others, and they are dropped unsorted.
+  // Merges whole batches of the queue into the list, and with `all` the rest as well. Starts at the end of the queue:
+  // in a row that ascends, what came last beats the others, which are then dropped unsorted.
   __device__ __forceinline__ void drain(bool all) {
     __syncwarp();  // what other lanes have appended
     while (count >= (all ? 1 : 32 * kBatch)) {
@@ -116,7 +116,7 @@ struct WarpList {
     kth = at(k - 1);
   }
 
-  // Its k elements to global memory, for topk_merge; and from there.
+  // Its k elements to global memory; topk_merge absorbs them from there.
   __device__ __forceinline__ void store(Candidate* ptr) const {
 #pragma unroll
     for (int r = 0; r < kPerLane; ++r) {

@@ -24,7 +24,7 @@ def zeros(tile, heads, rows, keys):
 
 
 def dense(rng, tile):
-    """Rows for a turn or two of each of three sequences: one without keys, one with more tiles of
+    """Rows for a round or two of each of three sequences: one without keys, one with more tiles of
     them than are ever under way."""
     keys = (tile.stages + 4) * tile.keys
     arrays = zeros(tile, (3, 1), int(rng.integers(1, 128 * tile.groups)), keys)
@@ -34,7 +34,7 @@ def dense(rng, tile):
 
 
 def ragged(rng, tile):
-    """Sequences of any lengths, some of them empty: turns without rows, rows without keys."""
+    """Sequences of any lengths, some of them empty: rounds without rows, rows without keys."""
     rows = rng.permutation([0, *rng.integers(1, 100 * tile.groups, 3)])
     keys = rng.permutation([0, tile.keys, *rng.integers(1, 4 * tile.keys, 2)])
     q, k, v = (a.swapaxes(0, 1) for a in zeros(tile, (1,), rows.sum(), keys.sum()))
@@ -43,7 +43,7 @@ def ragged(rng, tile):
 
 
 def windowed(rng, tile):
-    """Keys before a window that no query sees: in the first tile of some turns, not of others."""
+    """Keys before a window that no query sees: in the first tile of some rounds, not of others."""
     keys, rows = (tile.stages + 4) * tile.keys, 64 * tile.groups + 1
     arrays = zeros(tile, (2, 1), rows, keys)
     offsets = np.array([2 * tile.keys + rng.integers(1, tile.keys), 2 * tile.keys])
@@ -67,10 +67,10 @@ def test_every_order(rng, tile):
 
 @pytest.fixture(scope="module")
 def programs():
-    """Of each kind of pipeline: warpgroups, stages, place of `out`, turns."""
+    """Of each kind of pipeline: warpgroups, stages, place of `out`, ping-pong."""
     kinds = {}
     for tile in tiles():
-        flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kTurns"))
+        flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kPingPong"))
         kinds.setdefault((tile.groups, tile.stages, *flags), tile)
     rng = np.random.default_rng(0)
     return [call(rng, tile) for tile in kinds.values() for call in CALLS * 2]

@@ -43,7 +43,7 @@ def test_limits(capability):
         asked = {f"k{flag.capitalize()}": getattr(problem, flag) for flag in flags}
         assert asked.items() <= plan.kernel.arguments.items()
         wide = max(dim, value_dim)
-        assert plan.kernel.block == 32 * warps <= 256  # 255 registers a thread
+        assert plan.kernel.block == 32 * warps <= 256  # 255 registers per thread
         assert plan.kernel.smem_bytes <= 1024 * SMEM[capability] - 64  # and what a mask needs
         assert plan.kernel.smem_bytes >= item * (rows * dim + slots * keys * wide)
         assert plan.kernel.smem_bytes >= item * rows * value_dim  # the result takes its place

@@ -114,7 +114,7 @@ def test_tiles_hold_every_dimension(plans):
 def test_limits_of_tiles(plans):
     for found in {found.kernel.name: found for found in plans.values()}.values():
         kernel, t = found.kernel, found.kernel.arguments
-        groups, keys, stages = t["kGroups"], t["kKeys"], t["kStages"]
+        groups, keys, stages = t["kWarpgroups"], t["kKeys"], t["kStages"]
         dim, value_dim = t["kDim"], t["kValueDim"]
         assert groups in (2, 3) and stages >= 2 and kernel.block == 128 * (groups + 1)
         # AttentionSmem: Q or what takes its place, K and V of each stage, `out`, barriers.
@@ -151,7 +151,9 @@ def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
             for row in TILES
             if t["kDim"] <= row[0] and t["kValueDim"] <= row[1] and t["kModified"] <= row[2]
         )
-        assert (t["kGroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kTurns"]) == row[3:8]
+        assert (t["kWarpgroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kPingPong"]) == row[
+            3:8
+        ]
         taken[row] = max(taken.get(row, 0), kernel.smem_bytes)
     assert taken.keys() == set(TILES)
     for row, smem in taken.items():
@@ -176,7 +178,7 @@ def test_packs_make_the_fewest_blocks():
     seen = set()
     for problem in sharing():
         found, group = plan(problem), problem.heads // problem.kv_heads
-        rows = 64 * found.kernel.arguments["kGroups"]
+        rows = 64 * found.kernel.arguments["kWarpgroups"]
         mean = -(-problem.q_rows // problem.batch) if problem.ragged else problem.q_rows
         blocks = {
             pack: -(-mean // (rows // pack)) * (problem.heads // pack)
@@ -207,7 +209,7 @@ def test_every_row_of_every_head_is_in_one_block():
     for problem in sharing():
         found = plan(problem)
         units = problem.heads // found.pack * (1 if problem.ragged else problem.batch)
-        queries = 64 * found.kernel.arguments["kGroups"] // found.pack
+        queries = 64 * found.kernel.arguments["kWarpgroups"] // found.pack
         spare = problem.batch if problem.ragged else 0
         assert found.row_blocks == -(-problem.q_rows // queries) + spare
         assert found.blocks == units * found.row_blocks
@@ -435,7 +437,7 @@ def test_call(device, rng):
     lse = diary.empty((2, 8, 70), np.float32)
     cuattn.attention(q, k, v, is_causal=True, scale=0.5, out=(out, lse), return_lse=True)
     ((kernel, params, reads, writes),) = diary.launches
-    assert (kernel.arguments["kGroups"], kernel.arguments["kKeys"]) == (2, 128)
+    assert (kernel.arguments["kWarpgroups"], kernel.arguments["kKeys"]) == (2, 128)
     assert all(a is b for a, b in zip(reads[:3] + writes, (q, k, v, out, lse), strict=True))
     maps, found, (pack_log2, blocks) = unpack_sm90(params)
     assert maps == [bytes([i]) * 128 for i in (1, 2, 3, 4)]
@@ -530,7 +532,7 @@ def test_ragged_call(device, rng):
     cuattn.attention_varlen(q, k, k, *ends, return_lse=True)
     ((kernel, params, *_),) = diary.launches
     _, found, (pack_log2, blocks) = unpack_sm90(params)
-    rows = 64 * kernel.arguments["kGroups"]
+    rows = 64 * kernel.arguments["kWarpgroups"]
     assert (found["batch"], found["heads"], found["group"], pack_log2) == (3, 6, 3, 0)
     assert found["row_blocks"] == -(-300 // rows) + 3 and blocks == 6 * found["row_blocks"]
     for (address, *boxes), array in zip(diary.maps, (q, k, k, diary.made[0]), strict=True):

@@ -4,7 +4,7 @@
 as C++, one fiber per CUDA thread. ``launch_source()`` runs a kernel from a string.
 
 A ``cp.async`` takes its source at once and lands as late as allowed, when its thread waits for it;
-until then nobody may touch its destination. ``ldmatrix``, ``stmatrix`` and ``mma`` need all 32
+until then no thread may touch its destination. ``ldmatrix``, ``stmatrix`` and ``mma`` need all 32
 lanes and order no memory accesses: rows are read or written by all lanes together, so a
 ``__syncwarp`` belongs between that and a lane's own access to the same bytes. An ``mma`` in float32
 adds the exact products and the accumulator in float64 and truncates the sum, as tensor cores
@@ -12,17 +12,18 @@ truncate; of tf32 operands it ignores the low 13 bits. In float64 it is one fma 
 
 A bulk load lands when a thread waits for its phase of an mbarrier, and a bulk store reads its box
 when its thread waits for that. Until then nothing may read or write the box of the load, nor write
-the box of the store. Whoever starts either comes after all that was done with the bytes, by a
-barrier, and where ordinary instructions did it also by a ``fence_proxy_async`` of theirs before it.
-A thread's waits for an mbarrier are for one phase after another, none of them more than complete.
+the box of the store. The thread that starts either must come after every earlier access to the
+bytes: by a barrier and, if the access was an ordinary instruction, also by a ``fence_proxy_async``
+of the accessing thread before that barrier. A thread waits for the phases of an mbarrier one after
+another, for each before the following one completes.
 Tensor maps are in a format of the emulator's own (`Runtime.tensor_map`); only members of the
 launch's parameters count.
 
 A ``wgmma`` is multiplied when its warp waits for it, each warp on its own. Until then its operands
 may not change, its accumulators hold a NaN, and nothing may write the shared memory that it reads.
-Afterwards whoever is synchronised with one lane of each reading warp may. It comes after what was
-done with the bytes before, as a bulk copy does. ``setmaxnreg`` assumes a launch with all registers
-that its threads can have.
+Afterwards a thread that is synchronised with one lane of each reading warp may. It comes after what
+was done with the bytes before, as a bulk copy does. ``setmaxnreg`` assumes a launch with all
+registers that its threads can have.
 
 With ``profile=True`` either counts ``Counters.cost``, a relative number of executed instructions:
 the bytes of CPU code of each basic block, as often as the warp runs it. Between two points where

@@ -4,7 +4,7 @@
 #include <primitives/block.cuh>
 #include <primitives/softmax_state.cuh>
 
-constexpr int kThreads = 256;  // of the block that owns a row, as in the paper
+constexpr int kThreads = 256;  // per block, which owns one row, as in the paper
 constexpr int kWarps = kThreads / 32;
 constexpr float kUnit = 1;  // of scores
 
@@ -24,7 +24,7 @@ struct MaxState {
   }
 };
 
-// The states of all threads of the block in one, which every thread gets. At most once for each type of state: what
+// Merges the states of all threads of the block; every thread gets the result. At most once per type of state: what
 // block_merge keeps in shared memory is not free again before the kernel ends.
 template <class State>
 __device__ __forceinline__ State reduce_block(State state) {

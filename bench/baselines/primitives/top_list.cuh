@@ -43,7 +43,7 @@ struct TopList {
   __device__ __forceinline__ void merge_group() {
 #pragma unroll 1  // the body is kCount * kCount steps long
     for (int offset = kGroup / 2; offset > 0; offset /= 2) {
-      const TopList mine = *this;  // what the other lane takes, whatever is inserted meanwhile
+      const TopList mine = *this;  // what the other lane takes, whatever is inserted in the meantime
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         insert({__shfl_xor_sync(0xffffffff, mine.entry[i].value, offset),
@@ -52,7 +52,7 @@ struct TopList {
     }
   }
 
-  // Merges the lists of all threads of the block; every thread gets the result. Shared memory: one list a warp.
+  // Merges the lists of all threads of the block; every thread gets the result. Shared memory: one list per warp.
   __device__ __forceinline__ void merge_block() {
     merge_group<32>();
     Candidate* slots = ptx::static_smem<Candidate, kWarps * kCount>();

@@ -1,4 +1,4 @@
-// Boxes of tensors by the Tensor Memory Accelerator. All is checked when a box is asked for; a load lands when somebody
+// Boxes of tensors by the Tensor Memory Accelerator. All is checked when a box is asked for; a load lands when a thread
 // waits for its mbarrier, and a store reads its box when its thread waits for that. A load fills with zeros element by
 // element, but a store writes the last 16 bytes of a row whole, wherever the tensor ends in them
 // (https://github.com/triton-lang/triton/issues/11583, on an H100).

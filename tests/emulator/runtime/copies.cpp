@@ -1,5 +1,5 @@
-// cp.async: bytes are taken and checked at once, nobody may touch their destination, and they land when their thread
-// waits for them.
+// cp.async: bytes are taken and checked at once and land when their thread waits for them; until then no thread may
+// touch their destination.
 #include "state.hpp"
 
 namespace emu {

@@ -46,8 +46,8 @@ uint64_t sectors(const AccessGroup& group) {
   return static_cast<uint64_t>(std::unique(sector, sector + count) - sector);
 }
 
-// Passes over shared memory: 32 banks of 4 bytes, one word a bank and pass; 8 bytes a lane go by half warps, 16 by
-// quarters.
+// Passes over shared memory: 32 banks of 4 bytes, one word per bank and pass; 8 bytes per lane go by half warps,
+// 16 by quarters.
 void count_wavefronts(const AccessGroup& group, int size) {
   const int lanes_per_pass = size == 16 ? 8 : size == 8 ? 16 : 32;
   for (int first = 0; first < 32; first += lanes_per_pass) {

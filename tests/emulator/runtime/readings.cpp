@@ -1,5 +1,5 @@
-// Who reads shared memory by wgmma. Such a read is under way until its warp has waited for it; whoever writes the bytes
-// next comes after that wait of each warp.
+// Who reads shared memory by wgmma. Such a read is in flight until its warp has waited for it; the next write to the
+// bytes must come after that wait of each reading warp.
 #include <algorithm>
 #include <unordered_map>
 
@@ -88,7 +88,7 @@ uint32_t begin_reading() {
 
 void end_reading(uint32_t reading, Warp& warp) { readings[reading] = {true, machine.stamps[stamp_of(warp)]}; }
 
-// Adds a warp's reading of the 16 bytes at `offset`.
+// Adds a read of the 16 bytes at `offset` by a warp.
 void add_reading(const Thread& thread, uint32_t offset, uint32_t reading) {
   uint32_t& set = sets_of_row[thread.block->rank][offset / 16];
   set = unite(set, reading, thread.index / 32);
@@ -105,7 +105,8 @@ void check_readings(Thread& thread, const Block& target, uint32_t offset, uint32
   }
 }
 
-// A bulk load writes these bytes: whoever waits for it comes after them, even if its mbarrier does not tell so.
+// A bulk load writes these bytes: a thread that waits for it comes after earlier reads, even if its mbarrier does not
+// say so.
 void forget_readings(const Block& target, uint32_t offset, uint32_t size) {
   if (readings.size() == 1) return;
   const auto rows = sets_of_row[target.rank].begin();

@@ -37,7 +37,7 @@ void complete_setmaxnreg(const Warp& warp, Collective what) {
   int& held = held_by(thread);
   const bool gives_back = what == Collective::kSetmaxnregDec;
   if (gives_back ? step.number >= held : step.number <= held) {
-    fault(thread, step.site, "%s to %d registers a thread, but its warp has %d", step.name, step.number, held);
+    fault(thread, step.site, "%s to %d registers per thread, but its warp has %d", step.name, step.number, held);
   }
   if (!gives_back) return;
   registers_of(thread).free += held - step.number;

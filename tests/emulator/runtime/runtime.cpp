@@ -389,7 +389,7 @@ void run_cluster(uint64_t first_block) {
   machine.ready.clear();
   for (Thread& thread : machine.threads) machine.ready.push_back(&thread);
   shuffle_ready(0);
-  // Newest first, so that a warp runs on while it can; one time in sixteen anyone.
+  // Newest first, so that a warp runs on while it can; one time in sixteen any thread.
   while (!machine.ready.empty()) {
     if (random_below(16) == 0) std::swap(machine.ready.back(), machine.ready[random_below(machine.ready.size())]);
     Thread* thread = machine.ready.back();

@@ -80,7 +80,7 @@ void check_against_writer(Thread& thread, uint32_t writer, uint32_t offset, int 
   if (conflicts(thread, writer, object)) fault_race(thread, site, verb, offset, writer, "wrote");
 }
 
-// Keeps stamps of two warps: whoever conflicts with all of them later is of another warp than at least one.
+// Keeps stamps of two warps: a later access, of whatever warp, is then of another warp than at least one of them.
 void keep(const Thread& thread, uint32_t (&kept)[2], uint32_t stamp) {
   if (kept[0] == stamp) return;
   const Stamp& first = machine.stamps[kept[0]];
@@ -285,7 +285,7 @@ void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site) {
   return ptr;
 }
 
-// Checks that nobody else uses the 16 bytes at `ptr`, and lets nobody use them until they land.
+// Checks that no other thread uses the 16 bytes at `ptr`, and lets none use them until they land.
 uint32_t begin_copy(Thread& thread, void* ptr, Site site) {
   Block& block = *thread.block;
   const uint32_t offset = smem_offset(thread, ptr, 16, site);
@@ -306,7 +306,7 @@ void land_copy(Thread& thread, const Copy& copy) {
 }
 
 // A row of 16 bytes, read on behalf of a whole warp, whose stamp is `me`: every lane must come after its writers, and
-// whoever writes it next after every lane.
+// the next writer after every lane.
 const uint8_t* read_row(Warp& warp, int lane, const void* ptr, uint32_t me, Site site) {
   Thread& thread = warp.threads[lane];
   Block& block = *thread.block;
@@ -341,7 +341,7 @@ void write_row(Warp& warp, int lane, void* ptr, const void* value, Site site) {
   memcpy(ptr, value, 16);
 }
 
-// Makes `stamp` the writer of these bytes of `target`, checking that nobody else uses them.
+// Makes `stamp` the writer of these bytes of `target`, checking that no other thread uses them.
 void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp& stamp, Site site) {
   stamp_of(thread);
   check_write(thread, target, offset, size, kPlainAccess, site);
@@ -353,7 +353,7 @@ void claim(Thread& thread, Block& target, uint32_t offset, int size, const Stamp
 
 namespace {
 
-// Calls visit(begin, end) for the longest runs of bytes of which the same is known.
+// Calls visit(begin, end) for the longest runs of bytes in the same state.
 template <class Visit>
 void for_runs(const Block& block, uint32_t offset, uint32_t size, Visit visit) {
   constexpr uint32_t kStep = 64;
@@ -427,7 +427,7 @@ uint32_t box_offset(const Thread& thread, const void* ptr, uint64_t size, uint32
   return static_cast<uint32_t>(offset);
 }
 
-// Checks that all that was done with a box comes before a bulk load to it, and lets nobody use it before the
+// Checks that all that was done with a box comes before a bulk load to it, and lets no thread use it before the
 // AsyncPhase `phase` has landed.
 void begin_bulk_load(Thread& thread, uint32_t offset, uint32_t size, int phase, Site site) {
   const char* const verb = "a bulk load writes";

@@ -16,7 +16,7 @@ namespace emu {
 
 struct Counters {
   uint64_t global_bytes_read, global_bytes_written, global_sectors_read, global_sectors_written, global_requests;
-  uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes a lane
+  uint64_t loads_by_size[5], stores_by_size[5];  // warp instructions of 1, 2, 4, 8 and 16 bytes per lane
   uint64_t shared_wavefronts, shared_wavefronts_ideal;
   uint64_t exps, barriers, warp_collectives, mma, wgmma, ldmatrix, cluster_barriers, mbarrier_waits, st_async_bytes;
   uint64_t bulk_bytes;
@@ -351,7 +351,7 @@ void complete_matrix_collective(Warp& warp, Collective what, Site site);
 void multiply(const Warp& warp, Collective what);
 void complete_warpgroup_collective(Warp& warp, Collective what, Site site);
 void check_warpgroup_exit(const Thread& thread);
-void check_block_exit(Thread& last);  // nothing may be under way to a block that leaves
+void check_block_exit(Thread& last);  // nothing may be in flight to a block that leaves
 void settle_mbarrier(MBarrier& bar);  // completes its phase if a thread waits for it and it can
 void describe_missing(int mbarrier, char* text, size_t size);
 void land(const BulkLoad& load, Block& block);

@@ -1,5 +1,5 @@
-// wgmma by one warp of its warpgroup: its 16 rows of a, times b. Until the wgmma_wait that covers it nobody has its
-// accumulators, nobody may write its operands, and nothing has been multiplied.
+// wgmma by one warp of its warpgroup: its 16 rows of a, times b. Until the wgmma_wait that covers it, no
+// thread may use its accumulators or write its operands, and nothing has been multiplied.
 #include <deque>
 #include <list>
 
@@ -25,7 +25,7 @@ const WgmmaOperands& operands_of(const Thread& thread) { return *reinterpret_cas
 // Accumulators in flight. The lanes' own hold a signalling NaN, which arithmetic makes a quiet one.
 constexpr uint32_t kPoison = 0x7fa5a5a5;
 
-constexpr size_t kBytesOfA = 16 * 16 * 2;  // of a warp
+constexpr size_t kBytesOfA = 16 * 16 * 2;  // per warp
 
 struct Accumulators {
   int size;  // of each lane
