@@ -9,6 +9,7 @@ that stress it. float16 is bfloat16 with another conversion: it takes part in th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
@@ -247,6 +248,7 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("float16", 128, tma=False, modified=True)
 
 
+@functools.cache  # a hundred tests ask
 def kernels(compute_capability: int) -> dict[str, Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, Kernel] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 # Opcode without its modifiers -> category; uniform-datapath opcodes are also looked up without
 # their leading U.
@@ -38,6 +39,21 @@ _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)
 _TARGET = re.compile(r"(?:\.L|\$)[\w.$]*")
 JUMPS = {"BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU"}
 ENDS = {"EXIT", "RET", "KILL"}
+LEAVES = JUMPS | ENDS
+
+
+def of_opcode(rule: Callable[[Instruction], Any]) -> property:
+    """A property that the opcode decides alone: of millions of instructions, worked out once for
+    each of some hundred opcodes."""
+    known: dict[str, Any] = {}
+
+    def get(self: Instruction) -> Any:
+        try:
+            return known[self.opcode]
+        except KeyError:
+            return known.setdefault(self.opcode, rule(self))
+
+    return property(get, doc=rule.__doc__)
 
 
 @dataclass(frozen=True)
@@ -49,12 +65,12 @@ class Instruction:
     opcode: str
     operands: str
 
-    @cached_property
+    @of_opcode
     def base(self) -> str:
         """Opcode without modifiers."""
         return self.opcode.partition(".")[0]
 
-    @cached_property
+    @of_opcode
     def category(self) -> str:
         """The one of CATEGORIES that the instruction belongs to."""
         if self.base.endswith("MMA"):
@@ -65,27 +81,27 @@ class Instruction:
             return _CATEGORY[self.base[1:]]
         return _CATEGORY.get(self.base, "other")
 
-    @property
+    @of_opcode
     def access(self) -> str:
         """What it does to global memory: "load", "store" or ""."""
         category = "global_load" if self.base == "LDGSTS" else self.category
         return category.removeprefix("global_") if category.startswith("global_") else ""
 
-    @property
+    @of_opcode
     def width(self) -> int:
         """Bytes per thread that a memory instruction moves."""
         sizes = {"256": 32, "128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
         modifiers = self.opcode.split(".")[1:]
         return next((sizes[m] for m in modifiers if m in sizes), 4)
 
-    @property
+    @of_opcode
     def wavefronts(self) -> int:
         """128-byte passes of a warp through shared memory, free of bank conflicts."""
         if self.base in ("LDSM", "STSM"):
             return int(self.opcode[-1]) if self.opcode[-2:] in (".2", ".4") else 1
         return max(1, self.width // 4)
 
-    @cached_property
+    @of_opcode
     def flops(self) -> int:
         """FLOPs of a tensor instruction of a warp, or of a warpgroup's four; else 0, or unknown."""
         for modifier in self.opcode.split(".")[1:] if self.category == "tensor" else ():
@@ -95,7 +111,7 @@ class Instruction:
                 return 2 * m * n * k
         return 0
 
-    @property
+    @of_opcode
     def warp_flops(self) -> int:
         """`flops` of one warp."""
         return self.flops // (4 if self.base.endswith("GMMA") else 1)
@@ -124,7 +140,7 @@ def parse(text: str) -> list[Block]:
             if not open_block:
                 blocks.append(Block())
             blocks[-1].instructions.append(instruction)
-            open_block = instruction.base not in JUMPS | ENDS
+            open_block = instruction.base not in LEAVES
     for index, block in enumerate(blocks):
         last = block.instructions[-1]
         if last.base in JUMPS:
@@ -139,7 +155,7 @@ def parse(text: str) -> list[Block]:
 
 def _always_leaves(last: Instruction) -> bool:
     """Whether what follows a block is never reached from it."""
-    if last.predicate or last.base not in JUMPS | ENDS:
+    if last.predicate or last.base not in LEAVES:
         return False
     # BRA P0, `(.L_x_1) has a second predicate; BRA.U UP0 and BRA.DIV UR4 a first one.
     return last.base not in ("BRA", "JMP") or last.operands.startswith(("`", "."))

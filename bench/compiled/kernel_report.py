@@ -107,8 +107,8 @@ def loads_in_flight(path: list[sass.Instruction]) -> int:
     most = 0
     for instruction in path:
         for register in re.findall(r"\bR\d+\b", instruction.operands):
-            awaited = pending.get(register)
-            pending = {name: load for name, load in pending.items() if load != awaited}
+            if (awaited := pending.get(register)) is not None:
+                pending = {name: load for name, load in pending.items() if load != awaited}
         if instruction.access == "load":
             first = re.match(r"R(\d+)", instruction.operands)
             for i in range(max(1, instruction.width // 4) if first else 0):

@@ -21,7 +21,7 @@ from cuattn._device import compiler
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
-PARTS = 6  # tests an architecture, so that processes can share the work
+PARTS = 12  # tests an architecture of 20 s or so, so that processes share the work evenly
 
 SM90_PARTS = 7
 TILE_PARTS = 4
