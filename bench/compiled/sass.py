@@ -4,9 +4,9 @@ What is counted is one pass of one warp through a *region*, along one *path*:
 
 region
     A loop, or the *body*: everything outside of loops. Loops nested in a region are not part of it.
-    Of the loops the one with the most tensor FLOPs is meant, then one that writes global memory
-    (and not the one that merely merges partial results before it), then the one that moves the most
-    bytes; but the body where it computes, reads and writes no less than that loop.
+    Of the loops the one with the most tensor FLOPs is meant, then one that reads and writes global
+    memory (and not the one that merely merges partial results before it), then the one that moves
+    the most bytes; but the body where it computes, reads and writes no less than that loop.
 path
     A kernel holds a fast path and its alternatives: elements at the ends of an unaligned row moved
     one by one, rows whose output is aligned unlike their input, slow paths of a division, optional
@@ -77,7 +77,7 @@ def main_region(blocks: list[Block]) -> Region:
 
     def rank(loop: Region) -> tuple[int, bool, int]:
         flops, read, written = loop.work
-        return flops, written > 0, read + written
+        return flops, read > 0 < written, read + written
 
     loop = max(loops, key=rank, default=body)
     return body if all(b >= a for a, b in zip(loop.work, body.work, strict=True)) else loop

@@ -115,9 +115,14 @@ struct alignas(2 * sizeof(Acc)) RestState {
     return of_group<kGroup, kStride, false>(whole(), unit, [this](Acc) { return r; });
   }
 
+  // One exponential: the sum of the larger maximum stays.
   __device__ __forceinline__ RestState merge(RestState other, Acc unit) const {
-    const RestState both[2] = {*this, other};
-    return merge_all(both, unit);
+    const bool first = m >= other.m;
+    const RestState high = first ? *this : other, low = first ? other : *this;
+    const Acc own = low.whole().rescaled(high.m, unit);
+    Acc r = high.sum() + own - Acc(1);
+    if (is_near(r)) r = high.r + own;
+    return {high.m, r};
   }
 
   template <int kCount>
@@ -155,11 +160,12 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
     return {m_new, Acc(0), rescaled_sum(w + r, m, m_new, unit)};
   }
   __device__ __forceinline__ WeightedState merge(WeightedState other, Acc unit) const {
-    const Acc m_new = max_number(m, other.m);
-    const WeightedState a = rescaled(m_new, unit), b = other.rescaled(m_new, unit);
-    return {m_new, a.w + b.w, a.r + b.r};
+    return m > other.m ? other.extend(*this, unit) : extend(other, unit);
   }
-  __device__ __forceinline__ WeightedState extend(WeightedState later, Acc unit) const { return merge(later, unit); }
+  __device__ __forceinline__ WeightedState extend(WeightedState later, Acc unit) const {
+    const WeightedState own = rescaled(later.m, unit);
+    return {later.m, own.w + later.w, own.r + later.r};
+  }
 
   template <int kCount>
   static __device__ __forceinline__ WeightedState merge_all(const WeightedState (&state)[kCount], Acc unit) {

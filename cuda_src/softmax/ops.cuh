@@ -173,8 +173,10 @@ struct SoftmaxForward {
         const Acc root = exp_root(tile[i].t[j] - shift_of(m), unit);
         if constexpr (kWeighted) {
           const Acc b = tile[i].w[j];
-          w += tile[i].t[j] == m ? b : Acc(0);
-          sum += tile[i].t[j] == m ? Acc(0) : times_from_root(b, root);
+          if (tile[i].t[j] == m)
+            w += b;
+          else
+            sum += times_from_root(b, root);
         } else {
           sum = add_from_root(sum, root);
         }

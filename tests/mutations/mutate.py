@@ -145,6 +145,8 @@ WHERE = (
 )
 HIDDEN = (of("softmax", "test_where_hides_anything", "nan", "softmax"),)
 WEIGHTS = (of("logsumexp", "test_weights", 33),)
+WEIGHTS_FALL = (of("mutants", "test_weights_of_more_parts_than_lanes", 2000),)
+WEIGHTS_RISE = (of("mutants", "test_weights_of_more_parts_than_lanes", -2000),)
 MASKED_WEIGHTS = (of("logsumexp", "test_where_with_weights"),)
 ZERO_WEIGHTS = (of("logsumexp", "test_weight_zero_takes_out"),)
 SPECIAL = (
