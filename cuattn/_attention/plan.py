@@ -85,7 +85,7 @@ class AttentionPlan:
 
     kernel: Kernel
     row_blocks: int
-    section: int
+    heads_in_l2: int
 
 
 @lru_cache(maxsize=4096)
@@ -117,10 +117,10 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
     }
-    row_blocks, units, section = problem.grid(rows)
+    row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
     kernel = Kernel("attention_forward", arguments, grid, 32 * tile.warps, smem_bytes=smem)
-    return AttentionPlan(kernel, row_blocks, section)
+    return AttentionPlan(kernel, row_blocks, heads_in_l2)
 
 
 @lru_cache(maxsize=4096)

@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     keys: int
     stages: int  # of K and of V
     own_out: bool  # whether `out` has shared memory of its own
-    ping_pong: bool  # whether warpgroups take turns: FlashAttention-3, section 3.1
+    ping_pong: bool  # whether warpgroups take turns: FlashAttention-3, heads_in_l2 3.1
     why: str  # shared memory, of which there are 227 KiB, and what else counts
 
 
@@ -53,7 +53,7 @@ class Sm90Plan:
 
     kernel: Kernel
     row_blocks: int
-    section: int
+    heads_in_l2: int
     blocks: int
     pack: int  # query heads whose rows are computed together
     q_panel: int  # columns of a box
@@ -83,7 +83,7 @@ def plan_attention_sm90(
     each = ceil_div(problem.q_rows, problem.batch) if problem.ragged else problem.q_rows
     packs = [p for p in (1, 2, 4, 8, 16, 32, 64) if sharing % p == 0]
     pack = min(packs, key=lambda p: ceil_div(each * p, rows) * (problem.heads // p))
-    row_blocks, units, section = problem.grid(rows, pack)
+    row_blocks, units, heads_in_l2 = problem.grid(rows, pack)
     blocks = units * row_blocks
 
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
@@ -111,7 +111,7 @@ def plan_attention_sm90(
         registers=REGISTERS // block // 8 * 8,
     )
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
-    return Sm90Plan(kernel, row_blocks, section, blocks, pack, q_panel, v_panel, keys)
+    return Sm90Plan(kernel, row_blocks, heads_in_l2, blocks, pack, q_panel, v_panel, keys)
 
 
 def is_tma(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -15,7 +15,7 @@ class Grid(NamedTuple):
 
     row_blocks: int  # of a unit, in AttentionParams
     units: int  # heads, or packs of heads, of all sequences
-    section: int  # units side by side, whose K and V stay in L2, in AttentionParams
+    heads_in_l2: int  # units side by side, whose K and V stay in L2, in AttentionParams
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ class AttentionProblem:
             units *= self.batch
         kv_bytes = self.k_rows * (self.head_dim + self.value_dim) * ITEMSIZE[self.dtype]
         sharing = self.heads // self.kv_heads // pack
-        section = min(units, sharing * max(1, L2_BYTES // max(1, kv_bytes)))
-        return Grid(row_blocks, units, section)
+        heads_in_l2 = min(units, sharing * max(1, L2_BYTES // max(1, kv_bytes)))
+        return Grid(row_blocks, units, heads_in_l2)

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   const int warp_row = warp * 16 * kMTiles;
   const int columns = min(kValueDim, params.value_dim - first_column);
   const long long q_batch = params.cu_seqlens_q != nullptr ? 0 : block.batch, head = block.head;
-  const long long k_head = head / params.group;
+  const long long k_head = head / params.sharing;
   const T* q = row_of<const T>(params.q, params.q_stride, q_batch, head, block.q_start + block.first);
   const T* k = row_of<const T>(params.k, params.k_stride, q_batch, k_head, block.k_start);
   const T* v =

@@ -6,8 +6,8 @@
 
 struct AttentionParams {
   const void* q;                  // T [batch, heads, q_rows, head_dim]
-  const void* k;                  // T [batch, heads / group, k_rows, head_dim]
-  const void* v;                  // T [batch, heads / group, k_rows, value_dim]
+  const void* k;                  // T [batch, heads / sharing, k_rows, head_dim]
+  const void* v;                  // T [batch, heads / sharing, k_rows, value_dim]
   void* out;                      // T [batch, heads, q_rows, value_dim]
   void* lse;                      // Acc [batch, heads, q_rows]; null: not wanted
   const void* mask;               // bool [batch, heads, mask_rows, mask_cols], true = attend
@@ -20,15 +20,15 @@ struct AttentionParams {
   const long long* cu_seqlens_q;  // [batch + 1], ragged: q and out have one batch, cut here; null: dense
   const long long* cu_seqlens_k;
   double scale;
-  double softcap;           // 0: none
-  long long left, right;    // window; kUnbounded
-  long long offset;         // of the queries' positions
-  int bottom_right;         // 1: the offset is kv_len - q_len, whatever `offset` says
-  int batch, heads, group;  // group: query heads per key head
+  double softcap;             // 0: none
+  long long left, right;      // window; kUnbounded
+  long long offset;           // of the queries' positions
+  int bottom_right;           // 1: the offset is kv_len - q_len, whatever `offset` says
+  int batch, heads, sharing;  // sharing: query heads per key head
   int q_rows, k_rows, head_dim, value_dim;
   int mask_rows, mask_cols, bias_rows, bias_cols;
   int row_blocks;     // blocks of query rows per head; ragged: of all sequences together, at most
-  int section;        // heads whose K and V stay in L2 together
+  int heads_in_l2;    // heads whose K and V stay in L2 together
   int descending;     // 1: the last rows first, which see most keys
   int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, head, row, column
@@ -46,7 +46,7 @@ __device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], 
 
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
 // as a tile of keys; q and out have 2^pack_log2 heads and as many rows of each as make 64 in all. The dimensions are
-// column, head within a pack, row, pack of heads, batch; `heads` and `group` of AttentionParams count packs.
+// column, head within a pack, row, pack of heads, batch; `heads` and `sharing` of AttentionParams count packs.
 struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;

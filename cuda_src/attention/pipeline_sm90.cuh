@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_work(const AttentionSm90Params& params, con
     if (!find_work<Smem::kRows>(params, round, block)) continue;
     if (leads) {
       const QueryBlock::Keys keys = block.keys<Smem::kKeys>(Smem::kRows >> params.pack_log2);
-      const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.group;
+      const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.sharing;
       const int q_start = static_cast<int>(block.q_start) + block.first, k_start = static_cast<int>(block.k_start);
       const auto load_k = [&](unsigned int tile, int key) {
         unsigned long long* full = &barriers.k_full[Smem::slot(tile)];

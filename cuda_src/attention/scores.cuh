@@ -151,15 +151,15 @@ __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int c
   return false;
 }
 
-// The `count` rows of this block. Heads are taken `section` at a time, so that their K and V stay in L2; within a
-// section the rows that see most keys come first.
+// The `count` rows of this block. Heads are taken `heads_in_l2` at a time, so that their K and V stay in L2; among
+// these the rows that see most keys come first.
 __device__ __forceinline__ bool find_block(const AttentionParams& params, int count, int heads, unsigned int index,
                                            QueryBlock& block) {
-  const unsigned int of_section = static_cast<unsigned int>(params.section) * params.row_blocks;
-  const int base = static_cast<int>(index / of_section) * params.section;
-  const int together = min(params.section, heads - base);
-  const int unit = base + static_cast<int>(index % of_section) % together;
-  int number = static_cast<int>(index % of_section) / together;
+  const unsigned int blocks = static_cast<unsigned int>(params.heads_in_l2) * params.row_blocks;
+  const int base = static_cast<int>(index / blocks) * params.heads_in_l2;
+  const int together = min(params.heads_in_l2, heads - base);
+  const int unit = base + static_cast<int>(index % blocks) % together;
+  int number = static_cast<int>(index % blocks) / together;
   if (params.descending) number = params.row_blocks - 1 - number;
   block.head = unit % params.heads;
   block.batch = unit / params.heads % params.batch;

@@ -147,6 +147,6 @@ def test_a_mask_and_a_bias_are_read_where_they_are(rng):
 def test_heads_that_share_keys_are_neighbours():
     """The grid takes as many heads at a time as L2 holds keys and values for."""
     sizes = {"batch": 1, "heads": 32, "kv_heads": 8, "q_rows": 8192, "head_dim": 128}
-    for k_rows, section in ((1024, 32), (16 * 1024, 16), (512 * 1024, 4)):
+    for k_rows, heads_in_l2 in ((1024, 32), (16 * 1024, 16), (512 * 1024, 4)):
         problem = AttentionProblem("float16", "float16", **sizes, k_rows=k_rows, value_dim=128)
-        assert plan.plan_attention(problem, 90).section == section
+        assert plan.plan_attention(problem, 90).heads_in_l2 == heads_in_l2

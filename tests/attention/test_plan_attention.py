@@ -59,7 +59,7 @@ def test_limits(capability):
         assert problem.value_dim <= columns <= max(1, problem.value_dim) + value_dim - 1
         spare = problem.batch if problem.ragged else 0
         assert plan.row_blocks == -(-problem.q_rows // rows) + spare
-        assert 1 <= plan.section <= units
+        assert 1 <= plan.heads_in_l2 <= units
 
 
 def test_every_row_of_the_tables_is_taken_and_has_a_reason():

@@ -216,11 +216,11 @@ def test_every_row_of_every_head_is_in_one_block():
         if found.blocks > 20_000:
             continue
         # find_block (attention/scores.cuh)
-        of_section, places = found.section * found.row_blocks, set()
+        blocks, places = found.heads_in_l2 * found.row_blocks, set()
         for index in range(found.blocks):
-            base = index // of_section * found.section
-            together = min(found.section, units - base)
-            places.add((base + index % of_section % together, index % of_section // together))
+            base = index // blocks * found.heads_in_l2
+            together = min(found.heads_in_l2, units - base)
+            places.add((base + index % blocks % together, index % blocks // together))
         assert places == set(itertools.product(range(units), range(found.row_blocks)))
 
 
@@ -231,11 +231,11 @@ def test_sections_are_whole_heads_of_k_and_v(k_rows):
         found = plan(problem)
         units = problem.heads // found.pack * (1 if problem.ragged else problem.batch)
         sharers = problem.heads // problem.kv_heads // found.pack
-        assert 1 <= found.section <= units and found.section % sharers == 0
-        kv_bytes = found.section // sharers * k_rows * (64 + 64) * 2
-        assert kv_bytes <= L2_BYTES or found.section == sharers
+        assert 1 <= found.heads_in_l2 <= units and found.heads_in_l2 % sharers == 0
+        kv_bytes = found.heads_in_l2 // sharers * k_rows * (64 + 64) * 2
+        assert kv_bytes <= L2_BYTES or found.heads_in_l2 == sharers
         more = kv_bytes + k_rows * (64 + 64) * 2
-        assert found.section == units or more > L2_BYTES
+        assert found.heads_in_l2 == units or more > L2_BYTES
 
 
 @pytest.mark.parametrize("num_sms", [1, 78, 114, 132])
@@ -467,13 +467,13 @@ def test_call(device, rng):
         "bottom_right": 1,
         "batch": 2,
         "heads": 2,
-        "group": 1,
+        "sharing": 1,
         "q_rows": 70,
         "k_rows": 300,
         "head_dim": 60,
         "value_dim": 90,
         "row_blocks": 3,
-        "section": 4,
+        "heads_in_l2": 4,
         "descending": 1,
     }
 
@@ -492,7 +492,7 @@ OPTIONS = {
         "q_offset": np.array([5, -5]),
     },
 }
-OF_THE_GRID = {"heads", "group", "row_blocks", "section"}
+OF_THE_GRID = {"heads", "sharing", "row_blocks", "heads_in_l2"}
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -520,9 +520,9 @@ def test_what_does_not_concern_the_grid_is_as_for_the_general_kernel(
             assert values.pop(name) == diary.address(array)
     assert last[0] == pack.bit_length() - 1
     assert found[90]["heads"] == heads // pack
-    assert found[90]["group"] == heads // pack // kv_heads
+    assert found[90]["sharing"] == heads // pack // kv_heads
     assert {n for n in found[80] if found[80][n] != found[90][n]} <= OF_THE_GRID
-    assert found[80]["heads"] == heads and found[80]["group"] == heads // kv_heads
+    assert found[80]["heads"] == heads and found[80]["sharing"] == heads // kv_heads
 
 
 def test_ragged_call(device, rng):
@@ -533,7 +533,7 @@ def test_ragged_call(device, rng):
     ((kernel, params, *_),) = diary.launches
     _, found, (pack_log2, blocks) = unpack_sm90(params)
     rows = 64 * kernel.arguments["kWarpgroups"]
-    assert (found["batch"], found["heads"], found["group"], pack_log2) == (3, 6, 3, 0)
+    assert (found["batch"], found["heads"], found["sharing"], pack_log2) == (3, 6, 3, 0)
     assert found["row_blocks"] == -(-300 // rows) + 3 and blocks == 6 * found["row_blocks"]
     for (address, *boxes), array in zip(diary.maps, (q, k, k, diary.made[0]), strict=True):
         assert address == diary.address(array)
@@ -594,13 +594,13 @@ def test_calls_that_tma_cannot_do_are_as_before(device, rng, what):
         "bottom_right": 1,
         "batch": 2,
         "heads": 4,
-        "group": 2,
+        "sharing": 2,
         "q_rows": 70,
         "k_rows": 90,
         "head_dim": 64,
         "value_dim": 64,
         "row_blocks": 1,
-        "section": 2 * 4,
+        "heads_in_l2": 2 * 4,
         "descending": 1,
         "out_is_vector": int(what not in ("out shifted", "out narrow", "out transposed")),
     }
