@@ -260,9 +260,9 @@ HEADERS = (
         ("topk/radix", "source, target", "target, source"),
         ("softmax/params", "row_size[kRowRank]", "col_size[kRowRank]"),
         ("attention/params", "double softcap;", ""),
-        ("attention/params", "batch, heads, group", "batch, group, heads"),
+        ("attention/params", "batch, heads, sharing", "batch, sharing, heads"),
         # Types, lengths, and what moves all that follows.
-        ("attention/params", "int section", "long long section"),
+        ("attention/params", "int heads_in_l2", "long long heads_in_l2"),
         ("attention/params", "alibi_stride[2]", "alibi_stride[3]"),
         ("attention/params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
         ("attention/params", "int blocks;", "int blocks; int more;"),
