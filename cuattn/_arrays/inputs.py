@@ -16,6 +16,8 @@ Owner = tuple[str, Any]  # name and array of the argument whose library and devi
 def as_array(name: str, value: Any, owner: Owner | None = None) -> Any:
     """`value` as a NumPy or CuPy array, of the library and device of `owner`."""
     plain = type(value) is np.ndarray or is_cupy(value)  # as most are
+    if plain and owner is None:
+        return value
     host = type(value) is np.ndarray if plain else on_host(value)
     if host is None:
         raise checks.not_an_array(name, value, _libraries(owner))
@@ -44,18 +46,22 @@ def _adopted(name: str, value: Any) -> Any:
 
 
 def as_arrays(given: dict[str, Any]) -> dict[str, Any]:
-    """Arrays by name, of one library and on one device; the first is their owner."""
-    (name, value), *others = given.items()
-    if not (type(value) is np.ndarray or is_cupy(value)):
-        host = on_host(value)
-        for other, array in others:  # before the first is taken in, as that touches its device
-            if host is not None and on_host(array) is (not host):
-                raise checks.no_mix(other, array, name, value)
-    owner = name, as_array(name, value)
-    arrays = dict([owner])
-    for other, array in others:
-        arrays[other] = as_array(other, array, owner)
-    return arrays
+    """`given` with arrays of one library and on one device as values; the first is their owner."""
+    owner = None
+    for name, value in given.items():
+        if owner is None and not (type(value) is np.ndarray or is_cupy(value)):
+            _check_mix(given, name, value)
+        given[name] = array = as_array(name, value, owner)
+        owner = owner or (name, array)
+    return given
+
+
+def _check_mix(given: dict[str, Any], name: str, value: Any) -> None:
+    """Errors of mixed libraries, before an array is taken in, as that touches its device."""
+    host = on_host(value)
+    for other, array in given.items():
+        if host is not None and on_host(array) is (not host):
+            raise checks.no_mix(other, array, name, value)
 
 
 # ---- Options that are a number or an array ----

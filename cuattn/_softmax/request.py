@@ -98,8 +98,8 @@ def transform(
         "prob_lse" if return_lse else result,
         scalars.axes(axis, x.ndim),
         spec_of(x),
-        where=spec_of(where),
-        scale=spec_of(factors),
+        where=None if where is None else spec_of(where),
+        scale=None if factors is None else spec_of(factors),
         dtype=None if dtype is None else scalars.float_dtype(dtype),
     )
     y = lse = None
@@ -112,7 +112,7 @@ def transform(
     runtime = runtime_of(x)
     if runtime is not None and where is not None and not where.ndim and expect(request):
         where = placed(where, runtime, x)
-    operands = Operands(x, where=where, scale=factors)
+    operands = Operands(x, None, where, None, factors)
     return Call(runtime, request, operands, factor, y, lse, return_lse)
 
 
@@ -120,19 +120,19 @@ def gradient(result: str, grad: Any, y: Any, axis: Any, scale: Any, out: Any) ->
     """A call of `softmax_backward` ("grad") or `log_softmax_backward` ("log_grad")."""
     grad, y = as_arrays({"grad": grad, "y": y}).values()
     owner = ("grad", grad)
-    factors, factor = as_scale(scale, owner)
+    factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
     request = Request(
         result,
         scalars.axes(axis, grad.ndim, "grad"),
         spec_of(grad),
-        y=spec_of(y),
+        spec_of(y),
         scale=spec_of(factors),
     )
     if out is not None:
         expect(request)
         inputs = [owner, ("y", y), ("scale", factors)]
         (out,) = as_outputs(out, [(grad.shape, grad.dtype)], inputs)
-    return Call(runtime_of(grad), request, Operands(grad, y, scale=factors), factor, out)
+    return Call(runtime_of(grad), request, Operands(grad, y, None, None, factors), factor, out)
 
 
 def segments(x: Any, cu_seqlens: Any, scale: Any, out: Any) -> Call:
@@ -143,7 +143,7 @@ def segments(x: Any, cu_seqlens: Any, scale: Any, out: Any) -> Call:
     checks.ends_spec("cu_seqlens", offsets.shape, offsets.dtype, "segments")
     if isinstance(offsets, np.ndarray):
         checks.ends("cu_seqlens", offsets, x.shape[0], "x")
-    factors, factor = as_scale(scale, owner)
+    factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
     request = Request("prob", (0,), spec_of(x), scale=spec_of(factors), offsets=spec_of(offsets))
     expected = expect(request)
     if out is not None:

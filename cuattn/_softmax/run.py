@@ -41,24 +41,25 @@ class Planned(NamedTuple):
 def run(call: Call) -> Outputs:
     """Launch a call on the device of x; results that are not given are allocated."""
     runtime, request, operands, factor, out, stat, wants_stat = call
-    device = runtime.device(operands.x)
-    for i, array in enumerate((*operands, out, stat)):
+    x, y, where, weight, scale, offsets = operands
+    device = runtime.device(x)
+    alone = y is where is weight is scale is offsets is out is stat is None  # as most calls are
+    for i, array in enumerate((x,) if alone else (*operands, out, stat)):
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
             raise checks.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
     with runtime.on(device):
-        _, _, _, weight, scale, offsets = operands
         if weight is not None or scale is not None or offsets is not None:
             request, operands = _cast(runtime.xp, request, operands)
-        aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
-        given = (None, None) if out is stat is None else (spec_of(out), spec_of(stat))
-        planned = _planned(request, *given, aligned, limits)
+        aligned, limits = runtime.address(x) % 16 == 0, runtime.limits(device)
+        specs = (None, None) if alone else (spec_of(out), spec_of(stat))
+        planned = _planned(request, *specs, aligned, limits)
         if planned is None:
             request, copies = _copied(runtime.xp, request, operands)
             wants_stat = wants_stat or stat is not None
             copy = run(Call(runtime, request, copies, factor, wants_stat=wants_stat))
             return Outputs(_into(out, copy.out), _into(stat, copy.stat), copy.stat_l)
-        outputs = _allocated(runtime, request, planned, operands.x, out, stat, wants_stat)
+        outputs = _allocated(runtime, request, planned, x, out, stat, wants_stat)
         if planned.plan is None:
             _into(outputs.stat, -np.inf)
             _into(outputs.stat_l, 0)

@@ -56,6 +56,7 @@ class Call(NamedTuple):
 
     runtime: Any  # None: NumPy computes it, by `cuattn.reference`
     request: Request
+    expected: Expected
     operands: Operands
     options: Options
 
@@ -68,10 +69,9 @@ class Call(NamedTuple):
 class MergeCall(NamedTuple):
     """The merge of two states that fit each other."""
 
-    runtime: Any
+    runtime: Any  # None: NumPy computes it, by `cuattn.reference`
     kind: type  # SoftmaxState or SoftmaxTopKState
-    a: Any  # fields of that kind
-    b: Any
+    arrays: list[Any]  # fields of one state of that kind, and then of the other
 
 
 # ---- The functions ----
@@ -85,8 +85,8 @@ def top_k(x: Any, k: Any, axis: Any, mode: Any, sorted: Any) -> Call:
     scalars.one_of("mode", mode, ("largest", "smallest"))
     scalars.flag("sorted", sorted)
     request = Request("top_k", axis, _count(k, x, axis), spec_of(x))
-    expect(request)
-    return Call(runtime, request, Operands(x), Options(1.0 if mode == "largest" else -1.0))
+    options = Options(1.0 if mode == "largest" else -1.0)
+    return Call(runtime, request, expect(request), Operands(x), options)
 
 
 def softmax_topk(
@@ -119,10 +119,10 @@ def softmax_topk(
         scalars.flag("renormalize", renormalize),
         wants_lse=scalars.flag("return_lse", return_lse),
     )
-    expect(request)
+    expected = expect(request)
     if runtime is not None and where is not None and not where.ndim:
         where = placed(where, runtime, x)
-    return Call(runtime, request, Operands(x, where, factors), options)
+    return Call(runtime, request, expected, Operands(x, where, factors), options)
 
 
 def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any) -> Call:
@@ -138,9 +138,8 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any)
     largest = scalars.MAX_INDEX - x.shape[axis]
     offset = scalars.count("index_offset", index_offset, largest, why)
     request = Request("state", axis, k, spec_of(x), scale=spec_of(factors))
-    expect(request)
-    options = Options(factor, index_offset=offset)
-    return Call(runtime, request, Operands(x, scale=factors), options)
+    operands, options = Operands(x, scale=factors), Options(factor, index_offset=offset)
+    return Call(runtime, request, expect(request), operands, options)
 
 
 def merge(a: Any, b: Any) -> MergeCall:
@@ -168,8 +167,7 @@ def merge(a: Any, b: Any) -> MergeCall:
             if runtime is not None and runtime.address(array) % array.itemsize:
                 raise checks.misaligned(name, array)
             arrays.append(array)
-    size = len(kind._fields)
-    return MergeCall(runtime, kind, kind(*arrays[:size]), kind(*arrays[size:]))
+    return MergeCall(runtime, kind, arrays)
 
 
 def _rows(

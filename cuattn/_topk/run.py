@@ -40,17 +40,16 @@ class Outputs(NamedTuple):
 
 def run(call: Call) -> Outputs:
     """Launch a call on the device of x."""
-    runtime, request, operands, options = call
+    runtime, request, expected, operands, options = call
     device = runtime.device(operands.x)
-    expected = expect(request)
-    for name, array in zip(Operands._fields, operands, strict=True):
+    for i, array in enumerate(operands):
         if array is not None and runtime.address(array) % array.itemsize:
-            raise checks.misaligned(name, array)
+            raise checks.misaligned(Operands._fields[i], array)
     with runtime.on(device):
         if operands.scale is not None and operands.scale.dtype != expected.acc:
             operands = operands._replace(scale=operands.scale.astype(expected.acc))
             request = request._replace(scale=spec_of(operands.scale))
-            call = Call(runtime, request, operands, options)
+            call = Call(runtime, request, expected, operands, options)
         aligned = runtime.address(operands.x) % 16 == 0
         problem = _problem(request, aligned)
         if problem is None:
@@ -70,7 +69,7 @@ def run(call: Call) -> Outputs:
 
 
 def _launch(call: Call, limits: Limits, problem: TopKProblem, outputs: Outputs) -> None:
-    runtime, request, operands, options = call
+    runtime, request, _, operands, options = call
     plan = plan_topk(problem, limits.compute_capability, limits.num_sms)
     workspace = None
     if plan.workspace_bytes:
@@ -150,8 +149,7 @@ def _problem(request: Request, aligned: bool) -> TopKProblem | None:
 
 
 def _allocated(call: Call) -> Outputs:
-    runtime, request, _, options = call
-    expected = expect(request)
+    runtime, request, expected, _, options = call
     state = request.result == "state"
     stat = stat_l = None
     if state or options.wants_lse:
@@ -164,14 +162,14 @@ def _allocated(call: Call) -> Outputs:
 
 def _states(call: Call) -> SoftmaxState:
     """m and l of each row, by a pass of their own."""
-    runtime, request, operands, options = call
+    runtime, request, expected, operands, options = call
     rows = softmax_request.Request(
         "state",
         (request.axis,),
         request.x,
         where=request.where,
         scale=request.scale,
-        dtype=expect(request).acc,
+        dtype=expected.acc,
     )
     arrays = softmax_request.Operands(operands.x, where=operands.where, scale=operands.scale)
     _, m, l = run_softmax(softmax_request.Call(runtime, rows, arrays, options.scale))  # noqa: E741
@@ -188,7 +186,7 @@ def _store_states(outputs: Outputs, state: SoftmaxState) -> None:
 
 def _copied(call: Call) -> Call:
     """The same call on C-contiguous copies, for layouts that no kernel follows (RANKS)."""
-    runtime, request, operands, options = call
+    runtime, request, expected, operands, options = call
     copies = {}
     for name, array in operands._asdict().items():
         if array is not None:
@@ -197,25 +195,29 @@ def _copied(call: Call) -> Call:
                 wide = runtime.xp.broadcast_to(array, operands.x.shape)
             copies[name] = runtime.xp.ascontiguousarray(wide)
     specs: dict[str, Any] = {name: spec_of(array) for name, array in copies.items()}
-    return Call(runtime, request._replace(**specs), Operands(**copies), options)
+    return Call(runtime, request._replace(**specs), expected, Operands(**copies), options)
 
 
 def merge(call: MergeCall) -> Any:
     """Launch the merge of two states."""
-    runtime, kind, a, b = call
-    with runtime.on(runtime.device(a.m)):
-        given = [x if x.flags.c_contiguous else runtime.xp.ascontiguousarray(x) for x in (*a, *b)]
-        merged = [runtime.empty(x.shape, x.dtype) for x in a]
-        m, size, k = given[0], len(a), a[2].shape[-1] if len(a) > 2 else 0
+    runtime, kind, arrays = call
+    with runtime.on(runtime.device(arrays[0])):
+        arrays = [
+            array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)
+            for array in arrays
+        ]
+        size = len(arrays) // 2
+        merged = [runtime.empty(array.shape, array.dtype) for array in arrays[:size]]
+        m, k = arrays[0], arrays[2].shape[-1] if size > 2 else 0
         if m.size:
             fields = size if k else 2  # nothing selected: m and l alone
-            parts = given[:fields], given[size : size + fields], merged[:fields]
-            addresses = [runtime.address(x) for part in parts for x in part]
+            parts = arrays[:fields], arrays[size : size + fields], merged[:fields]
+            addresses = [runtime.address(array) for part in parts for array in part]
             if k:
                 kernel = plan_topk_state_merge(m.dtype.name, m.size, k)
                 params = TOPK_STATE_MERGE.struct.pack(*addresses, m.size, k)
             else:
                 kernel = plan_state_merge(m.dtype.name, m.size)
                 params = STATE_MERGE.struct.pack(*addresses, m.size)
-            runtime.launch(kernel, params, tuple(given), tuple(merged))
+            runtime.launch(kernel, params, tuple(arrays), tuple(merged))
     return kind(*merged)

@@ -78,7 +78,7 @@ def softmax_topk_state(
     state = reference.softmax_topk_state(
         call.operands.x, asked.k, axis=asked.axis, scale=call.factor, index_offset=offset
     )
-    m, l, values = (rounded(part, request.expect(asked).acc) for part in state[:3])  # noqa: E741
+    m, l, values = (rounded(part, call.expected.acc) for part in state[:3])  # noqa: E741
     return SoftmaxTopKState(m, l, values, state.indices)
 
 
@@ -124,5 +124,8 @@ def merge(a: State, b: State, /) -> State:
     call = request.merge(a, b)
     if call.runtime is not None:
         return run.merge(call)
-    both = reference.merge(call.a, call.b)
-    return call.kind(*(rounded(part, like.dtype) for part, like in zip(both, call.a, strict=True)))
+    size = len(call.arrays) // 2
+    both = reference.merge(call.kind(*call.arrays[:size]), call.kind(*call.arrays[size:]))
+    return call.kind(
+        *(rounded(part, like.dtype) for part, like in zip(both, call.arrays, strict=False))
+    )
