@@ -11,7 +11,7 @@ from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.tensor_map import ALIGNMENT, Boxes
 
 HALVES = ("float16", "bfloat16")
-ITEMSIZE = 2
+HALF_BYTES = 2
 SM90_SOFTCAP = (
     1024  # the most; the kernel's tanh errs by 2^-22 softcap, which then exceeds the scores'
 )
@@ -87,7 +87,7 @@ def plan_attention_sm90(
     blocks = units * row_blocks
 
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
-    smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * ITEMSIZE
+    smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * HALF_BYTES
     smem += 8 * (2 * tile.warpgroups + 4 * tile.stages + 1)  # barriers
     arguments = {
         "T": CTYPES[problem.dtype],
@@ -117,7 +117,7 @@ def plan_attention_sm90(
 def is_tma(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether TMA can move (batch, heads, rows, columns) of 16-bit elements, strides in bytes."""
     *outer, columns = zip(shape, strides, strict=True)
-    return columns[1] == ITEMSIZE and all(
+    return columns[1] == HALF_BYTES and all(
         size <= 1 or (0 < stride < STRIDE_LIMIT and stride % ALIGNMENT == 0)
         for size, stride in outer
     )
@@ -139,5 +139,5 @@ def box_of(
         (width, pack, length, heads // pack, batch),
         (head_stride, row_stride, head_stride * pack, batch_stride),
         (columns, pack, rows // pack, 1, 1),
-        columns * ITEMSIZE,
+        columns * HALF_BYTES,
     )

@@ -401,6 +401,11 @@ def test_address_between_elements(refusing):
     refusing.refuses(ValueError, "scale", "softmax", good, axis=(), scale=x)
     refusing.refuses(ValueError, "b", "logsumexp", good, b=x)
     refusing.refuses(ValueError, "b.l", "merge", SoftmaxState(good, good), SoftmaxState(good, x))
+    refusing.refuses(ValueError, "out", "logsumexp", good, axis=1, out=x[:, 0])
+    ends = x.view(np.int32)[0, :2]
+    if refusing.backend.name != "gpu":  # where the values of offsets are not looked at
+        ends[1] = 3
+    refusing.refuses(ValueError, "cu_seqlens", "segment_softmax", good, ends)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
