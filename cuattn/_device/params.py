@@ -106,7 +106,7 @@ STATE_MERGE = Params("StateMergeParams", "Q: m_a l_a m_b l_b m l", "q: n")
 
 # ---- Selections: topk/ops.cuh (behind SoftmaxParams), topk/radix.cuh (behind TopKParams) ----
 
-TOPK = Params("TopKParams", "Q: indices lists", "q: k index_offset tiles output renormalize")
+TOPK = Params("TopKParams", "Q: indices lists", "q: k index_offset output renormalize")
 RADIX_WORKSPACE = Params("RadixParams", "Q: workspace")
 RADIX_GEOMETRY = Params(
     "RadixParams",

@@ -42,7 +42,7 @@ MAX_COLUMNS = 4096  # columns of that length go to lanes only where they occupy 
 ROWS_PER_SM = 16  # rows that keep a multiprocessor busy with a warp each
 CLUSTER_COLS = 1 << 19  # longest row of a cluster: 8 blocks, below 64 K elements each
 STATE_WARPS = 32  # of a row in a cluster that keeps a state: lane p % 32 of one warp merges part p
-PART_TILES = 2  # of a warp: to merge a state costs 40 instructions, a tile takes 400
+PART_TILES = 2  # of a warp: to merge a state costs 50 instructions, a tile takes 200
 MAX_PARTS = 2048
 WAVES = 2  # blocks per multiprocessor that a split aims at
 MAX_SPLITS = 1024
@@ -60,7 +60,6 @@ class TopKPlan:
     workspace_bytes: int
     geometry: bytes
     lists_offset: int = 0  # where in the workspace the lists begin, behind the states
-    tiles: int = 1
     radix: bool = False  # in SoftmaxTopK the state of the rows is an input
 
 
@@ -93,7 +92,7 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
     if vec > 1:
         cols, most = problem.fragments * vec, problem.fragments_most * vec
     warp_tile = 32 * vec * fragments
-    parts, tiles = _parts(ceil_div(cols, warp_tile), warps)
+    parts = _parts(ceil_div(cols, warp_tile), warps)
     cluster, splits, warps_per_row, rows_per_block = 1, 1, 1, warps
     if rows < ROWS_PER_SM * num_sms and cols > 2 * warp_tile:
         warps_per_row, rows_per_block = warps, 1
@@ -129,14 +128,12 @@ def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> 
         workspace,
         geometry(problem.layout, Parts(parts, 0, splits)),
         states,
-        tiles,
     )
 
 
-def _parts(tiles: int, warps: int) -> tuple[int, int]:
-    """Parts of a row and tiles of each at most, from its length alone.
+def _parts(tiles: int, warps: int) -> int:
+    """Parts of a row, from its length alone.
 
     A part for each warp of a block, where there are as many tiles; then of PART_TILES tiles.
     """
-    parts = min(tiles, MAX_PARTS, max(warps, tiles // PART_TILES // warps * warps))
-    return parts, ceil_div(tiles, parts)
+    return min(tiles, MAX_PARTS, max(warps, tiles // PART_TILES // warps * warps))

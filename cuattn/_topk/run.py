@@ -105,7 +105,6 @@ def _launch(call: Call, limits: Limits, problem: TopKProblem, outputs: Outputs) 
         lists=start + plan.lists_offset,
         k=problem.k,
         index_offset=options.index_offset,
-        tiles=plan.tiles,
         output=OUTPUTS.get(request.result, 0),
         renormalize=options.renormalize,
     )

@@ -58,11 +58,13 @@ __device__ __forceinline__ int elements_past_boundary(const T* row) {
 }
 
 // Loads columns col … col + kCount - 1 of row[begin, end), zeros outside. kStreaming: nothing reads these bytes again.
+// aligned: whether `col` is on a fragment boundary of this row.
 template <bool kStreaming, int kCount, class T, class Index>
-__device__ __forceinline__ Packed<T, kCount> load_fragment(const T* row, Index col, Index begin, Index end) {
+__device__ __forceinline__ Packed<T, kCount> load_fragment(const T* row, Index col, Index begin, Index end,
+                                                           bool aligned = true) {
   Packed<T, kCount> packed;
   const T* ptr = row + col;
-  if (col >= begin && col + kCount <= end && elements_past_boundary<T, kCount>(ptr) == 0) {
+  if (col >= begin && col + kCount <= end && aligned) {
     const auto* vector_ptr = reinterpret_cast<const decltype(packed.words)*>(ptr);
     packed.words = kStreaming ? ptx::ld_global_streaming(vector_ptr) : ptx::ld_global(vector_ptr);
   } else {

@@ -49,7 +49,8 @@ struct SoftmaxBackward {
   __device__ __forceinline__ void load(Loaded<kCount>& loaded, Index col, Index begin, Index end) const {
     if constexpr (kCount > 1) {
       loaded.g = load_fragment<kStreaming, kCount>(grad, col, begin, end);
-      loaded.y = load_fragment<kStreaming, kCount>(y, col, begin, end);
+      const bool aligned = elements_past_boundary<T, kCount>(y + col) == 0;  // y may lie otherwise than grad
+      loaded.y = load_fragment<kStreaming, kCount>(y, col, begin, end, aligned);
     } else {
       loaded.g.set(0, T());
       loaded.y.set(0, T());

@@ -151,18 +151,27 @@ struct SoftmaxForward {
     }
   }
 
-  // The sum of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
-  template <int kGroup, int kTile, int kCount>
-  __device__ __forceinline__ Part accumulate(Items<kCount> (&tile)[kTile], int used, Part floor) const {
-    Acc m = floor.m;
+  // The largest of the first `used` items, at least `m`.
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Acc largest(const Items<kCount> (&tile)[kTile], int used, Acc m) const {
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
 #pragma unroll
       for (int j = 0; j < kCount; ++j) m = max_number(m, tile[i].t[j]);
     }
-    m = group_max<kGroup>(m);
+    return m;
+  }
 
+  // The sum of the first `used` items, its m at least `floor.m` and equal over groups of kGroup lanes.
+  template <int kGroup, int kTile, int kCount>
+  __device__ __forceinline__ Part accumulate(Items<kCount> (&tile)[kTile], int used, Part floor) const {
+    return sum_at(group_max<kGroup>(largest(tile, used, floor.m)), tile, used);
+  }
+
+  // The same relative to `m`, which no item exceeds.
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Part sum_at(Acc m, Items<kCount> (&tile)[kTile], int used) const {
     Acc l = 0, w = 0;
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {

@@ -3,6 +3,7 @@
 //
 // Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax/ops.cuh):
 //   best        the largest key of a tile of items, without NaN; nothing() where there is no number
+//   examine     best, and the tile's part of the state, with the tile's maximum taken once
 //   candidate   element j of an item
 //   selected    the state of one selected element
 //   store       result e of the row, after selection; norm: the state that probabilities are relative to
@@ -21,7 +22,6 @@ struct TopKParams {
   void* lists;                     // Candidate [rows, splits, k], between the kernels of a split row
   long long k;
   long long index_offset;  // added to every index
-  long long tiles;         // per part of a row
   long long output;        // TopKOutput
   long long renormalize;   // probabilities of the selected elements among themselves
 
@@ -87,6 +87,11 @@ struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> 
     return {};
   }
 
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Key examine(const Items<kCount> (&tile)[kTile], int, State&) const {
+    return best(tile);
+  }
+
   static __device__ __forceinline__ Key nothing() { return 0; }
 
   template <int kTile, int kCount>
@@ -144,12 +149,13 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   // Over the numbers of the tile: a NaN is selected only while fewer than k numbers are known, and then any key passes.
   template <int kTile, int kCount>
   __device__ __forceinline__ Key best(const Items<kCount> (&tile)[kTile]) const {
-    Acc t = -Limits<Acc>::infinity();
-#pragma unroll
-    for (int i = 0; i < kTile; ++i) {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) t = max_number(t, tile[i].t[j]);
-    }
+    return sort_key(this->largest(tile, kTile, -Limits<Acc>::infinity()), Acc(1));
+  }
+
+  template <int kTile, int kCount>
+  __device__ __forceinline__ Key examine(Items<kCount> (&tile)[kTile], int used, State& total) const {
+    const Acc t = this->largest(tile, kTile, -Limits<Acc>::infinity());
+    total = total.extend(this->sum_at(max_number(total.m, t), tile, used), this->unit);
     return sort_key(t, Acc(1));
   }
 

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
     topk_rows(const __grid_constant__ typename Op::Params params) {
   constexpr int kWarps = kWarpsPerRow * kRowsPerBlock;
   constexpr int kStep = 32 * kVec;
-  constexpr int kTile = kStep * kFragments;
+  constexpr long long kTile = kStep * kFragments;
   static_assert(kRowsPerBlock == 1 || (kWarpsPerRow == 1 && kClusterSize == 1), "a block merges the warps of one row");
   static_assert(kClusterSize <= kWarps, "one warp per list of the cluster");
   using Candidate = typename Op::Candidate;
@@ -45,10 +45,10 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   static_assert(!kHasState || 32 % (kWarpsPerRow * kClusterSize) == 0, "the parts of a lane are those of one warp");
 
   // Row of this thread. Warps past the last row own no column but take part in every collective.
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
-  const int thread = static_cast<int>(threadIdx.x) % (32 * kWarpsPerRow);
-  const unsigned splits = static_cast<unsigned>(params.row.splits);
-  const long long split = blockIdx.x % splits;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int thread = threadIdx.x % (32 * kWarpsPerRow);
+  const unsigned splits = kClusterSize > 1 ? kClusterSize : static_cast<unsigned>(params.row.splits);
+  const unsigned split = blockIdx.x % splits;
   const long long row = static_cast<long long>(blockIdx.x / splits) * kRowsPerBlock + warp / kWarpsPerRow;
   const bool exists = row < params.row.rows;
   const Op op(params, exists ? row : 0);
@@ -74,48 +74,54 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   }
   List list(queues + warp * kQueue, static_cast<int>(params.k));
 
-  // The tiles of this warp's parts, one after the other.
-  const int parts = static_cast<int>(params.row.parts), tiles = static_cast<int>(params.tiles);
-  const int warps = static_cast<int>(splits) * kWarpsPerRow;
-  int part = static_cast<int>(split) * kWarpsPerRow + warp % kWarpsPerRow, tile = 0;
-  const auto first_col_of = [&](int part, int tile) {
-    return (static_cast<long long>(tile) * parts + part) * kTile - past + lane * kVec;
-  };
-  const auto advance = [&] {
-    do {
-      if (++tile > tiles) {  // tile `tiles` exists where x is not aligned
-        tile = 0;
-        part += warps;
-      }
-    } while (part < parts && first_col_of(part, tile) - lane * kVec >= end);
-  };
+  // The tiles of this warp's parts, one after the other; `tile` is the first column of one. Where all of a tile is
+  // inside the row, no column is compared with its ends.
+  const unsigned parts = static_cast<unsigned>(params.row.parts), warps = splits * kWarpsPerRow;
+  unsigned part = exists ? split * kWarpsPerRow + warp % kWarpsPerRow : parts;
+  long long tile = part * kTile - past;
   typename Op::template Loaded<kVec> loaded[kFragments];
-  const auto load = [&](long long first_col) {
+  bool whole = false;
+  const auto load = [&] {
+    long long col = tile + lane * kVec;
+    whole = tile >= 0 && tile + kTile <= end;
+    if (whole) {
 #pragma unroll
-    for (int i = 0; i < kFragments; ++i) op.template load<true>(loaded[i], first_col + i * kStep, 0LL, end);
+      for (int i = 0; i < kFragments; ++i, col += kStep) op.template load<true>(loaded[i], col, col, col + kVec);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i, col += kStep) op.template load<true>(loaded[i], col, 0LL, end);
+    }
   };
   State total = State::identity(), all = total;  // of the part, and of the parts that this lane merges
-  if (part < parts) load(first_col_of(part, tile));
+  if (part < parts) load();
   while (part < parts) {
-    const int this_part = part;
-    const long long first_col = first_col_of(part, tile);
+    const unsigned this_part = part;
+    const long long first_col = tile + lane * kVec;
     typename Op::template Items<kVec> items[kFragments];
+    int used = kFragments;  // fragments that begin inside the row
+    if (whole) {
 #pragma unroll
-    for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, 0LL, end);
+      for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], 0, 0, kVec);  // known to be inside
+    } else {
+#pragma unroll
+      for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, 0LL, end);
+      used = static_cast<int>(min(end - first_col, kTile) + kStep - 1) / kStep;
+    }
     // The next tile is in flight while this one is examined.
-    advance();
+    tile += parts * kTile;
+    if (tile >= end) {
+      part += warps;
+      tile = part * kTile - past;
+    }
     const bool last = part >= parts;
-    if (!last) load(first_col_of(part, tile));
+    if (!last) load();
 
-    const long long inside = (end - first_col + kStep - 1) / kStep;  // fragments that begin inside the row
-    const int used = inside < 0 ? 0 : inside < kFragments ? static_cast<int>(inside) : kFragments;
-    total = total.extend(op.template accumulate<1>(items, used, total), op.unit);
+    const Key best = op.examine(items, used, total);
     if constexpr (kHasState) {
       if (part != this_part) {
         total = total.template merge_group<32>(op.unit);
         if (kClusterSize == 1 && splits > 1) {
-          State* partial = static_cast<State*>(params.row.partial) + row * parts;
-          if (lane == 0 && exists) ptx::st_global(partial + this_part, total);
+          if (lane == 0) ptx::st_global(static_cast<State*>(params.row.partial) + row * parts + this_part, total);
         } else if (lane == this_part % 32) {
           all = all.merge(total, op.unit);
         }
@@ -123,7 +129,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
       }
     }
 
-    const Candidate head = Candidate::make(op.best(items), first_col > 0 ? first_col : 0);
+    const Candidate head = Candidate::make(best, first_col > 0 ? first_col : 0);
     bool look = __any_sync(0xffffffff, head.beats(list.kth));
     if (look) {
       Key floor = 0;
@@ -164,7 +170,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
 
   // Merge over the warps of the row, then over its blocks: by the first of the cluster, or by topk_merge.
   if constexpr (kWarpsPerRow > 1) merge_lists<kQueue>(list, queues, kWarpsPerRow);
-  const bool mine = lane % warps == split * kWarpsPerRow + warp % kWarpsPerRow;  // this lane's parts are this warp's
+  // Whether this warp has merged the parts of this lane.
+  const bool mine = lane % (kWarpsPerRow * kClusterSize) == split * kWarpsPerRow + warp % kWarpsPerRow;
   if constexpr (kClusterSize > 1) {
     ptx::cluster_arrive();  // releases this block's mbarrier and, with its queues read, the memory of the slots
     ptx::cluster_wait();    // the first block is ready to be sent to

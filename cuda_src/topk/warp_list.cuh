@@ -157,7 +157,7 @@ struct WarpList {
 // from slots + w * kStride on. The result is warp 0's. Every thread of the block calls it.
 template <int kStride, class List, class Candidate>
 __device__ __forceinline__ void merge_lists(List& list, Candidate* slots, int lists) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int half = lists / 2; half > 0; half /= 2) {
     if (warp >= half && warp < 2 * half) list.save(slots + warp * kStride);

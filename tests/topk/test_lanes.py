@@ -119,7 +119,6 @@ def topk(
         lists=0,
         k=k,
         index_offset=index_offset,
-        tiles=1,
         output=OUTPUTS[output],
         renormalize=renormalize,
     )

@@ -118,7 +118,6 @@ def select(
         lists=0,
         k=k,
         index_offset=index_offset,
-        tiles=0,
         output=OUTPUTS[output],
         renormalize=renormalize,
     )
