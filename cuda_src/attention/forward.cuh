@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   using KTile = Tile<T, kKeys, kDim>;
   using VTile = Tile<T, kKeys, kValueDim>;
   using OutTile = Tile<T, kRows, kValueDim>;
-  constexpr bool kLazy = sizeof(Acc) == 4;  // float64 has no registers for a path without rescale
+  constexpr bool kLazy = sizeof(Acc) == 4 || kDim + kValueDim <= 320;   // larger tiles would spill
   constexpr int kSlot = (kDim > kValueDim ? kDim : kValueDim) * kKeys;  // elements
 
   const int heads = params.batch * params.heads;  // ragged: every head finds its sequence by itself
@@ -156,10 +156,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        best[i][half] = s[i][0][2 * half];
+        best[i][half] = -Limits<Acc>::infinity();
 #pragma unroll
         for (int n = 0; n < kNTiles; ++n) {
-          best[i][half] = max_number(best[i][half], max_number(s[i][n][2 * half], s[i][n][2 * half + 1]));
+#pragma unroll
+          for (int e = 0; e < 2; ++e) best[i][half] = max_number(best[i][half], s[i][n][2 * half + e]);
         }
         best[i][half] = group_max<4>(best[i][half]);
         grew = grew || shift[i][half].exceeded(best[i][half]);

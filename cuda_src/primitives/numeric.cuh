@@ -59,9 +59,9 @@ struct Limits<double> {
   static __device__ __forceinline__ double most() { return __longlong_as_double(0x7fefffffffffffffLL); }
 };
 
-// Larger of two; a NaN gives way to a number (it is kept by the sum of exponentials instead, see SoftmaxState).
+// Larger of two. A NaN `b` gives way to the number `a` (it is kept by the sum of exponentials, see SoftmaxState).
 __device__ __forceinline__ float max_number(float a, float b) { return fmaxf(a, b); }
-__device__ __forceinline__ double max_number(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ double max_number(double a, double b) { return b > a ? b : a; }
 
 // a * b rounded by itself: the compiler fuses no addition into it.
 __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
@@ -80,6 +80,12 @@ __device__ __forceinline__ float from_root(float root) { return mul_rn(root, roo
 __device__ __forceinline__ double from_root(double e) { return e; }
 __device__ __forceinline__ float add_from_root(float sum, float root) { return ptx::fma_rn(root, root, sum); }
 __device__ __forceinline__ double add_from_root(double sum, double e) { return sum + e; }
+__device__ __forceinline__ float add_times_from_root(float sum, float factor, float root) {
+  return ptx::fma_rn(root * factor, root, sum);
+}
+__device__ __forceinline__ double add_times_from_root(double sum, double factor, double e) {
+  return ptx::fma_rn(e, factor, sum);
+}
 __device__ __forceinline__ float times_from_root(float factor, float root) { return mul_rn(root * factor, root); }
 __device__ __forceinline__ double times_from_root(double factor, double e) { return mul_rn(e, factor); }
 

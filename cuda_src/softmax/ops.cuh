@@ -80,9 +80,8 @@ struct SoftmaxForward {
 
   template <int kCount>
   struct Items {
-    Acc t[kCount];     // scaled elements; exponentials (exp_root) once accumulated, if probabilities are wanted
-    Acc w[kCount];     // weights (kWeighted)
-    unsigned present;  // bit i: element i takes part (kMasked)
+    Acc t[kCount];  // scaled elements; exponentials (exp_root) once accumulated, if probabilities are wanted
+    Acc w[kCount];  // weights (kWeighted)
   };
 
   const Params& params;
@@ -117,14 +116,15 @@ struct SoftmaxForward {
       const In* ptr = x + params.col_offset(kX, col);
       if (inside) loaded.x.set(0, kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
     }
+    static_assert(kCount == 1 || Params::kOneProduct, "neighbours lie one stride apart");
+    [[maybe_unused]] const bool* where_ptr = where + params.col_offset(kWhere, col);
+    [[maybe_unused]] const Acc* weight_ptr = weight + params.col_offset(kWeight, col);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool inside = col + i >= begin && col + i < end;
-      if constexpr (kMasked) {
-        loaded.where[i] = inside && ptx::ld_global(where + params.col_offset(kWhere, col + i));
-      }
+      if constexpr (kMasked) loaded.where[i] = inside && ptx::ld_global(where_ptr + i * params.col_stride[kWhere][0]);
       if constexpr (kWeighted) {
-        loaded.w[i] = inside ? ptx::ld_global(weight + params.col_offset(kWeight, col + i)) : Acc(0);
+        loaded.w[i] = inside ? ptx::ld_global(weight_ptr + i * params.col_stride[kWeight][0]) : Acc(0);
       }
     }
   }
@@ -137,7 +137,6 @@ struct SoftmaxForward {
       for (int i = 0; i < kCount; ++i) items.t[i] = mul_rn(to_acc<Acc>(loaded.x.element(i)), scale);
       return;
     }
-    items.present = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       bool present = col + i >= begin && col + i < end;
@@ -147,7 +146,6 @@ struct SoftmaxForward {
         present = items.w[i] != 0;  // b = 0 takes out an inf or a NaN, too
       }
       items.t[i] = present ? mul_rn(to_acc<Acc>(loaded.x.element(i)), scale) : -Limits<Acc>::infinity();
-      items.present |= unsigned(present) << i;
     }
   }
 
@@ -179,19 +177,18 @@ struct SoftmaxForward {
       Acc sum = 0;  // of a fragment: short sums round less
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        const Acc root = exp_root(tile[i].t[j] - shift_of(m), unit);
         if constexpr (kWeighted) {
-          const Acc b = tile[i].w[j];
-          if (tile[i].t[j] == m)
-            w += b;
-          else
-            sum += times_from_root(b, root);
+          const bool is_most = tile[i].t[j] == m;
+          const Acc root = exp_root(is_most ? Acc(0) : tile[i].t[j] - m, unit), b = tile[i].w[j];
+          w += is_most ? b : Acc(0);
+          sum = add_times_from_root(sum, is_most ? Acc(0) : b, root);
         } else {
-          sum = add_from_root(sum, root);
+          const Acc root = exp_root(tile[i].t[j] - shift_of(m), unit);
+          sum = j == 0 ? from_root(root) : add_from_root(sum, root);
+          if constexpr (kProbs) tile[i].t[j] = root;
         }
-        if constexpr (kProbs) tile[i].t[j] = root;
       }
-      l += sum;
+      l = i == 0 ? sum : l + sum;
     }
     if constexpr (kWeighted)
       return {m, w, l};
@@ -254,7 +251,15 @@ struct SoftmaxForward {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       value[j] = kProbs ? times_from_root(factor, items.t[j]) : ptx::fma_rn(items.t[j], unit, -factor);
-      if (kMasked && !(items.present >> j & 1)) value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
+    }
+    // What is masked has come to 0 or -inf, unless the row has +inf, NaN or nothing that takes part.
+    if (kMasked && factor - factor != 0) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        if (col + j >= begin && col + j < end && !ptx::ld_global(where + params.col_offset(kWhere, col + j))) {
+          value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
+        }
+      }
     }
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }

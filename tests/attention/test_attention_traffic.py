@@ -74,24 +74,23 @@ def test_every_byte(rng, op, left, right):
     lse = call.result[1]
     assert call.counters.global_bytes_written == call.result[0].nbytes + lse.nbytes
     tiles = sum(-(-end // call.keys) - begin // call.keys for begin, end in ranges if end > begin)
-    # Each score once. Factors: in float64 in every tile, else where rows of a warp begin in
-    # different tiles, for some; by each of the four lanes that share a row.
+    # Each score once. Factors: where rows of a warp begin in different tiles, for some; by each of
+    # the four lanes that share a row.
     scores = 2 * tiles * call.rows * call.keys
-    most = scores + 2 * tiles * call.rows * 4 * (left is not None or op == "float64")
+    most = scores + 2 * tiles * call.rows * 4 * (left is not None)
     assert scores <= call.counters.exps <= most
 
 
 @pytest.mark.parametrize("op", DTYPES)
 def test_one_exponential_per_score(rng, op):
-    """A maximum that grows by little costs no rescale; by more, one for each lane of a row. In
-    float64 every tile but the first has one."""
+    """A maximum that grows by little costs no rescale; by more, one for each lane of a row."""
     for growth, rescaled in ((5.0, False), (13.0, True)):  # powers of two in all; per 64 keys
         q, k, v = draw(rng, 1, 1, 1, 128, 320, 64, 64, DTYPES[op])
         q[...], k[..., 0] = np.eye(1, 64), np.arange(320) // 64 * growth * np.log(2) * 8
         k[..., 0] /= k.dtype.type(1 if rescaled else 4)
         call = Counted(q, k, v, op)
         tiles = -(-320 // call.keys)
-        factors = tiles - 1 if op == "float64" else 4 * rescaled
+        factors = 4 * rescaled
         assert call.counters.exps == 128 * (tiles * call.keys + 4 * factors)
 
 
