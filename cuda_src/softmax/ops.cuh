@@ -116,15 +116,16 @@ struct SoftmaxForward {
       const In* ptr = x + params.col_offset(kX, col);
       if (inside) loaded.x.set(0, kStreaming ? ptx::ld_global_streaming(ptr) : ptx::ld_global(ptr));
     }
-    static_assert(kCount == 1 || Params::kOneProduct, "neighbours lie one stride apart");
-    [[maybe_unused]] const bool* where_ptr = where + params.col_offset(kWhere, col);
-    [[maybe_unused]] const Acc* weight_ptr = weight + params.col_offset(kWeight, col);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool inside = col + i >= begin && col + i < end;
-      if constexpr (kMasked) loaded.where[i] = inside && ptx::ld_global(where_ptr + i * params.col_stride[kWhere][0]);
+      if constexpr (kMasked) {
+        loaded.where[i] = inside && ptx::ld_global(where + params.col_offset(kWhere, col + i));
+      }
       if constexpr (kWeighted) {
-        loaded.w[i] = inside ? ptx::ld_global(weight_ptr + i * params.col_stride[kWeight][0]) : Acc(0);
+        // Neighbours are one stride apart (one element alone where columns have several dimensions).
+        const Acc* ptr = inside || Params::kOneProduct ? weight + params.col_offset(kWeight, col) : weight;
+        loaded.w[i] = inside ? ptx::ld_global(ptr + i * params.col_stride[kWeight][0]) : Acc(0);
       }
     }
   }
@@ -256,7 +257,8 @@ struct SoftmaxForward {
     if (kMasked && factor - factor != 0) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        if (col + j >= begin && col + j < end && !ptx::ld_global(where + params.col_offset(kWhere, col + j))) {
+        const bool inside = col + j >= begin && col + j < end;
+        if (inside && !ptx::ld_global(where + params.col_offset(kWhere, col + j))) {
           value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
         }
       }
