@@ -70,7 +70,7 @@ def cache_dir():
 
 
 @functools.cache
-def _identity(compiler):
+def compiler_identity(compiler):
     """What tells two compilers apart."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
     return " ".join(compiler) + version.stdout
@@ -88,7 +88,7 @@ def _sources_digest(*roots):
 
 
 @contextlib.contextmanager
-def _lock(path):
+def locked(path):
     """Held by one process at a time, where the system has such locks; else no lock."""
     try:
         import fcntl
@@ -105,7 +105,7 @@ def _compile(stem, compiler, arguments, what):
     target = cache_dir() / f"{stem}.so"
     if target.exists():
         return target
-    with _lock(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock")):
         if not target.exists():
             handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
             os.close(handle)
@@ -145,7 +145,9 @@ def runtime_library(compiler=None):
     """The runtime, loaded."""
     compiler = compiler or find_compiler()
     flags = [*RUNTIME_FLAGS, f"-I{HERE}"]
-    stem = _stem("runtime", _identity(compiler), *FLAGS, *RUNTIME_FLAGS, _sources_digest(HERE))
+    stem = _stem(
+        "runtime", compiler_identity(compiler), *FLAGS, *RUNTIME_FLAGS, _sources_digest(HERE)
+    )
     name = f"{stem}.so"
     soname = (
         f"-Wl,-install_name,@rpath/{name}" if sys.platform == "darwin" else f"-Wl,-soname,{name}"
@@ -175,7 +177,9 @@ def kernel_library(source, name, arch=None, compiler=None, include_dirs=(), prof
     flags = [*KERNEL_FLAGS, *([] if arch is None else [f"-D__CUDA_ARCH__={arch}"])]
     flags += coverage_flags(compiler) if profile else ()
     digest = _sources_digest(HERE, CUDA_SRC, *include_dirs)
-    stem = _stem("kernel", _identity(compiler), *FLAGS, *flags, digest, runtime.path.name, text)
+    stem = _stem(
+        "kernel", compiler_identity(compiler), *FLAGS, *flags, digest, runtime.path.name, text
+    )
     unit = cache_dir() / f"{stem}.cpp"
     if not unit.with_suffix(".so").exists():
         handle, temporary = tempfile.mkstemp(suffix=".cpp", dir=unit.parent)
