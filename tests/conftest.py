@@ -2,7 +2,8 @@
 
 Every run draws one random seed, which feeds the data (`rng`) and the emulator's schedule. pytest's
 header prints it, and ``CUATTN_TEST_SEED`` sets it. ``CUATTN_REQUIRE_GPU=1`` makes a GPU case fail
-where it would be skipped.
+where it would be skipped. The software device (`software_device.plugin`) stands for a GPU where
+pytest has been started with it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,60 @@ import ctypes
 import functools
 import os
 import secrets
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
 SEED = "CUATTN_TEST_SEED"
+SHARE = "CUATTN_TEST_SHARE"
+
+
+def software_arch():
+    """``sm_80``, of the software device; None where it does not stand for a GPU."""
+    plugin = sys.modules.get("software_device.plugin")
+    return plugin.arch if plugin is not None and plugin.reason is None else None
+
+
+GPU_NAME = f"device-{software_arch()}" if software_arch() else "gpu"
+GPU = pytest.param(GPU_NAME, marks=pytest.mark.gpu)  # the backend
+on_a_gpu = pytest.mark.parametrize("backend", [GPU], indirect=True)
 
 
 def pytest_configure(config):
     os.environ.setdefault(SEED, str(secrets.randbits(32)))  # inherited by the xdist workers
+
+
+def pytest_collection_modifyitems(config, items):
+    """Bodies marked `host` have no case on a GPU, and a share leaves what the other one takes."""
+    share = os.environ.get(SHARE)
+    if share not in (None, "", "emulator", "device"):
+        raise pytest.UsageError(f"{SHARE} must be emulator or device, but is {share}")
+    dropped = [
+        item
+        for item in items
+        if (item.get_closest_marker("host") and item.get_closest_marker("gpu"))
+        or (share and takes(item) not in (None, share))
+    ]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = set(map(id, dropped))
+        items[:] = [item for item in items if id(item) not in gone]
+
+
+def takes(item):
+    """Which of the emulator and the software device takes a body that both can run, by the seed.
+
+    The device is several times faster, and takes three of four.
+    """
+    backend = item.callspec.params.get("backend", "") if hasattr(item, "callspec") else ""
+    kind, _, arch = str(backend).partition("-")
+    if kind not in ("emulator", "device"):
+        return None
+    body = item.nodeid.replace(backend, arch.rstrip("a"))
+    is_emulated = zlib.crc32(f"{os.environ[SEED]} {body}".encode()) % 4 == 0
+    return "emulator" if is_emulated else "device"
 
 
 def pytest_report_header(config):
@@ -30,7 +75,7 @@ def pytest_report_header(config):
 class NumpyBackend:
     """NumPy arrays in, NumPy arrays out: `cuattn.reference`, or the kernels on the emulator."""
 
-    xp = np
+    xp, on_device = np, False
 
     def __init__(self, name, arch=None, runtime=None):
         self.name, self.arch, self.runtime = name, arch, runtime
@@ -50,10 +95,12 @@ class NumpyBackend:
 class CupyBackend(NumpyBackend):
     """CuPy arrays on the current device."""
 
+    on_device = True
+
     def __init__(self):
         self.xp = pytest.importorskip("cupy")
         major, minor = divmod(int(self.xp.cuda.Device().compute_capability), 10)
-        super().__init__("gpu", f"sm_{major}{minor}")
+        super().__init__(GPU_NAME, f"sm_{major}{minor}")
 
     def asarray(self, a):
         if a.size == 0:
@@ -86,7 +133,7 @@ def why_no_gpu():
         "numpy",
         "emulator-sm_80",
         "emulator-sm_90a",
-        pytest.param("gpu", marks=pytest.mark.gpu),
+        GPU,
     ]
 )
 def backend(request):

@@ -186,6 +186,7 @@ class Runner:
         self._calls = calls
         copies = [tuple(array.copy(order="K") for array in inputs) for _ in range(calls - 1)]
         operands = once + [tuple(map(library.asarray, copy)) for copy in copies]
+        self._operands = operands  # a graph has no part in their memory
         self._cold, self._warm = self._plain(operands), self._plain(once * calls)
         if calls > 1 and self.clock == "events":
             # A library whose call cannot be captured is launched call by call.

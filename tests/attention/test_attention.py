@@ -325,10 +325,9 @@ def test_repeated_elements(backend, rng):
         problem.check(*call(backend, problem.arrays, {}, return_lse=True))
 
 
+@pytest.mark.host("CuPy has no records")
 def test_fractions_of_elements(backend, rng):
     """A field of packed records: strides that are not a multiple of the element's size."""
-    if backend.name == "gpu":
-        pytest.skip("CuPy has no records")
     q, k, v = Problem(rng, "float32", **SMALL).arrays
     records = np.zeros(k.shape, [("pad", np.int8, 4), ("x", np.float32), ("end", np.int8, 2)])
     records["x"] = k
@@ -644,10 +643,9 @@ def test_a_prefix_of_the_queries(backend, rng):
         problem.check(whole[:, :, :n])
 
 
+@pytest.mark.parametrize("backend", ["numpy"], indirect=True)
 def test_numpy_is_the_reference(backend, rng):
     """Without an emulator NumPy arrays are computed in float64, rounded once."""
-    if backend.name != "numpy":
-        pytest.skip("of NumPy")
     for op in ("float16", "bfloat16", "float32"):
         options = any_options(rng, 2, 4, (29, 70))
         problem = Problem(rng, op, 2, (4, 2), (29, 70), **options)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import test_layout as layout
-from conftest import SEED
+from conftest import GPU, SEED
 from tolerance import EXPONENT_ROUNDINGS, TABLE, assert_close, naive_softmax
 
 import cuattn
@@ -23,7 +23,7 @@ COLUMNS = [1, 31, 256, 257, 1000, 4099]
 
 on_kernels = pytest.mark.parametrize(
     "backend",
-    ["emulator-sm_80", "emulator-sm_90a", pytest.param("gpu", marks=pytest.mark.gpu)],
+    ["emulator-sm_80", "emulator-sm_90a", GPU],
     indirect=True,
 )
 every_softmax = pytest.mark.parametrize("name", SOFTMAX)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import scipy.special
 import synthetic_results as synthetic
+from conftest import on_a_gpu, software_arch
+from test_bench_device import patient  # noqa: F401
 from test_bench_harness import Arrays, Device
 from test_kernel_report import TRAP, listing, nvdisasm, nvrtc  # noqa: F401
 
@@ -255,15 +257,21 @@ def test_the_models_have_their_published_sizes():
     assert [cell.shape["causal"] for cell in cells] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("backend", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@on_a_gpu
 @pytest.mark.parametrize("operation", ["attention", "transformer"])
+@pytest.mark.usefixtures("patient")
 def test_a_cell_on_a_gpu(backend, operation):
     """The whole of the harness on the real thing, and every peer that is there."""
     cell = cell_of(operation, head_dim=64, seqlen_q=200, seqlen_k=200, causal=1)
     found = measure.measure_cell(cell, OPERATIONS[operation], device.CudaDevice())["contestants"]
     entries = {entry["name"]: entry for entry in found}
-    assert {entries[name]["status"] for name in ("cuattn", "CuPy expression")} == {"ok"}
-    assert 0 < entries["cuattn"]["peak_bytes"] <= entries["CuPy expression"]["peak_bytes"]
+    if software_arch() and operation == "transformer":  # our own layers need CuPy's products
+        assert "the software device cannot run cublas" in entries["cuattn"]["detail"]
+        return
+    assert entries["cuattn"]["status"] == "ok" and entries["cuattn"]["peak_bytes"] > 0
+    if not software_arch():
+        assert entries["CuPy expression"]["status"] == "ok"
+        assert entries["cuattn"]["peak_bytes"] <= entries["CuPy expression"]["peak_bytes"]
     assert [e["name"] for e in found if e["status"] in ("wrong", "failed")] == []
 
 

@@ -161,12 +161,27 @@ def test_the_report_has_what_needs_no_gpu_and_says_so(text):
     assert "| `cuattn.softmax` | 2.00 | 1.00 | 2.00 | 2.25 | algorithm 3 |" in text
     assert "| online softmax | 2.00 | 1.00 | 3.00 | 2.25 | algorithm 3; overflows |" in text
     counted = "| logsumexp | sm_80 | 4 × 1000 float32 | `softmax_split<kReduce, 32, 4, 8>` "
-    assert counted + "| 1.00 | 0.250 | 1.50 | 1.12 | 0 | 3 | 4096 |" in text
+    assert counted + "| 1.00 | 0.250 | 1.50 | 1.12 | – | 0 | 3 | 4096 | – | – |" in text
     assert "| sm_90 | 2 | 64 | 1 | `softmax_rows<512, 1>` 24 bytes | memory: 1, issue: 1 |" in text
     assert "| `softmax` | 9.00 | 8.40–9.60 |" in text
     assert "| cold | sm_90 | 1 | 500 | 500 | `softmax_rows<512, 1>` |" in text
     assert "| `import numpy` | 200 | 140–260 |" in text
     assert "no GPU" in section(text, "Counters") and "no GPU" in section(text, "Kernels")
+
+
+def test_executed_instructions_stand_beside_their_call(full):
+    """Beside no other: not of another architecture or shape."""
+    (counted,) = full["counters"]
+    keys = ("operation", "arch", "rows", "cols", "dtype", "kernels")
+    row = {key: counted[key] for key in keys}
+    row |= {"instructions": 24.5, "kinds": {"float": 20.0, "mufu": 4.5}}
+    for other in ({}, {"arch": "sm_90"}, {"cols": 1001}):
+        result = {**full, "instructions": [row | other]}
+        assert schema.validate(result)
+        assert ("| 1.12 | 24.5 | 0 |" in report.markdown(result)) is (not other)
+    table = report_tables.instructions_table([row])
+    assert "| all | float | mufu |" in table
+    assert "| logsumexp | sm_80 | 4 × 1000 float32 | 24.5 | 20.0 | 4.50 |" in table
 
 
 def test_without_a_gpu_the_report_says_so():

@@ -291,6 +291,18 @@ def test_a_check_up_leaves_a_valid_result_and_a_report(tmp_path, capsys):
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_without_the_software_device_the_report_has_the_reason(tmp_path, capsys, monkeypatch):
+    """Its column is empty, which is no failure."""
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    assert checkup.main(["--only", "instructions", "--out", str(tmp_path), "--minutes", "2"]) == 0
+    path = tmp_path / os.path.basename(capsys.readouterr().out.strip())
+    result = schema.load(path)
+    (part,) = result["parts"]
+    assert part["status"] == "skipped" and part["detail"].startswith("no software device: ")
+    assert result["instructions"] == []
+    assert part["detail"][:60] in path.with_suffix(".md").read_text()
+
+
 def test_a_result_can_be_resumed(tmp_path, capsys):
     result = checkup.empty_result()
     result["cells"] = [record(CELLS[0], {})]

@@ -42,11 +42,10 @@ def same(got, want):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.host("arrays of the host")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, ml_dtypes.bfloat16])
 def test_numpy_scalar_for_x(backend, dtype):
     """As an array without dimensions."""
-    if backend.name == "gpu":
-        pytest.skip("arrays of the host")
     number, array = dtype(3), np.array(3, dtype)
     calls = [
         lambda x: cuattn.softmax(x, return_lse=True),
@@ -153,10 +152,9 @@ def test_largest_numbers(backend):
         cuattn.softmax_topk_state(x, 2, index_offset=largest + 1)
 
 
+@pytest.mark.host("device arrays are trusted")
 def test_offsets_that_no_place_has(at):
     """Only where they lie on the host: reading a device array would wait for it."""
-    if at.backend.name == "gpu":
-        pytest.skip("device arrays are trusted")
     for values in ([2**40, 0], [0, -(2**39) - 1]):
         at.bad(ValueError, "q_offset", DENSE, "2**39", q_offset=np.array(values))
     at.bad(ValueError, "q_offset", VARLEN, "2**39", q_offset=np.array([2**63, 0], np.uint64))
@@ -254,10 +252,9 @@ def test_out_without_elements(backend, name):
     assert cuattn.attention(q, q, q, out=out) is out
 
 
+@pytest.mark.host("CuPy has no swapped bytes")
 def test_swapped_bytes(refusing):
     """Of offsets and states too, which kernels read as they are."""
-    if refusing.backend.name == "gpu":
-        pytest.skip("CuPy has no swapped bytes")
     x, ends = refusing.x, np.array([0, 1, 3], ">i8")
     refusing.refuses(TypeError, "cu_seqlens", "segment_softmax", x, ends)
     state = cuattn.SoftmaxState(np.zeros(3, ">f4"), np.ones(3, ">f4"))

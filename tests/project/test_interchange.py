@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import draw
+from conftest import on_a_gpu
 from test_check import DeviceArray
 
 import cuattn
@@ -188,11 +189,10 @@ def test_every_function_is_called():
     assert set(CALLS) == functions - {"reference", "show_config"}
 
 
+@pytest.mark.host("arrays of the host")
 @pytest.mark.parametrize("name", CALLS)
 def test_answered_by_numpy(backend, rng, name):
     """Every array of every function, by whatever library: the bits of the same call of NumPy."""
-    if backend.name == "gpu":
-        pytest.skip("arrays of the host")
     args, options = each(
         lambda a: draw(rng, a.shape, "float32") if a.dtype == np.float32 else a, CALLS[name]
     )
@@ -205,10 +205,9 @@ def test_answered_by_numpy(backend, rng, name):
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.host("arrays of the host")
 def test_out(backend, rng):
     """Written where it is; what the library hands out to be read only is refused."""
-    if backend.name == "gpu":
-        pytest.skip("arrays of the host")
     for exporter, dtype in ((array_api_strict.asarray, np.float32), (Exporter, BFLOAT16)):
         x = draw(rng, (3, 5), "float32").astype(dtype)
         memory = np.full((3, 5), 7).astype(dtype)
@@ -294,7 +293,7 @@ class Streamed:
         return {**self.array.__cuda_array_interface__, "stream": self.stream.ptr, "version": 3}
 
 
-@pytest.mark.parametrize("backend", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@on_a_gpu
 def test_the_stream_of_an_interface(backend, rng):
     """What another stream still writes is waited for; one's own takes part in a captured graph."""
     numbers = rng.standard_normal((4, 1000)).astype(np.float32)

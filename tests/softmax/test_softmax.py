@@ -6,6 +6,7 @@ import cases
 import numpy as np
 import pytest
 from cases import INF, LAYOUTS, NAN, Guarded, draw
+from conftest import on_a_gpu
 from tolerance import (
     FLOATS,
     NAIVE,
@@ -541,12 +542,10 @@ def test_random_call(backend, rng, case):
     verify(backend, x, axis, name=name, **options)
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements(backend, rng):
     """Two gigabytes beyond 32-bit indices; the last row is checked."""
-    if backend.name != "gpu":
-        pytest.skip("four gigabytes and a device")
     rows, n = 65537, 32769
     last = draw(rng, (1, n), "float16")
     x = backend.xp.zeros((rows, n), np.float16)

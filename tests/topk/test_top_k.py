@@ -6,6 +6,7 @@ import cases
 import numpy as np
 import pytest
 from cases import INF, LAYOUTS, NAN, draw, ranking_stack
+from conftest import on_a_gpu
 from numpy.exceptions import AxisError
 from tolerance import FLOATS, dtype_of
 
@@ -358,12 +359,10 @@ def test_schedule_does_not_show(rng, arch, n, k):
         assert one.tobytes() == other.tobytes()
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements(backend, rng):
     """Two gigabytes beyond 32-bit indices; the first and the last row are checked."""
-    if backend.name != "gpu":
-        pytest.skip("four gigabytes and a device")
     rows, n = 65537, 32769
     last = draw(rng, (1, n), "float16")
     x = backend.xp.zeros((rows, n), np.float16)
