@@ -3,10 +3,11 @@
 ``python tests/mutations/mutate.py [--list] [--only WORD]``: the tables beside it hold mutations of
 ``cuda_src/``, one table per family, each mutation with the few tests of which one must fail. All
 happens in a copy of the tree. Exits with 1 if a mutation survives. pytest does not collect this
-file, and CI does not run it: it takes twenty minutes.
+file, and CI does not run it: it takes forty minutes.
 
-What it cannot reach: the twins of ``ptx/`` stand before those headers, so inline assembly and cache
-hints are not emulated; and a row number beyond 32 bits needs as many rows.
+Tests run on the emulator, but those of ptx.txt on the software device: the twins of ``ptx/`` stand
+before those headers, so only there does inline assembly run. What no test can reach: cache hints,
+and a row number beyond 32 bits, which needs as many rows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("bench", "cuda_src", "cuattn", "tests", "setup.cfg", "pyproject.toml")
 LIMIT = 30  # seconds; a kernel that never ends counts as noticed
+DEVICE_LIMIT = 90  # the same on the software device, where NVRTC compiles
 
 
 class Mutation(NamedTuple):
@@ -50,6 +52,22 @@ def of(name, test, *parameters, arch="sm_90a"):
 def ampere(name, test, *parameters):
     """The same where Hopper has a kernel of its own."""
     return of(name, test, *parameters, arch="sm_80")
+
+
+def on_device(node, capability):
+    """A test that the software device of this compute capability runs."""
+    return f"{node}@{capability}"
+
+
+def device(name, test, *parameters, capability=80):
+    """Node ID of one case of a test of test_<name>.py, on the software device."""
+    case = "-".join((f"device-sm_{capability}", *map(str, parameters)))
+    return on_device(f"{FILES[f'test_{name}']}::{test}[{case}]", capability)
+
+
+def hopper(name, test, *parameters):
+    """The same on the software device of compute capability 9.0."""
+    return device(name, test, *parameters, capability=90)
 
 
 # ---- selections: which configuration of which kernel runs, on what ------------------------------
@@ -425,16 +443,68 @@ MERGE_ATTENTION = (
     *(of("merge_attention", "test_empty", f"shape{i}") for i in range(4)),
 )
 
+# ptx: on the software device.
+DEVICE_SOFTMAX = (device("softmax", "test_length", 33, "softmax"),)
+DEVICE_SHIFTED = (device("softmax", "test_every_alignment", 3),)
+DEVICE_BYTES = (device("top_k", "test_dtype", "uint8"),)
+DEVICE_CLUSTER = (hopper("softmax", "test_long_rows", 1, 32767),)
+DEVICE_CLUSTERS = (hopper("softmax", "test_long_rows", 2, 50257),)
+DEVICE_TOPK_CLUSTER = (hopper("top_k", "test_long_rows", 64),)
+DEVICE_HALF = (device("attention", "test_many_keys", "float16"),)
+DEVICE_BFLOAT16 = (device("attention", "test_many_keys", "bfloat16"),)
+DEVICE_TF32 = (device("attention", "test_many_keys", "tf32"),)
+DEVICE_DOUBLE = (device("attention", "test_many_keys", "float64"),)
+DEVICE_SM90_WIDE = (hopper("attention", "test_head_dims", "(128, 128)"),)
+DEVICE_SM90 = (hopper("attention", "test_lengths", "False", "(300, 799)"),)
+
+
+def wrapper(test, *cases):
+    """Cases of a test of tests/software_device_tests/test_wrappers.py."""
+    file = FILES["test_wrappers"]
+    nodes = [f"{file}::test_{test}[{case}]" for case in cases] or [f"{file}::test_{test}"]
+    return tuple(on_device(node, 90) for node in nodes)
+
+
+SUBNORMALS = wrapper("exponential_and_reciprocal_flush_subnormals")
+FMA = wrapper("multiply_add_is_rounded_once")
+FMA_DOUBLE = wrapper("multiply_add_of_float64")
+TO_TF32 = wrapper("rounding_to_tf32")
+TO_FLOAT16 = wrapper("two_values_in_a_word", "__half")
+TO_BFLOAT16 = wrapper("two_values_in_a_word", "__nv_bfloat16")
+RELAXED_4 = wrapper("relaxed_accesses_may_race", "u4-unsigned int")
+RELAXED_8 = wrapper("relaxed_accesses_may_race", "u8-unsigned long long")
+ONE_WORD = wrapper("values_sent_in_a_cluster", 1)
+FOUR_WORDS = wrapper("values_sent_in_a_cluster", 4)
+SS_64, SS_80, SS_96, SS_112, SS_128, SS_192, SS_256 = (
+    wrapper("wgmma", f"__half-{n}-128-0") for n in (64, 80, 96, 112, 128, 192, 256)
+)
+RS_64, RS_80, RS_96, RS_112, RS_128, RS_192, RS_256 = (
+    wrapper("wgmma", f"__half-{n}-128-1") for n in (64, 80, 96, 112, 128, 192, 256)
+)
+BFLOAT16_64 = wrapper("wgmma", "__nv_bfloat16-64-128-0")
+SWIZZLE_64 = wrapper("wgmma", "__half-64-64-0")
+SWIZZLE_32 = wrapper("wgmma", "__half-96-32-0")
+# What no run can show today.
+ASSEMBLY = tuple(
+    f"tests/device/test_inline_assembly.py::"
+    f"test_assembly_that_touches_or_orders_memory_says_so[{path.name}]"
+    for path in sorted((ROOT / "cuda_src" / "ptx").glob("*.cuh"))
+)
+
 FILE = re.compile(r"@ (\S+)")
 HEAD = re.compile(r"# (.*) \[([A-Z0-9_ +]+)\](?: x(\d+))?")
 
 
 def read_table(path):
-    """Mutations: under ``@ file``, ``# words [TESTS + TESTS] x2`` and lines with - and +."""
+    """Mutations: under ``@ file``, ``# words [TESTS + TESTS] x2`` and lines with - and +.
+
+    What stands before the first file is a comment.
+    """
     mutations, file = [], None
     for block in path.read_text().strip().split("\n\n"):
         if new_file := FILE.fullmatch(block):
             file = new_file[1]
+        if new_file or file is None:
             continue
         head, *lines = block.split("\n")
         breaks, selections, count = HEAD.fullmatch(head).groups()
@@ -471,8 +541,38 @@ def copy_tree(tree):
             shutil.copy(ROOT / part, tree / part)
 
 
-def run_tests(tree, cache, tests, limit=None):
-    """Exit status and output of pytest; None where it ran longer than `limit` seconds."""
+def device_cache(cache):
+    """The software device as it is built already, but kernels of its own."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from software_device import build
+
+    kept = cache / "software_device"
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in build.cache_dir().iterdir():
+        if path.name != "kernels" and not (kept / path.name).exists():
+            (kept / path.name).symlink_to(path)
+    return kept
+
+
+def run_tests(tree, cache, tests, limited=False):
+    """Exit status and output of pytest; None where it ran longer than the limit.
+
+    One process for the emulator and one for each compute capability, until one has failed.
+    """
+    groups = {}
+    for test in dict.fromkeys(tests):
+        node, _, capability = test.partition("@")
+        groups.setdefault(capability, []).append(node)
+    outputs = []
+    for capability, nodes in groups.items():
+        status, output = run_group(tree, cache, capability, nodes, limited)
+        outputs.append(output)
+        if status != 0:
+            break
+    return status, "".join(outputs)
+
+
+def run_group(tree, cache, capability, nodes, limited):
     environment = os.environ | {
         "CUATTN_CACHE_DIR": str(cache),
         "CUATTN_TEST_SEED": os.environ.get("CUATTN_TEST_SEED", "1"),
@@ -480,7 +580,16 @@ def run_tests(tree, cache, tests, limit=None):
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     options = "-x -q --tb=short -rfE -p no:cacheprovider -p no:xdist".split()
-    command = [sys.executable, "-m", "pytest", *options, *dict.fromkeys(tests)]
+    if capability:
+        environment |= {
+            "CUATTN_REQUIRE_GPU": "1",
+            "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}",
+            "SOFTWARE_DEVICE_CACHE": str(device_cache(cache)),
+            "SOFTWARE_DEVICE_CC": capability,
+        }
+        options += ["-p", "software_device.plugin"]
+    command = [sys.executable, "-m", "pytest", *options, *nodes]
+    limit = (DEVICE_LIMIT if capability else LIMIT) if limited else None
     try:
         done = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=limit
@@ -490,13 +599,19 @@ def run_tests(tree, cache, tests, limit=None):
     return done.returncode, done.stdout + done.stderr
 
 
-def verdict(status, output):
-    """What noticed a mutation: a test and its error; None where nothing has."""
+def verdict(status, output, constraint=False):
+    """What noticed a mutation: a test and its error; None where nothing has.
+
+    A compiler that refuses it counts for a wrong constraint only.
+    """
     if status is None:
-        return f"ran longer than {LIMIT} s"
+        return "ran too long"
     if status < 0:
         return f"signal {-status}"
-    if "does not compile" in output:
+    refused = "does not compile" in output or "CompileError" in output
+    if refused and constraint:
+        return "the compiler refuses it"
+    if refused:
         raise Invalid("it does not compile:\n" + output[-4000:])
     if status == 0:
         return None
@@ -537,7 +652,9 @@ def try_mutation(mutation, tree, cache):
     whole = path.read_text()
     path.write_text(replaced(path, mutation.old, mutation.new, mutation.count))
     try:
-        return verdict(*run_tests(tree, cache, mutation.tests, LIMIT))
+        return verdict(
+            *run_tests(tree, cache, mutation.tests, limited=True), "constraint" in mutation.breaks
+        )
     finally:
         path.write_text(whole)
 
