@@ -156,13 +156,15 @@ PARTS = (
     Part("host_cost", False, 0.15, python_part("host_cost")),
     Part("ladder", False, 0.25, python_part("ladder")),
     Part("counters", False, 0.35, python_part("counters")),
+    Part("instructions", False, 0.35, python_part("instructions")),
     Part("kernels", False, 0.5, python_part("kernels")),
 )
 
 
 def empty_result() -> dict[str, Any]:
     """A result in which nothing has been measured yet."""
-    lists = ("parts", "cells", "ladder", "counters", "kernels", "host_cost", "compile_time")
+    lists = ("parts", "cells", "ladder", "counters", "instructions", "kernels", "host_cost")
+    lists += ("compile_time",)
     return {
         "schema": 1,
         "environment": environment.facts(),

@@ -72,6 +72,20 @@ def counters_part() -> dict[str, Any]:
     return {"counters": counters.count() + counters.count_attention()}
 
 
+def instructions_part(seconds: float) -> dict[str, Any]:
+    """Executed instructions of every regime, counted on the software device."""
+    from bench.counted import instructions
+
+    try:
+        rows, left_out = instructions.count(seconds=seconds)
+    except instructions.NoDevice as reason:
+        raise Skipped(str(reason)) from None
+    return {
+        "instructions": rows,
+        "detail": f"{left_out} calls left out: out of time" * bool(left_out),
+    }
+
+
 def kernels_part(seconds: float) -> dict[str, Any]:
     """Registers, instructions and predicted bound of every kernel."""
     from bench.compiled import kernel_report
@@ -145,6 +159,7 @@ PARTS = {
     "ceilings": ceilings_part,
     "ladder": ladder_part,
     "counters": counters_part,
+    "instructions": instructions_part,
     "kernels": kernels_part,
     "host_cost": host_cost_part,
     "compile_time": compile_time_part,
@@ -160,7 +175,8 @@ def main() -> int:
     arguments = parser.parse_args()
     part: Any = PARTS[arguments.name]
     try:
-        fragment = part(arguments.seconds) if part is kernels_part else part()
+        timed = part in (kernels_part, instructions_part)
+        fragment = part(arguments.seconds) if timed else part()
     except Skipped as reason:
         print(reason)
         return SKIPPED

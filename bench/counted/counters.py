@@ -77,67 +77,96 @@ ATTENTION = (
 OPTION_NAMES = {"is_causal": "causal", "window": "window", "mask": "mask"}
 
 
-def count(
-    archs: tuple[str, ...] = ("sm_80", "sm_90"), shapes: tuple[tuple[int, int], ...] = SHAPES
-) -> list[dict[str, Any]]:
-    """The `counters` of a result: the calls on rows."""
+class Case(NamedTuple):
+    """A call on data: `call` is given what brings an array to where it runs."""
+
+    operation: str
+    rows: int
+    cols: int
+    dtype: str
+    call: Callable[[Callable[[np.ndarray], Any]], Any]
+    sizes: tuple[int, int]  # bytes that reads and writes are measured in
+    scores: int  # or elements, that exponentials and instructions are measured in
+
+    def where(self, arch: str) -> dict[str, Any]:
+        """The keys of a result that tell this case from all others."""
+        keys = ("operation", "rows", "cols", "dtype")
+        return {"arch": arch, **{key: getattr(self, key) for key in keys}}
+
+
+def row_cases(shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[Case]:
+    """The calls on float32 rows."""
     rng = np.random.default_rng()
     return [
-        count_call(name, arch, rows, cols, rng)
-        for arch in archs
+        _row_case(name, rows, cols, rng)
         for name in CALLS
         for rows, cols in shapes
         if cols >= CALLS[name].least_cols
     ]
 
 
+def attention_cases(calls: tuple[Attention, ...] = ATTENTION) -> list[Case]:
+    """The calls of attention."""
+    rng = np.random.default_rng()
+    return [_attention_case(call, rng) for call in calls]
+
+
+def count(
+    archs: tuple[str, ...] = ("sm_80", "sm_90"), shapes: tuple[tuple[int, int], ...] = SHAPES
+) -> list[dict[str, Any]]:
+    """The `counters` of a result: the calls on rows."""
+    return [_counted(case, arch) for arch in archs for case in row_cases(shapes)]
+
+
 def count_attention(
     archs: tuple[str, ...] = ("sm_80", "sm_90"), calls: tuple[Attention, ...] = ATTENTION
 ) -> list[dict[str, Any]]:
     """The `counters` of a result: attention."""
-    rng = np.random.default_rng()
-    return [count_one_attention(call, arch, rng) for arch in archs for call in calls]
+    return [_counted(case, arch) for arch in archs for case in attention_cases(calls)]
 
 
-def count_call(
-    name: str, arch: str, rows: int, cols: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Counters of one call on float32 rows, as they are and per element of an operand."""
+def _row_case(name: str, rows: int, cols: int, rng: np.random.Generator) -> Case:
     call = CALLS[name]
     arrays = [rng.standard_normal((rows, cols), np.float32) for _ in range(call.operands)]
-    size, where = arrays[0].nbytes, (name, arch, rows, cols, "float32")
-    return _counted(where, lambda: call.function(*arrays), (size, size), arrays[0].size)
+    size = arrays[0].nbytes
+    return Case(
+        name,
+        rows,
+        cols,
+        "float32",
+        lambda asarray: call.function(*map(asarray, arrays)),
+        (size, size),
+        arrays[0].size,
+    )
 
 
-def count_one_attention(call: Attention, arch: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Counters of one call of attention."""
+def _attention_case(call: Attention, rng: np.random.Generator) -> Case:
     op, heads, kv_heads, seqlen_q, seqlen_k, head_dim, options = call
     dtype = "float32" if op == "tf32" else op
     shapes = [(heads, seqlen_q, head_dim), *[(kv_heads, seqlen_k, head_dim)] * 2]
-    q, k, v = (rng.standard_normal(shape).astype(inside.dtype_of(dtype)) for shape in shapes)
+    arrays = [rng.standard_normal(shape).astype(inside.dtype_of(dtype)) for shape in shapes]
+    q, k, v = arrays
     precision = "tf32" if op == "tf32" else None
     words = [op] if op == "tf32" else []
     words += [f"{heads} heads on {kv_heads}"] if heads > kv_heads else []
     name = ", ".join(["attention", f"head_dim {head_dim}", *words, *map(OPTION_NAMES.get, options)])
     rows = heads * seqlen_q
-    return _counted(
-        (name, arch, rows, seqlen_k, dtype),
-        lambda: cuattn.attention(q, k, v, precision=precision, **options),
-        (q.nbytes + k.nbytes + v.nbytes, q.nbytes),
-        rows * seqlen_k,
-    )
+
+    def run(asarray: Callable[[np.ndarray], Any]) -> Any:
+        given = {
+            key: asarray(value) if isinstance(value, np.ndarray) else value
+            for key, value in options.items()
+        }
+        return cuattn.attention(*map(asarray, arrays), precision=precision, **given)
+
+    sizes = (q.nbytes + k.nbytes + v.nbytes, q.nbytes)
+    return Case(name, rows, seqlen_k, dtype, run, sizes, rows * seqlen_k)
 
 
-def _counted(
-    where: tuple[str, str, int, int, str],
-    call: Callable[[], Any],
-    sizes: tuple[int, int],
-    scores: int,
-) -> dict[str, Any]:
-    """Counters of a call; `sizes` are the bytes that reads and writes are measured in."""
+def _counted(case: Case, arch: str) -> dict[str, Any]:
+    """Counters of a call, as they are and per element of an operand."""
     import emulator
 
-    name, arch, rows, cols, dtype = where
     allocated = []
 
     def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -146,19 +175,16 @@ def _counted(
 
     with emulator.activate(arch, NUM_SMS) as runtime:
         runtime.empty = empty
-        call()
+        case.call(lambda array: array)
         total = runtime.total()
+        sectors = total.global_sectors_read + total.global_sectors_written
         return {
-            "operation": name,
-            "arch": arch,
-            "rows": rows,
-            "cols": cols,
-            "dtype": dtype,
+            **case.where(arch),
             "kernels": [kernel.name for kernel in runtime.kernels],
-            "reads": total.global_bytes_read / sizes[0],
-            "writes": total.global_bytes_written / sizes[1],
-            "sectors": (total.global_sectors_read + total.global_sectors_written) * 32 / sizes[0],
-            "exponentials": total.exps / scores,
+            "reads": total.global_bytes_read / case.sizes[0],
+            "writes": total.global_bytes_written / case.sizes[1],
+            "sectors": sectors * 32 / case.sizes[0],
+            "exponentials": total.exps / case.scores,
             "mma": total.mma,
             "ldmatrix": total.ldmatrix,
             "conflicts": total.shared_wavefronts - total.shared_wavefronts_ideal,

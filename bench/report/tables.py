@@ -143,6 +143,7 @@ _COUNTED = ("reads", "writes", "accesses", "exponentials")
 
 def counters(result: Result) -> str:
     """What each call costs, per element of an operand."""
+    executed = {_call(row): row["instructions"] for row in result.get("instructions", ())}
     amounts = ("reads", "writes", "sectors", "exponentials")
     totals = ("conflicts", "barriers", "allocated_bytes", "mma", "ldmatrix")
     rows = [
@@ -152,18 +153,44 @@ def counters(result: Result) -> str:
             f"{row['rows']} × {row['cols']} {row['dtype']}",
             formats.plan(row["kernels"]),
             *(formats.number(row[key]) for key in amounts),
+            formats.number(executed.get(_call(row))),
             *(str(row.get(key, NOTHING)) for key in totals),
         ]
         for row in result["counters"]
     ]
-    header = ["operation", "arch", "shape", "kernels", *(f">{key}" for key in amounts + totals)]
+    header = ["operation", "arch", "shape", "kernels"]
+    header += [f">{key}" for key in (*amounts, "instructions", *totals)]
     text = (
-        "Counted on the emulator: no GPU. Reads, writes, 32-byte sectors (both, as elements) and "
-        "exponentials are per element; the other numbers are of the whole call. Of attention the "
-        "shape is queries × keys, reads and sectors are per element of q, k and v, exponentials "
-        "per score.\n\n"
+        "Counted on the emulator: no GPU. Reads, writes, 32-byte sectors (both, as elements), "
+        "exponentials and instructions are per element; the other numbers are of the whole call. "
+        "Of attention the shape is queries × keys, reads and sectors are per element of q, k and "
+        "v, exponentials and instructions per score. Instructions are those of the PTX that NVRTC "
+        "made, executed on the software device: 32 for each that a warp runs.\n\n"
     )
     return section("Counters", text + table(header, rows)) if rows else ""
+
+
+def instructions_table(found: list[dict[str, Any]]) -> str:
+    """Executed instructions of each call by kind, the kinds in their order of frequency."""
+    total: Counter[str] = Counter()
+    for row in found:
+        total.update({kind: n / row["instructions"] for kind, n in row["kinds"].items()})
+    kinds = [kind for kind, _ in total.most_common()]
+    rows = [
+        [
+            row["operation"],
+            row["arch"],
+            f"{row['rows']} × {row['cols']} {row['dtype']}",
+            *(formats.number(row["kinds"].get(kind, 0)) for kind in ["all", *kinds]),
+        ]
+        for row in ({**row, "kinds": {**row["kinds"], "all": row["instructions"]}} for row in found)
+    ]
+    return table(["operation", "arch", "shape", ">all", *(f">{kind}" for kind in kinds)], rows)
+
+
+def _call(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row of counters or instructions from the others."""
+    return tuple(row[key] for key in ("operation", "arch", "rows", "cols", "dtype"))
 
 
 def kernels(result: Result) -> str:
