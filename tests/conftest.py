@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
         item
         for item in items
         if (item.get_closest_marker("host") and item.get_closest_marker("gpu"))
-        or (share and takes(item) not in (None, share))
+        or (share and is_left_to_others(item, share))
     ]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -54,22 +54,24 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if id(item) not in gone]
 
 
-def takes(item):
-    """Which of the emulator and the software device takes a body that both can run, by the seed.
+def is_left_to_others(item, share):
+    """In a share: functions of the other one, and slow tests three times of four, by the seed.
 
-    The device is several times faster, and takes three of four.
+    The software device is several times faster than the emulator, and takes three of four.
     """
+    function = item.nodeid.partition("[")[0]
+    if item.get_closest_marker("slow") and not is_drawn(function):
+        return True
     backend = item.callspec.params.get("backend", "") if hasattr(item, "callspec") else ""
     kind, _, arch = str(backend).partition("-")
     if kind not in ("emulator", "device"):
-        return None
-    body = item.nodeid.replace(backend, arch.rstrip("a"))
-    is_emulated = zlib.crc32(f"{os.environ[SEED]} {body}".encode()) % 4 == 0
-    return "emulator" if is_emulated else "device"
+        return False
+    return share != ("emulator" if is_drawn(function, arch.rstrip("a")) else "device")
 
 
-def pytest_report_header(config):
-    return f"{SEED}={os.environ[SEED]}"
+def is_drawn(*words):
+    """One time in four."""
+    return zlib.crc32(" ".join((os.environ[SEED], *words)).encode()) % 4 == 0
 
 
 class NumpyBackend:
