@@ -268,7 +268,7 @@ HEADERS = (
         ("attention/params", "int blocks;", "int blocks; int more;"),
         ("softmax/params", "kOut, kStat,", "kOut, kMore, kStat,"),
         ("softmax/params", "row_stride[kNumOperands][kRowRank]", "row_stride[kRowRank]"),
-        ("topk/ops", "long long tiles;", "long long tiles; int more;"),
+        ("topk/ops", "long long output; ", "long long output; int more; "),
         ("topk/ops", "<kRowRank, 1> row;", "<kRowRank, kRowRank> row;"),
         ("topk/state_merge", "long long k;", "int k;"),
         ("ptx/cp_async_bulk", "alignas(128)", "alignas(1024)"),
