@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_cons
     // What this thread's elements of a part add to its sum, without the part's maximum (RestState).
     const auto rest = [&](auto m, long long col, long long end_col) {
       auto sum = m - m;
-      if (!Op::kReduces && kPass == kFused && col == 0) {
+      if (!Op::kReduces && col == 0) {
         sum += op.template rest<true>(first, items_inside<kItems>(end - thread, kStep), m, kept);
         col += kItems * kStep;
       }

@@ -95,6 +95,7 @@ NEAR_ONE_COLUMNS = (of("magnitudes", "test_sums_next_to_one", "float32", 1000),)
 MAXIMA = (of("magnitudes", "test_maxima_that_occur_often", 3),)
 SUBNORMAL = (of("magnitudes", "test_subnormal_probabilities", 300, "float32"),)
 SCALED = (of("magnitudes", "test_scaled_scores_beyond_the_range", "x1-1e+20", 1),)
+COLUMNS_ALONE = ("tests/softmax/test_batch_invariance.py::test_columns[log_softmax-sm_90a]",)
 ALONE = ("tests/softmax/test_batch_invariance.py::test_rows[softmax-sm_90a]",)
 CONTRACTED = ("tests/softmax/test_contraction.py::test_states[float32]",)
 # softmax_split: rows of a warp, of a block, slices of a row; and with them softmax_merge.

@@ -109,6 +109,12 @@ def test_columns(rng, operation, arch):
     for shape in sizes:
         x = random_rows(rng, shape, str(rng.choice(FLOATS)))
         assert_invariant(operation, x, 0, arch)
+    # Sums next to 1, added up again; the lse is what they have beyond it: what 15 elements of the
+    # thread of the maximum add.
+    x = np.full(shape, -60, np.float32)
+    x[4:256:16] = -8 - abs(random_rows(rng, (16, shape[1]), "float32"))
+    x[20] = 0
+    assert_invariant(operation, x, 0, arch)
 
 
 @pytest.mark.parametrize("operation", ["softmax", "logsumexp", "softmax_backward", "softmax_topk"])
