@@ -80,8 +80,9 @@ struct SoftmaxForward {
 
   template <int kCount>
   struct Items {
-    Acc t[kCount];  // scaled elements; exponentials (exp_root) once accumulated, if probabilities are wanted
-    Acc w[kCount];  // weights (kWeighted)
+    Acc t[kCount];     // scaled elements; exponentials (exp_root) once accumulated, if probabilities are wanted
+    Acc w[kCount];     // weights (kWeighted)
+    unsigned present;  // bit i: element i takes part (kMasked)
   };
 
   const Params& params;
@@ -138,6 +139,7 @@ struct SoftmaxForward {
       for (int i = 0; i < kCount; ++i) items.t[i] = mul_rn(to_acc<Acc>(loaded.x.element(i)), scale);
       return;
     }
+    items.present = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       bool present = col + i >= begin && col + i < end;
@@ -147,6 +149,7 @@ struct SoftmaxForward {
         present = items.w[i] != 0;  // b = 0 takes out an inf or a NaN, too
       }
       items.t[i] = present ? mul_rn(to_acc<Acc>(loaded.x.element(i)), scale) : -Limits<Acc>::infinity();
+      items.present |= unsigned(present) << i;
     }
   }
 
@@ -252,16 +255,7 @@ struct SoftmaxForward {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       value[j] = kProbs ? times_from_root(factor, items.t[j]) : ptx::fma_rn(items.t[j], unit, -factor);
-    }
-    // What is masked has come to 0 or -inf, unless the row has +inf, NaN or nothing that takes part.
-    if (kMasked && factor - factor != 0) {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        const bool inside = col + j >= begin && col + j < end;
-        if (inside && !ptx::ld_global(where + params.col_offset(kWhere, col + j))) {
-          value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
-        }
-      }
+      if (kMasked && !(items.present >> j & 1)) value[j] = kProbs ? Acc(0) : -Limits<Acc>::infinity();
     }
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }
