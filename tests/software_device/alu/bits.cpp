@@ -36,14 +36,6 @@ struct LogicalNot {
     return a == 0;
   }
 };
-template <class T, class Operation>
-void one(Warp& warp, const Inst& instruction) {
-  unary<T, T>(warp, instruction, Operation());
-}
-template <class T, class Operation>
-void two(Warp& warp, const Inst& instruction) {
-  binary<T>(warp, instruction, Operation());
-}
 template <class Operation>
 Handler bits_one(const Variant& variant) {
   return for_bits(variant.type(), [](auto t) -> Handler { return fastest<one<decltype(t), Operation>>(); });

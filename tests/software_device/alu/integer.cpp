@@ -118,14 +118,6 @@ struct SubtractSaturated {
   s32 operator()(s32 a, s32 b) const { return saturate(s64(a) - b); }
 };
 
-template <class T, class Operation>
-void one(Warp& warp, const Inst& instruction) {
-  unary<T, T>(warp, instruction, Operation());
-}
-template <class T, class Operation>
-void two(Warp& warp, const Inst& instruction) {
-  binary<T>(warp, instruction, Operation());
-}
 template <class Operation>
 Handler integer_one(const Variant& variant) {
   return for_integer(variant.type(), [](auto t) -> Handler { return fastest<one<decltype(t), Operation>>(); });

@@ -57,4 +57,14 @@ inline void write_bits(Warp& warp, u32 offset, int size, int lane, u64 value) {
   }
 }
 
+// Handlers of an operation on one or two operands of its own type.
+template <class T, class Operation>
+void one(Warp& warp, const Inst& instruction) {
+  unary<T, T>(warp, instruction, Operation());
+}
+template <class T, class Operation>
+void two(Warp& warp, const Inst& instruction) {
+  binary<T>(warp, instruction, Operation());
+}
+
 }  // namespace soft
