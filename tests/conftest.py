@@ -57,21 +57,21 @@ def pytest_collection_modifyitems(config, items):
 def is_left_to_others(item, share):
     """In a share: functions of the other one, and slow tests three times of four, by the seed.
 
-    The software device is several times faster than the emulator, and takes three of four.
+    The software device is several times faster than the emulator, and takes seven of eight.
     """
     function = item.nodeid.partition("[")[0]
-    if item.get_closest_marker("slow") and not is_drawn(function):
+    if item.get_closest_marker("slow") and not is_drawn(4, function):
         return True
     backend = item.callspec.params.get("backend", "") if hasattr(item, "callspec") else ""
     kind, _, arch = str(backend).partition("-")
     if kind not in ("emulator", "device"):
         return False
-    return share != ("emulator" if is_drawn(function, arch.rstrip("a")) else "device")
+    return share != ("emulator" if is_drawn(8, function, arch.rstrip("a")) else "device")
 
 
-def is_drawn(*words):
-    """One time in four."""
-    return zlib.crc32(" ".join((os.environ[SEED], *words)).encode()) % 4 == 0
+def is_drawn(n, *words):
+    """One time in `n`."""
+    return zlib.crc32(" ".join((os.environ[SEED], *words)).encode()) % n == 0
 
 
 class NumpyBackend:
