@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ TOGETHER = 32
 # Half a second to a second each: several processes share them.
 FEWER = {"attention/forward_sm90.cuh": 3, "attention/forward.cuh": 8, "topk/rows.cuh": 8}
 
+# Architectures whose PTX is that of another one, but for its target.
+SAME_PTX = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_100"}
+
 architecture = compiler.architecture
 compile_kernel = compiler.compile_kernel
 kernel_symbol = compiler.kernel_symbol
@@ -41,10 +44,15 @@ dtype_of = tolerance.dtype_of
 def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
     """Shipped kernels whose name holds the regular expression `match`, in groups that compile
     together: of one source file, for one target."""
+    shipped = kernels(TARGETS[arch]).values()
+    return in_groups(kernel for kernel in shipped if re.search(match or "", kernel.name))
+
+
+def in_groups(chosen: Iterable[Any]) -> list[list[Any]]:
+    """Kernels in groups that compile together."""
     files: dict[str, list[Any]] = {}
-    for kernel in kernels(TARGETS[arch]).values():
-        if re.search(match or "", kernel.name):
-            files.setdefault(kernel.header, []).append(kernel)
+    for kernel in chosen:
+        files.setdefault(kernel.header, []).append(kernel)
     groups = []
     for header, group in files.items():
         size = min(TOGETHER, FEWER.get(header, TOGETHER))
@@ -58,7 +66,7 @@ class Program(NamedTuple):
     cubin: bytes  # empty for a virtual target, as compute_90a is
     log: str
     symbols: dict[str, str]  # by name expression
-    ptx: str  # of targets of one architecture alone, as sm_90a is
+    ptx: str  # of targets of one architecture alone, as sm_90a is, and of those in SAME_PTX
 
 
 def compile_together(
@@ -102,13 +110,15 @@ def compile_program(
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
         virtual = arch.startswith("compute")
         cubin = b"" if virtual else nvrtc.getCUBIN(program) + b"\0"  # CuPy strips the last byte
-        ptx = nvrtc.getPTX(program).decode() if arch.endswith("a") else ""
+        wanted = arch.endswith("a") or arch in SAME_PTX.values()
+        ptx = nvrtc.getPTX(program).decode() if wanted else ""
         return Program(cubin, nvrtc.getProgramLog(program), symbols, ptx)
     finally:
         nvrtc.destroyProgram(program)
 
 
 __all__ = [
+    "SAME_PTX",
     "TARGETS",
     "allowed",
     "architecture",
@@ -117,6 +127,7 @@ __all__ = [
     "compile_program",
     "compile_together",
     "dtype_of",
+    "in_groups",
     "kernel_symbol",
     "kernels",
     "launched",

@@ -32,14 +32,19 @@ def compile_kernels(kernels: list[Any], arch: str) -> list[Code]:
     names = [kernel.name for kernel in kernels]
     header, target = kernels[0].header, arch + kernels[0].suffix
     program = inside.compile_together(header, names, target, VERBOSE)
-    logs = _parts(program.log, r"Compiling entry function '(\w+)'")
+    said = logs(program.log)
     sass, note = {}, f"no SASS: nvdisasm is missing (pip install {WHEEL})"
     if find_nvdisasm() is not None:
         try:
             sass, note = _parts(disassemble(program.cubin), r"^\.text\.(\w+):"), ""
         except subprocess.CalledProcessError as error:
             note = f"no SASS: {error.stderr.strip()}"
-    return [Code(*figures(logs[s]), sass.get(s), note) for s in map(program.symbols.get, names)]
+    return [Code(*figures(said[s]), sass.get(s), note) for s in map(program.symbols.get, names)]
+
+
+def logs(log: str) -> dict[str, str]:
+    """What `ptxas -v` says of each kernel, by symbol."""
+    return _parts(log, r"Compiling entry function '(\w+)'")
 
 
 def figures(log: str) -> tuple[int, int, int]:
