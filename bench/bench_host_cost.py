@@ -2,7 +2,7 @@
 
 No GPU and no CuPy: a stand-in module has the attributes of CuPy that cuattn touches, and everything
 of cuattn's own runs, down to the arguments of the kernel. `extra_info["microseconds"]` is the
-median, for which the contract allows 15.
+median, for which the contract allows 8.
 
     python -m pytest bench/bench_host_cost.py --benchmark-only
 """
@@ -20,7 +20,7 @@ from cuattn._device import runtime as device_runtime
 from cuattn._device import tensor_map
 from cuattn._device.kernel import Limits
 
-LIMIT = 15e-6  # seconds
+LIMIT = 8e-6  # seconds
 
 
 class Array:

@@ -50,12 +50,12 @@ def as_outputs(
 def _extent(array: Any) -> Extent:
     host = isinstance(array, np.ndarray)
     address = array.__array_interface__["data"][0] if host else array.data.ptr
-    low, high = _span(array.shape, array.strides, array.itemsize)
+    low, high = span(array.shape, array.strides, array.itemsize)
     return (address + low, address + high) if low < high else (0, 0)
 
 
 @lru_cache(maxsize=4096)
-def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Extent:
+def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Extent:
     """First and one-past-last byte of a view, from the address of its first element."""
     low = high = 0
     for size, stride in zip(shape, strides, strict=True):

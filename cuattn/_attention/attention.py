@@ -7,7 +7,6 @@ from typing import Any, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import (
     AttentionAlone,
     AttentionOpen,
@@ -24,8 +23,9 @@ from cuattn._arrays.types import (
     Window,
 )
 from cuattn._attention import checks, request
-from cuattn._attention.run import run
+from cuattn._attention.run import prepare
 from cuattn._attention.views import canonical_views, cast
+from cuattn._device.signatures import remembered
 from cuattn.reference._attention import run as run_reference
 
 
@@ -35,7 +35,7 @@ def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionAlone]) -
 def attention(q: Host, k: Host, v: Host, /, **options: Unpack[AttentionWithLse]) -> Pair: ...
 @overload
 def attention(q: Other, k: Other, v: Other, /, **options: Unpack[AttentionOpen]) -> Any: ...
-@explained
+@remembered()
 def attention(
     q: Any,
     k: Any,
@@ -188,7 +188,7 @@ def attention_varlen(
     /,
     **options: Unpack[VarlenOpen],
 ) -> Any: ...
-@explained
+@remembered()
 def attention_varlen(
     q: Any,
     k: Any,
@@ -272,7 +272,7 @@ def attention_varlen(
 
 def _compute(call: request.Call) -> Any:
     if call.runtime is not None:
-        return run(call)
+        return prepare(call)
     outs = tuple(np.empty(*one) for one in call.results) if call.outs is None else call.outs
     expected = call.expected
     arrays = cast(call.arrays, expected.acc, expected.fractional, np)

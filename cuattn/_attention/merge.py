@@ -6,10 +6,10 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import Host, Layout, Merge, Other, Pair, Unpack
 from cuattn._attention import request_merge
-from cuattn._attention.run_merge import run_merge
+from cuattn._attention.run_merge import prepare_merge
+from cuattn._device.signatures import remembered
 from cuattn.reference._attention import merge as merge_reference
 
 
@@ -21,7 +21,7 @@ def merge_attention(
 def merge_attention(
     out_a: Other, lse_a: Other, out_b: Other, lse_b: Other, /, **options: Unpack[Merge]
 ) -> tuple[Any, Any]: ...
-@explained
+@remembered()
 def merge_attention(
     out_a: Any,
     lse_a: Any,
@@ -90,7 +90,7 @@ def merge_attention_states(
 def merge_attention_states(
     outs: Other, lses: Other, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
 ) -> tuple[Any, Any]: ...
-@explained
+@remembered()
 def merge_attention_states(
     outs: Any, lses: Any, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
 ) -> tuple[Any, Any]:
@@ -136,7 +136,7 @@ def merge_attention_states(
 
 def _merge(call: request_merge.MergeCall) -> tuple[Any, Any]:
     if call.runtime is not None:
-        return run_merge(call)
+        return prepare_merge(call)
     out, lse = (np.empty(*one) for one in call.expected) if call.out is None else call.out
     merge_reference(*call.views(np, out, lse))
     return out, lse

@@ -1,11 +1,13 @@
-"""The calls of attention on a device: plan, allocate, pack, launch."""
+"""The calls of attention on a device: plan, and cast what no kernel can read."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
 
-from cuattn._arrays.row_layout import ArraySpec, spec_of
+import numpy as np
+
+from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention.plan import UNBOUNDED, plan_attention
 from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 from cuattn._attention.problem import AttentionProblem
@@ -18,39 +20,39 @@ from cuattn._attention.views import (
     specs_of,
     strides_of,
 )
-from cuattn._device.kernel import Kernel, Limits
+from cuattn._device.kernel import Limits
+from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
-from cuattn._device.tensor_map import Boxes
 
+NAMES = {name: name for name in (*Arrays._fields, "out")}
+NAMES_OF_TWO = NAMES | {"out": "out[0]", "lse": "out[1]"}
+INTEGERS = ("q_offset", "q_lens", "kv_lens", "cu_seqlens_q", "cu_seqlens_k")
 MAX_SCALE = 2**127  # its product with log2 e is finite in float32
 
 
-def run(call: Call) -> Any:
-    """Launch a call on the device of q; results that are not given are allocated."""
-    runtime, arrays, outs = call.runtime, call.arrays, call.outs
-    device = runtime.device(arrays.q)
+def prepare(call: Call) -> Any:
+    """A call with its launch."""
+    runtime, expected, outs = call.runtime, call.expected, call.outs or ()
+    device = runtime.device(call.arrays.q)
     with runtime.on(device):
-        if outs is None:
-            outs = tuple(runtime.empty(*one) for one in call.results)
-        if outs[0].size or outs[-1].size:
-            _launch(call, runtime.limits(device), outs)
-    return outs if call.return_lse else outs[0]
-
-
-def _launch(call: Call, limits: Limits, outs: tuple[Any, ...]) -> None:
-    runtime, expected = call.runtime, call.expected
-    arrays = cast(call.arrays, expected.acc, expected.fractional, runtime.xp)
-    specs = call.specs if arrays is call.arrays else specs_of(arrays)
-    given = (*arrays[:3], outs[0], outs[1] if len(outs) > 1 else None, *arrays[3:])
-    addresses = [0 if array is None else runtime.address(array) for array in given]
-    aligned = not any(address % 16 for address in addresses[:3]), addresses[3] % 16 == 0
-    out_specs = tuple(map(spec_of, outs))
-    planned = _planned(specs, out_specs, call.layout, call.options, aligned, limits)
-    if planned is not None:
-        kernel, boxes, tail = planned
-        maps = (runtime.tensor_map(a, *b) for a, b in zip(addresses, boxes, strict=False))
-        params = b"".join((*maps, ATTENTION_POINTERS.struct.pack(*addresses), tail))
-        runtime.launch(kernel, params, arrays, outs)
+        arrays = cast(call.arrays, expected.acc, expected.fractional, runtime.xp)
+    aligned = tuple(
+        not any(runtime.address(array) % 16 for array in some) for some in (arrays[:3], outs[:1])
+    )
+    launches = _planned(
+        call.specs if arrays is call.arrays else specs_of(arrays),
+        tuple(map(spec_of, outs)),
+        call.layout,
+        call.options,
+        call.return_lse,
+        aligned,
+        runtime.limits(device),
+    )
+    given = {**arrays._asdict(), **dict(zip(("out", "lse"), outs, strict=False))}
+    names = NAMES_OF_TWO if len(outs) > 1 else NAMES
+    if runtime.xp is np:  # the values of integers are checked at every call
+        names = names | dict.fromkeys(INTEGERS, "")
+    return Prepared(runtime, launches, given, (), one_or_all, names)
 
 
 @lru_cache(maxsize=4096)
@@ -59,22 +61,33 @@ def _planned(
     outs: tuple[ArraySpec, ...],
     layout: str,
     options: Options,
-    aligned: tuple[bool, bool],
+    return_lse: bool,
+    aligned: tuple[bool, ...],
     limits: Limits,
-) -> tuple[Kernel, tuple[Boxes, ...], bytes] | None:
-    """Kernel of a call, boxes of q, k, v and out if it moves any, and all of its parameters but
-    tensor maps and pointers; None: nothing to launch.
+) -> Launches:
+    """Launch of a call, if there is anything to compute.
 
-    `aligned`: q, k and v, and out, start on 16-byte boundaries.
+    `outs` may be empty. `aligned`: q, k and v, and out, start on 16-byte boundaries, as new memory
+    does.
     """
-    sizes = expect(given, layout).sizes
+    expected = expect(given, layout)
+    sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
+    reads = [name for name, spec in given._asdict().items() if spec is not None]
+    writes, made = results[: len(outs)], {}
+    if not outs:
+        shapes = (expected.out_shape, expected.dtype), (expected.lse_shape, expected.acc)
+        made = {name: Made(*one) for name, one in zip(results, shapes, strict=False)}
+        outs = tuple(
+            ArraySpec(one.shape, packed(one.shape, None, one.dtype.itemsize), one.dtype)
+            for one in made.values()
+        )
     operands = canonical_specs(given, outs, sizes, layout)
     q, k, v, out, lse, mask, bias, alibi_slopes = operands[:8]
     ragged, batch = given.cu_seqlens_q is not None, sizes.batch
     heads, q_rows, head_dim = q.shape[1:]
     kv_heads, k_rows, value_dim = v.shape[1:]
     if not batch * heads * q_rows or (not value_dim and lse is None):
-        return None
+        return Launches(reads, writes, made, results, ())
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rescored = options.softcap or not 0 < options.scale < MAX_SCALE
     rescored = rescored or bias is not None or alibi_slopes is not None
@@ -132,17 +145,20 @@ def _planned(
         bias_stride=strides_of(bias, 4),
         alibi_stride=strides_of(alibi_slopes, 2),
     )
+    block = (ATTENTION_POINTERS, tail)
     if sm90 is None:
-        return plan.kernel, (), tail
+        return Launches(reads, writes, made, results, [(plan.kernel, block)])
     dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
-    boxes = tuple(
-        box_of(dtype, array.shape, array.strides, *size, columns)
-        for array, size, columns in zip(
+    boxes = [
+        (name, box_of(dtype, array.shape, array.strides, *size, columns))
+        for name, array, size, columns in zip(
+            ("q", "k", "v", "out"),
             (q, k, v, out),
             (rows, keys, keys, rows),
             (sm90.q_panel, sm90.q_panel, sm90.v_panel, sm90.v_panel),
             strict=True,
         )
-    )
-    tail += ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
-    return sm90.kernel, boxes, tail
+    ]
+    end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
+    kernels = [(sm90.kernel, (*block, end))]
+    return Launches(reads, writes, made, results, kernels, boxes=boxes)

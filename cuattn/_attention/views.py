@@ -135,19 +135,28 @@ def canonical_specs(
     given: Arrays, outs: tuple[ArraySpec, ...], sizes: Sizes, layout: str
 ) -> Operands:
     """Specs of these views, of all that have strides of their own."""
-    found = {}
-    for name, spec in (("q", given.q), ("k", given.k), ("v", given.v), ("out", outs[0])):
-        shape, strides = canonical_shape(spec.shape, layout), canonical_shape(spec.strides, layout)
-        found[name] = ArraySpec(shape, strides, spec.dtype)
+    large = (("q", given.q), ("k", given.k), ("v", given.v), ("out", outs[0]))
+    found = {name: canonical_spec(spec, layout) for name, spec in large}
     if len(outs) > 1:
-        lack = (1,) * (3 - len(outs[1].shape))
-        found["lse"] = ArraySpec(lack + outs[1].shape, lack + outs[1].strides, outs[1].dtype)
+        found["lse"] = canonical_lse(outs[1])
     for name, spec in (("mask", given.mask), ("bias", given.bias)):
         if spec is not None:
             found[name] = _broadcast(spec, (*sizes[:2], *_mask_sizes(sizes, spec)))
     if given.alibi_slopes is not None:
         found["alibi_slopes"] = _broadcast(given.alibi_slopes, sizes[:2])
     return Operands(**found)
+
+
+def canonical_spec(spec: ArraySpec, layout: str) -> ArraySpec:
+    """The spec of a view (B, H, S, D)."""
+    shape, strides = canonical_shape(spec.shape, layout), canonical_shape(spec.strides, layout)
+    return ArraySpec(shape, strides, spec.dtype)
+
+
+def canonical_lse(spec: ArraySpec) -> ArraySpec:
+    """The spec of a view (B, H, S)."""
+    lack = (1,) * (3 - len(spec.shape))
+    return ArraySpec(lack + spec.shape, lack + spec.strides, spec.dtype)
 
 
 def _broadcast(spec: ArraySpec, shape: Shape) -> ArraySpec:

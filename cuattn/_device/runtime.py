@@ -1,14 +1,18 @@
 """Cubin → kernel → launch, and what else the public functions need of a device.
 
-A *runtime* is what the public functions need of a device: `address`, `device`, `empty`, `limits`,
-`tensor_map`, `launch` and its array module `xp`. `Cuda` is the real one; the test-suite's CPU
-emulator is the other, put into `emulator`.
+A *runtime* is what the public functions need of a device: `address`, `device`, `signature`,
+`empty`, `limits`, `tensor_map`, `launch`, its array module `xp`, and `recent`, what it knows of
+earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is the other, put into
+`emulator`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
+from functools import lru_cache
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +21,7 @@ import numpy as np
 from cuattn._arrays.interchange import INSTALL
 from cuattn._device import cache, compiler, tensor_map
 from cuattn._device.kernel import Limits
+from cuattn._device.recent import Recent
 
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
 # cuattn.reference.
@@ -31,22 +36,24 @@ MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 class Cuda:
     """Kernels on CUDA devices through CuPy, on the current stream, never waiting for it."""
 
+    # Of an array: the number of its device, and the address of its first element.
+    device: Callable[[Any], int] = staticmethod(attrgetter("data.device_id"))
+    address: Callable[[Any], int] = staticmethod(attrgetter("data.ptr"))
+
     def __init__(self) -> None:
         import cupy
 
         self.xp: ModuleType = cupy
+        self.recent = Recent()
         self._kernels: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.RLock()
         self._current_device = cupy.cuda.runtime.getDevice
         self._limits: dict[int, Limits] = {}
 
-    def device(self, array: Any) -> int:
-        """Number of the device that holds the array."""
-        return array.data.device_id
-
-    def address(self, array: Any) -> int:
-        """Address of the first element."""
-        return array.data.ptr
+    def signature(self, array: Any) -> tuple[Any, ...]:
+        """All that a call may depend on of an array, except for its address and contents."""
+        memory = array.data
+        return array.shape, array.strides, array.dtype, memory.device_id, memory.ptr % 16
 
     def on(self, device: int) -> contextlib.AbstractContextManager[Any]:
         """Context in which a device is the current one."""
@@ -84,7 +91,7 @@ class Cuda:
         device = self._current_device()
         key = kernel.name, kernel.suffix, device
         function = self._kernels.get(key) or self._load(kernel, device)
-        argument = np.frombuffer(params, dtype=f"V{len(params)}")
+        argument = np.frombuffer(params, _void(len(params)))
         function((kernel.grid,), (kernel.block,), (argument,), shared_mem=kernel.smem_bytes)
 
     def _load(self, kernel: Any, device: int) -> Any:
@@ -120,6 +127,11 @@ class Cuda:
             )
 
 
+@lru_cache
+def _void(size: int) -> np.dtype:
+    return np.dtype((np.void, size))
+
+
 _nowhere: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _runtimes: dict[str, Cuda] = {}
 _runtime_lock = threading.Lock()
@@ -128,6 +140,11 @@ _runtime_lock = threading.Lock()
 def _cuda() -> Cuda:
     with _runtime_lock:  # two threads must not load the same kernels into two runtimes
         return _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
+
+
+def current() -> Any:
+    """The runtime that has computed calls before, if there is one."""
+    return emulator if emulator is not None else _runtimes.get("cuda")
 
 
 def runtime_of(array: Any) -> Any:

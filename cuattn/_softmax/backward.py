@@ -7,11 +7,11 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Axis, Host, Other, Scaled, Unpack
+from cuattn._device.signatures import remembered
 from cuattn._softmax import request
-from cuattn._softmax.run import run
+from cuattn._softmax.run import prepare
 
 
 @overload
@@ -22,7 +22,7 @@ def softmax_backward(
 def softmax_backward(
     grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
 ) -> Any: ...
-@explained
+@remembered("scale")
 def softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
 ) -> Any:
@@ -70,7 +70,7 @@ def log_softmax_backward(
 def log_softmax_backward(
     grad: Other, y: Other, /, axis: Axis = -1, **options: Unpack[Scaled]
 ) -> Any: ...
-@explained
+@remembered("scale")
 def log_softmax_backward(
     grad: Any, y: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
 ) -> Any:
@@ -107,7 +107,7 @@ def log_softmax_backward(
 
 def _gradient(call: request.Call) -> Any:
     if call.runtime is not None:
-        return run(call).out
+        return prepare(call)
     asked, (grad, y, *_) = call.request, call.operands
     request.expect(asked)
     backward = reference.softmax_backward

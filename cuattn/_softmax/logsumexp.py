@@ -7,17 +7,17 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import Axis, Host, LogSumExp, Other, Unpack
+from cuattn._device.signatures import remembered
 from cuattn._softmax import request
-from cuattn._softmax.run import run
+from cuattn._softmax.run import prepare
 
 
 @overload
 def logsumexp(x: Host, /, axis: Axis = None, **options: Unpack[LogSumExp]) -> NDArray[Any]: ...
 @overload
 def logsumexp(x: Other, /, axis: Axis = None, **options: Unpack[LogSumExp]) -> Any: ...
-@explained
+@remembered()
 def logsumexp(
     x: Any,
     /,
@@ -73,7 +73,7 @@ def logsumexp(
     """
     call = request.reduction(x, axis, b, where, keepdims, dtype, out)
     if call.runtime is not None:
-        return run(call).stat
+        return prepare(call)
     return reference.logsumexp(
         call.operands.x,
         call.request.axes,

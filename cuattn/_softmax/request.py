@@ -32,11 +32,19 @@ class Operands(NamedTuple):
     offsets: Any = None
 
 
-# What users call the fields of Operands: of a forward call, of a backward one.
-NAMES = (
-    ("x", "y", "where", "b", "scale", "cu_seqlens"),
-    ("grad", "y", "where", "b", "scale", "cu_seqlens"),
-)
+# What users call the fields of Operands and results: of a call, of a gradient's, with two results.
+NAMES = {
+    "x": "x",
+    "y": "y",
+    "where": "where",
+    "weight": "b",
+    "scale": "scale",
+    "offsets": "cu_seqlens",
+    "out": "out",
+    "stat": "out",
+}
+NAMES_OF_GRADIENT = NAMES | {"x": "grad"}
+NAMES_OF_TWO = NAMES | {"out": "out[0]", "stat": "out[1]"}
 
 
 class Request(NamedTuple):

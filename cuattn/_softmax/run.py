@@ -1,121 +1,104 @@
-"""The calls of the softmax functions on a device: plan, allocate, launch.
+"""The calls of the softmax functions on a device: plan, and copy what no kernel can read.
 
-What depends on shapes, strides, dtypes and options alone is planned once and remembered; a warm
-call looks it up, allocates, packs its pointers and launches.
+What depends on shapes, strides, dtypes and options alone is planned once and remembered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cuattn._arrays import checks, row_layout
 from cuattn._arrays.row_layout import ArraySpec, spec_of
 from cuattn._device.kernel import Limits
+from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
-from cuattn._softmax.plan import SoftmaxPlan, plan_softmax
+from cuattn._softmax.plan import plan_softmax
 from cuattn._softmax.problem import SoftmaxProblem
-from cuattn._softmax.request import NAMES, Call, Expected, Operands, Request, expect
+from cuattn._softmax.request import (
+    NAMES,
+    NAMES_OF_GRADIENT,
+    NAMES_OF_TWO,
+    Call,
+    Operands,
+    Request,
+    expect,
+)
 
 UINT8 = np.dtype(np.uint8)
 
-
-class Outputs(NamedTuple):
-    """What a call makes: the transform, and one number per row (lse, or m and l of a state)."""
-
-    out: Any
-    stat: Any
-    stat_l: Any
-
-
-class Planned(NamedTuple):
-    """Everything of a call that does not change with its pointers."""
-
-    expected: Expected
-    plan: SoftmaxPlan | None  # None: nothing to launch
-    out_order: tuple[int, ...] | None  # axes of a new result, slowest first; None: C order
+# What a call returns: the transform, and one number per row (lse, or m and l of a state).
+RETURNED = {
+    **dict.fromkeys(("prob", "log_prob", "grad", "log_grad"), ("out",)),
+    "prob_lse": ("out", "stat"),
+    "lse": ("stat",),
+    "state": ("stat", "stat_l"),
+}
+OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
 
 
-def run(call: Call) -> Outputs:
-    """Launch a call on the device of x; results that are not given are allocated."""
-    runtime, request, operands, factor, out, stat, wants_stat = call
-    x, y, where, weight, scale, offsets = operands
-    device = runtime.device(x)
-    alone = y is where is weight is scale is offsets is out is stat is None  # as most calls are
-    for i, array in enumerate((x,) if alone else (*operands, out, stat)):
+def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
+    """A call with its launches; where it takes more than these, its results."""
+    runtime, request, operands, factor, out, stat, _ = call
+    device, returned = runtime.device(operands.x), RETURNED[request.result]
+    names = NAMES if request.y is None else NAMES_OF_GRADIENT
+    arrays = {**operands._asdict(), "out": out, "stat": stat}
+    for field, array in arrays.items():
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
-            raise checks.misaligned((*NAMES[request.y is not None], "out", "out")[i], array)
+            raise checks.misaligned(names[field], array)
+    if out is not None and stat is not None:
+        names = NAMES_OF_TWO
+    if isinstance(operands.offsets, np.ndarray):
+        names = names | {"offsets": ""}  # its values are checked at every call
     with runtime.on(device):
-        if weight is not None or scale is not None or offsets is not None:
-            request, operands = _cast(runtime.xp, request, operands)
-        aligned, limits = runtime.address(x) % 16 == 0, runtime.limits(device)
-        specs = (None, None) if alone else (spec_of(out), spec_of(stat))
-        planned = _planned(request, *specs, aligned, limits)
-        if planned is None:
-            request, copies = _copied(runtime.xp, request, operands)
-            wants_stat = wants_stat or stat is not None
-            copy = run(Call(runtime, request, copies, factor, wants_stat=wants_stat))
-            return Outputs(_into(out, copy.out), _into(stat, copy.stat), copy.stat_l)
-        outputs = _allocated(runtime, request, planned, x, out, stat, wants_stat)
-        if planned.plan is None:
-            _into(outputs.stat, -np.inf)
-            _into(outputs.stat_l, 0)
-        else:
-            _launch(runtime, planned.plan, operands, factor, outputs)
-        return outputs
+        request, cast = _cast(runtime.xp, request, operands)
+        aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
+        launches = _planned(request, spec_of(out), spec_of(stat), aligned, limits)
+        if launches is None:
+            request, copies = _copied(runtime.xp, request, cast)
+            results = run(Call(runtime, request, copies, factor))
+            return kind(*map(_into, (arrays.get(name) for name in returned), results))
+        if cast is not operands:
+            arrays |= cast._asdict()
+        prepared = Prepared(runtime, launches, arrays, (factor,), kind, names)
+        if launches.kernels:
+            return prepared
+        return kind(*map(_into, prepared.results(), (OF_NOTHING[name] for name in returned)))
 
 
-def _launch(
-    runtime: Any, plan: SoftmaxPlan, operands: Operands, factor: float, outputs: Outputs
-) -> None:
-    x, y, where, weight, scale, offsets = operands
-    out, stat, stat_l = outputs
-    address = runtime.address
-    partial = None
-    if plan.workspace_bytes:
-        partial = runtime.empty((plan.workspace_bytes,), UINT8)
-    head = SOFTMAX_HEAD.pack(
-        x=address(x),
-        y=0 if y is None else address(y),
-        where=0 if where is None else address(where),
-        weight=0 if weight is None else address(weight),
-        scale=0 if scale is None else address(scale),
-        out=0 if out is None else address(out),
-        stat=0 if stat is None else address(stat),
-        stat_l=0 if stat_l is None else address(stat_l),
-        partial=0 if partial is None else address(partial),
-        offsets=0 if offsets is None else address(offsets),
-        scale_value=factor,
-    )
-    writes = (out, stat, stat_l, partial)
-    for kernel in plan.kernels:
-        runtime.launch(kernel, head + plan.geometry, operands, writes)
+def run(call: Call) -> list[Any]:
+    """All results of a call."""
+    made = prepare(call, lambda *results: list(results))
+    return made.launch() if isinstance(made, Prepared) else made
 
 
 @lru_cache(maxsize=4096)
 def _planned(
     request: Request, out: ArraySpec | None, stat: ArraySpec | None, aligned: bool, limits: Limits
-) -> Planned | None:
-    """Plan of a checked request; None if no kernel can follow the strides of its arrays.
+) -> Launches | None:
+    """Launches of a checked request; None if no kernel can follow the strides of its arrays.
 
     `aligned`: the first element of x is on a 16-byte boundary.
     """
     expected = expect(request)
-    x = request.x
+    x, returned = request.x, RETURNED[request.result]
+    reads = [name for name in Operands._fields if getattr(request, name) is not None]
+    writes = [name for name, spec in (("out", out), ("stat", stat)) if spec is not None]
     order = row_layout.memory_order(x)
+    made = {}
     if out is None:
-        out = ArraySpec(
-            x.shape, row_layout.packed(x.shape, order, expected.dtype.itemsize), expected.dtype
-        )
+        strides = row_layout.packed(x.shape, order, expected.dtype.itemsize)
+        out = ArraySpec(x.shape, strides, expected.dtype)
+        made["out"] = Made(x.shape, expected.dtype, order)
     if stat is None:
-        stat = ArraySpec(
-            expected.stat_shape,
-            row_layout.packed(expected.stat_shape, None, expected.stat_dtype.itemsize),
-            expected.stat_dtype,
-        )
+        strides = row_layout.packed(expected.stat_shape, None, expected.stat_dtype.itemsize)
+        stat = ArraySpec(expected.stat_shape, strides, expected.stat_dtype)
+        made["stat"] = made["stat_l"] = Made(expected.stat_shape, expected.stat_dtype)
+    made = {name: one for name, one in made.items() if name in returned}
     if not request.keepdims:
         stat = row_layout.expanded(stat, request.axes)
     shape, axes, scale = x.shape, request.axes, request.scale
@@ -134,7 +117,7 @@ def _planned(
     if layout is None:
         return None
     if layout.rows == 0 or layout.cols == 0:
-        return Planned(expected, None, order)
+        return Launches(reads, writes, made, returned, ())
     row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
     problem = SoftmaxProblem(
         result=request.result,
@@ -149,35 +132,11 @@ def _planned(
         segments=0 if request.offsets is None else expected.row_shape[0],
     )
     plan = plan_softmax(problem, limits.compute_capability, limits.num_sms)
-    return Planned(expected, plan, order)
-
-
-def _allocated(
-    runtime: Any,
-    request: Request,
-    planned: Planned,
-    x: Any,
-    out: Any,
-    stat: Any,
-    wants_stat: bool,
-) -> Outputs:
-    """The results, new ones where none are given: the transform in the memory order of x."""
-    expected = planned.expected
-    stat_l = None
-    if request.result in ("lse", "state"):
-        wants_stat = True
-    elif out is None:
-        order = planned.out_order
-        if order is None:
-            out = runtime.empty(x.shape, expected.dtype)
-        else:
-            packed = runtime.empty(tuple(x.shape[d] for d in order), expected.dtype)
-            out = packed.transpose(tuple(order.index(d) for d in range(len(order))))
-    if wants_stat and stat is None:
-        stat = runtime.empty(expected.stat_shape, expected.stat_dtype)
-    if request.result == "state":
-        stat_l = runtime.empty(expected.stat_shape, expected.stat_dtype)
-    return Outputs(out, stat, stat_l)
+    if plan.workspace_bytes:
+        made["partial"] = Made((plan.workspace_bytes,), UINT8)
+    kernels = [(kernel, (SOFTMAX_HEAD, plan.geometry)) for kernel in plan.kernels]
+    numbers = ("scale_value",)
+    return Launches(reads, writes, made, returned, kernels, numbers=numbers, in_place=True)
 
 
 def _cast(xp: Any, request: Request, operands: Operands) -> tuple[Request, Operands]:

@@ -7,18 +7,18 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Other, Scaled, Unpack
+from cuattn._device.signatures import remembered
 from cuattn._softmax import request
-from cuattn._softmax.run import run
+from cuattn._softmax.run import prepare
 
 
 @overload
 def segment_softmax(x: Host, cu_seqlens: Host, /, **options: Unpack[Scaled]) -> NDArray[Any]: ...
 @overload
 def segment_softmax(x: Other, cu_seqlens: Other, /, **options: Unpack[Scaled]) -> Any: ...
-@explained
+@remembered("scale")
 def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any = None) -> Any:
     """Softmax of each segment of ragged rows, laid end to end along axis 0.
 
@@ -57,7 +57,7 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     """
     call = request.segments(x, cu_seqlens, scale, out)
     if call.runtime is not None:
-        return run(call).out
+        return prepare(call)
     x, offsets = call.operands.x, call.operands.offsets
     y = reference.segment_softmax(x, offsets, scale=call.factor, out=call.out)
     return y if call.out is not None else rounded(y, request.expect(call.request).dtype)

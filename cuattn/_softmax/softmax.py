@@ -7,7 +7,6 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from cuattn import reference
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import (
     Axis,
@@ -20,8 +19,9 @@ from cuattn._arrays.types import (
     SoftmaxWithLse,
     Unpack,
 )
+from cuattn._device.signatures import remembered
 from cuattn._softmax import request
-from cuattn._softmax.run import run
+from cuattn._softmax.run import prepare
 
 
 @overload
@@ -30,7 +30,7 @@ def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxAlone]) -> NDA
 def softmax(x: Host, /, axis: Axis = -1, **options: Unpack[SoftmaxWithLse]) -> Pair: ...
 @overload
 def softmax(x: Other, /, axis: Axis = -1, **options: Unpack[SoftmaxOpen]) -> Any: ...
-@explained
+@remembered("scale")
 def softmax(
     x: Any,
     /,
@@ -113,17 +113,14 @@ def softmax(
     array([[0.25, 0.25, 0.5 ]])
     """
     call = request.transform("prob", x, axis, scale, where, dtype, out, return_lse)
-    if call.runtime is None:
-        return _on_host(call)
-    y, lse, _ = run(call)
-    return (y, lse) if call.wants_stat else y
+    return _on_host(call) if call.runtime is None else prepare(call)
 
 
 @overload
 def log_softmax(x: Host, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> NDArray[Any]: ...
 @overload
 def log_softmax(x: Other, /, axis: Axis = -1, **options: Unpack[LogSoftmax]) -> Any: ...
-@explained
+@remembered("scale")
 def log_softmax(
     x: Any,
     /,
@@ -168,7 +165,7 @@ def log_softmax(
     array([[-1.386, -1.386, -0.693]])
     """
     call = request.transform("log_prob", x, axis, scale, where, dtype, out, False)
-    return _on_host(call) if call.runtime is None else run(call).out
+    return _on_host(call) if call.runtime is None else prepare(call)
 
 
 def _on_host(call: request.Call) -> Any:

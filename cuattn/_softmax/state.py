@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, overload
 
 from cuattn import reference
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Axis, Factor, Host, Other
+from cuattn._device.signatures import remembered
 from cuattn._softmax import request
-from cuattn._softmax.run import run
+from cuattn._softmax.run import prepare
 from cuattn.results import SoftmaxState
 
 
@@ -17,7 +17,7 @@ from cuattn.results import SoftmaxState
 def softmax_state(x: Host, /, axis: Axis = -1, *, scale: Factor = None) -> SoftmaxState: ...
 @overload
 def softmax_state(x: Other, /, axis: Axis = -1, *, scale: Factor = None) -> Any: ...
-@explained
+@remembered("scale")
 def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
     """What a softmax has to know of a row, in a form that merges.
 
@@ -54,8 +54,7 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     """
     call = request.state(x, axis, scale)
     if call.runtime is not None:
-        _, m, l = run(call)  # noqa: E741
-        return SoftmaxState(m, l)
+        return prepare(call, SoftmaxState)
     acc = request.expect(call.request).acc
     state = reference.softmax_state(call.operands.x, call.request.axes, scale=call.factor)
     return SoftmaxState(*(rounded(part, acc) for part in state))

@@ -1,15 +1,18 @@
-"""The calls of selections on a device: plan, allocate, launch."""
+"""The calls of selections on a device: plan, and what they need beside launches."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cuattn._arrays import checks, row_layout
 from cuattn._arrays.row_layout import Layout, spec_of
 from cuattn._device.kernel import Limits
+from cuattn._device.launches import Block, Launches, Made, Prepared
 from cuattn._device.params import (
     RADIX_WORKSPACE,
     SOFTMAX_HEAD,
@@ -27,94 +30,87 @@ from cuattn._topk.request import Call, MergeCall, Operands, Request, expect
 from cuattn.results import SoftmaxState
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
+NAMES = {name: name for name in Operands._fields}
+NUMBERS = ("scale_value", "renormalize", "index_offset")  # the first of Options
 
 
-class Outputs(NamedTuple):
-    """What a call makes; `stat`, `stat_l`: one number per row (lse, or m and l of a state)."""
-
-    values: Any
-    indices: Any
-    stat: Any
-    stat_l: Any
-
-
-def run(call: Call) -> Outputs:
-    """Launch a call on the device of x."""
+def prepare(call: Call, kind: Callable[..., Any]) -> Any:
+    """A call with its launches; where it takes more than these, its results."""
     runtime, request, expected, operands, options = call
     device = runtime.device(operands.x)
-    for i, array in enumerate(operands):
+    for name, array in operands._asdict().items():
         if array is not None and runtime.address(array) % array.itemsize:
-            raise checks.misaligned(Operands._fields[i], array)
+            raise checks.misaligned(name, array)
     with runtime.on(device):
         if operands.scale is not None and operands.scale.dtype != expected.acc:
             operands = operands._replace(scale=operands.scale.astype(expected.acc))
             request = request._replace(scale=spec_of(operands.scale))
             call = Call(runtime, request, expected, operands, options)
-        aligned = runtime.address(operands.x) % 16 == 0
-        problem = _problem(request, aligned)
-        if problem is None:
-            return run(_copied(call))
-        outputs = _allocated(call)
-        if problem.layout.rows:
-            if request.k == 0 or problem.layout.cols == 0:
-                outputs = outputs._replace(  # every entry is missing
-                    values=runtime.xp.full(outputs.values.shape, -np.inf, outputs.values.dtype),
-                    indices=runtime.xp.full(outputs.indices.shape, -1, INT64),
-                )
-                if outputs.stat is not None:
-                    _store_states(outputs, _states(call))
-            else:
-                _launch(call, runtime.limits(device), problem, outputs)
-        return outputs
-
-
-def _launch(call: Call, limits: Limits, problem: TopKProblem, outputs: Outputs) -> None:
-    runtime, request, _, operands, options = call
-    plan = plan_topk(problem, limits.compute_capability, limits.num_sms)
-    workspace = None
-    if plan.workspace_bytes:
-        workspace = runtime.empty((plan.workspace_bytes,), UINT8)
-    x, where, scale = operands
-    values, indices, stat, stat_l = outputs
-    reads: tuple[Any, ...] = operands
-    relative = request.result in ("prob", "log_prob") and not options.renormalize
-    if plan.radix and problem.softmax and (relative or outputs.stat is not None):
-        state = _states(call)
-        stat, stat_l = state
-        reads = (*operands, *state)
-        _store_states(outputs, state)
-
-    address = runtime.address
-    start = 0 if workspace is None else address(workspace)
-    params = SOFTMAX_HEAD.pack(
-        x=address(x),
-        y=0,
-        where=0 if where is None else address(where),
-        weight=0,
-        scale=0 if scale is None else address(scale),
-        out=address(values),
-        stat=0 if stat is None else address(stat),
-        stat_l=0 if stat_l is None else address(stat_l),
-        partial=start,
-        offsets=0,
-        scale_value=options.scale,
-    )
-    params += plan.geometry
-    params += TOPK.pack(
-        indices=address(indices),
-        lists=start + plan.lists_offset,
-        k=problem.k,
-        index_offset=options.index_offset,
-        output=OUTPUTS.get(request.result, 0),
-        renormalize=options.renormalize,
-    )
-    if plan.radix:
-        params += RADIX_WORKSPACE.pack(workspace=start)
-    for kernel, end in plan.launches:
-        runtime.launch(kernel, params + end, (*reads, workspace), (*outputs, workspace))
+        aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
+        launches = _planned(request, options.renormalize, options.wants_lse, aligned, limits)
+        if launches is None:
+            made = prepare(_copied(call), kind)
+            return made.launch() if isinstance(made, Prepared) else made
+        arrays = operands._asdict()
+        made = Prepared(runtime, launches, arrays, options[: len(NUMBERS)], kind, NAMES)
+        state: Any = None
+        if not launches.kernels and 0 not in expected.stat_shape:  # every entry is missing
+            values = runtime.xp.full(expected.shape, -np.inf, expected.dtype)
+            indices = runtime.xp.full(expected.shape, -1, INT64)
+            if options.wants_lse or request.result == "state":
+                state = _state(call)
+        elif "stat" in launches.given:  # by radix, what is relative to the rows comes after them
+            state = _state(call)
+            arrays |= {"stat": state.m, "stat_l": state.l}
+            values, indices = made.results()
+        else:
+            return made
+        if request.result == "state":
+            return kind(*state, values, indices)
+        return kind(values, indices, state.lse) if options.wants_lse else kind(values, indices)
 
 
 @lru_cache(maxsize=4096)
+def _planned(
+    request: Request, renormalize: bool, wants_lse: bool, aligned: bool, limits: Limits
+) -> Launches | None:
+    """Launches of a checked request; None if no kernel can follow the strides of its arrays."""
+    problem = _problem(request, aligned)
+    if problem is None:
+        return None
+    expected = expect(request)
+    reads = [name for name in Operands._fields if getattr(request, name) is not None]
+    made = {"out": Made(expected.shape, expected.dtype), "indices": Made(expected.shape, INT64)}
+    returned, stats = ["out", "indices"], ["stat"] if wants_lse else []
+    if request.result == "state":
+        stats = ["stat", "stat_l"]
+    empty = 0 in (problem.layout.rows, problem.layout.cols, problem.k)
+    plan = None if empty else plan_topk(problem, limits.compute_capability, limits.num_sms)
+    relative = request.result in ("prob", "log_prob") and not renormalize
+    if plan is not None and plan.radix and problem.softmax and (relative or stats):
+        reads += ["stat", "stat_l"]
+    else:
+        made |= dict.fromkeys(stats, Made(expected.stat_shape, expected.acc))
+        returned = stats + returned if request.result == "state" else returned + stats
+    if plan is None:
+        return Launches(reads, (), made, returned, ())
+    if plan.workspace_bytes:
+        made["partial"] = Made((plan.workspace_bytes,), UINT8)
+    fields = {"k": problem.k, "output": OUTPUTS.get(request.result, 0)}
+    block: Block = (SOFTMAX_HEAD, plan.geometry, (TOPK, fields))
+    if plan.radix:
+        workspace = "partial" if plan.workspace_bytes else 0
+        block = (*block, (RADIX_WORKSPACE, {"workspace": workspace}))
+    kernels = [(kernel, (*block, end)) for kernel, end in plan.launches]
+
+    def lists(at: list[int]) -> list[int]:
+        return [(at[-1] if plan.workspace_bytes else 0) + plan.lists_offset]
+
+    return Launches(
+        reads, (), made, returned, kernels, numbers=NUMBERS, derived=(("lists",), lists)
+    )
+
+
 def _problem(request: Request, aligned: bool) -> TopKProblem | None:
     """The problem of a checked request; None if no kernel can follow the strides of its arrays."""
     expected = expect(request)
@@ -147,19 +143,7 @@ def _problem(request: Request, aligned: bool) -> TopKProblem | None:
     )
 
 
-def _allocated(call: Call) -> Outputs:
-    runtime, request, expected, _, options = call
-    state = request.result == "state"
-    stat = stat_l = None
-    if state or options.wants_lse:
-        stat = runtime.empty(expected.stat_shape, expected.acc)
-    if state:
-        stat_l = runtime.empty(expected.stat_shape, expected.acc)
-    values = runtime.empty(expected.shape, expected.dtype)
-    return Outputs(values, runtime.empty(expected.shape, INT64), stat, stat_l)
-
-
-def _states(call: Call) -> SoftmaxState:
+def _state(call: Call) -> SoftmaxState:
     """m and l of each row, by a pass of their own."""
     runtime, request, expected, operands, options = call
     rows = softmax_request.Request(
@@ -171,16 +155,7 @@ def _states(call: Call) -> SoftmaxState:
         dtype=expected.acc,
     )
     arrays = softmax_request.Operands(operands.x, where=operands.where, scale=operands.scale)
-    _, m, l = run_softmax(softmax_request.Call(runtime, rows, arrays, options.scale))  # noqa: E741
-    return SoftmaxState(m, l)
-
-
-def _store_states(outputs: Outputs, state: SoftmaxState) -> None:
-    """What the call wants of its rows' states."""
-    if outputs.stat_l is not None:
-        outputs.stat[...], outputs.stat_l[...] = state
-    elif outputs.stat is not None:
-        outputs.stat[...] = state.lse
+    return SoftmaxState(*run_softmax(softmax_request.Call(runtime, rows, arrays, options.scale)))
 
 
 def _copied(call: Call) -> Call:
@@ -197,26 +172,33 @@ def _copied(call: Call) -> Call:
     return Call(runtime, request._replace(**specs), expected, Operands(**copies), options)
 
 
-def merge(call: MergeCall) -> Any:
-    """Launch the merge of two states."""
-    runtime, kind, arrays = call
+def prepare_merge(call: MergeCall) -> Any:
+    """A merge of two states with its launch."""
+    runtime, arrays = call.runtime, call.arrays
+    kind: Any = call.kind
     with runtime.on(runtime.device(arrays[0])):
         arrays = [
             array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)
             for array in arrays
         ]
-        size = len(arrays) // 2
-        merged = [runtime.empty(array.shape, array.dtype) for array in arrays[:size]]
-        m, k = arrays[0], arrays[2].shape[-1] if size > 2 else 0
-        if m.size:
-            fields = size if k else 2  # nothing selected: m and l alone
-            parts = arrays[:fields], arrays[size : size + fields], merged[:fields]
-            addresses = [runtime.address(array) for part in parts for array in part]
-            if k:
-                kernel = plan_topk_state_merge(m.dtype.name, m.size, k)
-                params = TOPK_STATE_MERGE.struct.pack(*addresses, m.size, k)
-            else:
-                kernel = plan_state_merge(m.dtype.name, m.size)
-                params = STATE_MERGE.struct.pack(*addresses, m.size)
-            runtime.launch(kernel, params, tuple(arrays), tuple(merged))
-    return kind(*merged)
+    fields = kind._fields
+    names = {f"{field}_{side}": f"{side}[{i}]" for side in "ab" for i, field in enumerate(fields)}
+    launches = _planned_merge(kind, tuple((a.shape, a.dtype) for a in arrays[: len(fields)]))
+    return Prepared(runtime, launches, dict(zip(names, arrays, strict=True)), (), kind, names)
+
+
+@lru_cache(maxsize=4096)
+def _planned_merge(kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...]) -> Launches:
+    """The launch that merges two states of these shapes and dtypes."""
+    made = {field: Made(*spec) for field, spec in zip(kind._fields, specs, strict=True)}
+    (shape, dtype), k = specs[0], made["values"].shape[-1] if "values" in made else 0
+    fields = kind._fields if k else ("m", "l")  # nothing selected
+    reads = [f"{field}_{side}" for side in "ab" for field in fields]
+    n = math.prod(shape)
+    kernels: list[Any] = []
+    if n and k:
+        block = [(TOPK_STATE_MERGE, {"rows": n, "k": k})]
+        kernels.append((plan_topk_state_merge(dtype.name, n, k), block))
+    elif n:
+        kernels.append((plan_state_merge(dtype.name, n), [(STATE_MERGE, {"n": n})]))
+    return Launches(reads, (), made, kind._fields, kernels)

@@ -6,10 +6,11 @@ from typing import Any, SupportsIndex, TypeVar, overload
 
 from cuattn import reference
 from cuattn._arrays import types
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Other, Unpack
-from cuattn._topk import request, run
+from cuattn._device.signatures import remembered
+from cuattn._topk import request
+from cuattn._topk.run import prepare, prepare_merge
 from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
@@ -23,7 +24,7 @@ def softmax_topk_state(
 def softmax_topk_state(
     x: Other, k: SupportsIndex, /, **options: Unpack[types.SoftmaxTopKState]
 ) -> Any: ...
-@explained
+@remembered("scale")
 def softmax_topk_state(
     x: Any,
     k: SupportsIndex,
@@ -73,8 +74,7 @@ def softmax_topk_state(
     call = request.softmax_topk_state(x, k, axis, scale, index_offset)
     asked, offset = call.request, call.options.index_offset
     if call.runtime is not None:
-        values, indices, m, l = run.run(call)  # noqa: E741
-        return SoftmaxTopKState(m, l, values, indices)
+        return prepare(call, SoftmaxTopKState)
     state = reference.softmax_topk_state(
         call.operands.x, asked.k, axis=asked.axis, scale=call.factor, index_offset=offset
     )
@@ -82,7 +82,7 @@ def softmax_topk_state(
     return SoftmaxTopKState(m, l, values, state.indices)
 
 
-@explained
+@remembered()
 def merge(a: State, b: State, /) -> State:
     """State of a row from the states of two parts of it: associative up to rounding.
 
@@ -123,7 +123,7 @@ def merge(a: State, b: State, /) -> State:
     """
     call = request.merge(a, b)
     if call.runtime is not None:
-        return run.merge(call)
+        return prepare_merge(call)
     size = len(call.arrays) // 2
     both = reference.merge(call.kind(*call.arrays[:size]), call.kind(*call.arrays[size:]))
     return call.kind(

@@ -6,11 +6,11 @@ from typing import Any, SupportsIndex, overload
 
 from cuattn import reference
 from cuattn._arrays import types
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Mode, Other, Output, Unpack
+from cuattn._device.signatures import remembered
 from cuattn._topk import request
-from cuattn._topk.run import run
+from cuattn._topk.run import prepare
 from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 
@@ -18,7 +18,7 @@ from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 def top_k(x: Host, k: SupportsIndex, /, **options: Unpack[types.TopK]) -> TopK: ...
 @overload
 def top_k(x: Other, k: SupportsIndex, /, **options: Unpack[types.TopK]) -> Any: ...
-@explained
+@remembered()
 def top_k(
     x: Any,
     k: SupportsIndex,
@@ -82,8 +82,7 @@ def top_k(
     """
     call = request.top_k(x, k, axis, mode, sorted)
     if call.runtime is not None:
-        values, indices, _, _ = run(call)
-        return TopK(values, indices)
+        return prepare(call, TopK)
     asked = call.request
     return reference.top_k(call.operands.x, asked.k, axis=asked.axis, mode=mode)
 
@@ -100,7 +99,7 @@ def softmax_topk(
 def softmax_topk(
     x: Other, k: SupportsIndex, /, **options: Unpack[types.SoftmaxTopKOpen]
 ) -> Any: ...
-@explained
+@remembered("scale")
 def softmax_topk(
     x: Any,
     k: SupportsIndex,
@@ -174,19 +173,18 @@ def softmax_topk(
     call = request.softmax_topk(x, k, axis, scale, where, renormalize, output, return_lse)
     asked, options = call.request, call.options
     if call.runtime is not None:
-        values, indices, lse, _ = run(call)
-    else:
-        values, indices, lse = reference.softmax_topk(
-            call.operands.x,
-            asked.k,
-            axis=asked.axis,
-            scale=call.factor,
-            where=call.operands.where,
-            renormalize=options.renormalize,
-            output=output,
-            return_lse=True,
-        )
-        dtype, acc, *_ = call.expected
-        values, lse = rounded(values, dtype), rounded(lse, acc)
+        return prepare(call, SoftmaxTopKLse if options.wants_lse else SoftmaxTopK)
+    values, indices, lse = reference.softmax_topk(
+        call.operands.x,
+        asked.k,
+        axis=asked.axis,
+        scale=call.factor,
+        where=call.operands.where,
+        renormalize=options.renormalize,
+        output=output,
+        return_lse=True,
+    )
+    dtype, acc, *_ = call.expected
+    values, lse = rounded(values, dtype), rounded(lse, acc)
     best = SoftmaxTopK(values, indices)
     return SoftmaxTopKLse(*best, lse) if options.wants_lse else best

@@ -299,11 +299,11 @@ def test_a_struct_that_is_not_described_is_seen():
         taken({"k.cuh": kernel.format("More params, int n").replace("n params", "n")})
 
 
-# -- what is packed in order, for speed ------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
-def test_pointers_are_in_order():
-    """Those of attention and of merge are packed as the arrays stand."""
+def test_fields_are_called_as_their_arrays():
+    """By whose names their addresses are packed; a field without an array is 0."""
     names = list(device_params.ATTENTION_POINTERS.codes)
     arrays = list(views.Arrays._fields)
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]

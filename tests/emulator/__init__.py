@@ -45,6 +45,7 @@ import weakref
 import numpy as np
 
 from cuattn._device.kernel import Limits
+from cuattn._device.recent import Recent
 
 from . import build
 
@@ -423,6 +424,7 @@ class Runtime:
         self._seed = 0 if seed is None else seed
         self._launches = itertools.count()
         self._previous = None
+        self.recent = Recent()
         self.clear()
 
     def __enter__(self):
@@ -439,6 +441,11 @@ class Runtime:
     def device(self, array):
         """All arrays lie on the one emulated device."""
         return 0
+
+    def signature(self, array):
+        """All that a call may depend on of an array, except for its address and contents."""
+        writeable = array.flags.writeable
+        return array.shape, array.strides, array.dtype, writeable, address(array) % 16
 
     def limits(self, device):
         """What plans depend on."""

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from conftest import on_a_gpu
 from test_layout import functions, read
 
 import cuattn
@@ -59,6 +60,12 @@ def test_example_prints_what_readme_shows():
     example = block(README, "python")
     assert len([line for line in example.splitlines() if line]) == 12
     assert printed(example) == block(README, "text", "output")
+
+
+@on_a_gpu
+def test_the_example_of_a_graph(backend):
+    text = (ROOT / "cuattn" / "README.md").read_text(encoding="utf-8")
+    assert printed(block(text, "python", "graph")) == block(text, "text", "output")
 
 
 def test_every_public_function_has_a_row():

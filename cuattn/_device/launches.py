@@ -1,0 +1,155 @@
+"""What is left of a call once it is planned: allocate its results, pack addresses, launch."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn._device.kernel import Kernel
+from cuattn._device.params import Params
+from cuattn._device.tensor_map import Boxes
+
+
+class Made(NamedTuple):
+    """An array that a call allocates, C-contiguous but for the order of its axes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    order: tuple[int, ...] | None = None  # axes, slowest first; None: C order
+
+
+# Parameters of a kernel, piece by piece: bytes, or a struct, which may have some of its fields. The
+# others are those of a call: addresses and numbers, by name; an array that it does not have is 0.
+Block = Sequence[bytes | Params | tuple[Params, Mapping[str, Any]]]
+
+WORKSPACE = "partial"  # of arrays that are made the last one, which kernels also read
+
+
+class Launches:
+    """Kernels of a call with all of their parameters but addresses and numbers.
+
+    Parameters
+    ----------
+    reads, writes : sequence of str
+        Arrays that come in, by the names of their fields; `writes` are results.
+    made : mapping of str to Made
+        Arrays that are allocated.
+    returned : sequence of str
+        Which of all these a call returns.
+    kernels : sequence of (Kernel, Block)
+        In the order of their launches.
+    numbers : sequence of str, optional
+        Fields that are given with each call, as addresses are.
+    boxes : sequence of (str, Boxes), optional
+        Arrays whose tensor maps come first among the parameters.
+    derived : (sequence of str, callable), optional
+        Fields that are computed from the addresses of `reads`, `writes` and `made`.
+    in_place : bool, optional
+        Whether a result may be an array that is read, as the same view.
+    """
+
+    def __init__(
+        self,
+        reads: Sequence[str],
+        writes: Sequence[str],
+        made: Mapping[str, Made],
+        returned: Sequence[str],
+        kernels: Sequence[tuple[Kernel, Block]],
+        *,
+        numbers: Sequence[str] = (),
+        boxes: Sequence[tuple[str, Boxes]] = (),
+        derived: tuple[Sequence[str], Callable[[list[int]], Sequence[int]] | None] = ((), None),
+        in_place: bool = False,
+    ) -> None:
+        self.given, self.in_place = (*reads, *writes), in_place
+        arrays, (more, self._derived) = [*self.given, *made], derived
+        self.reads, self._made = len(reads), tuple(made.values())
+        self._workspace = len(arrays) - (WORKSPACE in made)
+        self._returned = [arrays.index(name) for name in returned]
+        self._boxes = [(arrays.index(name), box) for name, box in boxes]
+        self._places = {name: i for i, name in enumerate((*numbers, *arrays, *more))}
+        self._constants: list[Any] = []  # behind them
+        self.kernels = [(kernel, *self._packer(block)) for kernel, block in kernels]
+
+    def _packer(self, block: Block) -> tuple[Callable[..., bytes], Callable[[list[Any]], Any]]:
+        """What packs a block, and what picks its fields out of those of a call."""
+        layout, values = "=", list[Any]()
+        for piece in block:
+            if isinstance(piece, bytes):
+                layout += f"{len(piece)}s"
+                values.append(piece)
+                continue
+            params, known = piece if isinstance(piece, tuple) else (piece, {})
+            layout += "".join(params.codes.values())
+            for field in params.codes:
+                value = known.get(field, field if field in self._places else 0)
+                values += value if isinstance(value, tuple) else (value,)
+        places = []
+        for value in values:
+            if isinstance(value, str):
+                places.append(self._places[value])
+            else:
+                places.append(len(self._places) + len(self._constants))
+                self._constants.append(value)
+        return struct.Struct(layout).pack, itemgetter(*places)
+
+    def run(self, runtime: Any, arrays: list[Any], numbers: tuple[Any, ...] = ()) -> list[Any]:
+        """Launch on the device of the arrays, which are those `given`; what is returned."""
+        arrays = [*arrays]
+        with runtime.on(runtime.device(arrays[0])):
+            for shape, dtype, order in self._made:
+                arrays.append(
+                    runtime.empty(shape, dtype)
+                    if order is None
+                    else _ordered(runtime, shape, dtype, order)
+                )
+            at = [*map(runtime.address, arrays)]
+            maps = self._tensor_maps(runtime, at) if self._boxes else b""
+            more = self._derived(at) if self._derived else ()
+            fields = [*numbers, *at, *more, *self._constants]
+            reads = arrays[: self.reads] + arrays[self._workspace :]
+            writes = arrays[self.reads :]
+            for kernel, pack, pick in self.kernels:
+                runtime.launch(kernel, maps + pack(*pick(fields)), reads, writes)
+        return [*map(arrays.__getitem__, self._returned)]
+
+    def _tensor_maps(self, runtime: Any, at: list[int]) -> bytes:
+        """Those of `boxes`; the driver takes its time to encode one."""
+        key = (self, *[at[i] for i, _ in self._boxes])
+        maps = runtime.recent.get(key)
+        if maps is None:
+            maps = b"".join([runtime.tensor_map(at[i], *box) for i, box in self._boxes])
+            runtime.recent.put(key, maps)
+        return maps
+
+
+def _ordered(runtime: Any, shape: tuple[int, ...], dtype: np.dtype, order: tuple[int, ...]) -> Any:
+    packed = runtime.empty(tuple(shape[d] for d in order), dtype)
+    return packed.transpose(tuple(order.index(d) for d in range(len(order))))
+
+
+class Prepared(NamedTuple):
+    """A call that has nothing left but its launches."""
+
+    runtime: Any
+    launches: Launches
+    arrays: Mapping[str, Any]  # by the names of their fields
+    numbers: tuple[Any, ...]
+    kind: Callable[..., Any]  # of what the function returns, made of the results
+    names: Mapping[str, str]  # what errors call the arrays; "": not to be looked up
+
+    def results(self) -> list[Any]:
+        arrays = [self.arrays[name] for name in self.launches.given]
+        return self.launches.run(self.runtime, arrays, self.numbers)
+
+    def launch(self) -> Any:
+        return self.kind(*self.results())
+
+
+def one_or_all(*results: Any) -> Any:
+    """A result by itself, several as a tuple."""
+    return results if len(results) > 1 else results[0]

@@ -1,0 +1,335 @@
+"""Warm calls: no call may use what was planned for another one."""
+
+from __future__ import annotations
+
+import gc
+import struct
+import threading
+import types
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import on_a_gpu
+from test_jit import compiled, gpus  # noqa: F401 - fixtures
+
+import cuattn
+from cuattn._device import runtime as device_runtime
+from cuattn._device.params import SOFTMAX_HEAD
+from cuattn._device.recent import Recent
+
+
+@pytest.fixture
+def arrays(backend):
+    """A maker of arrays of the backend."""
+    return lambda *given: [backend.asarray(np.array(one)) for one in given]
+
+
+def check(backend, function, *operands, **options):
+    """Results of a function are those of its reference."""
+
+    def host(value):
+        return backend.asnumpy(value) if isinstance(value, backend.xp.ndarray) else value
+
+    given = {name: host(value) for name, value in options.items()}
+    want = getattr(cuattn.reference, function)(*map(host, operands), **given)
+    got = getattr(cuattn, function)(*operands, **options)
+    for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True):
+        np.testing.assert_allclose(backend.asnumpy(a).astype(float), b, rtol=3e-3, atol=3e-3)
+
+
+# ---- What is the same, and what is not ----
+
+
+def test_one_address_many_layouts(backend, rng):
+    """Views that begin at one address, and at its neighbours, twice each."""
+    memory = backend.asarray(rng.standard_normal((24, 24)).astype(np.float32))
+    views = [
+        memory,
+        memory.T,
+        memory[:12],
+        memory[:, :12],
+        memory[:, ::2],
+        memory[::2],
+        memory.reshape(12, 48),
+        memory.reshape(4, 6, 24),
+        memory.view(np.int32) % 7,
+        *(memory[:, i : i + 16] for i in range(5)),  # at other addresses modulo 16 bytes
+        memory[1:],
+    ]
+    for view in views + views[::-1]:
+        check(backend, "softmax", view)
+        check(backend, "log_softmax", view)
+        check(backend, "top_k", view, 3)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_one_address_of_attention(backend, rng, heads):
+    """k and v apart, the same, and swapped: their tensor maps follow the addresses."""
+    q, k, v = (
+        backend.asarray(rng.standard_normal((1, heads, 16, 64)).astype(np.float16))
+        for _ in range(3)
+    )
+    for operands in ((q, k, v), (q, k, k), (q, v, k), (k, q, v), (q, q, q), (q, k, v)):
+        check(backend, "attention", *operands)
+        check(backend, "attention", *(a.swapaxes(1, 2) for a in operands), layout="BSHD")
+    for scale in (0.5, -0.5, 0, 0.25, 0.5):
+        check(backend, "attention", q, k, v, scale=scale)
+    out = backend.asarray(np.zeros((1, heads, 16, 64), np.float16))
+    for shape in ((1, heads, 16, 64), (1, 4 * heads, 4, 64), (1, heads, 16, 64)):
+        operands = [array.reshape(shape) for array in (q, k, v)]
+        cuattn.attention(*operands, out=out.reshape(shape))
+        want = cuattn.reference.attention(*map(backend.asnumpy, operands))
+        np.testing.assert_allclose(backend.asnumpy(out).reshape(shape), want, atol=3e-3)
+
+
+SAME = [  # what equal or similar keys might take for the same call
+    [((), {}), ((0,), {}), ((), {"axis": 0}), ((), {"axis": (0,)}), ((), {"axis": None})],
+    [((), {"axis": (0, 1)}), ((), {"axis": (1, 0)}), ((), {"axis": -1}), ((), {"axis": 1})],
+    [((), {"scale": 0.5}), ((), {"scale": -0.5}), ((), {"scale": 1}), ((), {"scale": 2.0})],
+    [((), {"dtype": np.float64}), ((), {"dtype": "float16"}), ((), {"dtype": np.dtype("f8")})],
+    [((), {"return_lse": True}), ((), {"return_lse": False})],
+]
+
+
+@pytest.mark.parametrize("calls", SAME)
+def test_options(backend, rng, calls):
+    x = backend.asarray(rng.standard_normal((5, 6)).astype(np.float32))
+    for args, options in calls + calls[::-1]:
+        check(backend, "softmax", x, *args, **options)
+
+
+def test_names(backend, rng):
+    """An array of one spec as two options."""
+    x, other = (backend.asarray(rng.standard_normal((5, 1)).astype(np.float32)) for _ in range(2))
+    for _ in range(2):
+        check(backend, "log_softmax", x, axis=1, scale=other)
+        assert cuattn.log_softmax(x, axis=1, out=other) is other
+
+
+def test_what_kernels_read_a_copy_of(backend, rng):
+    """Nothing is known of the copies of later calls."""
+    x = backend.asarray(rng.standard_normal((6, 8)).astype(np.float32))
+    rows = backend.asarray(rng.standard_normal((6, 1)))
+    q = backend.asarray(rng.standard_normal((2, 1, 4, 32)).astype(np.float32))
+    lens = backend.asarray(np.int32([1, 4]))
+    for _ in range(3):
+        check(backend, "softmax", x, scale=rows)
+        check(backend, "softmax_topk", x, 3, scale=rows)
+        check(backend, "logsumexp", x, axis=-1, b=0.5)
+        check(backend, "logsumexp", x, axis=-1, b=rows)
+        check(backend, "top_k", x[:, ::2], 3, axis=None)
+        check(backend, "attention", q, q, q, kv_lens=lens)
+
+
+def test_the_sign_of_zero(backend, arrays):
+    """0.0 and -0.0 are equal, and not the same scale."""
+    (x,) = arrays(np.float32([1, 2]))
+    for scale in (0.0, -0.0, 0.0, -0.0):
+        assert np.signbit(float(cuattn.softmax_state(x, scale=scale).m)) == np.signbit(scale)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "error"),
+    [
+        (((1,), {}), ((True,), {}), TypeError),
+        (((1,), {}), ((1.0,), {}), TypeError),
+        (((1,), {}), ((1, 1), {}), TypeError),
+        (((1,), {}), ((1,), {"axis": 1}), TypeError),
+        (((), {"axis": (0, 1)}), ((), {"axis": (0, True)}), TypeError),
+        (((), {"return_lse": True}), ((), {"return_lse": 1}), TypeError),
+        (((), {"return_lse": False}), ((), {"return_lse": 0.0}), TypeError),
+        (((), {"scale": 1}), ((), {"scale": True}), TypeError),
+        (((), {"scale": 2.0}), ((), {"temperature": 2.0}), TypeError),
+        (((), {"where": True}), ((), {"where": 1}), TypeError),
+    ],
+)
+def test_what_equals_a_good_option(backend, rng, good, bad, error):
+    x = backend.asarray(rng.standard_normal((5, 6)).astype(np.float32))
+    for _ in range(2):
+        cuattn.softmax(x, *good[0], **good[1])
+    with pytest.raises(error):
+        cuattn.softmax(x, *bad[0], **bad[1])
+
+
+# ---- What is looked at in every call ----
+
+
+def test_out_that_overlaps(backend, rng):
+    memory = backend.asarray(rng.standard_normal(64).astype(np.float32))
+    x, y = memory[16:32], memory[40:56]
+    want = cuattn.reference.softmax(backend.asnumpy(x))
+    for out in (y, memory[:16], memory[32:48]):
+        assert cuattn.softmax(x, out=out) is out
+        np.testing.assert_allclose(backend.asnumpy(out), want, rtol=1e-5)
+    for out in (memory[1:17], memory[12:28], memory[31:47]):
+        with pytest.raises(ValueError, match="out must be x itself or share no memory"):
+            cuattn.softmax(x, out=out)
+    for array, other in ((x, y), (y, x), (x, y)):  # in place, and not
+        want = cuattn.reference.softmax(backend.asnumpy(array))
+        cuattn.softmax(array, out=array)
+        np.testing.assert_allclose(backend.asnumpy(array), want, rtol=1e-5)
+        cuattn.softmax(array, out=other)
+
+
+def test_out_of_attention_that_overlaps(backend, rng):
+    q, k, out = (backend.asarray(rng.standard_normal((4, 64)).astype(np.float16)) for _ in range(3))
+    for _ in range(2):
+        cuattn.attention(q, k, k, out=out)
+    for operands in ((out, k, k), (q, out, k), (q, k, out)):
+        with pytest.raises(ValueError, match="out must share no memory"):
+            cuattn.attention(*operands, out=out)
+
+
+@pytest.mark.host
+def test_out_that_cannot_be_written_to(backend):
+    x, out = np.ones((2, 3), np.float32), np.empty((2, 3), np.float32)
+    for _ in range(2):
+        cuattn.softmax(x, out=out)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be writeable"):
+        cuattn.softmax(x, out=out)
+
+
+@pytest.mark.host
+def test_values_of_the_host(backend, rng):
+    """Of lengths and ends that NumPy holds."""
+    q = rng.standard_normal((2, 1, 4, 32)).astype(np.float32)
+    lens, ends = np.array([1, 4]), np.array([0, 1, 4])
+    for _ in range(2):
+        cuattn.attention(q, q, q, kv_lens=lens)
+        cuattn.segment_softmax(q[0, 0], ends)
+    lens[0], ends[1] = 5, 5
+    with pytest.raises(ValueError, match="kv_lens must be from 0 to 4"):
+        cuattn.attention(q, q, q, kv_lens=lens)
+    with pytest.raises(ValueError, match="cu_seqlens must never fall"):
+        cuattn.segment_softmax(q[0, 0], ends)
+
+
+# ---- Runtimes, devices, threads, streams ----
+
+
+def test_runtimes_share_nothing():
+    """As the emulator of another architecture; and a runtime that is gone is forgotten."""
+    import emulator
+
+    x = np.ones((4, 40_000), np.float32)
+    found = []
+    for arch in ("sm_80", "sm_90", "sm_80"):
+        with emulator.activate(arch) as runtime:
+            for _ in range(2):
+                cuattn.softmax(x)
+            found.append([kernel.cluster for kernel in runtime.kernels])
+    assert found[0] == found[2] != found[1]
+    gone = weakref.ref(runtime)
+    del runtime
+    gc.collect()
+    assert gone() is None
+
+
+def test_one_address_on_two_devices(gpus, compiled):  # noqa: F811
+    """What is planned for a device and loaded there runs there."""
+    one, other = (gpus.ndarray((64, 20_000), "float32", device) for device in (0, 1))
+    other.data.ptr = one.data.ptr = 1 << 20
+    for array in (one, other) * 3:
+        assert cuattn.softmax(array).data.device_id == array.data.device_id
+    assert [(device, grid) for device, _, grid, *_ in gpus.launches] == [
+        (0, (64,)),
+        (1, (128,)),
+    ] * 3
+
+
+def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
+    """Of every function."""
+    x, y = gpus.ndarray((8, 64), "float32", 1), gpus.ndarray((8, 64), "float32", 1)
+    lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
+    q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
+    q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
+    lens = gpus.ndarray((1,), "int64", 1)
+    gpus.ndarray.flags = types.SimpleNamespace(c_contiguous=True)
+    gpus.ascontiguousarray = lambda array, dtype=None: array  # as CuPy's, of one that is
+    calls = [
+        lambda: cuattn.softmax(x, scale=2.0),
+        lambda: cuattn.softmax(x, out=(y, lse), return_lse=True),
+        lambda: cuattn.softmax(x, out=x),
+        lambda: cuattn.log_softmax(x, axis=(0, 1)),
+        lambda: cuattn.logsumexp(x, axis=-1),
+        lambda: cuattn.softmax_backward(x, y),
+        lambda: cuattn.log_softmax_backward(x, y),
+        lambda: cuattn.segment_softmax(x, ends),
+        lambda: cuattn.top_k(x, 3),
+        lambda: cuattn.softmax_topk(x, 3, return_lse=True),
+        lambda: cuattn.softmax_state(x),
+        lambda: cuattn.softmax_topk_state(x, 3),
+        lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
+        lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
+        lambda: cuattn.merge_attention(q, q_lse, q, q_lse),
+    ]
+    cuattn.softmax(y)  # the first call of all makes the runtime
+    for call in calls:
+        call()
+    launches = len(gpus.launches)
+
+    recent = device_runtime.current().recent
+
+    class Known:
+        def get(self, key):
+            found = recent.get(key)
+            assert found is not None
+            return found
+
+    monkeypatch.setattr(device_runtime.current(), "recent", Known())
+    for call in calls:
+        call()
+    assert len(gpus.launches) == 2 * launches - 1
+
+
+def test_threads(gpus, compiled, monkeypatch):  # noqa: F811
+    """Each calls with arrays of its own, of few layouts, where only the last two are remembered."""
+    cuattn.softmax(gpus.ndarray((2,), "float32"))
+    runtime = device_runtime.current()
+    monkeypatch.setattr(runtime, "recent", Recent(2))
+    barrier = threading.Barrier(6)
+
+    def work(rows):
+        x = gpus.ndarray((rows, 40_000), "float32")
+        barrier.wait()
+        return [(x.data.ptr, cuattn.softmax(x).data.ptr, rows) for _ in range(200)]
+
+    gpus.launches.clear()
+    with ThreadPoolExecutor(6) as pool:
+        calls = {one for some in pool.map(work, (1, 2, 3) * 2) for one in some}
+    packed = [args[0].tobytes() for *_, args in gpus.launches]
+    rows = [struct.unpack_from("q", params, SOFTMAX_HEAD.struct.size)[0] for params in packed]
+    heads = [SOFTMAX_HEAD.unpack(params) for params in packed]
+    assert {(h["x"], h["out"], n) for h, n in zip(heads, rows, strict=True)} == calls
+    assert len(calls) == 1200 and len(runtime.recent) <= 2
+
+
+def test_recent():
+    recent = Recent(3)
+    for i in range(5):
+        recent.put(i, str(i))
+        recent.put(i, str(-i))
+    assert [recent.get(i) for i in range(5)] == [None, None, "-2", "-3", "-4"]
+    assert len(recent) == 3
+
+
+@on_a_gpu
+def test_a_warm_call_on_another_stream(backend, rng):
+    """Planned on one stream, captured on another: the launches are in the graph of that."""
+    numbers = rng.standard_normal((4, 300)).astype(np.float32)
+    x, xp = backend.asarray(numbers), backend.xp
+    y = cuattn.softmax(x, out=xp.empty_like(x))
+    stream = xp.cuda.Stream(non_blocking=True)
+    xp.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        cuattn.softmax(x, out=y)
+        graph = stream.end_capture()
+        x[...] = backend.asarray(numbers[::-1].copy())
+        graph.launch()
+        stream.synchronize()
+    want = cuattn.reference.softmax(numbers[::-1])
+    np.testing.assert_allclose(backend.asnumpy(y), want, rtol=1e-5)
