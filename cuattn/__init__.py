@@ -1,4 +1,4 @@
-"""NumPy-style softmax, top-k and attention for CuPy arrays; on NumPy arrays the same in float64."""
+"""NumPy-style softmax, top-k and attention for CuPy arrays; and the same calls on NumPy arrays."""
 
 from __future__ import annotations
 

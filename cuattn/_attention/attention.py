@@ -26,7 +26,7 @@ from cuattn._attention import checks, request
 from cuattn._attention.run import prepare
 from cuattn._attention.views import canonical_views, cast
 from cuattn._device.signatures import remembered
-from cuattn.reference._attention import run as run_reference
+from cuattn._numpy.attention import attention as run_numpy
 
 
 @overload
@@ -68,7 +68,7 @@ def attention(
     ----------
     q : cupy.ndarray or numpy.ndarray, shape (B, H, S_q, D), (H, S_q, D) or (S_q, D)
         float16, bfloat16, float32 or float64, any strides. An array of another library is
-        taken without a copy. One on the CPU is computed by `cuattn.reference`, block by block.
+        taken without a copy. One on the CPU is computed by NumPy, block by block.
     k : array, shape (B, H_kv, S_k, D), dtype of q
         As many dimensions as q; H must be a multiple of H_kv.
     v : array, shape (B, H_kv, S_k, D_v), dtype of q
@@ -276,5 +276,5 @@ def _compute(call: request.Call) -> Any:
     outs = tuple(np.empty(*one) for one in call.results) if call.outs is None else call.outs
     expected = call.expected
     arrays = cast(call.arrays, expected.acc, expected.fractional, np)
-    run_reference(canonical_views(arrays, outs, expected.sizes, call.layout, np), call.options)
+    run_numpy(canonical_views(arrays, outs, expected.sizes, call.layout, np), call.options)
     return outs if call.return_lse else outs[0]

@@ -10,7 +10,7 @@ from cuattn._arrays.types import Host, Layout, Merge, Other, Pair, Unpack
 from cuattn._attention import request_merge
 from cuattn._attention.run_merge import prepare_merge
 from cuattn._device.signatures import remembered
-from cuattn.reference._attention import merge as merge_reference
+from cuattn._numpy.merge import merge as merge_numpy
 
 
 @overload
@@ -138,5 +138,5 @@ def _merge(call: request_merge.MergeCall) -> tuple[Any, Any]:
     if call.runtime is not None:
         return prepare_merge(call)
     out, lse = (np.empty(*one) for one in call.expected) if call.out is None else call.out
-    merge_reference(*call.views(np, out, lse))
+    merge_numpy(*call.views(np, out, lse))
     return out, lse

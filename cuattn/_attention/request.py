@@ -51,7 +51,7 @@ class Expected(NamedTuple):
 class Call(NamedTuple):
     """One call whose arguments fit."""
 
-    runtime: Any  # None: NumPy computes it, by `cuattn.reference`
+    runtime: Any  # None: NumPy computes it
     arrays: Arrays
     specs: Arrays  # of the arrays
     expected: Expected

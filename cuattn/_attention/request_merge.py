@@ -21,7 +21,7 @@ from cuattn._device.runtime import runtime_of
 class MergeCall(NamedTuple):
     """One call whose arguments fit."""
 
-    runtime: Any  # None: NumPy computes it, by `cuattn.reference`
+    runtime: Any  # None: NumPy computes it
     owner: Any  # an array on their device
     outs: list[Any]  # parts
     lses: list[Any]

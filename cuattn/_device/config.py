@@ -28,6 +28,8 @@ VARIABLES = (
     "CUDA_DEVICE_ORDER",
     "CUDA_LAUNCH_BLOCKING",  # 1: a launch waits for its kernel
     "CUPY_GPU_MEMORY_LIMIT",
+    "OMP_NUM_THREADS",  # threads over NumPy arrays
+    "OPENBLAS_NUM_THREADS",  # 1: attention on them uses these, not those of BLAS
 )
 
 

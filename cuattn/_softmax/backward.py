@@ -6,8 +6,6 @@ from typing import Any, overload
 
 from numpy.typing import NDArray
 
-from cuattn import reference
-from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Axis, Host, Other, Scaled, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
@@ -59,7 +57,7 @@ def softmax_backward(
     >>> cuattn.softmax_backward(numpy.array([1.0, 0.0]), y)
     array([ 0.25, -0.25])
     """
-    return _gradient(request.gradient("grad", grad, y, axis, scale, out))
+    return prepare(request.gradient("grad", grad, y, axis, scale, out))
 
 
 @overload
@@ -102,16 +100,4 @@ def log_softmax_backward(
     >>> cuattn.log_softmax_backward(numpy.array([1.0, 0.0]), y)
     array([ 0.5, -0.5])
     """
-    return _gradient(request.gradient("log_grad", grad, y, axis, scale, out))
-
-
-def _gradient(call: request.Call) -> Any:
-    if call.runtime is not None:
-        return prepare(call)
-    asked, (grad, y, *_) = call.request, call.operands
-    request.expect(asked)
-    backward = reference.softmax_backward
-    if asked.result == "log_grad":
-        backward = reference.log_softmax_backward
-    dx = backward(grad, y, asked.axes, scale=call.factor, out=call.out)
-    return dx if call.out is not None else rounded(dx, grad.dtype)
+    return prepare(request.gradient("log_grad", grad, y, axis, scale, out))

@@ -6,7 +6,6 @@ from typing import Any, overload
 
 from numpy.typing import NDArray
 
-from cuattn import reference
 from cuattn._arrays.types import Axis, Host, LogSumExp, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
@@ -71,15 +70,4 @@ def logsumexp(
     >>> cuattn.logsumexp(numpy.array([[0.0, -40.0], [1.0, 1.0]]), axis=1)
     array([4.24835426e-18, 1.69314718e+00])
     """
-    call = request.reduction(x, axis, b, where, keepdims, dtype, out)
-    if call.runtime is not None:
-        return prepare(call)
-    return reference.logsumexp(
-        call.operands.x,
-        call.request.axes,
-        b=call.operands.weight,
-        where=call.operands.where,
-        keepdims=call.request.keepdims,
-        dtype=request.expect(call.request).dtype,
-        out=call.stat,
-    )
+    return prepare(request.reduction(x, axis, b, where, keepdims, dtype, out))

@@ -16,6 +16,8 @@ from cuattn._arrays.row_layout import ArraySpec, spec_of
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
+from cuattn._numpy import segments as numpy_segments
+from cuattn._numpy import softmax as numpy_softmax
 from cuattn._softmax.plan import plan_softmax
 from cuattn._softmax.problem import SoftmaxProblem
 from cuattn._softmax.request import (
@@ -41,9 +43,13 @@ OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
 
 
 def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
-    """A call with its launches; where it takes more than these, its results."""
+    """A call with its launches; where it takes more than these, or none, its results."""
     runtime, request, operands, factor, out, stat, _ = call
-    device, returned = runtime.device(operands.x), RETURNED[request.result]
+    returned = RETURNED[request.result]
+    if runtime is None:
+        found = (numpy_softmax if operands.offsets is None else numpy_segments).run(call)
+        return kind(*(getattr(found, name) for name in returned))
+    device = runtime.device(operands.x)
     names = NAMES if request.y is None else NAMES_OF_GRADIENT
     arrays = {**operands._asdict(), "out": out, "stat": stat}
     for field, array in arrays.items():

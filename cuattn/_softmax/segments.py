@@ -6,8 +6,6 @@ from typing import Any, overload
 
 from numpy.typing import NDArray
 
-from cuattn import reference
-from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Other, Scaled, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
@@ -55,9 +53,4 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     >>> cuattn.segment_softmax(x, numpy.array([0, 1, 3]))
     array([1.  , 0.25, 0.75])
     """
-    call = request.segments(x, cu_seqlens, scale, out)
-    if call.runtime is not None:
-        return prepare(call)
-    x, offsets = call.operands.x, call.operands.offsets
-    y = reference.segment_softmax(x, offsets, scale=call.factor, out=call.out)
-    return y if call.out is not None else rounded(y, request.expect(call.request).dtype)
+    return prepare(request.segments(x, cu_seqlens, scale, out))

@@ -6,8 +6,6 @@ from typing import Any, overload
 
 from numpy.typing import NDArray
 
-from cuattn import reference
-from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import (
     Axis,
     Host,
@@ -52,7 +50,7 @@ def softmax(
     ----------
     x : cupy.ndarray or numpy.ndarray
         float16, bfloat16, float32, float64 or integers, of any shape and strides. An array of
-        another library is taken without a copy. One on the CPU is computed by `cuattn.reference`.
+        another library is taken without a copy.
     axis : int, tuple of int or None, optional
         Axes that together form a row; None: all.
     scale : float or array, optional
@@ -112,8 +110,7 @@ def softmax(
     >>> cuattn.softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]]))
     array([[0.25, 0.25, 0.5 ]])
     """
-    call = request.transform("prob", x, axis, scale, where, dtype, out, return_lse)
-    return _on_host(call) if call.runtime is None else prepare(call)
+    return prepare(request.transform("prob", x, axis, scale, where, dtype, out, return_lse))
 
 
 @overload
@@ -164,21 +161,4 @@ def log_softmax(
     >>> cuattn.log_softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]])).round(3)
     array([[-1.386, -1.386, -0.693]])
     """
-    call = request.transform("log_prob", x, axis, scale, where, dtype, out, False)
-    return _on_host(call) if call.runtime is None else prepare(call)
-
-
-def _on_host(call: request.Call) -> Any:
-    asked, operands = call.request, call.operands
-    expected = request.expect(asked)
-    options = {"scale": call.factor, "where": operands.where, "dtype": expected.dtype}
-    if asked.result == "log_prob":
-        return reference.log_softmax(operands.x, asked.axes, **options, out=call.out)
-    if not call.wants_stat:
-        return reference.softmax(operands.x, asked.axes, **options, out=call.out)
-    y, lse = reference.softmax(operands.x, asked.axes, **options, return_lse=True)
-    lse = rounded(lse, expected.stat_dtype)
-    if call.out is None:
-        return y, lse
-    call.out[...], call.stat[...] = y, lse
-    return call.out, call.stat
+    return prepare(request.transform("log_prob", x, axis, scale, where, dtype, out, False))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from cuattn import reference
-from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Axis, Factor, Host, Other
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
@@ -52,9 +50,4 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     >>> cuattn.softmax_state(numpy.array([[0.0, 0.0, -numpy.inf]]))
     SoftmaxState(m=array([0.]), l=array([2.]))
     """
-    call = request.state(x, axis, scale)
-    if call.runtime is not None:
-        return prepare(call, SoftmaxState)
-    acc = request.expect(call.request).acc
-    state = reference.softmax_state(call.operands.x, call.request.axes, scale=call.factor)
-    return SoftmaxState(*(rounded(part, acc) for part in state))
+    return prepare(request.state(x, axis, scale), SoftmaxState)

@@ -54,7 +54,7 @@ class Expected(NamedTuple):
 class Call(NamedTuple):
     """One call whose arguments have been taken in."""
 
-    runtime: Any  # None: NumPy computes it, by `cuattn.reference`
+    runtime: Any  # None: x is a NumPy array
     request: Request
     expected: Expected
     operands: Operands
@@ -62,7 +62,7 @@ class Call(NamedTuple):
 
     @property
     def factor(self) -> Any:
-        """The scale of either kind, for a reference."""
+        """The scale of either kind."""
         return self.options.scale if self.operands.scale is None else self.operands.scale
 
 

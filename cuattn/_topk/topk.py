@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-from cuattn import reference
 from cuattn._arrays import types
-from cuattn._arrays.outputs import rounded
 from cuattn._arrays.types import Host, Mode, Other, Output, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
@@ -37,8 +35,7 @@ def top_k(
     ----------
     x : cupy.ndarray or numpy.ndarray
         float16, bfloat16, float32, float64 or integers, of any shape and strides. An array of
-        another library is taken without a copy. One on the CPU is computed by `cuattn.reference`.
-        A 0-dimensional array is a row of one element.
+        another library is taken without a copy. A 0-dimensional array is a row of one element.
     k : int
         0 to the length of the axis.
     axis : int or None, optional
@@ -81,10 +78,7 @@ def top_k(
     TopK(values=array([3, 3, 2]), indices=array([0, 2, 3]))
     """
     call = request.top_k(x, k, axis, mode, sorted)
-    if call.runtime is not None:
-        return prepare(call, TopK)
-    asked = call.request
-    return reference.top_k(call.operands.x, asked.k, axis=asked.axis, mode=mode)
+    return prepare(call, TopK)
 
 
 @overload
@@ -171,20 +165,4 @@ def softmax_topk(
     SoftmaxTopK(values=array([0.5, 0.4]), indices=array([2, 1]))
     """
     call = request.softmax_topk(x, k, axis, scale, where, renormalize, output, return_lse)
-    asked, options = call.request, call.options
-    if call.runtime is not None:
-        return prepare(call, SoftmaxTopKLse if options.wants_lse else SoftmaxTopK)
-    values, indices, lse = reference.softmax_topk(
-        call.operands.x,
-        asked.k,
-        axis=asked.axis,
-        scale=call.factor,
-        where=call.operands.where,
-        renormalize=options.renormalize,
-        output=output,
-        return_lse=True,
-    )
-    dtype, acc, *_ = call.expected
-    values, lse = rounded(values, dtype), rounded(lse, acc)
-    best = SoftmaxTopK(values, indices)
-    return SoftmaxTopKLse(*best, lse) if options.wants_lse else best
+    return prepare(call, SoftmaxTopKLse if call.options.wants_lse else SoftmaxTopK)

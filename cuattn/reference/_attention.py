@@ -1,4 +1,4 @@
-"""Attention on NumPy arrays in float64, and what the public functions run there.
+"""Attention in float64.
 
 A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonical: q and out
 (B, H, S_q, ·), k and v (B, H_kv, S_k, ·), lse (B, H, S_q).
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cuattn.reference._heads import (
-    blocked,
     cut,
     dense,
     each_head,
@@ -168,47 +167,6 @@ def merge_attention(
     merged = merge_attention_states(outs, lses, layout=layout)
     given = (None, None) if out is None else out
     return result(merged[0], out=given[0]), result(merged[1], out=given[1])
-
-
-# -- what the public functions run ----------------------------------------------------------------
-
-
-@quiet
-def run(operands: Any, options: Any, block: int = 512) -> None:
-    """out and lse of canonical arrays, written where `operands` has them; in blocks of scores.
-
-    `operands` and `options` are those of `cuattn._attention`: views.Operands, request.Options.
-    """
-    x, o = operands, options
-    if x.cu_seqlens_q is None:
-        x.out[...] = 0
-        if x.lse is not None:
-            x.lse[...] = -np.inf
-        arrays = x.q, x.k, x.v, x.mask, x.bias, x.alibi_slopes, x.sinks
-        q_offset = o.q_offset if x.q_offset is None else x.q_offset
-        numbers = o.scale, o.softcap, o.left, o.right
-        for b, h, head in each_head(*arrays, q_offset, x.q_lens, x.kv_lens, *numbers):
-            out, lse = blocked(head, block)
-            x.out[b, h, : len(out)] = out
-            if x.lse is not None:
-                x.lse[b, h, : len(out)] = lse
-        return
-    for b, (i, j) in enumerate(segments(x.cu_seqlens_q, x.cu_seqlens_k)):
-        rows, columns = i.stop - i.start, j.stop - j.start
-        each = ("alibi_slopes", "q_offset", "q_lens", "kv_lens")
-        one = x._replace(
-            q=x.q[:, :, i],
-            k=x.k[:, :, j],
-            v=x.v[:, :, j],
-            out=x.out[:, :, i],
-            lse=None if x.lse is None else x.lse[:, :, i],
-            mask=cut(x.mask, b, rows, columns, False),
-            bias=cut(x.bias, b, rows, columns, 0),
-            cu_seqlens_q=None,
-            cu_seqlens_k=None,
-            **{name: of_sequence(getattr(x, name), b) for name in each},
-        )
-        run(one, o, block)
 
 
 # -- layouts --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Attention of one head in float64, as its formula and in blocks, and all heads one by one.
+"""Attention of one head in float64, and all heads one by one.
 
 A part of `cuattn.reference`, whose rules hold here. Arrays of several heads are canonical: q
 (B, H, S_q, D), k and v (B, H_kv, S_k, ·).
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn.reference._numerics import wide
-
-ALL = slice(None)
 
 
 class Head(NamedTuple):
@@ -36,26 +34,26 @@ class Head(NamedTuple):
 # -- one head ------------------------------------------------------------------------------------
 
 
-def _distance(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
+def _distance(head: Head) -> np.ndarray:
     """How far key j stands behind the place of query i, (M, N)."""
-    rows, columns = np.arange(len(head.q))[i], np.arange(len(head.k))[j]
+    rows, columns = np.arange(len(head.q)), np.arange(len(head.k))
     return columns - (rows[:, None] + head.offset)
 
 
-def _scores(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
-    """Scores of queries i and keys j, (M, N)."""
-    s = head.scale * (wide(head.q[i]) @ wide(head.k[j]).T)
+def _scores(head: Head) -> np.ndarray:
+    """The score of every query and key, (M, N)."""
+    s = head.scale * (wide(head.q) @ wide(head.k).T)
     if head.softcap:
         s = head.softcap * np.tanh(s / head.softcap)
-    return s + wide(head.bias[i, j]) - wide(head.slope) * abs(_distance(head, i, j))
+    return s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
 
 
-def _sees(head: Head, i: slice = ALL, j: slice = ALL) -> np.ndarray:
-    """Which of the keys j each query i sees, (M, N)."""
-    distance = _distance(head, i, j)
+def _sees(head: Head) -> np.ndarray:
+    """Which keys each query sees, (M, N)."""
+    distance = _distance(head)
     after = True if head.left is None else distance >= -head.left
     before = True if head.right is None else distance <= head.right
-    return head.mask[i, j] & after & before
+    return head.mask & after & before
 
 
 def _weigh(p: np.ndarray, visible: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -72,11 +70,6 @@ def shift(m: np.ndarray) -> np.ndarray:
     return np.where(m == -np.inf, 0, m)
 
 
-def _quotient(m: np.ndarray, l: np.ndarray, o: np.ndarray) -> tuple[Any, Any]:  # noqa: E741
-    """out and lse from the maximum, the sum and the weighted values; of nothing 0 and -inf."""
-    return np.where(l == 0, 0, o / l), np.where(l == 0, -np.inf, m + np.log(l))[:, 0]
-
-
 def dense(head: Head) -> tuple[Any, Any]:
     """out (M, D_v) and lse (M,): the formula."""
     visible = _sees(head)
@@ -85,30 +78,8 @@ def dense(head: Head) -> tuple[Any, Any]:
     p = np.exp(s - shift(m))
     l = np.sum(p, axis=1, keepdims=True, where=visible)  # noqa: E741
     l = l + np.exp(head.sink - shift(m))  # noqa: E741
-    return _quotient(m, l, _weigh(p, visible, wide(head.v)))
-
-
-def blocked(head: Head, block: int = 512) -> tuple[Any, Any]:
-    """The same by online softmax: of the scores only ``block * block`` are kept."""
-    out, lse = nothing((len(head.q), head.v.shape[1]), wide(head.q[:0]).dtype)
-    for i in _blocks(len(head.q), block):
-        m = np.full((len(out[i]), 1), head.sink, out.dtype)
-        l, o = np.exp(m - shift(m)), np.zeros_like(out[i])  # noqa: E741
-        for j in _blocks(len(head.k), block):
-            visible = _sees(head, i, j)
-            if not visible.any():
-                continue
-            s = np.where(visible, _scores(head, i, j), -np.inf)
-            old, m = m, np.maximum(m, np.max(s, axis=1, keepdims=True))
-            p, rescale = np.exp(s - shift(m)), np.exp(old - shift(m))
-            l = rescale * l + np.sum(p, axis=1, keepdims=True, where=visible)  # noqa: E741
-            o = rescale * o + _weigh(p, visible, wide(head.v[j]))
-        out[i], lse[i] = _quotient(m, l, o)
-    return out, lse
-
-
-def _blocks(size: int, block: int) -> list[slice]:
-    return [slice(i, min(i + block, size)) for i in range(0, size, block)]
+    o = _weigh(p, visible, wide(head.v))
+    return np.where(l == 0, 0, o / l), np.where(l == 0, -np.inf, m + np.log(l))[:, 0]
 
 
 # -- all of them ---------------------------------------------------------------------------------

@@ -433,8 +433,8 @@ def test_ones(backend, rng, op):
         v = np.where(hidden, NAN, 1).astype(problem.v.dtype) * np.ones_like(problem.clean[2])
         out = call(backend, (problem.q, problem.k, v), problem.options)
         sees = problem.seen.any(axis=-1)
-        if backend.name == "numpy" and op == "float64":  # as exact as two sums of the weights
-            np.testing.assert_allclose(out[sees], 1, rtol=64 * TABLE[op].relative)
+        if backend.name == "numpy" and out.itemsize > 2:  # as exact as two sums of the weights
+            np.testing.assert_allclose(out[sees], 1, rtol=64 * TABLE[out.dtype.name].relative)
         else:
             np.testing.assert_array_equal(out[sees], 1)
         np.testing.assert_array_equal(out[~sees], 0)
@@ -641,17 +641,3 @@ def test_a_prefix_of_the_queries(backend, rng):
         )
         problem.check(call(backend, problem.arrays, problem.options))
         problem.check(whole[:, :, :n])
-
-
-@pytest.mark.parametrize("backend", ["numpy"], indirect=True)
-def test_numpy_is_the_reference(backend, rng):
-    """Without an emulator NumPy arrays are computed in float64, rounded once."""
-    for op in ("float16", "bfloat16", "float32"):
-        options = any_options(rng, 2, 4, (29, 70))
-        problem = Problem(rng, op, 2, (4, 2), (29, 70), **options)
-        out, lse = call(backend, problem.arrays, problem.options, return_lse=True)
-        ref, ref_lse = problem.expected()
-        np.testing.assert_allclose(
-            out.astype(np.float64), ref, rtol=1.01 * TABLE[out.dtype.name].relative, atol=2.0**-25
-        )
-        np.testing.assert_allclose(lse, ref_lse, rtol=2 * TABLE["float32"].relative)

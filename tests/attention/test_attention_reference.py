@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 
-import attention_cases
 import numpy as np
 import pytest
-from attention_cases import INF, LENGTHS, NAN, Problem, visible
+from attention_cases import INF, LENGTHS, NAN, visible
 from tolerance import TABLE
 
 from cuattn import reference
-from cuattn.reference._heads import blocked, dense, each_head
 
 # Two float64 computations of the same thing: a few roundings of sums of hundreds of terms apart.
 CLOSE = {"rtol": 512 * TABLE["float64"].relative, "atol": 512 * TABLE["float64"].relative}
@@ -269,42 +267,6 @@ def test_out_and_dtype(rng):
     assert reference.attention(*narrow).dtype == np.float64
     wide = [a.astype(np.longdouble) for a in (q, k, v)]
     assert reference.attention(*wide).dtype == np.longdouble
-
-
-# ---- in blocks -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lengths", [(1, 1), (3, 20), (20, 3), (33, 47), (64, 64)])
-@pytest.mark.parametrize("block", [1, 7, 16, 64])
-def test_blocks(rng, lengths, block):
-    for op in ("float64", "float16"):
-        options = attention_cases.any_options(rng, 2, 4, lengths)
-        problem = Problem(rng, op, 2, (4, 2), lengths, (8, 5), **options)
-        q, k, v = problem.arrays
-        bias = options["bias"]
-        arrays = q, k, v, options["mask"], bias, options["alibi_slopes"], options["sinks"]
-        lens = options["q_offset"], options["q_lens"], options["kv_lens"]
-        right = 0 if options["is_causal"] else options["window"][1]
-        numbers = options["scale"], options["softcap"], options["window"][0], right
-        with np.errstate(all="ignore"):
-            for _, _, head in each_head(*arrays, *lens, *numbers):
-                for one, whole in zip(blocked(head, block), dense(head), strict=True):
-                    check(one, whole)
-
-
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_blocks_propagate(rng, value):
-    """Not finite in q, k, v, bias and sinks: as the formula, whatever block it falls into."""
-    for name in ("q", "k", "v", "bias", "sinks"):
-        q, k, v = draw(rng, (9, 14), 1, (1, 1))
-        given = {"q": q, "k": k, "v": v, "bias": np.zeros((1, 1, 9, 14)), "sinks": np.zeros(1)}
-        array = given[name]
-        array[tuple(int(rng.integers(n)) for n in array.shape)] = value
-        arrays = q, k, v, None, given["bias"], None, given["sinks"]
-        with np.errstate(all="ignore"):
-            for _, _, head in each_head(*arrays, None, None, None, 1.0, 0.0, 4, 0):
-                for one, whole in zip(blocked(head, 4), dense(head), strict=True):
-                    np.testing.assert_allclose(one, whole, **CLOSE)
 
 
 # ---- sequences of many lengths, and merging ------------------------------------------------------

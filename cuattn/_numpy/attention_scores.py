@@ -1,0 +1,136 @@
+"""The heads of a call of attention: what makes scores of products, and which keys a query sees."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn._numpy.blocks import widen
+
+ALL = slice(0, None)
+
+
+class Heads(NamedTuple):
+    """Sequences of equal lengths; of their heads G share no k and v, and g do."""
+
+    q: Any  # (B, G, g, M, D)
+    k: Any  # (B, G, N, D)
+    v: Any  # (B, G, N, E)
+    out: Any  # (B, G, g, M, E), written
+    lse: Any  # (B, G, g, M), written, or None
+    mask: Any  # (B, G, g, M, N), or less of M and N: False beyond; or None
+    bias: Any  # likewise, 0 beyond
+    slopes: Any  # (B, G, g, 1, 1), or None
+    sinks: Any  # (1, G, g, 1), or None
+    place: int  # of query 0 among the keys
+    scale: float
+    softcap: float
+    left: int | None
+    right: int | None
+
+    def tile(self, b: slice, h: slice, i: slice) -> Heads:
+        """Sequences b, heads h of k and v, queries i."""
+        if b is h is i is ALL:
+            return self
+        names = "q", "out", "lse", "mask", "bias"
+        cut = {n: a[b, h, :, i] for n in names if (a := getattr(self, n)) is not None}
+        if self.slopes is not None:
+            cut["slopes"] = self.slopes[b, h]
+        if self.sinks is not None:
+            cut["sinks"] = self.sinks[:, h]
+        return self._replace(k=self.k[b, h], v=self.v[b, h], place=self.place + i.start, **cut)
+
+
+def key_tiles(x: Heads, keys: int) -> list[slice]:
+    """The keys that some query sees, by `keys`; of causal attention and a window no others."""
+    rows, columns = x.q.shape[3], x.k.shape[2]
+    first = 0 if x.left is None else max(0, x.place - x.left)
+    last = columns if x.right is None else min(columns, x.place + rows + x.right)
+    tiles = [slice(j, min(j + keys, last)) for j in range(first, last, keys)]
+    return tiles if x.mask is None else [j for j in tiles if _once(x.mask[..., j]).any()]
+
+
+def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
+    """Products to scores, of hidden keys -inf; whether there are any."""
+    if x.softcap:
+        cap = s.dtype.type(x.softcap)
+        s /= cap
+        np.tanh(s, out=s)
+        s *= cap
+    by_head = s.reshape(*x.q.shape[:4], s.shape[3])
+    if x.bias is not None:
+        bias = x.bias[..., j]
+        part = by_head[..., : bias.shape[3], : bias.shape[4]]
+        part += _once(bias, s.dtype)
+    if x.slopes is not None:
+        by_head -= x.slopes.astype(s.dtype) * _distances(x, j, by_head)
+    return _hide(by_head, x, j)
+
+
+def _distances(x: Heads, j: slice, s: np.ndarray) -> np.ndarray:
+    """How far keys lie from the queries' places, (M, N), laid out as s."""
+    rows, columns = np.arange(x.q.shape[3], dtype=s.dtype), np.arange(j.start, j.stop) - x.place
+    distances = np.subtract(columns.astype(s.dtype), rows[:, None], order=_order(s))
+    return np.abs(distances, out=distances)
+
+
+def _hide(s: np.ndarray, x: Heads, j: slice) -> bool:
+    """-inf for the keys that a query does not see, (B, G, g, M, N); whether there are any."""
+    hides, (rows, columns) = False, s.shape[3:]
+    if x.mask is not None:
+        mask = x.mask[..., j]
+        m, n = mask.shape[3:]
+        s[..., m:, :] = s[..., n:] = -np.inf
+        mask = _once(mask)
+        hides = (m, n) != (rows, columns) or not mask.all()
+        if hides:  # a minimum with infinity or -infinity: `where=` takes 30 times as long
+            part, limits = s[..., :m, :n], mask.astype(s.dtype)
+            limits -= 0.5
+            limits *= np.inf
+            np.fmin(part, limits, out=part)
+    place = x.place - j.start  # of the first query among these keys
+    i = np.arange(rows, dtype=np.int32)[:, None]
+    if x.right is not None and place + x.right < columns - 1:
+        first = max(0, place + x.right + 1)
+        key = np.arange(first - place - x.right, columns - place - x.right, dtype=np.int32)
+        np.copyto(s[..., first:], -np.inf, where=np.greater(key, i, order=_order(s)))
+        hides = True
+    if x.left is not None and place + rows - 1 > x.left:
+        last = min(columns, place + rows - 1 - x.left)
+        key = np.arange(x.left - place, x.left - place + last, dtype=np.int32)
+        np.copyto(s[..., :last], -np.inf, where=np.less(key, i, order=_order(s)))
+        hides = True
+    return hides
+
+
+def seen(x: Heads, s: np.ndarray, j: slice) -> np.ndarray:
+    """Which of the keys j each query sees, in the shape of s."""
+    zeros = np.zeros_like(s)
+    _hide(zeros.reshape(*x.q.shape[:4], s.shape[3]), x, j)
+    return zeros == 0
+
+
+def _order(s: np.ndarray) -> Any:
+    """How the last two axes lie in memory."""
+    return "F" if s.strides[3] < s.strides[4] else "C"
+
+
+def varies(a: np.ndarray | None) -> bool:
+    """Whether each query and each key has a value of its own."""
+    return a is not None and bool(a.strides[3] and a.strides[4])
+
+
+def _once(a: np.ndarray, acc: np.dtype | None = None) -> np.ndarray:
+    """Mask or bias with an axis of 1 where it is repeated; in `acc`."""
+    a = a[tuple(ALL if stride else slice(0, 1) for stride in a.strides)]
+    return a if acc is None else wide(a, acc)
+
+
+def wide(a: np.ndarray, acc: np.dtype) -> np.ndarray:
+    """`a` in `acc`, a copy only where it is not."""
+    if a.dtype == acc:
+        return a
+    y = np.empty(a.shape, acc)
+    widen(a, y)
+    return y

@@ -1,0 +1,47 @@
+"""Gradients of softmax and its logarithm, of NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn._numpy.blocks import scratch
+from cuattn._numpy.rows import Slices
+from cuattn._numpy.task import Block
+
+
+class Gradient(Block):
+    """Gradients: y is the result of the forward call."""
+
+    def reduce(self) -> Any:
+        """The sum that all elements of a row need; which rows float32 has no range for."""
+        total: Any = None
+        for part in self.cut:
+            total = self.rows.add(total, self.terms(part))
+        self.total = self.rows.spread(total.astype(self.acc))
+        return ~np.isfinite(total)
+
+    def terms(self, part: Slices) -> Any:
+        """What is summed: grad * y, or grad for logarithms."""
+        grad = self.load("x", part)
+        if self.task.result == "log_grad":
+            return grad
+        return np.multiply(grad, self.load("y", part), out=scratch("t", grad.shape, self.acc))
+
+    def write(self) -> None:
+        """y * (grad - total), or grad - exp(y) * total; times the scale."""
+        for part in self.cut:
+            grad, y, place = self.load("x", part), self.load("y", part), self.target(part)
+            t = scratch("t", grad.shape, self.acc)
+            dx = t if place is None else place
+            if self.task.result == "grad":
+                np.subtract(grad, self.total, out=t)
+                np.multiply(t, y, out=dx)
+            else:
+                np.exp(y, out=t)
+                np.multiply(t, self.total, out=t)
+                np.subtract(grad, t, out=dx)
+            if self.factor is not None:
+                np.multiply(dx, self.factor, out=dx)
+            self.store(part, dx, dx is place)

@@ -1,0 +1,149 @@
+"""Rows of arrays of any layout, in pieces that fit into a core's cache.
+
+A row is what is reduced: the elements along the axes of a call. Pieces are two-dimensional
+scratch: (rows, elements) where a row's elements lie next to each other, (elements, rows) where
+rows lie side by side, as columns do, or are short. Which of the two, and where a long row is cut,
+follows from how one row lies, so that its sums are added up in the same order in any company.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cuattn._numpy.blocks import BLOCK, scratch, widen
+
+SHORT = 32  # elements of a row up to which NumPy's loop over each takes longer than turning them
+LONG = 1 << 18  # elements of a row that is worked on as one piece,
+CONVERTED = 1 << 20  # and of one that is converted, once then
+TALL = 1024  # elements of a column that is
+CHUNK = 256  # of longer columns: what is added up in the accumulator's type
+STEP = 32  # of a chunk: what is added up in order
+TILE = 1 << 18  # elements of columns that are worked on together
+COLUMNS = 512  # of them, where they are long
+
+Slices = tuple[slice, ...]
+
+
+def pieces(shape: tuple[int, ...], size: int) -> Iterator[Slices]:
+    """Slices that cut an array of this shape into pieces of at most `size` elements."""
+    sliced = len(shape)
+    whole = 1
+    while sliced and whole * shape[sliced - 1] <= size:
+        sliced -= 1
+        whole *= shape[sliced]
+    tail = (slice(None),) * (len(shape) - sliced)
+    if not sliced:
+        yield tail
+        return
+    step = max(size // max(whole, 1), 1)
+    ends = range(0, shape[sliced - 1], step)
+    outer = itertools.product(*(range(n) for n in shape[: sliced - 1]))
+    for index in outer:
+        for begin in ends:
+            yield (*(slice(i, i + 1) for i in index), slice(begin, begin + step), *tail)
+
+
+class Rows:
+    """The rows of a call: how arrays of its shape are cut into pieces."""
+
+    def __init__(self, x: np.ndarray, axes: tuple[int, ...], acc: np.dtype) -> None:
+        def by_stride(dims: Any) -> list[int]:  # slowest first; of equal ones, the first
+            return sorted(dims, key=lambda d: -abs(x.strides[d]) if x.strides[d] else -(1 << 62))
+
+        order = by_stride(range(x.ndim))
+        self.axes = tuple(by_stride(axes))
+        self.rest = tuple(by_stride(d for d in range(x.ndim) if d not in axes))
+        self.shape = tuple(x.shape[d] for d in self.rest)
+        self.row = tuple(x.shape[d] for d in self.axes)
+        self.count = math.prod(self.shape)
+        self.length = math.prod(self.row)
+        apart = bool(order) and order[-1] not in axes
+        self.down = apart or self.length <= SHORT
+        self.axis = 0 if self.down else 1
+        self.together = max((TILE if apart else BLOCK) // max(self.length, 1), 1)  # rows
+        most = LONG if x.dtype == acc else CONVERTED
+        self.tall = apart and self.length > TALL
+        if self.tall:
+            self.together = min(COLUMNS, self.count)
+            most = max(TILE // (CHUNK * self.together), 1) * CHUNK if len(axes) == 1 else CHUNK
+        self.cut = list(pieces(self.row, most))  # of each row
+        self.gathered = self.down and not self.tall  # in scratch: a column's elements are far
+
+    def blocks(self) -> Iterator[Slices]:
+        """The rows that are worked on at a time."""
+        return pieces(self.shape, self.together)
+
+    def seen(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """A view of what broadcasts to the shape of x, its axes in our order."""
+        if array is None:
+            return None
+        wide = np.broadcast_to(array, shape) if array.shape != shape else array
+        return wide.transpose(self.axes + self.rest if self.down else self.rest + self.axes)
+
+    def per_row(self, array: Any) -> Any:
+        """A view of one number per row, with the axes of x, in the order of our rows."""
+        return array.transpose(self.rest + self.axes).reshape(self.shape)
+
+    def piece(self, array: Any, rows: Slices, part: Slices) -> Any:
+        """A part of these rows, of an array as `seen`."""
+        at = (..., *part, *rows) if self.down else (..., *rows, *part)
+        return array[at]
+
+    def flat(self, array: Any, rows: Slices, part: Slices) -> Any:
+        """The same as a view of two dimensions in which sums take the order that they have in
+        scratch; None: there is none."""
+        view = self.piece(array, rows, part)
+        flat = view if len(self.axes) == len(self.rest) == 1 else None
+        if view.flags.c_contiguous:
+            flat = view.reshape(self._shape(view))
+        if flat is None or flat.strides[1] != flat.itemsize:
+            return None
+        return flat if flat.strides[0] >= flat.shape[1] * flat.itemsize else None
+
+    def load(self, array: Any, rows: Slices, part: Slices, name: str, acc: Any) -> Any:
+        """The same in scratch of two dimensions, widened."""
+        view = self.piece(array, rows, part)
+        s = scratch(name, self._shape(view), acc)
+        widen(view, s.reshape(view.shape))
+        return s
+
+    def _shape(self, view: np.ndarray) -> tuple[int, int]:
+        first = len(self.axes if self.down else self.rest)
+        return math.prod(view.shape[:first]), math.prod(view.shape[first:])
+
+    def spread(self, numbers: Any) -> Any:
+        """One number for each row of a piece, to be broadcast over it."""
+        return numbers if self.down else numbers[:, None]
+
+    def sum(self, s: Any) -> Any:
+        """Sums of the rows of a piece: pairwise, or of a column in two steps."""
+        if not self.down:
+            return np.add.reduce(s, axis=1)
+        whole = len(s) // STEP * STEP
+        total = _in_order(s[whole:], 0) if whole < len(s) else 0
+        if whole:
+            steps = s[:whole].reshape(-1, STEP, s.shape[1])
+            total = _in_order(_in_order(steps, 1), 0) + total
+        return total
+
+    def add(self, total: Any, s: Any) -> Any:
+        """`total` of the parts of rows so far, or None, and one more. In float64 where rows have
+        parts, or columns chunks, one after another however many a part has."""
+        if len(self.cut) == 1 and not self.tall:
+            return self.sum(s)
+        for chunk in [s[i : i + CHUNK] for i in range(0, len(s), CHUNK)] if self.tall else [s]:
+            found = self.sum(chunk).astype(np.float64)
+            total = found if total is None else total + found
+        return total
+
+
+def _in_order(s: Any, axis: int) -> Any:
+    """Sums along an axis, one element after another; NumPy alone adds up one column pairwise."""
+    if s.shape[-1] == 1:
+        return np.add.accumulate(s, axis=axis).take(-1, axis)
+    return np.add.reduce(s, axis=axis)

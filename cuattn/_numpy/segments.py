@@ -1,0 +1,91 @@
+"""Softmax of ragged rows of NumPy arrays: short segments many at a time, long ones alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cuattn._arrays.row_layout import spec_of
+from cuattn._numpy import softmax
+from cuattn._numpy.blocks import BLOCK, FLOAT64, accumulator, each, narrow, scratch, widen
+from cuattn._numpy.rows import Slices, pieces
+from cuattn._softmax.request import Call, Operands, Request, expect
+
+LONG = 4096  # elements of a segment that is worth a call
+
+
+def run(call: Call) -> softmax.Results:
+    """The results of `segment_softmax`; a new array where none is given."""
+    expected, (x, *_, scale, offsets) = expect(call.request), call.operands
+    out = np.empty_like(x, expected.dtype, subok=False) if call.out is None else call.out
+    if x.size:
+        scales = None
+        if scale is not None or call.scale != 1:
+            scales = np.broadcast_to(call.factor, (len(offsets) - 1, *x.shape[1:]))
+        task = Task(x, out, np.asarray(offsets, np.int64), scales, expected.acc)
+        each(task.run, task.blocks(), x.size)
+    return softmax.Results(out, None, None)
+
+
+class Task:
+    """A call; `scales` has the shape of the segments, or is None."""
+
+    def __init__(self, x: Any, out: Any, ends: Any, scales: Any, acc: np.dtype) -> None:
+        self.x, self.out, self.ends, self.scales = x, out, ends, scales
+        self.result, self.acc = acc, accumulator(x.dtype, acc)
+
+    def blocks(self) -> Iterator[tuple[Any, Slices]]:
+        """Segments, none of them empty, and columns that are worked on together."""
+        lengths = np.diff(self.ends)
+        tail = self.x.shape[1:]
+        short = np.flatnonzero((lengths > 0) & (lengths <= LONG))
+        groups = np.cumsum(lengths[short]) // LONG  # of one number: up to two times LONG
+        apart = self.ends[short[1:]] != self.ends[short[:-1] + 1]  # a long one between them
+        cuts = np.flatnonzero(np.diff(groups).astype(bool) | apart) + 1
+        for segments in np.split(short, cuts) if len(short) else ():
+            for columns in pieces(tail, max(BLOCK // int(lengths[segments].sum()), 1)):
+                yield segments, columns
+        for i in np.flatnonzero(lengths > LONG):
+            yield np.array([i]), (slice(None),) * len(tail)
+
+    def run(self, segments: Any, columns: Slices) -> None:
+        """The softmax of these segments."""
+        begins, ends = self.ends[segments], self.ends[segments + 1]
+        if ends[0] - begins[0] > LONG:
+            self.alone(int(segments[0]))
+            return
+        at = (slice(int(begins[0]), int(ends[-1])), *columns)  # what lies between them is empty
+        x = self.x[at]
+        begins = begins - begins[0]
+        owner = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(x))))
+        y, m = self.softmax(x, begins, owner, segments, columns, self.acc)
+        odd = ~np.isfinite(m)
+        if self.scales is not None and self.acc != FLOAT64 and odd.any():  # beyond float32
+            wide, _ = self.softmax(x, begins, owner, segments, columns, FLOAT64)
+            np.copyto(y, wide, casting="unsafe", where=odd[owner])
+        narrow(y.reshape(x.shape), self.out[at])
+
+    def softmax(
+        self, x: Any, begins: Any, owner: Any, segments: Any, columns: Slices, acc: Any
+    ) -> tuple[Any, Any]:
+        """Probabilities (elements, columns), and the maximum of each segment."""
+        s = scratch(acc.name, (len(x), x[:1].size), acc)
+        widen(x, s.reshape(x.shape))
+        if self.scales is not None:
+            at = (segments, *columns)
+            scale = self.scales[at]
+            s *= scale.reshape(len(begins), -1).astype(acc)[owner]
+        m = np.maximum.reduceat(s, begins, axis=0)
+        s -= m[owner]
+        np.exp(s, out=s)
+        s /= np.add.reduceat(s, begins, axis=0)[owner]
+        return s, m
+
+    def alone(self, i: int) -> None:
+        """A long segment: a softmax along axis 0."""
+        own = slice(int(self.ends[i]), int(self.ends[i + 1]))
+        x, scale = self.x[own], None if self.scales is None else self.scales[i][None]
+        request = Request("prob", (0,), spec_of(x), scale=spec_of(scale), dtype=self.out.dtype)
+        softmax.run(Call(None, request, Operands(x, scale=scale), out=self.out[own]))
