@@ -32,6 +32,7 @@ FEWER = {"attention/forward_sm90.cuh": 3, "attention/forward.cuh": 8, "topk/rows
 
 # Architectures whose PTX is that of another one, but for its target.
 SAME_PTX = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_100"}
+RUN = ("sm_80", "sm_90", "sm_90a")  # by the software device
 
 architecture = compiler.architecture
 compile_kernel = compiler.compile_kernel
@@ -66,7 +67,7 @@ class Program(NamedTuple):
     cubin: bytes  # empty for a virtual target, as compute_90a is
     log: str
     symbols: dict[str, str]  # by name expression
-    ptx: str  # of targets of one architecture alone, as sm_90a is, and of those in SAME_PTX
+    ptx: str  # of targets of one architecture alone, as sm_90a is, and of those that need it
 
 
 def compile_together(
@@ -84,6 +85,7 @@ def compile_together(
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         for path, content in (
+            *_single(header, program, arch),
             (kept, program.cubin),
             (kept.with_suffix(".json"), json.dumps(program[1:]).encode()),
         ):
@@ -91,6 +93,19 @@ def compile_together(
             temporary.write_bytes(content)
             temporary.replace(path)  # whole or not at all; the text last
     return program
+
+
+def _single(header: str, program: Program, arch: str) -> Iterator[tuple[Path, bytes]]:
+    """A file of PTX for each kernel of what the software device runs, which then need not compile
+    it once more."""
+    for name, symbol in program.symbols.items() if arch in RUN else ():
+        ptx = re.sub(
+            r"^[^\n]*\.entry (\w+)\([\s\S]*?\n}\n",
+            lambda entry, own=symbol: entry[0] if entry[1] == own else "",
+            program.ptx,
+            flags=re.MULTILINE,
+        )
+        yield cache_directory() / f"{cache_key(header, name, arch)}.ptx", ptx.encode()
 
 
 def compile_program(
@@ -110,7 +125,7 @@ def compile_program(
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
         virtual = arch.startswith("compute")
         cubin = b"" if virtual else nvrtc.getCUBIN(program) + b"\0"  # CuPy strips the last byte
-        wanted = arch.endswith("a") or arch in SAME_PTX.values()
+        wanted = arch in (*RUN, *SAME_PTX.values()) or arch.endswith("a")
         ptx = nvrtc.getPTX(program).decode() if wanted else ""
         return Program(cubin, nvrtc.getProgramLog(program), symbols, ptx)
     finally:
