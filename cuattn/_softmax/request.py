@@ -16,7 +16,7 @@ from cuattn._arrays.inputs import (
     as_where,
     placed,
 )
-from cuattn._arrays.outputs import as_outputs
+from cuattn._arrays.outputs import as_outputs, rounded
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
 
@@ -183,7 +183,7 @@ def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, 
     runtime = runtime_of(x)
     if runtime is not None:
         if weak:
-            weight = np.asarray(weight, expected.acc)
+            weight = rounded(weight, expected.acc)
         if weight is not None and not weight.ndim:
             weight = placed(weight, runtime, x)
             request = request._replace(weight=spec_of(weight), dtype=expected.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import cases
 import numpy as np
@@ -223,6 +224,14 @@ def test_where_with_weights(backend, rng):
 
 
 # ---- corners -----------------------------------------------------------------------------------
+
+
+def test_a_weight_beyond_the_accumulator(backend):
+    x = backend.asarray(np.ones((3, 4), np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = cuattn.logsumexp(x, 0, b=1e308)
+    assert (backend.asnumpy(got) > 700).all()
 
 
 @pytest.mark.parametrize("axis", [None, -1, 0, ()])
