@@ -98,13 +98,16 @@ def install():
     global device
     if device is not None:
         return device
+    from cuattn._device.cache import cache_directory
     from software_device import build, patches
 
     patches.check_first()
     module, library = build.cupy_runtime(), build.device_library()  # what it lacks shows at once
+    checked = os.environ.get(patches.PTX) or cache_directory()
     kernels = build.cache_dir() / "kernels"  # cubins of a GPU have no PTX behind them
     for variable, value in {
         build.CACHE: build.cache_dir(),  # for the processes that this one starts
+        patches.PTX: checked,
         "CUPY_ACCELERATORS": "",  # CUB has a CUDA runtime of its own, which sees no device
         "CUPY_CACHE_DIR": kernels / "cupy",
         "CUATTN_CACHE_DIR": kernels / "cuattn",
