@@ -93,18 +93,18 @@ def random_rows(rng, shape, dtype):
     return (3 * rng.standard_normal(shape)).astype(dtype_of(dtype))
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_rows(rng, operation):
-    arch = str(rng.choice(ARCHITECTURES))
+def test_rows(rng, operation, arch):
     lengths = [b + int(rng.integers(-2, 4)) for b in rng.choice(BORDERS, 2, replace=False)]
     for n in (*lengths, 20_000):
         x = random_rows(rng, (3, n + int(rng.integers(2))), str(rng.choice(FLOATS)))[:, :n]
         assert_invariant(operation, x, 1, arch)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_columns(rng, operation):
-    arch = str(rng.choice(ARCHITECTURES))
+def test_columns(rng, operation, arch):
     sizes = (int(rng.integers(2, 70)), 33), (int(rng.integers(200, 900)), 5), (5000, 100)
     for shape in sizes:
         x = random_rows(rng, shape, str(rng.choice(FLOATS)))
