@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cuattn._arrays.types import (
@@ -24,9 +23,7 @@ from cuattn._arrays.types import (
 )
 from cuattn._attention import checks, request
 from cuattn._attention.run import prepare
-from cuattn._attention.views import canonical_views, cast
 from cuattn._device.signatures import remembered
-from cuattn._numpy.attention import attention as run_numpy
 
 
 @overload
@@ -155,7 +152,7 @@ def attention(
     numbers = is_causal, window, scale, softcap, precision
     required = {"q": q, "k": k, "v": v}
     call = request.attention(required, arrays, q_offset, layout, numbers, return_lse, out)
-    return _compute(call)
+    return prepare(call)
 
 
 @overload
@@ -267,14 +264,4 @@ def attention_varlen(
     ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     required = {"q": q, "k": k, "v": v, **ends}
     call = request.attention(required, arrays, q_offset, "BSHD", numbers, return_lse, out)
-    return _compute(call)
-
-
-def _compute(call: request.Call) -> Any:
-    if call.runtime is not None:
-        return prepare(call)
-    outs = tuple(np.empty(*one) for one in call.results) if call.outs is None else call.outs
-    expected = call.expected
-    arrays = cast(call.arrays, expected.acc, expected.fractional, np)
-    run_numpy(canonical_views(arrays, outs, expected.sizes, call.layout, np), call.options)
-    return outs if call.return_lse else outs[0]
+    return prepare(call)

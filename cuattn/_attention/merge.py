@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-import numpy as np
-
 from cuattn._arrays.types import Host, Layout, Merge, Other, Pair, Unpack
 from cuattn._attention import request_merge
 from cuattn._attention.run_merge import prepare_merge
 from cuattn._device.signatures import remembered
-from cuattn._numpy.merge import merge as merge_numpy
 
 
 @overload
@@ -79,7 +76,7 @@ def merge_attention(
     >>> cuattn.merge_attention(*first, *others)[0].round(6)
     array([[3.]])
     """
-    return _merge(request_merge.pair(out_a, lse_a, out_b, lse_b, layout, out))
+    return prepare_merge(request_merge.pair(out_a, lse_a, out_b, lse_b, layout, out))
 
 
 @overload
@@ -131,12 +128,4 @@ def merge_attention_states(
     >>> cuattn.merge_attention_states(outs, lses)[0].round(6)
     array([[3.]])
     """
-    return _merge(request_merge.stacked(outs, lses, axis, layout))
-
-
-def _merge(call: request_merge.MergeCall) -> tuple[Any, Any]:
-    if call.runtime is not None:
-        return prepare_merge(call)
-    out, lse = (np.empty(*one) for one in call.expected) if call.out is None else call.out
-    merge_numpy(*call.views(np, out, lse))
-    return out, lse
+    return prepare_merge(request_merge.stacked(outs, lses, axis, layout))

@@ -29,12 +29,12 @@ class MergeCall(NamedTuple):
     layout: str
     out: tuple[Any, ...] | None  # None: to be allocated
 
-    def views(self, xp: Any, out: Any, lse: Any) -> tuple[list[Any], list[Any], Any, Any]:
-        """Canonical views of the parts and of the results."""
+    def views(self, out: Any, lse: Any) -> tuple[list[Any], list[Any], Any, Any]:
+        """Canonical views of the parts and of the results, on the host."""
         lead = (None,) * (3 - lse.ndim)
         return (
-            [canonical(whole_elements(xp, part), self.layout) for part in self.outs],
-            [whole_elements(xp, part)[lead] for part in self.lses],
+            [canonical(whole_elements(np, part), self.layout) for part in self.outs],
+            [whole_elements(np, part)[lead] for part in self.lses],
             canonical(out, self.layout),
             lse[lead],
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
+from cuattn._attention import numpy_merge
 from cuattn._attention.plan import plan_attention_merge
 from cuattn._attention.request_merge import MergeCall
 from cuattn._attention.views import (
@@ -25,8 +28,12 @@ NAMES |= {"out": "out[0]", "lse": "out[1]"}
 
 
 def prepare_merge(call: MergeCall) -> Any:
-    """A merge with its launch on the device of its arrays."""
+    """A merge with its launch on the device of its arrays, or merged where NumPy computes it."""
     runtime, given = call.runtime, call.out or ()
+    if runtime is None:
+        results = given or tuple(np.empty(*one) for one in call.expected)
+        numpy_merge.merge(*call.views(*results))
+        return results
     with runtime.on(runtime.device(call.owner)):
         outs, lses = (
             _alike(runtime, [whole_elements(runtime.xp, part) for part in parts])

@@ -24,7 +24,7 @@ from cuattn._device.kernel import Limits
 from cuattn._device.recent import Recent
 
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
-# cuattn/_numpy.
+# NumPy.
 emulator: Any = None
 
 
@@ -148,7 +148,7 @@ def current() -> Any:
 
 
 def runtime_of(array: Any) -> Any:
-    """The runtime of a NumPy or CuPy array; None: NumPy, by cuattn/_numpy."""
+    """The runtime of a NumPy or CuPy array; None: NumPy itself."""
     if isinstance(array, np.ndarray):
         return emulator
     return _runtimes.get("cuda") or _cuda()

@@ -16,8 +16,7 @@ from cuattn._arrays.row_layout import ArraySpec, spec_of
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
-from cuattn._numpy import segments as numpy_segments
-from cuattn._numpy import softmax as numpy_softmax
+from cuattn._softmax import numpy_segments, numpy_softmax
 from cuattn._softmax.plan import plan_softmax
 from cuattn._softmax.problem import SoftmaxProblem
 from cuattn._softmax.request import (

@@ -20,10 +20,10 @@ from cuattn._device.params import (
     TOPK,
     TOPK_STATE_MERGE,
 )
-from cuattn._numpy import topk as numpy_topk
 from cuattn._softmax import request as softmax_request
 from cuattn._softmax.plan import plan_state_merge
 from cuattn._softmax.run import run as run_softmax
+from cuattn._topk import numpy_topk
 from cuattn._topk.plan import OUTPUTS, plan_topk
 from cuattn._topk.plan_radix import plan_topk_state_merge
 from cuattn._topk.problem import TopKProblem

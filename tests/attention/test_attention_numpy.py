@@ -11,7 +11,8 @@ from attention_cases import INF, NAN, OPS, Problem, any_options, call, verify
 
 import cuattn
 from cuattn import reference
-from cuattn._numpy import attention, blocks
+from cuattn._arrays import blocks
+from cuattn._attention import numpy_attention as attention
 
 pytestmark = pytest.mark.parametrize("backend", ["numpy"], indirect=True)
 

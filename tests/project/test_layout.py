@@ -285,11 +285,10 @@ ROOMS = {
     "results": (set(), {"numpy"}),
     "_arrays": (set(), {"cupy", "ml_dtypes", "numpy", "typing_extensions"}),
     "_device": ({"_arrays"}, {"cuda", "cupy", "numpy"}),  # cuda: cuda.pathfinder, a part of CuPy
-    "_numpy": ({"_arrays", "_softmax", "_topk"}, {"numpy"}),
     "reference": ({"results"}, {"numpy"}),
-    "_softmax": ({"_arrays", "_device", "_numpy", "results"}, {"numpy"}),
-    "_topk": ({"_arrays", "_device", "_numpy", "_softmax", "reference", "results"}, {"numpy"}),
-    "_attention": ({"_arrays", "_device", "_numpy", "results"}, {"numpy"}),
+    "_softmax": ({"_arrays", "_device", "results"}, {"numpy"}),
+    "_topk": ({"_arrays", "_device", "_softmax", "reference", "results"}, {"numpy"}),
+    "_attention": ({"_arrays", "_device", "results"}, {"numpy"}),
 }
 # Stages of a call, by the first word of a file's name: the stages of its own or another wing that
 # it may import. Files of other names hold public functions.
@@ -297,12 +296,13 @@ STAGES = {
     "checks": set(),
     "views": set(),
     "request": {"checks", "request", "views"},
+    "numpy": {"numpy", "request", "views"},
     "problem": set(),
     "plan": {"plan", "problem"},
-    "run": {"plan", "problem", "request", "run", "views"},
+    "run": {"numpy", "plan", "problem", "request", "run", "views"},
     "public": {"checks", "request", "run", "views"},
 }
-MAX_ROOMS = 13  # entries of cuattn/ itself
+MAX_ROOMS = 12  # entries of cuattn/ itself
 
 
 def imports(text, package="cuattn"):

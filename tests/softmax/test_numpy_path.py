@@ -10,7 +10,7 @@ import pytest
 from tolerance import FLOATS, dtype_of
 
 import cuattn
-from cuattn._numpy import blocks
+from cuattn._arrays import blocks
 
 
 def bits(array):

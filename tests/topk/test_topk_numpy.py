@@ -15,7 +15,10 @@ from tolerance import FLOATS, dtype_of
 
 import cuattn
 from cuattn import reference
-from cuattn._numpy import blocks, ranking, selection, topk
+from cuattn._arrays import blocks
+from cuattn._topk import numpy_ranking as ranking
+from cuattn._topk import numpy_selection as selection
+from cuattn._topk import numpy_topk as topk
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint16", "int32", "uint64")
 MODES = ("largest", "smallest")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._numpy.blocks import widen
+from cuattn._arrays.blocks import widen
 
 ALL = slice(0, None)
 

@@ -9,19 +9,43 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 BLOCK = 1 << 16  # elements that are worked on at a time: with their scratch they fit into L2
 THREADED = 1 << 20  # elements of a call from which on threads share it
+Slices = tuple[slice, ...]
 FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, ("f2", "f4", "f8"))
 
 quiet = np.errstate(all="ignore")
+
+
+# ---- Blocks ----
+
+
+def pieces(shape: tuple[int, ...], size: int) -> Iterator[Slices]:
+    """Slices that cut an array of this shape into pieces of at most `size` elements."""
+    sliced = len(shape)
+    whole = 1
+    while sliced and whole * shape[sliced - 1] <= size:
+        sliced -= 1
+        whole *= shape[sliced]
+    tail = (slice(None),) * (len(shape) - sliced)
+    if not sliced:
+        yield tail
+        return
+    step = max(size // max(whole, 1), 1)
+    ends = range(0, shape[sliced - 1], step)
+    outer = itertools.product(*(range(n) for n in shape[: sliced - 1]))
+    for index in outer:
+        for begin in ends:
+            yield (*(slice(i, i + 1) for i in index), slice(begin, begin + step), *tail)
 
 
 # ---- Threads ----

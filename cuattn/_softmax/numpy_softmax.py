@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._numpy.blocks import BLOCK, scratch
-from cuattn._numpy.gradient import Gradient
-from cuattn._numpy.rows import SHORT, Slices
-from cuattn._numpy.task import Block, Task
+from cuattn._arrays.blocks import BLOCK, Slices, scratch
+from cuattn._softmax.numpy_gradient import Gradient
+from cuattn._softmax.numpy_rows import sum_few
+from cuattn._softmax.numpy_task import Block, Task
 from cuattn._softmax.request import Call, Expected, expect
 
 
@@ -73,10 +73,7 @@ def few(call: Call, expected: Expected) -> Results | None:
         m = np.maximum.reduce(x, axis=-1, keepdims=True)
         s = np.subtract(x, m)
         e = np.exp(s, out=s if result != "log_prob" else None)
-        if x.shape[-1] > SHORT:
-            l = np.add.reduce(e, axis=-1, keepdims=True)  # noqa: E741
-        else:  # one element after another
-            l = np.add.accumulate(e, axis=-1)[..., -1:]  # noqa: E741
+        l = sum_few(e)  # noqa: E741
         if result == "prob":
             return Results(np.divide(e, l, out=e), None, None)
         if not (l >= 1.5).all():  # NaN, or what log1p is for

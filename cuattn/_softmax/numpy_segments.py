@@ -7,16 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from cuattn._arrays.blocks import (
+    BLOCK,
+    FLOAT64,
+    Slices,
+    accumulator,
+    each,
+    narrow,
+    pieces,
+    scratch,
+    widen,
+)
 from cuattn._arrays.row_layout import spec_of
-from cuattn._numpy import softmax
-from cuattn._numpy.blocks import BLOCK, FLOAT64, accumulator, each, narrow, scratch, widen
-from cuattn._numpy.rows import Slices, pieces
+from cuattn._softmax import numpy_softmax
 from cuattn._softmax.request import Call, Operands, Request, expect
 
 LONG = 4096  # elements of a segment that is worth a call
 
 
-def run(call: Call) -> softmax.Results:
+def run(call: Call) -> numpy_softmax.Results:
     """The results of `segment_softmax`; a new array where none is given."""
     expected, (x, *_, scale, offsets) = expect(call.request), call.operands
     out = np.empty_like(x, expected.dtype, subok=False) if call.out is None else call.out
@@ -26,7 +35,7 @@ def run(call: Call) -> softmax.Results:
             scales = np.broadcast_to(call.factor, (len(offsets) - 1, *x.shape[1:]))
         task = Task(x, out, np.asarray(offsets, np.int64), scales, expected.acc)
         each(task.run, task.blocks(), x.size)
-    return softmax.Results(out, None, None)
+    return numpy_softmax.Results(out, None, None)
 
 
 class Task:
@@ -88,4 +97,4 @@ class Task:
         own = slice(int(self.ends[i]), int(self.ends[i + 1]))
         x, scale = self.x[own], None if self.scales is None else self.scales[i][None]
         request = Request("prob", (0,), spec_of(x), scale=spec_of(scale), dtype=self.out.dtype)
-        softmax.run(Call(None, request, Operands(x, scale=scale), out=self.out[own]))
+        numpy_softmax.run(Call(None, request, Operands(x, scale=scale), out=self.out[own]))

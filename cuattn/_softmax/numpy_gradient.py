@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._numpy.blocks import scratch
-from cuattn._numpy.rows import Slices
-from cuattn._numpy.task import Block
+from cuattn._arrays.blocks import Slices, scratch
+from cuattn._softmax.numpy_task import Block
 
 
 class Gradient(Block):

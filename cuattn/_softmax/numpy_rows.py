@@ -8,14 +8,13 @@ follows from how one row lies, so that its sums are added up in the same order i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cuattn._numpy.blocks import BLOCK, scratch, widen
+from cuattn._arrays.blocks import BLOCK, Slices, pieces, scratch, widen
 
 SHORT = 32  # elements of a row up to which NumPy's loop over each takes longer than turning them
 LONG = 1 << 18  # elements of a row that is worked on as one piece,
@@ -25,27 +24,6 @@ CHUNK = 256  # of longer columns: what is added up in the accumulator's type
 STEP = 32  # of a chunk: what is added up in order
 TILE = 1 << 18  # elements of columns that are worked on together
 COLUMNS = 512  # of them, where they are long
-
-Slices = tuple[slice, ...]
-
-
-def pieces(shape: tuple[int, ...], size: int) -> Iterator[Slices]:
-    """Slices that cut an array of this shape into pieces of at most `size` elements."""
-    sliced = len(shape)
-    whole = 1
-    while sliced and whole * shape[sliced - 1] <= size:
-        sliced -= 1
-        whole *= shape[sliced]
-    tail = (slice(None),) * (len(shape) - sliced)
-    if not sliced:
-        yield tail
-        return
-    step = max(size // max(whole, 1), 1)
-    ends = range(0, shape[sliced - 1], step)
-    outer = itertools.product(*(range(n) for n in shape[: sliced - 1]))
-    for index in outer:
-        for begin in ends:
-            yield (*(slice(i, i + 1) for i in index), slice(begin, begin + step), *tail)
 
 
 class Rows:
@@ -140,6 +118,13 @@ class Rows:
             found = self.sum(chunk).astype(np.float64)
             total = found if total is None else total + found
         return total
+
+
+def sum_few(e: Any) -> Any:
+    """Sums along the last axis of contiguous rows of one piece, which stays: as `Rows.sum`."""
+    if e.shape[-1] > SHORT:
+        return np.add.reduce(e, axis=-1, keepdims=True)
+    return np.add.accumulate(e, axis=-1)[..., -1:]
 
 
 def _in_order(s: Any, axis: int) -> Any:

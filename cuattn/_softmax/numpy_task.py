@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._numpy.blocks import FLOAT64, accumulator, each, narrow
-from cuattn._numpy.rows import Rows, Slices
+from cuattn._arrays.blocks import FLOAT64, Slices, accumulator, each, narrow
+from cuattn._softmax.numpy_rows import Rows
 from cuattn._softmax.request import Operands, Request
 
 
@@ -20,7 +20,7 @@ class Task:
 
     def __init__(
         self,
-        kind: type[Block],
+        kind: Any,
         request: Request,
         operands: Operands,
         factor: Any,
@@ -62,15 +62,11 @@ class Task:
 
 
 class Block:
-    """Rows of a task that are worked on together, in an accumulator's type."""
+    """Rows of a task that are worked on together, in an accumulator's type.
 
-    def reduce(self) -> Any:
-        """What is found of whole rows; which of them float32 has no range for."""
-        raise NotImplementedError
-
-    def write(self) -> None:
-        """The results of the rows."""
-        raise NotImplementedError
+    A kind of block has `reduce`, which finds what is of whole rows and says which of them float32
+    has no range for, and `write`, which writes the results.
+    """
 
     def __init__(self, task: Task, at: Slices, acc: np.dtype) -> None:
         self.task, self.rows, self.at, self.acc = task, task.rows, at, acc

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._numpy.blocks import FLOAT32, accumulator, each, thread_limit, widen
-from cuattn._numpy.order import at, in_order, ranks
-from cuattn._numpy.rows import pieces
-from cuattn._numpy.selection import chosen, select
+from cuattn._arrays.blocks import FLOAT32, accumulator, each, pieces, thread_limit, widen
+from cuattn._topk.numpy_order import at, in_order, ranks
+from cuattn._topk.numpy_selection import chosen, select
 
 MOST = 1 << 18  # elements of a block: with their scratch they stay in L2
 IN_FLIGHT = 1 << 19  # elements of the blocks that threads work on; they need up to 80 bytes each
@@ -27,7 +26,7 @@ BESIDE = 16  # rows gathered together where their elements do not lie side by si
 FEW = 16  # times k: a segment of that length or more gives its own k best as candidates
 MERGED = 1 << 18  # candidates that are merged at a time
 
-Place = tuple[Any, ...]  # where in the shape of all rows a block of them stands
+Place = tuple[Any, ...]  # an index that picks a block of rows
 Store = Callable[[Place, np.ndarray, np.ndarray], None]
 
 

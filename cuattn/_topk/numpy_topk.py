@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._numpy.blocks import FLOAT32, FLOAT64, quiet
-from cuattn._numpy.ranking import Place, Ranked, cut, select_rows
-from cuattn._numpy.states import row_states
+from cuattn._arrays.blocks import FLOAT32, FLOAT64, quiet
+from cuattn._softmax.numpy_states import row_states
+from cuattn._topk.numpy_ranking import Place, Ranked, cut, select_rows
 from cuattn._topk.request import Call
 
 PIECE = 1 << 15  # of the k best of a row, how many are worked on at a time

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._numpy.attention_scores import ALL, Heads, key_tiles, seen, to_scores, varies, wide
-from cuattn._numpy.blocks import FLOAT32, FLOAT64
+from cuattn._arrays.blocks import FLOAT32, FLOAT64
+from cuattn._attention.numpy_scores import ALL, Heads, key_tiles, seen, to_scores, varies, wide
 
 FEW = 32  # queries of a matrix
 

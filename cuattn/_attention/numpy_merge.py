@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cuattn._numpy.blocks import BLOCK, FLOAT64, each, narrow, widen
+from cuattn._arrays.blocks import BLOCK, FLOAT64, Slices, each, narrow, pieces, widen
 
 
 def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
     """Parts (B, H, S, D) and (B, H, S) into out and lse: each weighs as ``exp(lse)``."""
     elements = max(1, len(outs)) * out.size
-    each(_merge, ((outs, lses, out, lse, rows) for rows in _blocks(out.shape)), elements)
+    blocks = pieces(out.shape[:3], max(1, BLOCK // max(1, out.shape[3])))
+    each(_merge, ((outs, lses, out, lse, rows) for rows in blocks), elements)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Slices of B, H and S."""
-    most, steps = BLOCK // max(1, shape[3]), []
-    for size in reversed(shape[:3]):
-        steps.append(max(1, min(most, size)))
-        most //= max(1, size)
-    steps.reverse()
-    counts = [-(-size // step) for size, step in zip(shape, steps, strict=False)]
-    for place in np.ndindex(*counts):
-        yield tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, steps, strict=True))
-
-
-def _merge(outs: Any, lses: Any, out: Any, lse: Any, rows: tuple[slice, ...]) -> None:
+def _merge(outs: Any, lses: Any, out: Any, lse: Any, rows: Slices) -> None:
     outs, lses = ([part[rows] for part in parts] for parts in (outs, lses))
     out, lse = out[rows], lse[rows]
     merged, lse[...] = _merged(outs, lses, out.shape, lse.dtype)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._numpy import blocks
-from cuattn._numpy.attention_scores import ALL, Heads
-from cuattn._numpy.attention_tile import attend, is_usable
+from cuattn._arrays import blocks
+from cuattn._attention.numpy_scores import ALL, Heads
+from cuattn._attention.numpy_tile import attend, is_usable
 
 SCORES = 1 << 17  # of a tile: with what is made of them they stay in L2
 ROWS = 256  # queries of a tile, those of all heads that share k and v
@@ -55,14 +55,10 @@ def _run(function: Callable[..., None], *block: Any) -> None:
 def _attend(x: Heads, b: slice, h: slice, i: slice, keys: int) -> None:
     """Sequences b, heads h of k, queries i."""
     x = x.tile(b, h, i)
-    out, lse = attend(x, keys, _accumulator(x))
+    out, lse = attend(x, keys, blocks.accumulator(x.q.dtype, blocks.FLOAT32))
     blocks.narrow(out.reshape(x.out.shape), x.out)
     if x.lse is not None:
         x.lse[...] = lse.reshape(x.lse.shape)
-
-
-def _accumulator(x: Heads) -> np.dtype:
-    return blocks.FLOAT64 if x.q.dtype == blocks.FLOAT64 else blocks.FLOAT32
 
 
 def _attend_copies(x: Any, o: Any, b: np.ndarray, lengths: Lengths, keys: int) -> None:
@@ -120,7 +116,7 @@ def _tile(x: Heads) -> tuple[int, int, int]:
     """Queries of each head and keys that a tile takes, and the heads of k that it may have."""
     _, _, group, rows, dim = x.q.shape
     columns, value_dim = x.v.shape[2:]
-    dim, acc = max(1, dim, value_dim), _accumulator(x)
+    dim, acc = max(1, dim, value_dim), blocks.accumulator(x.q.dtype, blocks.FLOAT32)
     copied = not (is_usable(x.k, acc) and is_usable(x.v, acc))
     most, least = (COPIED, 2 * ROWS) if copied else (KEYS, ROWS)  # the more, the fewer copies
     rows = min(rows, max(1, least // group))
