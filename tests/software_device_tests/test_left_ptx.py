@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import software_device
 
 from bench import inside
 
 ROOT = Path(__file__).resolve().parents[2]
+if software_device.device is None:
+    pytest.skip("this process has no software device", allow_module_level=True)
+
 SCRIPT = """
 import cupy, cuattn, numpy
 from cupy.cuda import nvrtc
