@@ -13,13 +13,12 @@ from cuattn._softmax.numpy_task import Block
 class Gradient(Block):
     """Gradients: y is the result of the forward call."""
 
-    def reduce(self) -> Any:
-        """The sum that all elements of a row need; which rows float32 has no range for."""
+    def reduce(self) -> None:
+        """The sum that all elements of a row need; beyond float32 it is infinite, as in kernels."""
         total: Any = None
         for part in self.cut:
             total = self.rows.add(total, self.terms(part))
         self.total = self.rows.spread(total.astype(self.acc))
-        return ~np.isfinite(total)
 
     def terms(self, part: Slices) -> Any:
         """What is summed: grad * y, or grad for logarithms."""

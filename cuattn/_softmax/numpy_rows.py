@@ -79,9 +79,7 @@ class Rows:
         flat = view if len(self.axes) == len(self.rest) == 1 else None
         if view.flags.c_contiguous:
             flat = view.reshape(self._shape(view))
-        if flat is None or flat.strides[1] != flat.itemsize:
-            return None
-        return flat if flat.strides[0] >= flat.shape[1] * flat.itemsize else None
+        return None if flat is None or flat.strides[1] != flat.itemsize else flat
 
     def load(self, array: Any, rows: Slices, part: Slices, name: str, acc: Any) -> Any:
         """The same in scratch of two dimensions, widened."""

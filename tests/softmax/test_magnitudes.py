@@ -100,6 +100,10 @@ def test_scaled_scores_beyond_the_range(backend, x, scale, sign):
     scales = np.float32([[options["scale"]]])  # of each row
     got = backend.asnumpy(cuattn.softmax(given, scale=backend.asarray(scales)))
     close(got, reference.softmax(wide, **options), least=1e-7)
+    ends = backend.asarray(np.array([0, 1, 4]))
+    got = cuattn.segment_softmax(backend.asarray(x[0]), ends, scale=options["scale"])
+    want = reference.segment_softmax(wide[0], np.array([0, 1, 4]), **options)
+    close(backend.asnumpy(got), want, least=1e-7)
     best = cuattn.softmax_topk(given, 4, **options)
     order = np.argsort(-wide[0] * options["scale"], kind="stable")
     np.testing.assert_array_equal(backend.asnumpy(best.indices)[0], order)

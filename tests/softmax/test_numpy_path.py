@@ -3,6 +3,9 @@ its input. Its results are those of every backend in the files beside this one."
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -65,6 +68,7 @@ OPERATIONS = {
     "log_softmax": lambda x, axis: cuattn.log_softmax(x, axis),
     "weighted": weighted,
     "gradient": lambda x, axis: cuattn.softmax_backward(x, abs(x), axis),
+    "log gradient": lambda x, axis: cuattn.log_softmax_backward(x, -abs(x), axis),
 }
 # Both sides of where rows are turned, cut, or not worked on together any more.
 LENGTHS = (1, 5, 32, 33, 300, 1024, 1025, 3000, 40_000, 1 << 18, (1 << 18) + 1)
@@ -108,6 +112,15 @@ def test_in_the_place_of_x(rng, shape, axis, dtype):
             np.testing.assert_array_equal(bits(got), bits(apart))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_in_the_place_of_x_beyond_float32(rng, axis):
+    """A block is computed twice where only some of its rows have scores that float32 can hold."""
+    x = rng.standard_normal((60, 60)).astype(np.float32)
+    x[::3] *= 1e20
+    apart = cuattn.softmax(x, axis, scale=1e20)
+    np.testing.assert_array_equal(cuattn.softmax(x, axis, scale=1e20, out=x), apart)
+
+
 @pytest.mark.parametrize("shape", [(700, 1000), (3, 300_001), (3000, 40), (4000, 7)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_bits_by_any_number_of_threads(rng, monkeypatch, shape, axis):
@@ -122,6 +135,19 @@ def test_bits_by_any_number_of_threads(rng, monkeypatch, shape, axis):
         made.append([*calls, cuattn.segment_softmax(x, ends)])
     for one, several in zip(*made, strict=True):
         np.testing.assert_array_equal(bits(one), bits(several))
+
+
+def test_a_thread_that_shares_a_call_waits_for_no_other():
+    """Long segments are calls of their own: threads that waited for them would wait forever."""
+    script = (
+        "import numpy as np, cuattn\n"
+        "x = np.zeros(9 << 20, 'f')\n"
+        "print(cuattn.segment_softmax(x, np.arange(0, x.size + 1, 1 << 20)).sum())"
+    )
+    given = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "9.0\n", done.stderr
 
 
 def test_the_threads_that_a_user_allows(monkeypatch):
