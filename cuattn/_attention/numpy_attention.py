@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays import blocks
+from cuattn._arrays.row_layout import packed
 from cuattn._attention.numpy_scores import ALL, Heads
-from cuattn._attention.numpy_tile import attend, is_usable
+from cuattn._attention.numpy_tile import attend, is_usable, products
 
 SCORES = 1 << 17  # of a tile: with what is made of them they stay in L2
 ROWS = 256  # queries of a tile, those of all heads that share k and v
 KEYS = 1 << 20  # elements of k or v of a tile
 COPIED = 1 << 18  # elements of a tile's q, and of k or v where BLAS cannot take them as they are
+SMALL = 1 << 15  # scores of a call that is computed as the formula has it
 SHORT = 1 << 16  # elements of k and v of a sequence that is copied to its like, not computed alone
 
 Lengths = tuple[int, int, int, int, int]  # of q, k, both without padding, and place of query 0
@@ -36,6 +39,52 @@ def attention(operands: Any, options: Any) -> None:
         ragged = 1 if x.cu_seqlens_q is None else len(x.cu_seqlens_q) - 1
         work = batch * heads * rows * x.k.shape[2] // ragged + x.k.size
         blocks.each(_run, _blocks(x, options), work if _blas_has_one_thread() else 0)
+
+
+def few(call: Any, given: tuple[str, ...]) -> Callable[..., list[Any] | None] | None:
+    """What computes a small call of q, k and v alone, as the formula has it: there the machinery of
+    this file takes longer. The bits are the same. None, of it too: the machinery is needed."""
+    o, acc, lse_shape = call.options, call.expected.acc, call.expected.lse_shape
+    q, k, v = specs = call.specs[:3]
+    shapes = [(1,) * (4 - len(a.shape)) + a.shape for a in specs]
+    (batch, heads, m, dim), (*_, n, _), (*_, value_dim) = shapes
+    plain = (
+        given == ("q", "k", "v")
+        and call.layout == "BHSD"
+        and o.left is o.right is None
+        and not o.softcap
+        and all(a.strides == packed(a.shape, None, acc.itemsize) for a in specs)
+        and q.dtype == acc
+        and shapes[0][1] == shapes[1][1]  # each head has its own keys
+        and m <= ROWS
+        and n * max(dim, value_dim) <= KEYS
+        and 0 < batch * heads * m * n <= SMALL
+    )
+    if not plain:
+        return None
+    scale, ones = acc.type(o.scale), np.ones(n, acc)
+    return_lse, out_shape = call.return_lse, call.expected.out_shape
+
+    @blocks.quiet
+    def formula(q: Any, k: Any, v: Any) -> list[Any] | None:
+        if q.ndim < 4:
+            q, k, v = (a.reshape(shape) for a, shape in zip((q, k, v), shapes, strict=True))
+        s = products(q * scale, k, False)
+        m, least = np.maximum.reduce(s, axis=3, keepdims=True), np.minimum.reduce(s, axis=None)
+        s -= m
+        np.exp(s, out=s)
+        l, out = np.matmul(s, ones)[..., None], np.matmul(s, v)  # noqa: E741
+        if not (least > -np.inf and math.isfinite(np.add.reduce(out, axis=None))):
+            return None
+        out /= l
+        results = [out.reshape(out_shape)]
+        if return_lse:
+            lse = np.log(l)
+            lse += m
+            results.append(lse.reshape(lse_shape))
+        return results
+
+    return formula
 
 
 def _blas_has_one_thread() -> bool:

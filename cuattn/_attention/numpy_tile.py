@@ -34,7 +34,7 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         m.reshape(x.q.shape[:4])[...] = x.sinks
         l, o = np.exp(m - _shift(m)), np.zeros((*shape, x.v.shape[3]), acc)  # noqa: E741
     for j in key_tiles(x, keys):
-        s = _products(q, usable(x.k[:, :, j], acc), varies(x.mask) or varies(x.bias))
+        s = products(q, usable(x.k[:, :, j], acc), varies(x.mask) or varies(x.bias))
         if not np.minimum.reduce(s, axis=None) > -np.inf:
             found = (~np.isfinite(s) & seen(x, s, j)).any(axis=3, keepdims=True)
             bad = found if bad is None else bad | found
@@ -100,7 +100,7 @@ def is_usable(a: np.ndarray, acc: np.dtype) -> bool:
     return whole and a.dtype == acc and a.flags.aligned
 
 
-def _products(q: np.ndarray, k: np.ndarray, by_rows: bool) -> np.ndarray:
+def products(q: np.ndarray, k: np.ndarray, by_rows: bool) -> np.ndarray:
     """``q @ k.T`` (B, G, R, N). Queries lie inside, which leaves NumPy no short rows to reduce,
     but where they are few, or where what is added to them lies `by_rows`."""
     (*lead, rows, _), columns = q.shape, k.shape[2]

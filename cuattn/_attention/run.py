@@ -22,6 +22,7 @@ from cuattn._attention.views import (
     specs_of,
     strides_of,
 )
+from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
@@ -33,14 +34,13 @@ MAX_SCALE = 2**127  # its product with log2 e is finite in float32
 
 
 def prepare(call: Call) -> Any:
-    """A call with its launch, or its results where NumPy computes it."""
+    """A call with its launch."""
     runtime, expected, outs = call.runtime, call.expected, call.outs or ()
     if runtime is None:
-        outs = outs or tuple(np.empty(*one) for one in call.results)
-        arrays = cast(call.arrays, expected.acc, expected.fractional, np)
-        operands = canonical_views(arrays, outs, expected.sizes, call.layout, np)
-        numpy_attention.attention(operands, call.options)
-        return one_or_all(*outs)
+        given = {n: array for n, array in call.arrays._asdict().items() if array is not None}
+        if outs or any(name in given for name in INTEGERS):  # whose values are checked
+            return one_or_all(*_compute(call))
+        return Prepared(HOST, _computed(call, tuple(given)), given, (), one_or_all, NAMES)
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
         arrays = cast(call.arrays, expected.acc, expected.fractional, runtime.xp)
@@ -61,6 +61,27 @@ def prepare(call: Call) -> Any:
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     return Prepared(runtime, launches, given, (), one_or_all, names)
+
+
+def _compute(call: Call) -> list[Any]:
+    """The results of a call on NumPy arrays."""
+    expected, outs = call.expected, call.outs or tuple(np.empty(*one) for one in call.results)
+    arrays = cast(call.arrays, expected.acc, expected.fractional, np)
+    operands = canonical_views(arrays, outs, expected.sizes, call.layout, np)
+    numpy_attention.attention(operands, call.options)
+    return [*outs]
+
+
+def _computed(call: Call, given: tuple[str, ...]) -> Computed:
+    """What is left of a call on NumPy arrays, without these arrays."""
+    few, call = numpy_attention.few(call, given), call._replace(arrays=call.specs)
+
+    def run(runtime: Any, arrays: list[Any], numbers: tuple[Any, ...]) -> list[Any]:
+        if few is not None and (found := few(*arrays)) is not None:
+            return found
+        return _compute(call._replace(arrays=Arrays(**dict(zip(given, arrays, strict=True)))))
+
+    return Computed(given, run)
 
 
 @lru_cache(maxsize=4096)

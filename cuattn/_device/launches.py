@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cuattn._device.host import Computed
 from cuattn._device.kernel import Kernel
 from cuattn._device.params import Params
 from cuattn._device.tensor_map import Boxes
@@ -136,7 +137,7 @@ class Prepared(NamedTuple):
     """A call that has nothing left but its launches."""
 
     runtime: Any
-    launches: Launches
+    launches: Launches | Computed
     arrays: Mapping[str, Any]  # by the names of their fields
     numbers: tuple[Any, ...]
     kind: Callable[..., Any]  # of what the function returns, made of the results

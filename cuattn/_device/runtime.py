@@ -20,6 +20,7 @@ import numpy as np
 
 from cuattn._arrays.interchange import INSTALL
 from cuattn._device import cache, compiler, tensor_map
+from cuattn._device.host import HOST
 from cuattn._device.kernel import Limits
 from cuattn._device.recent import Recent
 
@@ -142,9 +143,11 @@ def _cuda() -> Cuda:
         return _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
 
 
-def current() -> Any:
-    """The runtime that has computed calls before, if there is one."""
-    return emulator if emulator is not None else _runtimes.get("cuda")
+def current(args: tuple[Any, ...] = ()) -> Any:
+    """The runtime that has computed calls with such arguments before, if there is one."""
+    if emulator is not None:
+        return emulator
+    return HOST if args and type(args[0]) is np.ndarray else _runtimes.get("cuda")
 
 
 def runtime_of(array: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from cuattn._arrays.keywords import explained
 from cuattn._arrays.outputs import span
 from cuattn._device import runtime as device_runtime
+from cuattn._device.host import Computed
 from cuattn._device.launches import Launches, Prepared
 
 P = ParamSpec("P")
@@ -42,7 +43,7 @@ class Overlap(NamedTuple):
 class Warm(NamedTuple):
     """A call without its arrays."""
 
-    launches: Launches
+    launches: Launches | Computed
     names: list[str]  # of arguments, in the order of `launches.given`
     numbers: tuple[Any, ...]
     kind: Callable[..., Any]
@@ -52,8 +53,9 @@ class Warm(NamedTuple):
 def remembered(number: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function, with its arguments `explained`, is for calls of new signatures.
 
-    On a device it returns what is `Prepared`. `number`: an option that, where it is a float, is but
-    the first of its numbers, and so no part of the signature.
+    It returns what is `Prepared`, or the results of what is not to be remembered. `number`: an
+    option that, where it is a float, is but the first of its numbers, and so no part of the
+    signature.
     """
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,7 +64,7 @@ def remembered(number: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **options: P.kwargs) -> Any:
-            runtime, key = device_runtime.current(), None
+            runtime, key = device_runtime.current(args), None
             if runtime is not None:
                 values: dict[str, Any] = {}
                 key = _signature(runtime, name, places, args, options, number, values)
@@ -139,7 +141,7 @@ def _signature(
     return tuple(key)
 
 
-def _overlaps(given: list[Any], launches: Launches) -> list[Overlap]:
+def _overlaps(given: list[Any], launches: Launches | Computed) -> list[Overlap]:
     """Of every result and what stands before it."""
     spans = [span(array.shape, array.strides, array.itemsize) for array in given]
     views = [(array.shape, array.strides, array.dtype) for array in given]

@@ -6,15 +6,18 @@ cache where its rows fit.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._arrays.blocks import BLOCK, Slices, scratch
+from cuattn._arrays import row_layout
+from cuattn._arrays.blocks import BLOCK, Slices, quiet, scratch
 from cuattn._softmax.numpy_gradient import Gradient
 from cuattn._softmax.numpy_rows import sum_few
 from cuattn._softmax.numpy_task import Block, Task
-from cuattn._softmax.request import Call, Expected, expect
+from cuattn._softmax.request import Call, Request, expect
 
 
 class Results(NamedTuple):
@@ -28,8 +31,6 @@ class Results(NamedTuple):
 def run(call: Call) -> Results:
     """The results of a call on NumPy arrays; new ones where none are given."""
     expected = expect(call.request)
-    if (found := few(call, expected)) is not None:
-        return found
     x, out = call.operands.x, call.out
     result, shape = call.request.result, expected.stat_shape
     numbers = result in ("lse", "state")
@@ -52,36 +53,37 @@ def run(call: Call) -> Results:
     return Results(out, *kept, *(None, None)[len(kept) :])
 
 
-def few(call: Call, expected: Expected) -> Results | None:
-    """The results of a small call without options, as the formula has them: there the machinery of
-    this file takes longer. The bits are the same. None: the machinery is needed."""
-    x, request = call.operands.x, call.request
-    dtype, result = expected.dtype, request.result
+def few(request: Request, given: tuple[str, ...]) -> Callable[[Any], list[Any] | None] | None:
+    """What computes a small call without options, as the formula has it: there the machinery of
+    this file takes longer. The bits are the same. None, of it too: the machinery is needed."""
+    x, result, expected = request.x, request.result, expect(request)
     plain = (
         result in ("prob", "log_prob", "lse")
-        and 0 < x.size <= 2 * BLOCK
-        and x.dtype == dtype == expected.acc
-        and x.flags.c_contiguous
-        and request.axes == (x.ndim - 1,)
-        and call.out is call.stat is call.operands.where is None
-        and call.operands.weight is call.operands.scale is None
-        and call.scale == 1
+        and given == ("x",)
+        and 0 < math.prod(x.shape) <= 2 * BLOCK
+        and x.dtype == expected.dtype == expected.acc
+        and x.strides == row_layout.packed(x.shape, None, x.dtype.itemsize)
+        and request.axes == (len(x.shape) - 1,)
     )
     if not plain:
         return None
-    with np.errstate(all="ignore"):
+
+    @quiet
+    def formula(x: Any) -> list[Any] | None:
         m = np.maximum.reduce(x, axis=-1, keepdims=True)
         s = np.subtract(x, m)
-        e = np.exp(s, out=s if result != "log_prob" else None)
+        e = np.exp(s, s if result != "log_prob" else None)
         l = sum_few(e)  # noqa: E741
         if result == "prob":
-            return Results(np.divide(e, l, out=e), None, None)
+            return [np.divide(e, l, e)]
         if not (l >= 1.5).all():  # NaN, or what log1p is for
             return None
         log_l = np.log(l)
         if result == "log_prob":
-            return Results(np.subtract(s, log_l, out=s), None, None)
-        return Results(None, np.add(m, log_l).reshape(expected.stat_shape), None)
+            return [np.subtract(s, log_l, s)]
+        return [np.add(m, log_l).reshape(expected.stat_shape)]
+
+    return formula
 
 
 class Forward(Block):

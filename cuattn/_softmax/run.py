@@ -13,6 +13,7 @@ import numpy as np
 
 from cuattn._arrays import checks, row_layout
 from cuattn._arrays.row_layout import ArraySpec, spec_of
+from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
@@ -45,11 +46,13 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
     """A call with its launches; where it takes more than these, or none, its results."""
     runtime, request, operands, factor, out, stat, _ = call
     returned = RETURNED[request.result]
-    if runtime is None:
-        found = (numpy_softmax if operands.offsets is None else numpy_segments).run(call)
-        return kind(*(getattr(found, name) for name in returned))
-    device = runtime.device(operands.x)
     names = NAMES if request.y is None else NAMES_OF_GRADIENT
+    if runtime is None:
+        if out is not None or stat is not None or operands.offsets is not None:
+            return kind(*_compute(call))
+        arrays = {n: array for n, array in operands._asdict().items() if array is not None}
+        return Prepared(HOST, _computed(call, tuple(arrays)), arrays, (factor,), kind, names)
+    device = runtime.device(operands.x)
     arrays = {**operands._asdict(), "out": out, "stat": stat}
     for field, array in arrays.items():
         if array is not None and runtime.address(array) % array.itemsize:
@@ -79,6 +82,25 @@ def run(call: Call) -> list[Any]:
     """All results of a call."""
     made = prepare(call, lambda *results: list(results))
     return made.launch() if isinstance(made, Prepared) else made
+
+
+def _compute(call: Call) -> list[Any]:
+    """All results of a call on NumPy arrays."""
+    found = (numpy_softmax if call.operands.offsets is None else numpy_segments).run(call)
+    return [getattr(found, name) for name in RETURNED[call.request.result]]
+
+
+def _computed(call: Call, given: tuple[str, ...]) -> Computed:
+    """What is left of a call on NumPy arrays, without these arrays."""
+    call, few = call._replace(operands=Operands(None)), numpy_softmax.few(call.request, given)
+
+    def run(runtime: Any, arrays: list[Any], numbers: tuple[Any, ...]) -> list[Any]:
+        if few is not None and numbers[0] == 1 and (found := few(arrays[0])) is not None:
+            return found
+        operands = Operands(**dict(zip(given, arrays, strict=True)))
+        return _compute(call._replace(operands=operands, scale=numbers[0]))
+
+    return Computed(given, run)
 
 
 @lru_cache(maxsize=4096)

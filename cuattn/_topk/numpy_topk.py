@@ -5,7 +5,7 @@ No softmax is written: rows give their sums, and the k best alone their exponent
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,43 +17,34 @@ from cuattn._topk.request import Call
 PIECE = 1 << 15  # of the k best of a row, how many are worked on at a time
 
 
-class Results(NamedTuple):
-    """As those of a device: one number per row in `stat` and `stat_l`, lse or m and l."""
-
-    values: Any
-    indices: Any
-    stat: Any = None
-    stat_l: Any = None
-
-
 @quiet
-def run(call: Call) -> Results:
-    """The results of a call on NumPy arrays."""
+def run(call: Call) -> list[Any]:
+    """The results of a call on NumPy arrays: of a state its fields, else values, indices and lse,
+    if it is wanted."""
     (x, where, _), asked, expected = call.operands, call.request, call.expected
     values = np.empty(expected.shape, expected.dtype)
     indices = np.empty(expected.shape, np.int64)
     if asked.result == "top_k":
         ranked = Ranked(rows_last(x, asked.axis), call.options.scale > 0)
         Task(ranked, rows_last(values, asked.axis), rows_last(indices, asked.axis)).run()
-        return Results(values, indices)
+        return [values, indices]
 
-    stat = stat_l = None
     sums: Any = None
     relative = asked.result in ("prob", "log_prob") and not call.options.renormalize
     if asked.result == "state" or relative or call.options.wants_lse:
         logs = asked.result != "prob" or call.options.wants_lse
         sums = row_states(x, asked.axis, call.factor, where, expected.acc, logs)
-        stat = sums[3].reshape(expected.stat_shape) if logs else None
     outs = [rows_last(out, asked.axis) for out in (values, indices)]
-    if asked.result == "state":
-        stat, stat_l = (part.reshape(expected.stat_shape) for part in sums[:2])
-        n = x.shape[asked.axis]
-        outs = [values[..., :n], indices[..., :n]]
-        values[..., n:], indices[..., n:] = -np.inf, -1  # what a row lacks
+    if asked.result != "state":
+        SoftmaxTask(call, outs[0], outs[1], sums).run()
+        lse = [sums[3].reshape(expected.stat_shape)] if call.options.wants_lse else []
+        return [values, indices, *lse]
+    n = x.shape[asked.axis]
+    outs = [values[..., :n], indices[..., :n]]
+    values[..., n:], indices[..., n:] = -np.inf, -1  # what a row lacks
     SoftmaxTask(call, outs[0], outs[1], sums).run()
-    if asked.result == "state":
-        outs[1] += call.options.index_offset
-    return Results(values, indices, stat, stat_l)
+    outs[1] += call.options.index_offset
+    return [*(part.reshape(expected.stat_shape) for part in sums[:2]), values, indices]
 
 
 def rows_last(array: np.ndarray, axis: int) -> np.ndarray:

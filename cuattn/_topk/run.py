@@ -11,6 +11,7 @@ import numpy as np
 
 from cuattn._arrays import checks, row_layout
 from cuattn._arrays.row_layout import Layout, spec_of
+from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared
 from cuattn._device.params import (
@@ -39,10 +40,9 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
     """A call with its launches; where it takes more than these, or none, its results."""
     runtime, request, expected, operands, options = call
     if runtime is None:
-        values, indices, stat, stat_l = numpy_topk.run(call)
-        if request.result == "state":
-            return kind(stat, stat_l, values, indices)
-        return kind(values, indices, stat) if options.wants_lse else kind(values, indices)
+        arrays = {n: array for n, array in operands._asdict().items() if array is not None}
+        computed = _computed(call, tuple(arrays))
+        return Prepared(HOST, computed, arrays, options[: len(NUMBERS)], kind, NAMES)
     device = runtime.device(operands.x)
     for name, array in operands._asdict().items():
         if array is not None and runtime.address(array) % array.itemsize:
@@ -74,6 +74,18 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
         if request.result == "state":
             return kind(*state, values, indices)
         return kind(values, indices, state.lse) if options.wants_lse else kind(values, indices)
+
+
+def _computed(call: Call, given: tuple[str, ...]) -> Computed:
+    """What is left of a call on NumPy arrays, without these arrays."""
+    call = call._replace(operands=Operands(None))
+
+    def run(runtime: Any, arrays: list[Any], numbers: tuple[Any, ...]) -> list[Any]:
+        operands = Operands(**dict(zip(given, arrays, strict=True)))
+        options = call.options._replace(scale=numbers[0])
+        return numpy_topk.run(call._replace(operands=operands, options=options))
+
+    return Computed(given, run)
 
 
 @lru_cache(maxsize=4096)

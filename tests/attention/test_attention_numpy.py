@@ -135,6 +135,37 @@ def test_threads(backend, rng, monkeypatch, op):
 # ---- short sequences, which are computed together ------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["", "beyond float32", "infinite", "huge", "strided"])
+@pytest.mark.parametrize("shape", [(8, 64), (3, 5, 16), (2, 3, 9, 8), (1, 1, 700, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_calls(backend, rng, shape, dtype, how):
+    """The formula alone, which a call with `out` does not take, has the bits of the tiles."""
+    q, k, v = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    k, v = k[..., :9, :], v[..., :9, :]
+    if how == "beyond float32":  # a product
+        k[..., 0, 0], q[..., 0] = -3e38, 3e38
+    elif how == "infinite":
+        k[..., 0, 0] = np.inf
+    elif how == "huge":  # a sum
+        v[...] = 3e38
+    if how != "strided":
+        k, v = k.copy(), v.copy()
+    for options in ({}, {"scale": 3.0}, {"layout": "BSHD"}):
+        if "layout" in options and len(shape) > 2:
+            q, k, v = (a.swapaxes(-3, -2).copy() for a in (q, k, v))
+        out = np.empty(q.shape, dtype)
+        lse = np.empty(shape[:-1], dtype)
+        cuattn.attention(q, k, v, return_lse=True, out=(out, lse), **options)
+        got = cuattn.attention(q, k, v, return_lse=True, **options)
+        assert bits(got) == bits((out, lse))
+        assert bits([cuattn.attention(q, k, v, **options)]) == bits([out])
+
+
+def test_small_calls_of_16_bits(backend):
+    x = np.ones((1, 4), np.float16)[:, ::2][:, :1]  # strides of float32
+    assert cuattn.attention(x, x, x).dtype == np.float16
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_short_sequences(backend, rng, op):
     """Of equal lengths, but not neighbours: ragged, bit by bit each alone, and padded."""

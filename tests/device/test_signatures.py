@@ -16,6 +16,7 @@ from test_jit import compiled, gpus  # noqa: F401 - fixtures
 
 import cuattn
 from cuattn._device import runtime as device_runtime
+from cuattn._device.host import HOST
 from cuattn._device.params import SOFTMAX_HEAD
 from cuattn._device.recent import Recent
 
@@ -37,6 +38,18 @@ def check(backend, function, *operands, **options):
     got = getattr(cuattn, function)(*operands, **options)
     for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True):
         np.testing.assert_allclose(backend.asnumpy(a).astype(float), b, rtol=3e-3, atol=3e-3)
+
+
+class Known:
+    """In the place of what is remembered: no call may be new."""
+
+    def __init__(self, recent):
+        self.recent = recent
+
+    def get(self, key):
+        found = self.recent.get(key)
+        assert found is not None
+        return found
 
 
 # ---- What is the same, and what is not ----
@@ -88,6 +101,7 @@ SAME = [  # what equal or similar keys might take for the same call
     [((), {}), ((0,), {}), ((), {"axis": 0}), ((), {"axis": (0,)}), ((), {"axis": None})],
     [((), {"axis": (0, 1)}), ((), {"axis": (1, 0)}), ((), {"axis": -1}), ((), {"axis": 1})],
     [((), {"scale": 0.5}), ((), {"scale": -0.5}), ((), {"scale": 1}), ((), {"scale": 2.0})],
+    [((), {"scale": 1.0}), ((), {"scale": 2.0}), ((), {})],
     [((), {"dtype": np.float64}), ((), {"dtype": "float16"}), ((), {"dtype": np.dtype("f8")})],
     [((), {"return_lse": True}), ((), {"return_lse": False})],
 ]
@@ -121,6 +135,18 @@ def test_what_kernels_read_a_copy_of(backend, rng):
         check(backend, "logsumexp", x, axis=-1, b=rows)
         check(backend, "top_k", x[:, ::2], 3, axis=None)
         check(backend, "attention", q, q, q, kv_lens=lens)
+
+
+def test_no_array_is_kept(backend, rng):
+    given = [backend.asarray(rng.standard_normal((1, 4, 8)).astype(np.float32)) for _ in range(3)]
+    cuattn.softmax(given[0], scale=2.0)
+    cuattn.softmax_backward(*given[:2])
+    cuattn.softmax_topk(given[0], 3, where=given[1] > 0)
+    cuattn.attention(*given, bias=given[0][..., :4])
+    gone = [weakref.ref(array) for array in given]
+    del given
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
 
 
 def test_the_sign_of_zero(backend, arrays):
@@ -271,18 +297,33 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         call()
     launches = len(gpus.launches)
 
-    recent = device_runtime.current().recent
-
-    class Known:
-        def get(self, key):
-            found = recent.get(key)
-            assert found is not None
-            return found
-
-    monkeypatch.setattr(device_runtime.current(), "recent", Known())
+    runtime = device_runtime.current()
+    monkeypatch.setattr(runtime, "recent", Known(runtime.recent))
     for call in calls:
         call()
     assert len(gpus.launches) == 2 * launches - 1
+
+
+@pytest.mark.host
+def test_a_warm_call_checks_nothing(monkeypatch, rng):
+    """On NumPy arrays, of every function whose arrays are not looked into."""
+    x = rng.standard_normal((1, 4, 4)).astype(np.float32)
+    calls = [
+        lambda: cuattn.softmax(x, scale=2.0),
+        lambda: cuattn.log_softmax(x, where=x > 0),
+        lambda: cuattn.logsumexp(x, axis=-1),
+        lambda: cuattn.softmax_backward(x, x),
+        lambda: cuattn.top_k(x, 3),
+        lambda: cuattn.softmax_topk(x, 3, return_lse=True),
+        lambda: cuattn.softmax_state(x),
+        lambda: cuattn.softmax_topk_state(x, 3),
+        lambda: cuattn.attention(x, x, x, window=(3, 0), bias=x),
+    ]
+    want = [call() for call in calls]
+    monkeypatch.setattr(HOST, "recent", Known(HOST.recent))
+    for call, results in zip(calls, want, strict=True):
+        for again, first in zip(call(), results, strict=True):
+            np.testing.assert_array_equal(again, first)
 
 
 def test_threads(gpus, compiled, monkeypatch):  # noqa: F811

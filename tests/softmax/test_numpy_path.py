@@ -91,6 +91,18 @@ def test_bits_of_a_row_in_any_company(rng, operation, n):
             np.testing.assert_array_equal(bits(row), bits(among))
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_bits_of_small_calls(rng, name):
+    """The formula alone, which a call with `out` does not take; of one shape and many strides."""
+    x = rng.standard_normal((48, 48)).astype(np.float32)
+    x[5] = 30 * np.eye(48)[5]  # a sum next to 1
+    for view in (x, x.T, np.repeat(x, 2, 1)[:, ::2], x[::-1], x[:, ::-1], x[:0], x[:, :0]):
+        call = getattr(cuattn, name)
+        got = call(view, axis=-1)
+        out = call(view, axis=-1, out=np.empty_like(got))
+        np.testing.assert_array_equal(bits(got), bits(out))
+
+
 @pytest.mark.parametrize("shape", [(40, 300), (2, (1 << 18) + 1), (3000, 5)])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", FLOATS)
