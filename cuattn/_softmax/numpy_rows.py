@@ -19,11 +19,14 @@ from cuattn._arrays.blocks import BLOCK, Slices, pieces, scratch, widen
 SHORT = 32  # elements of a row up to which NumPy's loop over each takes longer than turning them
 LONG = 1 << 18  # elements of a row that is worked on as one piece,
 CONVERTED = 1 << 20  # and of one that is converted, once then
-TALL = 1024  # elements of a column that is
+TALL = 512  # elements of a column that is,
+TALL_CONVERTED = 1024  # and of one that is converted, twice then
 CHUNK = 256  # of longer columns: what is added up in the accumulator's type
-STEP = 32  # of a chunk: what is added up in order
 TILE = 1 << 18  # elements of columns that are worked on together
-COLUMNS = 512  # of them, where they are long
+COLUMNS = 4096  # of them, where they are long
+STRIP = 16  # columns whose maxima are found together in rows of at most
+STRIPS = 128  # elements: NumPy takes 80 ns for each row before its first one
+UNBUFFERED = 128  # elements of a row from which on NumPy had better not buffer a number per row
 
 
 class Rows:
@@ -45,11 +48,13 @@ class Rows:
         self.axis = 0 if self.down else 1
         self.together = max((TILE if apart else BLOCK) // max(self.length, 1), 1)  # rows
         most = LONG if x.dtype == acc else CONVERTED
-        self.tall = apart and self.length > TALL
+        self.tall = apart and self.length > (TALL if x.dtype == acc else TALL_CONVERTED)
         if self.tall:
             self.together = min(COLUMNS, self.count)
             most = max(TILE // (CHUNK * self.together), 1) * CHUNK if len(axes) == 1 else CHUNK
         self.cut = list(pieces(self.row, most))  # of each row
+        self.unbuffered = not self.down and self.length >= UNBUFFERED
+        self.unbuffered |= self.tall and self.together >= 16 * UNBUFFERED
         self.gathered = self.down and not self.tall  # in scratch: a column's elements are far
 
     def blocks(self) -> Iterator[Slices]:
@@ -96,16 +101,19 @@ class Rows:
         """One number for each row of a piece, to be broadcast over it."""
         return numbers if self.down else numbers[:, None]
 
+    def max(self, s: Any) -> Any:
+        """Maxima of the rows of a piece."""
+        count, n = s.shape
+        if self.down or n > STRIPS or count < STRIPS:
+            return np.maximum.reduce(s, axis=self.axis)
+        m = s[:, -STRIP:].copy()
+        for i in range(0, n - STRIP, STRIP):
+            np.maximum(m, s[:, i : i + STRIP], out=m)
+        return np.maximum.reduce(np.ascontiguousarray(m.T), axis=0)
+
     def sum(self, s: Any) -> Any:
-        """Sums of the rows of a piece: pairwise, or of a column in two steps."""
-        if not self.down:
-            return np.add.reduce(s, axis=1)
-        whole = len(s) // STEP * STEP
-        total = _in_order(s[whole:], 0) if whole < len(s) else 0
-        if whole:
-            steps = s[:whole].reshape(-1, STEP, s.shape[1])
-            total = _in_order(_in_order(steps, 1), 0) + total
-        return total
+        """Sums of the rows of a piece, whose order does not depend on how they lie."""
+        return sum_columns(s) if self.down else np.add.reduce(s, axis=1)
 
     def add(self, total: Any, s: Any) -> Any:
         """`total` of the parts of rows so far, or None, and one more. In float64 where rows have
@@ -118,15 +126,20 @@ class Rows:
         return total
 
 
-def sum_few(e: Any) -> Any:
-    """Sums along the last axis of contiguous rows of one piece, which stays: as `Rows.sum`."""
-    if e.shape[-1] > SHORT:
-        return np.add.reduce(e, axis=-1, keepdims=True)
-    return np.add.accumulate(e, axis=-1)[..., -1:]
-
-
-def _in_order(s: Any, axis: int) -> Any:
-    """Sums along an axis, one element after another; NumPy alone adds up one column pairwise."""
-    if s.shape[-1] == 1:
-        return np.add.accumulate(s, axis=axis).take(-1, axis)
-    return np.add.reduce(s, axis=axis)
+def sum_columns(s: Any) -> Any:
+    """Sums along the first axis, in the order in which NumPy adds up a contiguous row: pairwise,
+    and 128 elements or less by every eighth one."""
+    n = len(s)
+    if n > 128:
+        half = n // 16 * 8
+        return sum_columns(s[:half]) + sum_columns(s[half:])
+    whole = n // 8 * 8
+    total, rest = s[0], s[1:]
+    if whole:
+        t = np.add.reduce(s[:whole].reshape(-1, 8, s.shape[1]), axis=0)
+        t = t[::2] + t[1::2]
+        t = t[::2] + t[1::2]
+        total, rest = t[0] + t[1], s[whole:]
+    for one in rest:
+        total = total + one
+    return total

@@ -15,7 +15,6 @@ import numpy as np
 from cuattn._arrays import row_layout
 from cuattn._arrays.blocks import BLOCK, Slices, quiet, scratch
 from cuattn._softmax.numpy_gradient import Gradient
-from cuattn._softmax.numpy_rows import sum_few
 from cuattn._softmax.numpy_task import Block, Task
 from cuattn._softmax.request import Call, Request, expect
 
@@ -73,7 +72,7 @@ def few(request: Request, given: tuple[str, ...]) -> Callable[[Any], list[Any] |
         m = np.maximum.reduce(x, axis=-1, keepdims=True)
         s = np.subtract(x, m)
         e = np.exp(s, s if result != "log_prob" else None)
-        l = sum_few(e)  # noqa: E741
+        l = np.add.reduce(e, axis=-1, keepdims=True)  # noqa: E741
         if result == "prob":
             return [np.divide(e, l, e)]
         if not (l >= 1.5).all():  # NaN, or what log1p is for
@@ -99,7 +98,7 @@ class Forward(Block):
         low: Any = None
         for part in self.cut:
             s = self.scores(part)
-            top = np.maximum.reduce(s, axis=axis)
+            top = self.rows.max(s)
             m = top if m is None else np.maximum(m, top)
             if self.factor is not None and result == "log_prob":
                 least = np.minimum.reduce(s, axis=axis)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.blocks import FLOAT64, Slices, accumulator, each, narrow
-from cuattn._softmax.numpy_rows import Rows
+from cuattn._softmax.numpy_rows import UNBUFFERED, Rows
 from cuattn._softmax.request import Operands, Request
 
 
@@ -48,6 +48,8 @@ class Task:
 
     def block(self, at: Slices) -> None:
         """The results of these rows; from float64 where the scores leave the range of float32."""
+        if self.rows.unbuffered:
+            np.setbufsize(UNBUFFERED)  # until the end of `each`, or of its share
         block = self.kind(self, at, self.acc)
         odd = block.reduce()
         if odd is None or self.acc == FLOAT64 or not odd.any():

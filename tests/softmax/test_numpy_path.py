@@ -71,7 +71,7 @@ OPERATIONS = {
     "log gradient": lambda x, axis: cuattn.log_softmax_backward(x, -abs(x), axis),
 }
 # Both sides of where rows are turned, cut, or not worked on together any more.
-LENGTHS = (1, 5, 32, 33, 300, 1024, 1025, 3000, 40_000, 1 << 18, (1 << 18) + 1)
+LENGTHS = (1, 5, 32, 33, 127, 300, 513, 1025, 3000, 40_000, 1 << 18, (1 << 18) + 1)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
