@@ -137,6 +137,15 @@ def test_what_kernels_read_a_copy_of(backend, rng):
         check(backend, "attention", q, q, q, kv_lens=lens)
 
 
+@pytest.mark.host
+def test_numbers_that_are_arrays(backend, rng):
+    x = backend.asarray(rng.standard_normal((5, 6)).astype(np.float32))
+    for scale in (2.0, 3.0):
+        check(backend, "softmax", x, scale=np.array(scale))
+        check(backend, "softmax_topk", x, 2, scale=np.array(scale))
+        check(backend, "logsumexp", x, b=np.array(scale), axis=1)
+
+
 def test_no_array_is_kept(backend, rng):
     given = [backend.asarray(rng.standard_normal((1, 4, 8)).astype(np.float32)) for _ in range(3)]
     cuattn.softmax(given[0], scale=2.0)
