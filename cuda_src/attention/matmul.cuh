@@ -20,18 +20,20 @@ __device__ __forceinline__ unsigned int lane_index() { return threadIdx.x % 32; 
 template <class Op, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
 __device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
   const unsigned int lane = lane_index();
-#pragma unroll 2  // more would load ahead into registers that are not free
+  const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16);
+  const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll(QTile::kPerChunk == 4 ? 4 : 2)  // the widest tiles have no register left: others spill on sm_120
   for (int step = 0; step < kSteps; ++step) {
     unsigned int a[kMTiles][4];
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
-      ptx::ldmatrix_x4(a[m], q.chunk(row + 16 * m + lane % 16, 2 * step + lane / 16));
+      ptx::ldmatrix_x4(a[m], q_lane.chunk(16 * m, 2 * step));
       Op::round(a[m]);
     }
 #pragma unroll
     for (int n = 0; n < kNTiles; n += 2) {
       unsigned int b[4];
-      ptx::ldmatrix_x4(b, k.chunk(8 * n + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+      ptx::ldmatrix_x4(b, k_lane.chunk(8 * n, 2 * step));
       Op::round(b);
 #pragma unroll
       for (int m = 0; m < kMTiles; ++m) {
@@ -64,6 +66,7 @@ struct HalfOp {
   static __device__ __forceinline__ void values(float (&o)[kMTiles][kDTiles][4], float (&)[kMTiles][2],
                                                 const float (&p)[kMTiles][kNTiles][4], VTile v) {
     const unsigned int lane = lane_index();
+    const typename VTile::Lane v_lane = v.lane(lane % 16, lane / 16);
 #pragma unroll
     for (int n = 0; n < kNTiles; n += 2) {
       unsigned int a[kMTiles][4];
@@ -77,7 +80,7 @@ struct HalfOp {
 #pragma unroll
       for (int d = 0; d < kDTiles; d += 2) {
         unsigned int b[4];
-        ptx::ldmatrix_x4_trans(b, v.chunk(8 * n + lane % 16, d + lane / 16));
+        ptx::ldmatrix_x4_trans(b, v_lane.chunk(8 * n, d));
 #pragma unroll
         for (int m = 0; m < kMTiles; ++m) {
           mma(o[m][d], a[m], b[0], b[1]);

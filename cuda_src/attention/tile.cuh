@@ -7,6 +7,7 @@
 
 #include <primitives/vector.cuh>
 #include <ptx/cp_async.cuh>
+#include <ptx/ldmatrix.cuh>
 
 template <class T, int kRows, int kCols>
 struct Tile {
@@ -23,6 +24,15 @@ struct Tile {
     const unsigned int low = column % kRepeat ^ row / (8 / kRepeat) % kRepeat;
     return base + (row * kChunks + column / kRepeat * kRepeat + low) * kPerChunk;
   }
+  // Chunks of a lane: `rows`, a multiple of 8, and `columns`, an even number, from its own, whose column is 0 or 1.
+  // Eight rows on, the swizzle is the same, and so they differ from it by constants.
+  struct Lane {
+    ptx::SharedAddress own;
+    __device__ __forceinline__ ptx::SharedAddress chunk(unsigned int rows, unsigned int columns) const {
+      return own.offset(columns % kRepeat * 16, (rows * kChunks + columns / kRepeat * kRepeat) * 16);
+    }
+  };
+  __device__ __forceinline__ Lane lane(unsigned int row, unsigned int column) const { return {chunk(row, column)}; }
   __device__ __forceinline__ T* at(unsigned int row, unsigned int col) const {
     return chunk(row, col / kPerChunk) + col % kPerChunk;
   }
