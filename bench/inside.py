@@ -99,13 +99,22 @@ def _single(header: str, program: Program, arch: str) -> Iterator[tuple[Path, by
     """A file of PTX for each kernel of what the software device runs, which then need not compile
     it once more."""
     for name, symbol in program.symbols.items() if arch in RUN else ():
-        ptx = re.sub(
-            r"^[^\n]*\.entry (\w+)\([\s\S]*?\n}\n",
-            lambda entry, own=symbol: entry[0] if entry[1] == own else "",
-            program.ptx,
-            flags=re.MULTILINE,
-        )
+        ptx = alone(program.ptx, symbol)
         yield cache_directory() / f"{cache_key(header, name, arch)}.ptx", ptx.encode()
+
+
+def alone(ptx: str, symbol: str) -> str:
+    """PTX without the kernels of other names."""
+    kept, depth, entry = [], 0, ""
+    for line in ptx.splitlines(keepends=True):
+        found = re.search(r"\.entry (\w+)", line)
+        entry = found[1] if found else entry
+        if entry in ("", symbol):
+            kept.append(line)
+        depth += line.count("{") - line.count("}")  # assembly has blocks, vectors are balanced
+        if depth == 0 and "}" in line:
+            entry = ""
+    return "".join(kept)
 
 
 def compile_program(

@@ -32,6 +32,16 @@ print(cuattn.merge(state, state).l.tolist())
 """
 
 
+def test_alone():
+    """One of two kernels; a block of assembly ends in a line of its own, as a kernel does."""
+    head = ".version 9.0\n.visible .global .align 4 .b8 table[4] = {1, 2, 3, 4};\n"
+    body = "(\n\t.param .u32 p\n)\n.maxntid 32\n{\n\t{\n.reg .pred q;\n}\n"
+    body += "\tld.v2.u32 {a, b}, [c];\n\tret;\n\n}\n"
+    one, other = (f"\t// .globl {name}\n.visible .entry {name}{body}" for name in ("one", "other"))
+    assert inside.alone(head + one + other, "one") == head + one + "\t// .globl other\n"
+    assert inside.alone(head + one + other, "other") == head + "\t// .globl one\n" + other
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_left_ptx(tmp_path, left):
     arch = f"sm_{os.environ['SOFTWARE_DEVICE_CC']}"
