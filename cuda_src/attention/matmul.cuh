@@ -22,7 +22,7 @@ __device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4],
   const unsigned int lane = lane_index();
   const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16);
   const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-#pragma unroll(QTile::kPerChunk == 4 ? 4 : 2)  // the widest tiles have no register left: others spill on sm_120
+#pragma unroll(QTile::kPerChunk == 4 ? 4 : 2)  // with more, or tf32 with less, the widest tiles spill on sm_120
   for (int step = 0; step < kSteps; ++step) {
     unsigned int a[kMTiles][4];
 #pragma unroll

@@ -25,7 +25,8 @@ struct Tile {
     return base + (row * kChunks + column / kRepeat * kRepeat + low) * kPerChunk;
   }
   // Chunks of a lane: `rows`, a multiple of 8, and `columns`, an even number, from its own, whose column is 0 or 1.
-  // Eight rows on, the swizzle is the same, and so they differ from it by constants.
+  // Eight rows on, the swizzle is the same, and so they differ from it by constants: by an exclusive or, since the tile
+  // begins at a multiple of 128 bytes, and by a sum.
   struct Lane {
     ptx::SharedAddress own;
     __device__ __forceinline__ ptx::SharedAddress chunk(unsigned int rows, unsigned int columns) const {

@@ -162,6 +162,18 @@ def test_a_thread_that_shares_a_call_waits_for_no_other():
     assert done.stdout == "9.0\n", done.stderr
 
 
+def test_settings_of_numpy_stay(monkeypatch):
+    """The size of its buffers, which long rows change, and errors; here and in threads of ours."""
+    x = np.ones((300, 300), np.float32)
+    with np.errstate(all="warn"):
+        np.setbufsize(4096)
+        before = np.getbufsize(), np.geterr()
+        for threaded in (blocks.THREADED, 0):
+            monkeypatch.setattr(blocks, "THREADED", threaded)
+            cuattn.softmax(x, scale=2.0)
+            assert (np.getbufsize(), np.geterr()) == before
+
+
 def test_the_threads_that_a_user_allows(monkeypatch):
     for given, expected in (("1", 1), ("3,2", 3)):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
