@@ -24,6 +24,7 @@ extern Dim3 block_dim, grid_dim;
 
 // Global and shared memory. `out` and `value` are in the caller's own memory.
 void global_load(const void* ptr, void* out, int size, Site site);
+void global_load_coherent(const void* ptr, void* out, int size, Site site);  // of what other blocks wrote
 void global_store(void* ptr, const void* value, int size, Site site);
 void shared_load(const void* ptr, void* out, int size, Site site);
 void shared_store(void* ptr, const void* value, int size, Site site);
@@ -41,6 +42,8 @@ double fma_rn(double a, double b, double c);
 enum class Combine { kNone, kOr, kAnd, kCount };
 int block_barrier(Combine op, int value, Site site);
 void named_barrier(int id, int threads, bool wait, Site site);
+
+bool arrive_is_last(void* counter, unsigned int count, Site site);  // of the block, among `count` of the launch
 
 // Warp collectives; every lane of `mask` calls the same one. Only kSync orders memory accesses.
 enum class Collective {

@@ -5,6 +5,9 @@
 
 namespace emu {
 
+bool is_acquired(const Thread& thread, uint32_t block, uint32_t arrival);
+bool is_released(uint32_t block, uint32_t arrival);
+
 namespace {
 
 constexpr uint32_t kAtomicWriter = UINT32_MAX;
@@ -84,7 +87,27 @@ const Region& find(const Thread& thread, uint64_t address, int size, int alignme
   return *region;
 }
 
-uint64_t pack_reader(uint32_t stamp) { return static_cast<uint64_t>(machine.cluster_number) << 32 | stamp; }
+// A byte that another thread wrote: did that thread's block release it, and has this one acquired it since?
+void check_acquired(const Thread& thread, const Region& region, uint64_t byte, uint32_t writer, Site site) {
+  const uint64_t index = &region - machine.launch.regions;
+  const uint32_t block = ((writer & ~kBulkWriter) - 1) / static_cast<uint32_t>(machine.block_threads);
+  const uint32_t arrival = machine.writer_arrivals.empty() ? 0 : machine.writer_arrivals[index][byte];
+  const bool by_bulk_store = writer & kBulkWriter;  // which no arrival waits for
+  if (!by_bulk_store && is_acquired(thread, block, arrival)) return;
+  fault(thread, site, "reads byte %llu of %s, which %s wrote in the same launch and %s",
+        static_cast<unsigned long long>(byte), region.label, WriterName(writer).text,
+        !by_bulk_store && is_released(block, arrival) ? "released at no counter where this block was the last"
+                                                      : "has not released since");
+}
+
+// Of the readers of a byte the last one is known, and whether there were any in another cluster.
+constexpr uint64_t kOtherClusters = 1ull << 63;
+
+void note_reader(uint64_t& reader, uint32_t stamp) {
+  const uint64_t cluster = static_cast<uint64_t>(machine.cluster_number) << 32;
+  const bool others = reader != 0 && (reader & ~(kOtherClusters | UINT32_MAX)) != cluster;
+  reader = (reader & kOtherClusters) | (others ? kOtherClusters : 0) | cluster | stamp;
+}
 
 }  // namespace
 
@@ -92,6 +115,8 @@ void begin_global_memory() {
   const uint64_t count = machine.launch.num_regions;
   machine.writers.assign(count, {});
   machine.readers.assign(count, {});
+  machine.writer_arrivals.clear();
+  machine.arrivals.clear();
   for (uint64_t i = 0; i < count; ++i) {
     const Region& region = machine.launch.regions[i];
     uint8_t every = static_cast<uint8_t>(region.uniform_access);
@@ -128,7 +153,7 @@ const uint8_t* read_global(Thread& thread, uint64_t address, int size, int align
       fault(thread, site, "reads byte %llu of %s, which was never written", static_cast<unsigned long long>(b),
             region.label);
     }
-    if (!readers.empty()) readers[b] = pack_reader(stamp_of(thread));
+    if (!readers.empty()) note_reader(readers[b], stamp_of(thread));
   }
   return region.host + offset;
 }
@@ -141,6 +166,27 @@ void global_load(const void* ptr, void* out, int size, Site site) {
   Thread& thread = running();
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
   memcpy(out, read_global(thread, address, size, size, site), size);
+  log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
+}
+
+void global_load_coherent(const void* ptr, void* out, int size, Site site) {
+  Thread& thread = running();
+  const uint64_t address = reinterpret_cast<uint64_t>(ptr);
+  const Region& region = find(thread, address, size, size, 0, "read", site);
+  const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
+  const std::vector<uint32_t>& writers = machine.writers[index];
+  std::vector<uint64_t>& readers = machine.readers[index];
+  if (readers.empty()) readers.assign(region.size, 0);
+  for (uint64_t b = offset; b < offset + size; ++b) {
+    const uint32_t writer = writers.empty() ? 0 : writers[b];
+    if (writer == 0) {
+      fault(thread, site, "ld_global_cg of byte %llu of %s, which nothing has written in this launch",
+            static_cast<unsigned long long>(b), region.label);
+    }
+    if (writer != launch_index(thread) && writer != kAtomicWriter) check_acquired(thread, region, b, writer, site);
+    note_reader(readers[b], stamp_of(thread));
+  }
+  memcpy(out, region.host + offset, size);
   log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
 }
 
@@ -165,6 +211,7 @@ uint8_t* write_global(Thread& thread, uint64_t address, int size, int alignment,
       }
     }
     writers[b] = me;
+    if (!machine.writer_arrivals.empty()) machine.writer_arrivals[index][b] = thread.arrivals;
     if (region.written) region.written[b] = 1;
   }
   return region.host + offset;
@@ -179,9 +226,7 @@ void global_store(void* ptr, const void* value, int size, Site site) {
 
 void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site);
 
-void* atomic_target(void* ptr, int size, Site site) {
-  Thread& thread = running();
-  if (void* shared = shared_atomic_target(thread, ptr, size, site)) return shared;
+void* global_atomic_target(Thread& thread, void* ptr, int size, Site site) {
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
   const Region& region = find(thread, address, size, size, kRead | kWrite, "updated atomically", site);
   const uint64_t offset = address - region.address, index = &region - machine.launch.regions;
@@ -199,6 +244,12 @@ void* atomic_target(void* ptr, int size, Site site) {
     if (region.written) region.written[b] = 1;
   }
   return region.host + offset;
+}
+
+void* atomic_target(void* ptr, int size, Site site) {
+  Thread& thread = running();
+  void* const shared = shared_atomic_target(thread, ptr, size, site);
+  return shared ? shared : global_atomic_target(thread, ptr, size, site);
 }
 
 }  // namespace emu

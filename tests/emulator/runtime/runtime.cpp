@@ -355,6 +355,7 @@ void begin_block(int rank, uint64_t linear) {
   }
   block.crosses_warps = false;
   block.stores.clear();
+  block.acquired.clear();
   for (NamedBarrier& barrier : block.named) barrier = NamedBarrier{};
   for (size_t w = 0; w < block.warps.size(); ++w) {
     Warp& warp = block.warps[w];
@@ -745,6 +746,7 @@ extern "C" __attribute__((visibility("default"))) int emu_launch(const emu::Laun
       emu::run_cluster(static_cast<uint64_t>(order[i]) * launch->cluster);
     }
   }
+  if (!machine.failed) emu::check_counters_at_end();
   emu::end_profile();
   emu::restore_float_mode(float_mode);
   *launch->counters = machine.counters;

@@ -155,6 +155,21 @@ struct MBarrier {
   int waiters;
 };
 
+// What is known of the blocks of the launch, by their number: what they wrote before so many of their arrivals.
+using BlockClock = std::map<uint32_t, uint32_t>;
+
+// Where blocks arrive, see arrivals.cpp.
+struct ArrivalCounter {
+  const uint32_t* value;
+  uint32_t count;       // of its arrivals, as the last of them said
+  bool open;            // some have arrived and more must
+  bool ended;           // the last has arrived: this one,
+  uint32_t last_block;  // which was the block's
+  uint32_t last_arrival;
+  BlockClock released;
+  Site site;
+};
+
 // -- threads ------------------------------------------------------------------------------------------
 
 struct Warp;
@@ -181,6 +196,7 @@ struct Thread : ThreadHead {
   Wait wait;
   Site site;  // where it waits
   uint32_t clock, cluster_arrives, cluster_waits;
+  uint32_t arrivals;          // at counters
   std::vector<bool> relaxed;  // of its cluster_arrives, which were
   uint32_t stamp;             // number of its current stamp; 0: none yet since the last synchronisation
   uint32_t strong_stamp;      // the same for its last strong access
@@ -254,6 +270,7 @@ struct Block {
   std::vector<ShadowByte> shadow;
   std::vector<StrongAccesses> strong;
   std::vector<BulkStore> stores;  // that may not have read their boxes
+  BlockClock acquired;  // from other blocks
   uint8_t* arena_start;
 };
 
@@ -290,6 +307,9 @@ struct Machine {
   // Global memory: who wrote and who read each byte of a writable region, see global_memory.cpp.
   std::vector<std::vector<uint32_t>> writers;
   std::vector<std::vector<uint64_t>> readers;
+  // How many arrivals the writer's block had made; empty before the first of the launch.
+  std::vector<std::vector<uint32_t>> writer_arrivals;
+  std::map<uint64_t, ArrivalCounter> arrivals;  // by address
 
   int total_threads() const { return block_threads * cluster_blocks; }
 };
@@ -340,10 +360,11 @@ void flush_profile(Warp& warp);  // where all lanes of a warp meet
 
 // -- parts --------------------------------------------------------------------------------------------
 
-void begin_async_proxy();    // at the start of a cluster
-void begin_warpgroups();     // at the start of a cluster
-void begin_shared_memory();  // at the start of a cluster
-void begin_global_memory();  // at the start of a launch
+void begin_async_proxy();      // at the start of a cluster
+void begin_warpgroups();       // at the start of a cluster
+void begin_shared_memory();    // at the start of a cluster
+void check_counters_at_end();  // of a launch
+void begin_global_memory();    // at the start of a launch
 uint32_t smem_offset(Thread& thread, const void* ptr, int size, Site site);
 void check_copies_landed(const Thread& thread);
 void check_stores_read(const Thread& thread);
