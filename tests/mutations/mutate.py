@@ -474,6 +474,7 @@ TO_FLOAT16 = wrapper("two_values_in_a_word", "__half")
 TO_BFLOAT16 = wrapper("two_values_in_a_word", "__nv_bfloat16")
 RELAXED_4 = wrapper("relaxed_accesses_may_race", "u4-unsigned int")
 RELAXED_8 = wrapper("relaxed_accesses_may_race", "u8-unsigned long long")
+LAST_4, LAST_8, LAST_16 = (wrapper("last_block_reads_what_all_wrote", n) for n in (1, 2, 4))
 ONE_WORD = wrapper("values_sent_in_a_cluster", 1)
 FOUR_WORDS = wrapper("values_sent_in_a_cluster", 4)
 SS_64, SS_80, SS_96, SS_112, SS_128, SS_192, SS_256 = (

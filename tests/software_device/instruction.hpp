@@ -140,6 +140,7 @@ struct Function {
   std::vector<u32> opcodes;                        // of each instruction, numbers of execution/counters.cpp
   std::vector<std::pair<u32, u32>> shared_arrays;  // static ones: offset, bytes
   u32 shared_end = 0;                              // of the last of them
+  bool orders_blocks = false;                      // by an atomic or a fence beyond the block
 };
 
 inline u32 static_end(const Function& function) {  // of static shared memory, with its padding

@@ -253,6 +253,37 @@ def test_counting(bits):
         check(f"bfind.shiftamt.{name} %y0, %x0;", [b], "u32", shift)
 
 
+ATOMICS = {
+    "add": operator.add,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "exch": lambda old, b: b,
+    "min": min,
+    "max": max,
+    "inc": lambda old, b: 0 if old >= b else old + 1,
+    "dec": lambda old, b: b if old == 0 or old > b else old - 1,
+}
+ATOMIC_KINDS = dict.fromkeys(("and", "or", "xor", "exch"), "b32 b64")
+ATOMIC_KINDS |= {"inc": "u32", "dec": "u32", "add": "u32 s32 u64"}
+
+
+@pytest.mark.parametrize("order", " .relaxed.gpu .acquire.sys .release.cta .acq_rel.gpu".split(" "))
+@pytest.mark.parametrize("opcode", ATOMICS)
+def test_atomics(opcode, order):
+    """`atom` returns what was there; `red` returns nothing, and cannot acquire."""
+    for kind in ATOMIC_KINDS.get(opcode, "u32 s32 u64 s64").split():
+        name = kind.replace("b", "u")
+        a, b = pairs(name)
+        expected = mapped(ATOMICS[opcode], a, b)
+        suffix = f"{order}.global.{opcode}.{kind}"
+        updated = f"ld.relaxed.gpu.global.b{width(name)} %y0, [%a0];"
+        check(f"atom{suffix} %y0, [%a0], %x1;", [a, b], name, mapped(lambda x, _: x, a, b))
+        check(f"atom{suffix} _, [%a0], %x1; {updated}", [a, b], name, expected)
+        if opcode != "exch" and "acq" not in order:
+            check(f"red{suffix} [%a0], %x1; {updated}", [a, b], name, expected)
+
+
 MODES = {
     "f4e": ["3210", "4321", "5432", "6543"],
     "b4e": ["5670", "6701", "7012", "0123"],

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from small_kernels import compile_with_headers, run
-from test_wrappers import RELAXED, SEND, wgmma_source
+from test_wrappers import LAST, RELAXED, SEND, wgmma_source
 
 from cuattn._device.compiler import source_directory
 
@@ -134,6 +134,12 @@ def run_relaxed(ptx):
     return error, np.array_equal(y, np.roll(x, 32))
 
 
+def run_last(ptx):
+    counters, parts, y, lasts = (np.zeros(n, np.uint32) for n in (1, 3 * 64, 64, 1))
+    error = run(ptx, counters, parts, y, lasts, grid=3, block=64)
+    return error, np.array_equal(y, 300000 + 30 * (np.arange(64) ^ 33)) and counters[0] == 0
+
+
 def run_copy(ptx):
     x, y = np.arange(128, dtype=np.int32), np.zeros(128, np.int32)
     return run(ptx, x, y), np.array_equal(x, y)
@@ -144,6 +150,7 @@ SOURCES = {
     "tiles": (TILES, "compute_80", run_tiles),
     "send": (SEND.replace("WORDS", "1"), "compute_90a", run_send),
     "relaxed": (RELAXED.replace("TYPE", "unsigned int"), "compute_80", run_relaxed),
+    "last": (LAST.replace("WORDS", "1"), "compute_80", run_last),
     "arrivals": (ARRIVALS, "compute_90a", numbered(32, block=64)),
     "stores": (STORES, "compute_80", numbered(32, 1)),
     "copy": (COPY, "compute_80", run_copy),
@@ -174,6 +181,13 @@ FAULTS = [
     ("send", "cluster", "mapa(mbarrier, cta_rank)", "mapa(mbarrier, 0)", "but its mbarrier is"),
     ("relaxed", "memory", "ld.relaxed.cta.shared.u32", "ld.shared.u32", RACE),
     ("relaxed", "memory", "st.relaxed.cta.shared.u32", "st.shared.u32", RACE),
+    ("last", "atomic", "atom.acq_rel.gpu", "atom.release.gpu", "but this warp has not acquired it"),
+    ("last", "atomic", "atom.acq_rel.gpu", "atom.acq_rel.cta", "and has not released since"),
+    ("last", "atomic", "  __syncthreads();  //", "  //", "and has not released since"),
+    ("last", "atomic", "ld.global.cg.u32", "ld.global.nc.u32", "as read-only memory"),
+    ("last", "atomic", "inc.u32", "add.u32", WRONG),
+    ("last", "atomic", '"r"(count - 1)', '"r"(count)', WRONG),
+    ("last", "atomic", "__syncthreads_or(last) != 0", "last", WRONG),
     ("arrivals", "mbarrier", "arrive.shared", "arrive.relaxed.cta.shared", RACE),
     ("arrivals", "mbarrier", "try_wait.parity.shared", "try_wait.parity.relaxed.cta.shared", RACE),
     (

@@ -123,6 +123,40 @@ def test_relaxed_accesses_may_race(rng, dtype, kind):
     assert np.array_equal(y, np.roll(x, 32))
 
 
+# -- blocks of a launch ------------------------------------------------------------------------
+
+# Blocks share a counter by threes; the last one of each adds up what they wrote.
+LAST = """#include <ptx/atomic.cuh>
+struct alignas(4 * WORDS) Value { unsigned int word[WORDS]; };
+extern "C" __global__ void k(unsigned int* counters, Value* parts, Value* y, unsigned int* lasts) {
+  const int t = threadIdx.x, three = blockIdx.x / 3;
+  Value value;
+  for (int i = 0; i < WORDS; ++i) value.word[i] = 100000 * blockIdx.x + 10 * t + i;
+  parts[blockIdx.x * 64 + t] = value;
+  if (!ptx::arrive_is_last(counters + three, 3)) return;
+  Value sum = {};
+  for (int part = 3 * three; part < 3 * three + 3; ++part) {
+    value = ptx::ld_global_cg(parts + part * 64 + (t ^ 33));
+    for (int i = 0; i < WORDS; ++i) sum.word[i] += value.word[i];
+  }
+  y[three * 64 + t] = sum;
+  if (t == 0) atomicAdd(lasts + three, 1u);
+}"""
+
+
+@pytest.mark.parametrize("words", [1, 2, 4])
+def test_last_block_reads_what_all_wrote(words):
+    """In two launches, between which nobody touches the counters."""
+    ptx = compile_with_headers(LAST.replace("WORDS", str(words)))
+    counters, lasts = np.zeros(4, np.uint32), np.zeros(4, np.uint32)
+    for seed in range(2):
+        parts, y = (np.zeros((n, 64, words), np.uint32) for n in (12, 4))
+        assert run(ptx, counters, parts, y, lasts, grid=12, block=64, seed=seed) is None
+        assert not counters.any() and (lasts == seed + 1).all()
+        three, t, word = np.ogrid[:4, :64, :words]
+        assert np.array_equal(y, 100000 * (9 * three + 3) + 3 * (10 * (t ^ 33) + word))
+
+
 # -- clusters ----------------------------------------------------------------------------------
 
 SEND = """#include <ptx/cluster.cuh>

@@ -3,6 +3,7 @@
 // cp.async.wait_group".
 #include "bulk/bulk.hpp"
 #include "execution/counters.hpp"
+#include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"
 #include "memory/shadow.hpp"
 
@@ -24,6 +25,7 @@ void execute_cp_async(Warp& warp, const Inst& inst) {
     const u64 address = R<u64>(warp, inst.b)[lane] + static_cast<u64>(inst.source_imm);
     if (wanted != 0) {
       copy.source = locate_global(warp, inst, lane, address, wanted, inst.size, Use::kRead);
+      if (grid_order(warp)) order_global(warp, inst, lane, address, wanted, false, false);
       memcpy(copy.bytes, copy.source, wanted);
       sources.add(lane, address);
       counts[lane] = wanted;

@@ -8,13 +8,14 @@ namespace soft {
 
 // -- memory -------------------------------------------------------------------------------------------
 
-// ld, ldu: x[0 .. vec) registers of ds bytes; space; flag: relaxed, acquire or volatile. st the same with sources.
+// ld, ldu: x[0 .. vec) registers of ds bytes; space; flag 1: relaxed, acquire or volatile, 2: .nc. st the same with
+// sources.
 Handler load_handler(const std::string& type);
 Handler store_handler(const std::string& type);
 // atom, red: operation "add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"; d with ds = its size, or
-// ds = 0 for red; b the operand, c that of cas; space.
+// ds = 0 for red; b the operand, c that of cas; space; flag: GridOrderFlag.
 Handler atomic_handler(const std::string& operation, const std::string& type);
-void execute_fence(Warp& warp, const Inst& inst);                // membar, fence
+void execute_fence(Warp& warp, const Inst& inst);                // membar, fence; flag: GridOrderFlag
 void execute_fence_proxy_async(Warp& warp, const Inst& inst);    // fence.proxy.async
 void execute_fence_mbarrier_init(Warp& warp, const Inst& inst);  // fence.mbarrier_init
 void execute_trap(Warp& warp, const Inst& inst);                 // trap, brkpt

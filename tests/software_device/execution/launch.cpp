@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "execution/counters.hpp"
+#include "execution/grid_order.hpp"
 #include "memory/shadow.hpp"
 
 namespace soft {
@@ -94,6 +95,7 @@ class Grid {
     state_.warps = std::vector<WarpState>(size_ * warps_);
     state_.blocks = std::vector<BlockState>(size_);
     cluster_.state = &state_;
+    if (function.orders_blocks && !is_lenient(function)) state_.grid = std::make_shared<GridOrder>();
     for (u32 rank = 0; rank < size_; ++rank) make_block(rank);
     random_ = seed ^ (u64(launch.grid[0]) << 32 | threads_);
   }
@@ -162,6 +164,7 @@ class Grid {
       for (Warp& warp : block.warps) begin_warp(warp);
     }
     begin_asynchronous(cluster_);
+    if (state_.grid) state_.grid->begin_cluster(state_.warps.size());
   }
 
   void begin_warp(Warp& warp) {

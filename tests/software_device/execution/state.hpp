@@ -93,6 +93,7 @@ struct WgmmaState;   // matrix/wgmma.hpp
 struct Warpgroups;   // matrix/wgmma.hpp
 struct MBarriers;    // bulk/bulk.hpp
 struct SharedShadow;
+struct GridOrder;  // execution/grid_order.hpp
 
 struct WarpState {
   u32 number = 0;                 // in the cluster
@@ -140,6 +141,7 @@ struct ClusterState {
   std::vector<Warp*> runnable;
   std::vector<WarpState> warps;
   std::vector<BlockState> blocks;
+  std::shared_ptr<GridOrder> grid;  // null: the kernel orders nothing between blocks
 };
 
 inline u32 warp_number(const Warp& warp) { return warp.state->number; }

@@ -1,6 +1,7 @@
 // Addresses and their checks. PTX ISA, "State Spaces", "Generic Addressing", "mapa".
 #include "memory/access.hpp"
 
+#include "execution/grid_order.hpp"
 #include "memory/shadow.hpp"
 
 namespace soft {
@@ -29,7 +30,10 @@ void check_has_value(const Warp& warp, const Inst& inst, int lane, const Region&
         static_cast<unsigned long long>(first - region.base), static_cast<unsigned long long>(region.size));
 }
 
-Strength strength_of(Use use) { return use == Use::kRead || use == Use::kWrite ? Strength::kWeak : Strength::kStrong; }
+Strength strength_of(Use use) {
+  const bool strong = use == Use::kAtomic || use == Use::kStrongRead || use == Use::kStrongWrite;
+  return strong ? Strength::kStrong : Strength::kWeak;
+}
 
 char* quick_access(const QuickAccess& access, int lane, u32 offset, u32 bytes, Use use) {
   if (use == Use::kAtomic && !access.read(lane, offset, bytes)) return nullptr;
@@ -144,6 +148,9 @@ char* locate(Warp& warp, const Inst& inst, int lane, u64 address, u32 bytes, Use
   if (space == Global) {
     char* const at = locate_global(warp, inst, lane, address, bytes, bytes, use);
     if (writes(use)) warp.block->cached->note_write(address, bytes);
+    if (__builtin_expect(grid_order(warp) != nullptr, 0) && use != Use::kAtomic) {
+      order_global(warp, inst, lane, address, bytes, writes(use), use == Use::kReadOnly);
+    }
     return at;
   }
   if (space == Shared) return shared_memory(warp, inst, lane, static_cast<u32>(address), bytes, use);
@@ -183,8 +190,8 @@ void locate_lanes(Warp& warp, const Inst& inst, u32 bytes, Use use, const u64* a
     return;
   }
   const Region* const region = warp.block->cached;
-  if (inst.space == Global && region && !region->written && !(writes(use) && region->constant) && warp.mask == ~0u &&
-      all_in(*region, address, bytes)) {
+  if (inst.space == Global && region && !region->written && !grid_order(warp) && !(writes(use) && region->constant) &&
+      warp.mask == ~0u && all_in(*region, address, bytes)) {
     for (int lane = 0; lane < 32; ++lane) at[lane] = host(address[lane]);
     return;
   }

@@ -10,7 +10,7 @@ constexpr int kRankShift = 24;
 constexpr u32 kOffsetMask = (1u << kRankShift) - 1;
 inline u32 cluster_address(u32 rank, u32 offset) { return (rank + 1) << kRankShift | offset; }
 
-enum class Use { kRead, kWrite, kAtomic, kStrongRead, kStrongWrite };
+enum class Use { kRead, kWrite, kAtomic, kStrongRead, kStrongWrite, kReadOnly };  // kReadOnly: .nc
 inline bool writes(Use use) { return use == Use::kWrite || use == Use::kAtomic || use == Use::kStrongWrite; }
 
 // Host address of `bytes` bytes at `address` in the instruction's space. Faults unless they are aligned, in bounds of a

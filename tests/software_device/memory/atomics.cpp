@@ -1,5 +1,6 @@
 // atom and red. PTX ISA, "Parallel Synchronization and Communication Instructions: atom, red".
 #include "execution/counters.hpp"
+#include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"
 
 namespace soft {
@@ -34,7 +35,10 @@ void atomic(Warp& warp, const Inst& inst) {
   const T *value = R<T>(warp, inst.b), *swap = R<T>(warp, inst.c);
   T* const result = inst.ds ? R<T>(warp, inst.d) : nullptr;
   lanes(warp, [&](int lane) {
-    char* const at = locate(warp, inst, lane, address_of(warp, inst, lane), sizeof(T), Use::kAtomic);
+    const u64 address = address_of(warp, inst, lane);
+    char* const at = locate(warp, inst, lane, address, sizeof(T), Use::kAtomic);
+    if (grid_order(warp) && (inst.space == Global || (inst.space == Generic && address < kShared)))
+      order_atomic(warp, inst, address);
     T old;
     memcpy(&old, at, sizeof old);
     const T now = updated<kOperation, T>(old, value[lane], swap[lane]);

@@ -1,5 +1,6 @@
 // ld and st of all widths and spaces. PTX ISA, "Data Movement and Conversion Instructions: ld, st".
 #include "execution/counters.hpp"
+#include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"
 #include "memory/shadow.hpp"
 
@@ -57,7 +58,7 @@ template <class T>
 void load(Warp& warp, const Inst& inst) {
   constexpr u32 kSize = sizeof(T);
   const u32 bytes = kSize * inst.vec;
-  const Use use = inst.flag ? Use::kStrongRead : Use::kRead;
+  const Use use = inst.flag == 2 ? Use::kReadOnly : inst.flag ? Use::kStrongRead : Use::kRead;
   if (inst.as == 0 && inst.space == ParamS) {  // one place, the same for all
     const char* from = locate(warp, inst, first_lane(warp.mask), static_cast<u64>(inst.imm), bytes, use);
     for (u32 k = 0; k < inst.vec; ++k, from += kSize) {
@@ -120,10 +121,11 @@ Handler store_handler(const std::string& type) {
   }
 }
 
-// membar and fence order the block's warps that execute them with one another.
-void execute_fence(Warp& warp, const Inst&) {
+// membar and fence order the block's warps that execute them with one another; grid_order.cpp orders blocks.
+void execute_fence(Warp& warp, const Inst& inst) {
   VectorClock& fences = warp.block->state->fences;
   acquire(warp, fences);
+  order_fence(warp, inst);
   release(warp, fences);
   order_lanes(warp, warp.live);
 }

@@ -1,5 +1,6 @@
 // Rules of loads, stores, atomics and fences (PTX ISA, "Data Movement and Conversion Instructions", "Parallel
 // Synchronization and Communication Instructions").
+#include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"
 #include "ptx/operands.hpp"
 
@@ -23,6 +24,7 @@ void access(Builder& builder, Inst& instruction, const Variant& variant, const O
   instruction.vec = static_cast<u8>(variant.vector());
   instruction.flag =
       variant.has("relaxed") || variant.has("acquire") || variant.has("release") || variant.has("volatile");
+  if (variant.has("nc")) instruction.flag = 2;
   if (is_vector ? registers.parts.size() != instruction.vec : instruction.vec != 1) die("another number of registers");
   Type type = variant.type();
   instruction.ds = 2;
@@ -41,6 +43,15 @@ void store_operands(Builder& builder, Inst& instruction, const Variant& variant,
   access(builder, instruction, variant, operands[1], operands[0], false);
 }
 
+// What an atomic or a fence acquires and releases, if it is beyond a block.
+u8 grid_order_of(Builder& builder, const Variant& variant, bool both) {
+  if (variant.has("cta") || variant.has("cluster")) return 0;
+  const bool acquires = both || variant.has("acquire") || variant.has("acq_rel") || variant.has("sc");
+  const bool releases = both || variant.has("release") || variant.has("acq_rel") || variant.has("sc");
+  builder.function.orders_blocks |= acquires || releases;
+  return static_cast<u8>(kOfGrid | acquires * kAcquires | releases * kReleases);
+}
+
 const char* atomic_operation(const Variant& variant) {
   for (const char* operation : {"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"})
     if (variant.has(operation)) return operation;
@@ -52,6 +63,7 @@ void atomic_operands(Builder& builder, Inst& instruction, const Variant& variant
   const size_t first = variant.words[0] == "atom", compares = variant.has("cas");
   count_operands(operands, 2 + first + compares, 2 + first + compares);
   instruction.space = space_of(variant);
+  if (instruction.space != Shared) instruction.flag = grid_order_of(builder, variant, false);
   if (first) {
     instruction.d = builder.destination(operands[0], variant.type());
     instruction.ds = variant.type().size;
@@ -59,6 +71,11 @@ void atomic_operands(Builder& builder, Inst& instruction, const Variant& variant
   builder.address(instruction, operands[first]);
   instruction.b = builder.source(operands[first + 1], variant.type());
   instruction.c = compares ? builder.source(operands[first + 2], variant.type()) : instruction.b;
+}
+void fence_operands(Builder& builder, Inst& instruction, const Variant& variant, const std::vector<Operand>& operands) {
+  count_operands(operands, 0, 0);
+  const bool one_way = variant.has("acquire") || variant.has("release");
+  instruction.flag = grid_order_of(builder, variant, !one_way);
 }
 void map_operand(Builder& builder, Inst& instruction, const Variant&, const std::vector<Operand>& operands) {
   count_operands(operands, 1, 1);
@@ -84,8 +101,8 @@ const Rules& memory_rules() {
       {"red" ATOMIC ".add{.u32.s32.u64.f32.f64}", nullptr, pick_atomic, atomic_operands},
       {"red" ATOMIC "{.inc.dec}.u32", nullptr, pick_atomic, atomic_operands},
       {"red" ATOMIC "{.min.max}{.u32.s32.u64.s64}", nullptr, pick_atomic, atomic_operands},
-      {"membar{.cta.gl.sys}", "", always<execute_fence>},
-      {"fence[.sc.acq_rel.acquire.release]{.cta.cluster.gpu.sys}", "", always<execute_fence>},
+      {"membar{.cta.gl.sys}", nullptr, always<execute_fence>, fence_operands},
+      {"fence[.sc.acq_rel.acquire.release]{.cta.cluster.gpu.sys}", nullptr, always<execute_fence>, fence_operands},
       {"fence.mbarrier_init.release.cluster", "", always<execute_fence_mbarrier_init>},
       {"fence.proxy.async[.shared::cta.shared::cluster]", "", always<execute_fence_proxy_async>},
       {"fence.proxy.async.global", "", always<execute_nothing>},  // races of global memory are not looked for
