@@ -12,10 +12,10 @@ __device__ __forceinline__ bool arrive_is_last(unsigned int* counter, unsigned i
   bool last = false;
   if (threadIdx.x == 0) {
     unsigned int before;
-    // Before the counter moves, the whole GPU sees the block's writes. The atom's own release says the same, but was
-    // not enough on every chip.
+    // Before the counter moves, the whole GPU sees the block's writes. The atom's own release promises the same, but
+    // TensorRT-LLM found a fence necessary on sm_121.
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    // acquire: the writes of the blocks that arrived before; release: see above, and what those blocks had acquired.
+    // Its acquire: the last block sees the writes of those that arrived before it.
     asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
                  : "=r"(before)
                  : "l"(__cvta_generic_to_global(counter)), "r"(count - 1)
