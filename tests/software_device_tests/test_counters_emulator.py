@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import synthetic_results
 from driver_kernels import cupy, device
+from small_kernels import compile_with_headers, run
 
 import cuattn
 from bench.counted import counters as bench_counters
@@ -82,3 +83,39 @@ def test_instructions_of_a_result():
     result = {**synthetic_results.full(), "instructions": rows}
     assert schema.validate(result) is True
     assert instructions.count_cases(device, cases, until=0) == []
+
+
+ARRIVALS = """#include <ptx/atomic.cuh>
+#include <ptx/memory.cuh>
+struct Params { unsigned int* counters; float4* parts; float4* y; };
+extern "C" __global__ void k(const __grid_constant__ Params p) {
+  const int t = threadIdx.x;
+  const float x = blockIdx.x + 4 * t;
+  ptx::st_global(p.parts + 64 * blockIdx.x + t, float4{x, x + 1, x + 2, x + 3});
+  if (!ptx::arrive_is_last(p.counters, gridDim.x)) return;
+  float4 sum = {};
+  for (int part = 0; part < gridDim.x; ++part) {
+    const float4* const from = p.parts + 64 * part + t;
+    const float4 a = ptx::ld_global_cg(from + (t < 63));
+    const float2 b = ptx::ld_global_cg(reinterpret_cast<const float2*>(from) + 1);
+    const float c = ptx::ld_global_cg(reinterpret_cast<const float*>(from) + 3);
+    sum = float4{sum.x + a.x, sum.y + a.w, sum.z + b.x, sum.w + c};
+  }
+  ptx::st_global(p.y + t, sum);
+}"""
+
+
+def test_wrappers_of_arrivals_are_their_twins():
+    """Results and counts: atomics are no requests on either."""
+    arrays = [np.zeros(n, np.float32) for n in (1, 3 * 256, 256)]
+    ours = [array.copy() for array in arrays]
+    with device.counters() as found:
+        assert run(compile_with_headers(ARRIVALS), *arrays, grid=3, block=64) is None
+    expected = dataclasses.asdict(
+        emulator.launch_source(ARRIVALS, "k", 3, 64, emulator.pack(*ours), ours, ours)
+    )
+    for array, twin in zip(arrays, ours, strict=True):
+        assert np.array_equal(array, twin)
+    del expected["cost"]
+    assert {key: getattr(found, key) for key in expected} == expected
+    assert expected["barriers"] == 6 and expected["loads_by_size"][16] == 6
