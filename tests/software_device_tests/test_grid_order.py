@@ -91,6 +91,15 @@ UNORDERED = {
         [("before = old;", "before = old; parts[64 * block] = 1;")],
         UNRELEASED,
     ),
+    "write after an atomic that releases": (
+        [
+            (FIRST, ""),
+            (SECOND, ""),
+            (ATOM, "atom.acq_rel.gpu.global"),
+            ("before = old;", "before = old; parts[64 * block] = 1;"),
+        ],
+        UNRELEASED,
+    ),
     "write of two blocks": (
         [("parts[64 * block + t] =", "y[t] = parts[64 * block + t] =")],
         "writes byte .*" + RELEASED,
