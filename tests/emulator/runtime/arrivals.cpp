@@ -45,11 +45,11 @@ bool arrive(Thread& thread, void* ptr, uint32_t count, Site site) {
   counter.site = site;
   counter.count = count;
   counter.open = *value != 0;
-  counter.ended = last;
   join(counter.released, block.acquired);
   counter.released[me] = thread.arrivals + 1;
   if (last) {
     join(block.acquired, counter.released);
+    counter.ended = true;
     counter.last_block = me;
     counter.last_arrival = thread.arrivals;
   }

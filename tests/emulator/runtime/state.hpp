@@ -161,10 +161,10 @@ using BlockClock = std::map<uint32_t, uint32_t>;
 // Where blocks arrive, see arrivals.cpp.
 struct ArrivalCounter {
   const uint32_t* value;
-  uint32_t count;       // of its arrivals, as the last of them said
-  bool open;            // some have arrived and more must
-  bool ended;           // the last has arrived: this one,
-  uint32_t last_block;  // which was the block's
+  uint32_t count;  // of its arrivals, as the last of them said
+  bool open;       // some have arrived and more must
+  bool ended;      // a last one has arrived, of this block; how many arrivals that had made before
+  uint32_t last_block;
   uint32_t last_arrival;
   BlockClock released;
   Site site;
@@ -270,7 +270,7 @@ struct Block {
   std::vector<ShadowByte> shadow;
   std::vector<StrongAccesses> strong;
   std::vector<BulkStore> stores;  // that may not have read their boxes
-  BlockClock acquired;  // from other blocks
+  BlockClock acquired;            // from other blocks
   uint8_t* arena_start;
 };
 
