@@ -111,7 +111,7 @@ void order_atomic(Warp& warp, const Inst& inst, u64 address) {
 
 void order_fence(Warp& warp, const Inst& inst) {
   GridOrder* const order = grid_order(warp);
-  if (!order || !(inst.flag & kOfGrid)) return;
+  if (!order) return;
   GridOrder::WarpOrder& mine = order->warps[warp_number(warp)];
   if (inst.flag & kAcquires) {
     for (const GridClock& seen : mine.seen) order->acquired.push_back({stamp_of(warp), seen});
