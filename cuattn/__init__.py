@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cuattn import reference
 from cuattn._arrays.keywords import FUNCTIONS
 from cuattn._attention.attention import attention, attention_varlen
+from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
 from cuattn._softmax.backward import log_softmax_backward, softmax_backward
@@ -33,7 +34,9 @@ __all__ = [
     "SoftmaxTopKState",
     "TopK",
     "attention",
+    "attention_kvcache",
     "attention_varlen",
+    "kv_append",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",

@@ -60,6 +60,11 @@ RENAMED = {
     "seqused_k": ("kv_lens", ""),
     "cache_seqlens": ("kv_lens", ""),
     "key_value_seq_lengths": ("kv_lens", ""),
+    "seq_lens": ("kv_lens", ""),
+    "block_table": ("page_table", ""),
+    "block_tables": ("page_table", ""),
+    "k_descale": ("k_scale", ""),
+    "v_descale": ("v_scale", ""),
     "qkv_format": ("layout", ""),
     "tensor_layout": ("layout", ""),
     "allow_tf32": ("precision", 'precision="tf32"'),
@@ -82,7 +87,11 @@ ABSENT = {
     "return_sign": "a negative sum gives NaN",
     "stream": "kernels run on CuPy's current stream",
     "device": "kernels run where the arrays are",
+    "rotary_cos": "rotate q and the new keys before the call",
+    "rotary_sin": "rotate q and the new keys before the call",
 }
+# What a function of ours has not, but another one has.
+ELSEWHERE = {("attention_kvcache", "bias"): "attention"}
 
 # What other libraries call a function of ours.
 FUNCTIONS = {
@@ -91,6 +100,8 @@ FUNCTIONS = {
     "dot_product_attention": "attention",
     "flash_attn_func": "attention",
     "flash_attn_varlen_func": "attention_varlen",
+    "flash_attn_with_kvcache": "attention_kvcache",
+    "append_paged_kv_cache": "kv_append",
 }
 
 
@@ -126,6 +137,13 @@ def _reason(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
             return f"{option} must be given once, but it came by position and as a keyword"
         if option not in parameters:
             return _unknown(option, name, list(parameters), arrays)
+    lacking = [p.name for p in parameters.values() if p.default is p.empty]
+    lacking = [option for option in lacking if option not in (*arrays, *options)]
+    if len(args) == len(arrays) and lacking:
+        return (
+            f"{lacking[0]} must be given, but it was left out; "
+            f"call {name}({', '.join(arrays)}, {lacking[0]}=...)"
+        )
     if len(args) < len(arrays):
         return (
             f"{arrays[len(args)]} must be given, but {len(args)} arguments came; "
@@ -147,6 +165,9 @@ def _unknown(option: str, name: str, known: list[str], arrays: list[str]) -> str
     if ours in known:
         told = f"; {remedy}" if remedy else ""
         return f"{ours} must be given by this name, but it came as {option}{told}"
+    if (name, option) in ELSEWHERE:
+        other = ELSEWHERE[name, option]
+        return f"{option} must be left out of {name}, but it was given; {other} has it"
     if option in ABSENT:
         return f"{option} must be left out of {name}, but it was given; {ABSENT[option]}"
     options = [n for n in known if n not in arrays]

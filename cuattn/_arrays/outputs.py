@@ -24,7 +24,7 @@ def as_outputs(
 
     `in_place`: an array may be an input itself, as the same view.
     """
-    others = [(name, array, _extent(array)) for name, array in inputs if array is not None]
+    others = [(name, array, extent(array)) for name, array in inputs if array is not None]
     arrays: list[Any] = []
     for i, (given, (shape, dtype)) in enumerate(
         zip(checks.out_count(out, len(expected)), expected, strict=True)
@@ -36,18 +36,19 @@ def as_outputs(
         if array is not given and is_read_only(given):
             raise checks.read_only(name)
         checks.out_array(name, array, shape, dtype)
-        extent = _extent(array)
+        own = extent(array)
         for other, input_, (low, high) in others:
-            if extent[0] < high and low < extent[1]:
-                checks.same_view(name, array, extent, other, input_, (low, high))
+            if own[0] < high and low < own[1]:
+                checks.same_view(name, array, own, other, input_, (low, high))
                 if not in_place:
                     raise checks.apart(name, other)
-        others.append((name, array, extent))
+        others.append((name, array, own))
         arrays.append(array)
     return tuple(arrays)
 
 
-def _extent(array: Any) -> Extent:
+def extent(array: Any) -> Extent:
+    """What memory an array spans."""
     host = isinstance(array, np.ndarray)
     address = array.__array_interface__["data"][0] if host else array.data.ptr
     low, high = span(array.shape, array.strides, array.itemsize)

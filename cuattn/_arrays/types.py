@@ -45,6 +45,8 @@ Mode = Literal["largest", "smallest"]
 Output = Literal["prob", "log_prob", "logit"]
 Layout = Literal["BHSD", "BSHD"]
 Precision = Literal["ieee", "tf32"]
+SplitSize = SupportsIndex | Literal["auto"] | None
+CacheScale = Number | Array | None
 
 
 # ---- Options by keyword ----
@@ -138,19 +140,22 @@ class SoftmaxTopKState(TypedDict, total=False):
     index_offset: SupportsIndex
 
 
-class _Scores(TypedDict, total=False):
+class _Placed(TypedDict, total=False):
     is_causal: bool
     q_offset: SupportsIndex | Array | None
     window: Window | None
     scale: Number | NDArray[Any] | None
     softcap: Number | NDArray[Any] | None
     mask: Array | None
-    bias: Array | None
     alibi_slopes: Array | None
     sinks: Array | None
     q_lens: Array | None
     kv_lens: Array | None
     precision: Precision | None
+
+
+class _Scores(_Placed, total=False):
+    bias: Array | None
 
 
 class _Attention(_Scores, total=False):
@@ -178,6 +183,26 @@ class VarlenWithLse(_Varlen, OutWithLse): ...
 
 
 class VarlenOpen(_Varlen, OutOpen): ...
+
+
+class _Cached(_Placed, total=False):
+    page_table: Array | None
+    k_new: Array | None
+    v_new: Array | None
+    value_dim: SupportsIndex | None
+    k_scale: CacheScale
+    v_scale: CacheScale
+    split_size: SplitSize
+    layout: Layout
+
+
+class CachedAlone(_Cached, OutAlone): ...
+
+
+class CachedWithLse(_Cached, OutWithLse): ...
+
+
+class CachedOpen(_Cached, OutOpen): ...
 
 
 class Merge(TypedDict, total=False):

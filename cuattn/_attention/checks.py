@@ -142,12 +142,11 @@ def same_size(name: str, what: str, shape: Shape, size: int, other: str, expecte
         )
 
 
-def sizes(name: str, canonical: Shape) -> None:
+def sizes(name: str, canonical: Shape, most: int = MAX_HEAD_DIM) -> None:
     """ValueError for more than the kernels hold, or count."""
-    if canonical[3] > MAX_HEAD_DIM:
+    if canonical[3] > most:
         raise ValueError(
-            f"{name} must have a head dimension of at most {MAX_HEAD_DIM}, but it has "
-            f"{canonical[3]}"
+            f"{name} must have a head dimension of at most {most}, but it has {canonical[3]}"
         )
     if max(canonical) > MAX_SIZE:
         raise ValueError(

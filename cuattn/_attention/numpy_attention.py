@@ -38,7 +38,7 @@ def attention(operands: Any, options: Any) -> None:
         batch, heads, rows, _ = x.q.shape
         ragged = 1 if x.cu_seqlens_q is None else len(x.cu_seqlens_q) - 1
         work = batch * heads * rows * x.k.shape[2] // ragged + x.k.size
-        blocks.each(_run, _blocks(x, options), work if _blas_has_one_thread() else 0)
+        blocks.each(_run, _blocks(x, options), work if blas_has_one_thread() else 0)
 
 
 def few(call: Any, given: tuple[str, ...]) -> Callable[..., list[Any] | None] | None:
@@ -87,7 +87,7 @@ def few(call: Any, given: tuple[str, ...]) -> Callable[..., list[Any] | None] | 
     return formula
 
 
-def _blas_has_one_thread() -> bool:
+def blas_has_one_thread() -> bool:
     """Whether OpenBLAS leaves the other cores to threads of ours.
 
     Its own threads share each product, and those of two pools wait for each other: on a busy
@@ -134,11 +134,11 @@ def _blocks(x: Any, o: Any) -> Iterator[tuple[Any, ...]]:
         place = n - m if o.q_offset is None else o.q_offset
         yield from _tiles(_heads(x, o, ALL, (m, n, m, n, place)))
         return
-    for lengths, which in _alike(_lengths(x, o)):
+    for lengths, which in alike(_lengths(x, o)):
         borders = np.flatnonzero(np.diff(which) != 1) + 1
         if len(borders):
             one = _heads(x, o, slice(which[0], which[0] + 1), lengths)
-            rows, keys, matrices = _tile(one)
+            rows, keys, matrices = tile(one, _is_copied(one))
             if rows == one.q.shape[3] and one.k.size + one.v.size <= SHORT:
                 most = COPIED // (1 + one.k.size + one.v.size)
                 step = max(1, min(matrices // one.k.shape[1], most))
@@ -151,22 +151,27 @@ def _blocks(x: Any, o: Any) -> Iterator[tuple[Any, ...]]:
 
 def _tiles(x: Heads) -> Iterator[tuple[Any, ...]]:
     batch, heads, _, rows, _ = x.q.shape
-    some, keys, matrices = _tile(x)
+    some, keys, matrices = tile(x, _is_copied(x))
     if some == rows and batch * heads <= matrices:
         yield _attend, x, ALL, ALL, ALL, keys
         return
-    for b in _slices(batch, max(1, matrices // heads)):
-        for h in _slices(heads, min(matrices, heads)):
-            for i in _slices(rows, some):
+    for b in slices(batch, max(1, matrices // heads)):
+        for h in slices(heads, min(matrices, heads)):
+            for i in slices(rows, some):
                 yield _attend, x, b, h, i, keys
 
 
-def _tile(x: Heads) -> tuple[int, int, int]:
+def _is_copied(x: Heads) -> bool:
+    """Whether BLAS takes k or v as a copy."""
+    acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
+    return not (is_usable(x.k, acc) and is_usable(x.v, acc))
+
+
+def tile(x: Heads, copied: bool) -> tuple[int, int, int]:
     """Queries of each head and keys that a tile takes, and the heads of k that it may have."""
     _, _, group, rows, dim = x.q.shape
     columns, value_dim = x.v.shape[2:]
-    dim, acc = max(1, dim, value_dim), blocks.accumulator(x.q.dtype, blocks.FLOAT32)
-    copied = not (is_usable(x.k, acc) and is_usable(x.v, acc))
+    dim = max(1, dim, value_dim)
     most, least = (COPIED, 2 * ROWS) if copied else (KEYS, ROWS)  # the more, the fewer copies
     rows = min(rows, max(1, least // group))
     keys = max(1, min(columns, most // dim, SCORES // (group * rows)))
@@ -174,14 +179,14 @@ def _tile(x: Heads) -> tuple[int, int, int]:
     return rows, keys, max(1, min(matrices, COPIED // (keys * dim)) if copied else matrices)
 
 
-def _slices(size: int, step: int) -> list[slice]:
+def slices(size: int, step: int) -> list[slice]:
     return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
 
 # ---- Sequences ----
 
 
-def _alike(lengths: np.ndarray) -> Iterator[tuple[Lengths, np.ndarray]]:
+def alike(lengths: np.ndarray) -> Iterator[tuple[Lengths, np.ndarray]]:
     """The sequences of equal `Lengths`, but for those without queries."""
     order = np.lexsort(lengths.T)
     ordered = lengths[order]

@@ -81,11 +81,12 @@ def attention(
     `numbers`: is_causal, window, scale, softcap and precision.
     """
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
-    arrays, offset = _arrays(required, optional, q_offset)
+    given, offset = as_given(required, optional, q_offset)
+    arrays = Arrays(**given)
     specs = specs_of(arrays)
     expected = expect(specs, layout)
     check_values(arrays, expected.sizes)
-    options = _options(offset, expected, *numbers)
+    options = options_of(offset, expected.head_dim, expected.dtype, *numbers)
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
     call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse)
@@ -99,10 +100,10 @@ def attention(
     return call
 
 
-def _arrays(
+def as_given(
     required: dict[str, Any], options: dict[str, Any], q_offset: Any
-) -> tuple[Arrays, int | None]:
-    """Arrays of a call, and q_offset if it is one number."""
+) -> tuple[dict[str, Any], int | None]:
+    """Arrays of a call by name, and q_offset if it is one number."""
     given = {**required, **{n: array for n, array in options.items() if array is not None}}
     number, host = None, None if q_offset is None else on_host(q_offset)
     if host:
@@ -111,12 +112,18 @@ def _arrays(
         given["q_offset"] = q_offset
     elif q_offset is not None:
         number = checks.offset(q_offset)
-    return Arrays(**as_arrays(given)), number
+    return as_arrays(given), number
 
 
-def _options(
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """What a result is added up in."""
+    return FLOAT64 if dtype == FLOAT64 else FLOAT32
+
+
+def options_of(
     offset: int | None,
-    expected: Expected,
+    head_dim: int,
+    dtype: np.dtype,
     is_causal: Any,
     window: Any,
     scale: Any,
@@ -125,16 +132,16 @@ def _options(
 ) -> Options:
     """Numbers of a call, checked."""
     left, right = checks.window(window)
-    factor = max(expected.head_dim, 1) ** -0.5
+    acc, factor = accumulator(dtype), max(head_dim, 1) ** -0.5
     if scale is not None:
-        factor = checks.normal(scalars.number("scale", scale), expected.acc)
+        factor = checks.normal(scalars.number("scale", scale), acc)
     return Options(
         scale=factor,
-        softcap=checks.normal(checks.softcap(softcap), expected.acc),
+        softcap=checks.normal(checks.softcap(softcap), acc),
         left=left,
         right=0 if scalars.flag("is_causal", is_causal) else right,
         q_offset=offset,
-        tf32=checks.precision(precision, expected.dtype),
+        tf32=checks.precision(precision, dtype),
     )
 
 
@@ -184,10 +191,9 @@ def expect(specs: Arrays, layout: str) -> Expected:
     _check_options(specs, sizes, ndim, varlen)
     out_shape = (*q.shape[:-1], v.shape[-1])
     lse_shape = (batch, heads, seqlen_q)[4 - ndim :] if not varlen else (heads, seqlen_q)
-    acc = FLOAT64 if q.dtype == FLOAT64 else FLOAT32
     large = zip(specs._fields[:5], specs[:5], strict=True)
     copied = tuple(name for name, spec in large if spec is not None and fractional(spec))
-    return Expected(q.dtype, acc, out_shape, lse_shape, dim, sizes, copied)
+    return Expected(q.dtype, accumulator(q.dtype), out_shape, lse_shape, dim, sizes, copied)
 
 
 def _check_options(specs: Arrays, sizes: Sizes, ndim: int, varlen: bool) -> None:

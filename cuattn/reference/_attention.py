@@ -53,7 +53,7 @@ def attention(
     Every score is kept at once, `precision` changes nothing.
     """
     ndim = np.ndim(q)
-    queries, keys, values = (_canonical(np.asarray(a), layout) for a in (q, k, v))
+    queries, keys, values = (canonical(np.asarray(a), layout) for a in (q, k, v))
     left, right = (None, None) if window is None else window
     right = 0 if is_causal else right  # a window's is not negative
     scale = 1 / max(queries.shape[-1], 1) ** 0.5 if scale is None else scale
@@ -61,7 +61,7 @@ def attention(
     arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
     for b, h, head in each_head(*arrays, scale, softcap or 0.0, left, right):
         full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
-    return _results(full, full_lse, layout, ndim, return_lse, out)
+    return in_layout(full, full_lse, layout, ndim, return_lse, out)
 
 
 @quiet
@@ -116,7 +116,7 @@ def attention_varlen(
             return_lse=True,
         )
         full[:, i] = one.swapaxes(0, 1)
-    return _results(full[None], full_lse[None], "BSHD", 3, return_lse, out)
+    return in_layout(full[None], full_lse[None], "BSHD", 3, return_lse, out)
 
 
 # -- merging -------------------------------------------------------------------------------------
@@ -144,11 +144,11 @@ def merge_attention_states(
     axis = axis % np.ndim(outs)
     parts, part_lses = (np.moveaxis(wide(a), axis, 0) for a in (outs, lses))
     ndim = parts.ndim - 1
-    shape = _canonical(np.empty(parts.shape[1:]), layout).shape
+    shape = canonical(np.empty(parts.shape[1:]), layout).shape
     full, full_lse = nothing(shape, parts.dtype)
     lead = (None,) * (4 - ndim)
-    merge([_canonical(o, layout) for o in parts], [one[lead] for one in part_lses], full, full_lse)
-    return _results(full, full_lse, layout, ndim, True, None)
+    merge([canonical(o, layout) for o in parts], [one[lead] for one in part_lses], full, full_lse)
+    return in_layout(full, full_lse, layout, ndim, True, None)
 
 
 @quiet
@@ -172,13 +172,13 @@ def merge_attention(
 # -- layouts --------------------------------------------------------------------------------------
 
 
-def _canonical(array: Any, layout: str) -> Any:
+def canonical(array: Any, layout: str) -> Any:
     """A view (B, H, S, D) of what lies in `layout`, with or without its leading axes."""
     array = array.swapaxes(-3, -2) if layout == "BSHD" and array.ndim > 2 else array
     return array[(None,) * (4 - array.ndim)]
 
 
-def _results(full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any) -> Any:
+def in_layout(full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any) -> Any:
     """Canonical results as the caller wants them."""
     lead = (0,) * (4 - ndim)
     y = full[lead]
