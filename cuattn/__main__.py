@@ -128,6 +128,17 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
         yield Case(name, data[0], functools.partial(first_result, merge), merged)
 
 
+def cache_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -> Iterator[Case]:
+    """The last token over a cache of all keys, and the keys of the last token written into it."""
+    q, k, v = (sample[name].astype(dtype) for name in ("q", "k", "v"))
+    q, last, lens = q[:, -1:], (k[:, -1:], v[:, -1:]), device.xp.asarray([k.shape[1] - 1])
+    arrays: list[Any] = [device.xp.asarray(a) for a in (q, k, v, *last)]
+    attend: Any = functools.partial(cuattn.attention_kvcache, *arrays[:3])
+    yield Case("attention_kvcache", q, attend, reference.attention(q, k, v))
+    append: Any = functools.partial(cuattn.kv_append, *arrays[1:], kv_lens=lens)
+    yield Case("kv_append", k, lambda: append() or arrays[1], k.astype(np.float64))
+
+
 def first_result(call: Callable[[], Any]) -> Any:
     """The first of several results of a call."""
     return call()[0]
@@ -151,6 +162,7 @@ def all_cases(sample: dict[str, np.ndarray], scores: np.ndarray, device: Device)
     yield segment_case(scores, sample["tokens"], device)
     for dtype in dtypes:
         yield from attention_cases(sample, dtype, device)
+        yield from cache_cases(sample, dtype, device)
     yield from state_cases(sample["logits"], device)
     yield from topk_cases(sample["logits"], device)
 

@@ -173,6 +173,34 @@ def attentions() -> None:
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
+def caches() -> None:
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 3, 2, 8))
+    k, v, new = rng.standard_normal((3, 2, 3, 9, 8))
+    lens, out, lse = np.array([3, 5]), np.empty_like(q), np.empty((2, 3, 2))
+    found = cuattn.attention_kvcache(
+        q, k, v, kv_lens=lens, page_table=None, k_new=new[:, :, :2], v_new=new[:, :, :2],
+        value_dim=None, k_scale=None, v_scale=None, split_size="auto", is_causal=True,
+        q_offset=np.array([0, 1]), window=(3, None), scale=0.3, softcap=9, sinks=np.ones(3),
+        mask=rng.random((2, 2)) < 0.9, alibi_slopes=np.ones(3), q_lens=np.array([2, 1]), out=out,
+    )  # fmt: skip
+    assert_type(found, Array)
+    assert_type(cuattn.attention_kvcache(q, k, None, value_dim=4, split_size=256), Array)
+    both = cuattn.attention_kvcache(q, k, v, layout="BHSD", out=(out, lse), return_lse=True)
+    assert_type(both, Pair)
+    assert_type(cuattn.attention_kvcache(anything, anything, anything, precision="ieee"), Any)
+    codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
+    cuattn.kv_append(
+        codes, codes.copy(), new[:, :, :2], new[:, :, :2], kv_lens=lens, new_lens=lens - 3,
+        k_scale=scale, v_scale=0.5, page_table=None, layout="BHSD",
+    )  # fmt: skip
+    cuattn.kv_append(codes, None, new[:, :, :2], None, kv_lens=lens, k_scale=scale)
+
+    refused(lambda: cuattn.attention_kvcache(q, k, v, split_size="none"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention_kvcache(q, k, v, bias=q))  # type: ignore[call-overload]
+    refused(lambda: cuattn.kv_append(k, v, new, new))  # type: ignore[call-arg]
+
+
 def oracle() -> None:
     """The references are for any array-like."""
     best = cuattn.reference.softmax_topk([[1.0, 2.0]], 1, return_lse=True)
@@ -201,6 +229,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.softmax_topk_state(x, 2), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
+    assert_type(cuattn.attention_kvcache(x, x, x, kv_lens=x, page_table=x), Any)
+    cuattn.kv_append(x, x, x, x, kv_lens=x, k_scale=x)
     assert_type(cuattn.merge_attention(x, x, x, x), tuple[Any, Any])
     assert_type(cuattn.merge_attention_states(x, x), tuple[Any, Any])
 
@@ -210,6 +240,7 @@ def main() -> None:
     selections()
     states()
     attentions()
+    caches()
     oracle()
     config()
 

@@ -129,8 +129,8 @@ def scale_array(name: str, shape: Shape, dtype: np.dtype, heads: int, tokens: Sh
         raise TypeError(f"{name} must have dtype float32, but its dtype is {dtype}")
     if shape not in ((), (heads,), tokens):
         raise ValueError(
-            f"{name} must have shape (), ({heads},) or {tokens}, one value in all, per head, or per "
-            f"token and head, but its shape is {shape}"
+            f"{name} must have shape (), ({heads},) or {tokens}: one value, one of each head, or "
+            f"one of each token and head, but its shape is {shape}"
         )
 
 

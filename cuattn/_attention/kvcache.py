@@ -229,10 +229,14 @@ def kv_append(
     >>> k_cache[0, 0, :, 0]
     array([0., 1., 1., 0.])
     """
+    required = {"k_cache": k_cache, "v_cache": v_cache, "k_new": k_new, "v_new": v_new}
     call = request_kvcache.kv_append(
-        {"k_cache": k_cache, "v_cache": v_cache, "k_new": k_new, "v_new": v_new},
-        {"kv_lens": kv_lens, "page_table": page_table, "new_lens": new_lens},
+        {**required, "kv_lens": kv_lens},
+        {"page_table": page_table, "new_lens": new_lens},
         {"k_scale": k_scale, "v_scale": v_scale},
         layout,
     )
-    return run_kvcache_host.append(call) if call.runtime is None else prepare(call)
+    if call.runtime is not None:
+        return prepare(call)
+    run_kvcache_host.append(call)
+    return None

@@ -89,8 +89,10 @@ def _lengths(x: Arrays, sizes: Sizes, q_offset: int | None) -> np.ndarray:
     new = sizes.new_rows if x.q_lens is None else np.minimum(lengths[:, 2], sizes.new_rows)
     lengths[:, 3] = np.minimum(lengths[:, 3] + new, most)
     lengths[:, 4] = lengths[:, 3] - lengths[:, 2]
-    if x.q_offset is not None or q_offset is not None:
-        lengths[:, 4] = q_offset if x.q_offset is None else x.q_offset
+    if x.q_offset is not None:
+        lengths[:, 4] = x.q_offset
+    elif q_offset is not None:
+        lengths[:, 4] = q_offset
     return lengths
 
 

@@ -154,19 +154,18 @@ def _values(
     return {name: array for name, array in required.items() if name != "v_cache"}
 
 
-def _scales(scales: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
+def _scales(scales: dict[str, Any]) -> tuple[tuple[float, float], dict[str, Any]]:
     """k_scale and v_scale: numbers, 1 where there is none, and those that are arrays."""
-    numbers, arrays = [], {}
+    numbers, arrays = {"k_scale": 1.0, "v_scale": 1.0}, {}
     for name, value in scales.items():
-        host, number = None if value is None else on_host(value), 1.0
+        host = None if value is None else on_host(value)
         if host:
             value = as_array(name, value)
         if host is False or (host and value.ndim):
             arrays[name] = value
         elif value is not None:
-            number = own_checks.scale(name, value)
-        numbers.append(number)
-    return numbers, arrays
+            numbers[name] = own_checks.scale(name, value)
+    return (numbers["k_scale"], numbers["v_scale"]), arrays
 
 
 def _check_scales(scales: dict[str, Any], arrays: Arrays) -> None:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import draw
+from kvcache_cases import NO_KERNELS
 from test_attention_check import DENSE, VARLEN, Attention
 from test_check import FORWARD, TRANSFORMS, Refusing
 from test_interchange import CALLS, leaves
@@ -185,6 +186,8 @@ FLAGS = [
     ("top_k", "sorted"),
     ("attention", "is_causal"),
     ("attention", "return_lse"),
+    ("attention_kvcache", "is_causal"),
+    ("attention_kvcache", "return_lse"),
     ("attention_varlen", "is_causal"),
     ("attention_varlen", "return_lse"),
 ]
@@ -192,6 +195,8 @@ FLAGS = [
 
 @pytest.mark.parametrize(("name", "option"), FLAGS)
 def test_flags(refusing, name, option):
+    if refusing.backend.name != "numpy" and name in NO_KERNELS:
+        pytest.skip("there are no kernels yet")
     args, _ = CALLS[name]
     args = [refusing.array(a) if isinstance(a, np.ndarray) else a for a in args]
     for value in (
@@ -307,6 +312,11 @@ OTHERS = [  # the call, our name in what it is told, and what else that says
     (lambda: cuattn.attention(X, X, X, None), "q, k, v", "4 arguments"),
     (lambda: cuattn.attention(X, X), "v", "given"),
     (lambda: cuattn.attention_varlen(X, X, X, cu_seqlens_q=X), "cu_seqlens_q", "position"),
+    (lambda: cuattn.attention_kvcache(X, X, X, bias=X), "bias", "attention has it"),
+    (lambda: cuattn.attention_kvcache(X, X, X, cache_seqlens=X), "kv_lens", "cache_seqlens"),
+    (lambda: cuattn.attention_kvcache(X, X, X, block_table=X), "page_table", "block_table"),
+    (lambda: cuattn.attention_kvcache(X, X, X, rotary_cos=X), "rotary_cos", "rotate q"),
+    (lambda: cuattn.kv_append(X, X, X, X), "kv_lens", "kv_append(k_cache, v_cache"),
     (lambda: cuattn.softmax(X, sclae=2), "sclae", "is it scale?"),
     (lambda: cuattn.softmax(X, no_such_option=2), "no_such_option", "return_lse"),
     (lambda: cuattn.softmax(X, 1, axis=1), "axis", "once"),
@@ -362,6 +372,8 @@ def test_functions_look_as_they_are_written(name):
         ("scaled_dot_product_attention", "attention"),
         ("flash_attn_func", "attention"),
         ("flash_attn_varlen_func", "attention_varlen"),
+        ("flash_attn_with_kvcache", "attention_kvcache"),
+        ("append_paged_kv_cache", "kv_append"),
         ("segment_sum", None),
     ],
 )

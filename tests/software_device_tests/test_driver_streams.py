@@ -254,7 +254,8 @@ def test_no_function_of_cuattn_waits():
 
     calls = calls_of_cuattn()
     functions = {name for name in cuattn.__all__ if inspect.isfunction(getattr(cuattn, name))}
-    assert functions - {"show_config"} == set(calls)
+    to_come = {"attention_kvcache", "kv_append"}  # which have no kernels yet
+    assert functions - {"show_config"} - to_come == set(calls)
     for call in calls.values():
         call()  # kernels are loaded
         with software_device.no_synchronisation():
