@@ -131,8 +131,8 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
 def cache_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -> Iterator[Case]:
     """The last token over a cache of all keys, and the keys of the last token written into it."""
     q, k, v = (sample[name].astype(dtype) for name in ("q", "k", "v"))
-    q, last, lens = q[:, -1:], (k[:, -1:], v[:, -1:]), device.xp.asarray([k.shape[1] - 1])
-    arrays: list[Any] = [device.xp.asarray(a) for a in (q, k, v, *last)]
+    q, lens = q[:, -1:], device.xp.asarray([k.shape[1] - 1])
+    arrays: list[Any] = [device.xp.array(a) for a in (q, k, v, k[:, -1:], v[:, -1:])]
     attend: Any = functools.partial(cuattn.attention_kvcache, *arrays[:3])
     yield Case("attention_kvcache", q, attend, reference.attention(q, k, v))
     append: Any = functools.partial(cuattn.kv_append, *arrays[1:], kv_lens=lens)

@@ -188,7 +188,8 @@ def caches() -> None:
     assert_type(cuattn.attention_kvcache(q, k, None, value_dim=4, split_size=256), Array)
     both = cuattn.attention_kvcache(q, k, v, layout="BHSD", out=(out, lse), return_lse=True)
     assert_type(both, Pair)
-    assert_type(cuattn.attention_kvcache(anything, anything, anything, precision="ieee"), Any)
+    loose: Any = q
+    assert_type(cuattn.attention_kvcache(loose, loose, loose, precision="ieee"), Any)
     codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
     cuattn.kv_append(
         codes, codes.copy(), new[:, :, :2], new[:, :, :2], kv_lens=lens, new_lens=lens - 3,

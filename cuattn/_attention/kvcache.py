@@ -213,6 +213,11 @@ def kv_append(
     layout : {"BHSD", "BSHD"}, optional
         As in `attention_kvcache`.
 
+    Returns
+    -------
+    None
+        The cache is written in place.
+
     Raises
     ------
     TypeError, ValueError
