@@ -103,10 +103,11 @@ OPTIONS = {
 
 
 def parameters(name):
-    """Positional parameters of a function, and its options."""
+    """Positional parameters of a function, its options, and those that it must have."""
     found = inspect.signature(getattr(cuattn, name)).parameters.values()
     arrays = [p.name for p in found if p.kind is p.POSITIONAL_ONLY]
-    return arrays, [p.name for p in found if p.name not in arrays]
+    options = [p for p in found if p.name not in arrays]
+    return arrays, [p.name for p in options], [p.name for p in options if p.default is p.empty]
 
 
 class Draw:
@@ -156,7 +157,7 @@ def spoilt(draw, valid):
 
 def drawn(draw, name):
     """Arguments of a function, by name, of which up to three are spoilt."""
-    arrays, options = parameters(name)
+    arrays, options, needed = parameters(name)
     dtype = draw([np.dtype(np.float32), np.dtype(np.int32), *FLOATS])
 
     def retyped(a):
@@ -165,7 +166,7 @@ def drawn(draw, name):
     args, named = each(retyped, CALLS[name])
     valid = {**dict.fromkeys(options), **OPTIONS, **named}
     call = dict(zip(arrays, args, strict=True))
-    call.update({n: valid[n] for n in draw.few(options) if valid[n] is not None})
+    call.update({n: valid[n] for n in draw.few(options) | {*needed} if valid[n] is not None})
     for changed in draw.few(arrays * 2 + options):  # arrays more often
         call[changed] = spoilt(draw, call.get(changed, valid.get(changed)))
     return call
@@ -262,7 +263,7 @@ def device(request, monkeypatch):
 def test_bad_calls(name, device):
     if device is not None and name in NO_KERNELS:
         pytest.skip("there are no kernels yet")
-    arrays, options = parameters(name)
+    arrays, options, _ = parameters(name)
     argument = rf"^(?:{'|'.join(arrays + options)})\b[\w.\[\]]* must .+, but .+"
     counts = dict.fromkeys(("right", "type", "value"), 0)
 

@@ -178,10 +178,10 @@ CALLS = {
         },
     ),
     "kv_append": (
-        (ones((3, 2, 4, 4)),) * 2 + (ones((2, 2, 3, 4)),) * 2,
+        (ones((2, 2, 5, 4)),) * 2 + (ones((2, 2, 3, 4)),) * 2,
         {
             "kv_lens": np.array([1, 2]),
-            "page_table": np.array([[1, 0], [0, 2]]),
+            "page_table": np.array([[1, -1], [0, 9]]),
             "new_lens": np.array([2, 3]),
         },
     ),
