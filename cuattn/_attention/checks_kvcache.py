@@ -11,7 +11,7 @@ from cuattn._arrays.checks import FLOATS, one_dtype, shown
 from cuattn._arrays.scalars import integer, number
 
 Shape = tuple[int, ...]
-LARGEST = {"float8_e4m3fn": 448.0, "int8": 127.0}  # of dtypes whose numbers have a scale
+EIGHT_BITS = ("float8_e4m3fn", "int8")  # dtypes whose numbers have a scale
 MAX_SHARED_DIM = 576  # of a cache whose values are columns of its keys
 MAX_KEYS = 2**31 - 1024  # as checks.MAX_SIZE
 LEAST_SPLIT, SPLIT_UNIT = 128, 16
@@ -70,9 +70,9 @@ def two_values(name: str) -> ValueError:
 
 def cache_dtype(name: str, dtype: np.dtype, q: np.dtype | None) -> bool:
     """Whether numbers of the cache have 8 bits; TypeError unless these or those of q."""
-    if dtype.name in LARGEST:
+    if dtype.name in EIGHT_BITS:
         return True
-    eight = " or ".join(LARGEST)
+    eight = " or ".join(EIGHT_BITS)
     if q is None:
         one_dtype(name, dtype, FLOATS, f"one of {', '.join(FLOATS)}, {eight}")
     elif dtype != q:

@@ -24,31 +24,24 @@ RANGE = {"float8_e4m3fn": (-448.0, 448.0), "int8": (-128.0, 127.0)}  # of number
 class Keys:
     """The first keys of some sequences and heads, or their values: copies of those asked for."""
 
-    def __init__(
-        self, cache: Any, scale: Any, pages: Any, exists: Any, columns: int, acc: np.dtype
-    ) -> None:
+    def __init__(self, cache: Any, scale: Any, pages: Any, columns: int, acc: np.dtype) -> None:
         self.cache, self.scale = cache, scale  # (pages, G, page size, D), (pages, G, page size)
-        self.pages, self.exists = pages, exists  # (B, pages of a sequence)
+        self.pages, self.acc = pages, acc  # of each sequence, all within the cache
         self.shape = len(pages), cache.shape[1], columns, cache.shape[3]
-        self.acc = acc
 
     def __getitem__(self, at: tuple[slice, ...]) -> Any:
-        """``[b, h]``: fewer sequences and heads. ``[:, :, j]``: an array (B, G, keys, D), 0 where
-        there is no page."""
+        """``[b, h]``: fewer sequences and heads. ``[:, :, j]``: an array (B, G, keys, D)."""
         if len(at) == 2:
             b, h = at
             scale = None if self.scale is None else self.scale[:, h]
-            some = self.cache[:, h], scale, self.pages[b], self.exists[b]
-            return Keys(*some, self.shape[2], self.acc)
+            return Keys(self.cache[:, h], scale, self.pages[b], self.shape[2], self.acc)
         columns, rows = np.divmod(np.arange(at[2].start, at[2].stop), self.cache.shape[2])
-        pages, exists = self.pages[:, columns], self.exists[:, columns]
+        pages = self.pages[:, columns]
         keys = self.cache[pages, :, rows]  # (B, keys, G, D)
         if keys.dtype.name in RANGE:
             keys = _numbers(keys.dtype, self.acc)[keys.view(np.uint8)]
             if self.scale is not None:
                 keys *= self.scale[pages, :, rows][..., None]
-        if not exists.all():
-            keys[~exists] = 0
         return keys.swapaxes(1, 2)
 
 
@@ -154,15 +147,15 @@ def _keys(
     if x.page_table is None:
         if isinstance(at, slice) and x.k_cache.dtype.name not in RANGE:
             return x.k_cache[at, :, :n], x.v_cache[at, :, :n], None
-        pages, exists = b[:, None], np.ones((len(b), 1), bool)
+        pages = b[:, None]
     else:
         pages = x.page_table[at, : -(-n // max(1, sizes.page_size))]
         exists = (pages >= 0) & (pages < sizes.pages)
-        pages = np.where(exists, pages, 0)
         if not exists.all():
+            pages = np.where(exists, pages, 0)  # any: nobody sees it
             seen = np.repeat(exists, sizes.page_size, axis=1)[:, :n]
     acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
-    k, v = (Keys(*cache, pages, exists, n if sizes.pages else 0, acc) for cache in caches)
+    k, v = (Keys(*cache, pages, n if sizes.pages else 0, acc) for cache in caches)
     return k, v, seen
 
 

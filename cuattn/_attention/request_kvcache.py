@@ -171,7 +171,7 @@ def _scales(scales: dict[str, Any]) -> tuple[tuple[float, float], dict[str, Any]
 def _check_scales(scales: dict[str, Any], arrays: Arrays) -> None:
     """Only numbers of 8 bits have a scale."""
     for name, value in scales.items():
-        if value is not None and arrays.k_cache.dtype.name not in own_checks.LARGEST:
+        if value is not None and arrays.k_cache.dtype.name not in own_checks.EIGHT_BITS:
             raise own_checks.no_scale(name, f"{name[0]}_cache", arrays.k_cache.dtype)
 
 
