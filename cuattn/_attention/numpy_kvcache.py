@@ -155,7 +155,7 @@ def _keys(
             pages = np.where(exists, pages, 0)  # any: nobody sees it
             seen = np.repeat(exists, sizes.page_size, axis=1)[:, :n]
     acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
-    k, v = (Keys(*cache, pages, n if sizes.pages else 0, acc) for cache in caches)
+    k, v = (Keys(*cache, pages, n, acc) for cache in caches)
     return k, v, seen
 
 

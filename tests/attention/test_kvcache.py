@@ -283,28 +283,25 @@ def test_lengths_that_a_device_is_trusted_with(backend, rng, page_size, monkeypa
     cached = Cached(rng, lens=[16, 16, 14], capacity=16, page_size=page_size, new=3, rows=3)
     if page_size:
         cached.options["page_table"] = cached.options["page_table"][:, :-1].copy()
-    good = cached.options["kv_lens"]
-    for bad in ([14, 2**31 - 1, -5], [16, 15, 2**30]):
-        caches = [a.copy() for a in cached.caches]
-        given = dict(cached.options, kv_lens=np.array(bad, good.dtype))
-        given = {n: put(backend, a) for n, a in given.items()}
-        on = [put(backend, a) for a in caches]
-        out, lse = cuattn.attention_kvcache(put(backend, cached.q), *on, **given, return_lse=True)
-        lens, room = np.clip(bad, 0, 16), 16 - np.clip(bad, 0, 16)
-        want = Cached.__new__(Cached)
-        want.__dict__.update(cached.__dict__)
-        for cache, new, before in zip(on, cached.new, caches, strict=True):
-            after = before.copy()
-            for b in range(3):
-                for i in range(min(3, room[b])):
-                    page, row = b, lens[b] + i
-                    if page_size:
-                        page = cached.options["page_table"][b, row // page_size]
-                        row = row % page_size
-                    if 0 <= page < len(after):
-                        after[page, :, row] = new[b, :, i]
-            assert backend.asnumpy(cache).tobytes() == after.tobytes()
-        assert out.shape == (3, 4, 3, 64) and lse.shape == (3, 4, 3)
+    for bad in ([14, 2**31 - 1, -5], [16, 15, -(2**30)]):
+        lens, results = np.clip(bad, 0, 16), []
+        for given in (np.array(bad, np.int32), lens):
+            caches = [put(backend, a.copy()) for a in cached.caches]
+            options = put_options(backend, dict(cached.options, kv_lens=given))
+            got = cuattn.attention_kvcache(
+                put(backend, cached.q), *caches, **options, return_lse=True
+            )
+            results.append(bits(map(backend.asnumpy, (*got, *caches))))
+        assert results[0] == results[1]
+        after = [a.copy() for a in cached.caches]
+        for a, new in zip(after, cached.new, strict=True):
+            for b, i in np.ndindex(3, 3):
+                page, row = b, lens[b] + i
+                if page_size and row < 16:
+                    page = cached.options["page_table"][b, row // page_size]
+                if row < 16 and 0 <= page < len(a):
+                    a[page, :, row % page_size if page_size else row] = new[b, :, i]
+        assert results[0][2:] == bits(after)
 
 
 # ---- 8 bits --------------------------------------------------------------------------------------

@@ -215,11 +215,12 @@ def test_shapes_of_new_keys(at, name):
     for shape in [(2, 2, 2, 6), (2, 2, 3, 8), (2, 3, 2, 6)]:
         given = dict(at.new(), v_new=at.f(*shape))
         at.bad(ValueError, "v_new", name, "(2, 2, 3, 6)", **given)
+    long = at.xp.broadcast_to(at.f(1), (2, 2, 2**31 - 1, 8))  # repeated: no memory
+    at.bad(ValueError, "k_new", name, "axes of at most", **dict(at.new(), k_new=long))
     given = {n: a.swapaxes(1, 2) for n, a in at.valid(name).items() if a.ndim == 4}
     at.good(name, **given, layout="BSHD")
-    at.bad(ValueError, "k_new", name, "(2, S_new, 2, 8)", layout="BSHD", **given, **(
-        at.new() if name == ATTEND else {}
-    )) if name == ATTEND else None  # fmt: skip
+    given |= at.new()
+    at.bad(ValueError, "k_new", name, "(2, S_new, 2, 8)", layout="BSHD", **given)
 
 
 def test_shapes_of_options(at):

@@ -138,6 +138,9 @@ def test_new_keys_in_pages(dense, rng):
             np.testing.assert_array_equal(pool[page, :, j % 3], full[b, :, j])
             before[page, :, j % 3] = full[b, :, j]
     same([pool], [before])
+    cache = k.copy()
+    reference.kv_append(cache, None, new, None, kv_lens=lens)
+    same([cache], [full[:, :, :15]])
 
 
 def test_values_of_keys(dense):
