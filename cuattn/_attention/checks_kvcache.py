@@ -113,9 +113,14 @@ def shape_of(name: str, shape: Shape, wanted: tuple[int | str, ...]) -> None:
 def tree_mask(shape: Shape, target: Shape) -> None:
     """ValueError unless a mask of the last keys broadcasts to (B, H, S_q, its own last size)."""
     lead = shape[:-1]
-    if not 1 <= len(shape) <= len(target) + 1 or any(
-        size not in (1, wanted)
-        for size, wanted in zip(lead, target[len(target) - len(lead) :], strict=True)
+    if (
+        not 0 <= len(lead) <= len(target)
+        or not shape
+        or shape[-1] > MAX_KEYS
+        or any(
+            size not in (1, wanted)
+            for size, wanted in zip(lead, target[len(target) - len(lead) :], strict=True)
+        )
     ):
         wanted = ", ".join(map(str, target))
         raise ValueError(

@@ -7,9 +7,12 @@ from __future__ import annotations
 import inspect
 import re
 
+import emulator
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import NumpyBackend
+from test_attention_check import between
 from test_check import BAD_DTYPES, NOT_ARRAYS, DeviceArray, Refusing
 
 import cuattn
@@ -58,17 +61,23 @@ class KVCache(Refusing):
 
     def good(self, name, paged=False, **changes):
         given = {**self.valid(name, paged), **changes}
-        return self.call(name, *(given.pop(n) for n in NAMES[name]), **given)
+        args = [given.pop(n) for n in NAMES[name]]
+        if self.backend.runtime is None:
+            return self.call(name, *args, **given)
+        with pytest.raises(NotImplementedError):  # until there are kernels
+            self.call(name, *args, **given)
 
     def new(self, dtype=np.float32):
         return {"k_new": self.f(2, 2, 3, 8, dtype=dtype), "v_new": self.f(2, 2, 3, 6, dtype=dtype)}
 
 
-@pytest.fixture(params=["numpy"])  # until there are kernels, which the arguments do not wait for
+@pytest.fixture(params=["numpy", "emulator"])
 def at(request):
-    from conftest import NumpyBackend
-
-    return KVCache(NumpyBackend("numpy"))
+    if request.param == "numpy":
+        yield KVCache(NumpyBackend("numpy"))
+        return
+    with emulator.activate(arch="sm_80") as runtime:
+        yield KVCache(NumpyBackend("emulator-sm_80", "sm_80", runtime))
 
 
 def test_what_is_right_passes(at):
@@ -384,6 +393,43 @@ def test_out(at):
             cache = memory[: valid[name].size].reshape(valid[name].shape)
             out = memory[8 : 8 + good.size].reshape(good.shape)
             at.bad(ValueError, "out", ATTEND, name, paged, **{name: cache, "out": out})
+
+
+def test_address_between_elements(at):
+    """NumPy reads such an array, a device would fault."""
+    for name in BOTH:
+        for paged in (False, True):
+            for argument, a in at.valid(name, paged).items():
+                array = between(at, a.shape, a.dtype)
+                array[...] = a
+                if at.backend.runtime is None:
+                    at.good(name, paged, **{argument: array})
+                else:
+                    at.bad(ValueError, argument, name, "pass a copy", paged, **{argument: array})
+
+
+def test_fractions_of_elements(at):
+    """A field of packed records: a device would need a copy of the cache."""
+    record = np.dtype([("pad", np.int8, 4), ("x", np.float32), ("end", np.int8, 2)])
+    for name in BOTH:
+        for argument, a in at.valid(name).items():
+            records = np.zeros(a.shape, record)
+            if a.dtype == np.float32:
+                records["x"] = a
+                if at.backend.runtime is not None:
+                    words = "multiples of its itemsize"
+                    at.bad(ValueError, argument, name, words, **{argument: records["x"]})
+                elif name == ATTEND:
+                    got = at.good(name, **{argument: records["x"]})
+                    np.testing.assert_allclose(got, at.good(name), rtol=1e-6)
+
+
+def test_devices_without_the_instructions():
+    """Below sm_80 nothing attends; writing works everywhere."""
+    with emulator.activate(arch="sm_75") as runtime:
+        at = KVCache(NumpyBackend("emulator", "sm_75", runtime))
+        at.bad(ValueError, "q", ATTEND, "capability 8.0")
+        at.good(APPEND)
 
 
 # ---- how arguments are passed --------------------------------------------------------------------
