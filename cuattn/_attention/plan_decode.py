@@ -1,0 +1,151 @@
+"""Which kernel attends over a KV cache, and why: tiles, grid, parts and workspace.
+
+Plain integers in, frozen dataclasses out. Nothing depends on lengths, which only the device knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from cuattn._attention.plan import OPS
+from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div
+
+MOST_PARTS = 128  # of a row's keys, where split_size is "auto": the last block merges them alone
+LEAST_SPLIT = 256  # keys: a part of 16 rows is written and read in 3 % of the time of its keys
+
+
+class Tile(NamedTuple):
+    """What a block computes at a time; of a table the first that fits is taken."""
+
+    rows: int  # of a tile at most
+    max_dim: int  # of heads
+    smem_kib: int  # that a block may have
+    warps: int
+    team: int  # warps that share keys, 16 rows each
+    keys: int
+    stages: int  # tiles of keys of a team's ring
+    why: str  # shared memory, and what else counts
+
+
+HALF_TILES = (
+    Tile(16, 64, 163, 8, 1, 16, 4, "130 KiB"),
+    Tile(16, 64, 99, 8, 1, 16, 3, "98 KiB"),
+    Tile(16, 128, 227, 8, 1, 16, 3, "196 KiB: 128 in flight, 4 times what HBM3e needs"),
+    Tile(16, 128, 163, 8, 1, 16, 2, "132 KiB"),
+    Tile(16, 128, 99, 4, 1, 16, 2, "68 KiB"),
+    Tile(16, 256, 227, 4, 1, 16, 3, "200 KiB: 128 registers of O, and more warps would spill"),
+    Tile(16, 256, 163, 4, 1, 16, 2, "136 KiB"),
+    Tile(16, 256, 99, 2, 1, 16, 2, "72 KiB"),
+    Tile(64, 64, 99, 8, 4, 64, 2, "72 KiB: a loaded key feeds 64 rows"),
+    Tile(64, 128, 227, 8, 4, 64, 3, "208 KiB"),
+    Tile(64, 128, 163, 8, 4, 64, 2, "144 KiB"),
+    Tile(64, 128, 99, 4, 4, 64, 2, "80 KiB"),
+    Tile(64, 256, 163, 4, 4, 64, 2, "160 KiB"),
+)
+FLOAT_TILES = (
+    Tile(16, 64, 99, 4, 1, 16, 2, "68 KiB"),
+    Tile(16, 128, 163, 4, 1, 16, 2, "136 KiB"),
+    Tile(16, 128, 99, 2, 1, 16, 2, "72 KiB"),
+    Tile(16, 256, 163, 2, 1, 16, 2, "112 KiB, 128 columns of the values at a time"),
+    Tile(16, 256, 99, 1, 1, 16, 2, "64 KiB"),
+)
+DOUBLE_TILES = (
+    Tile(16, 64, 163, 4, 1, 16, 2, "136 KiB"),
+    Tile(16, 64, 99, 2, 1, 16, 2, "72 KiB"),
+    Tile(16, 128, 163, 2, 1, 16, 2, "112 KiB, 64 columns of the values at a time"),
+    Tile(16, 128, 99, 1, 1, 16, 2, "64 KiB"),
+    Tile(16, 256, 99, 1, 1, 8, 2, "72 KiB"),
+)
+TABLES = {"tf32": FLOAT_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
+# Columns of the values that a block has at most: its accumulators are registers.
+VALUE_DIM = {"tf32": 128, "float32": 128, "float64": 64}
+
+
+@dataclass(frozen=True)
+class DecodeProblem:
+    """What of one call decides on its kernel and on how keys are cut."""
+
+    op: str  # a key of OPS
+    dtype: str
+    batch: int
+    kv_heads: int
+    rows: int  # of a key head: its group's heads times queries
+    capacity: int  # keys of a sequence at most
+    head_dim: int
+    value_dim: int
+    page_size: int | None = None  # None: dense
+    vector: bool = True  # q and the caches can be read 16 bytes at a time
+    rule: bool = False  # scores are more than scaled by a positive number, or masked by an array
+    split_size: int | None = None  # keys of a part; None: equal shares
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """The kernel of a call, what its parameters say, and its workspace."""
+
+    kernel: Kernel
+    row_tiles: int
+    column_tiles: int
+    least_tiles: int
+    split: int  # tiles; 0: equal shares
+    counters: int  # 32 bits each, zero between launches
+    part_bytes: int
+
+
+def auto_split(capacity: int) -> int:
+    """Keys of a part where the caller leaves that to us: a function of the capacity alone."""
+    size = LEAST_SPLIT
+    while size * MOST_PARTS < capacity:
+        size *= 2
+    return size
+
+
+@lru_cache(maxsize=4096)
+def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -> DecodePlan:
+    """Kernel of one call on a device of this compute capability (80 for sm_80)."""
+    kib = 99 if compute_capability in (86, 89, 120, 121) else 163 if compute_capability < 90 else 227
+    value_dim = min(_whole(problem.value_dim), VALUE_DIM.get(problem.op, 256))
+    dim = max(_whole(problem.head_dim), value_dim)
+    table = TABLES.get(problem.op, HALF_TILES)
+    fitting = [t for t in table if dim <= t.max_dim and kib >= t.smem_kib]
+    tile = next((t for t in fitting if problem.rows <= t.rows), fitting[-1])
+    tile = tile if problem.rows > 16 else fitting[0]
+    rows, teams = 16 * tile.team, tile.warps // tile.team
+    row_tiles = ceil_div(problem.rows, rows)
+    column_tiles = max(1, ceil_div(problem.value_dim, value_dim))
+    item = ITEMSIZE[problem.dtype]
+    smem = (rows * dim + teams * tile.stages * tile.keys * (dim + value_dim)) * item
+    arguments = {
+        "Op": OPS[problem.op],
+        "kWarps": tile.warps,
+        "kTeam": tile.team,
+        "kKeys": tile.keys,
+        "kDim": dim,
+        "kValueDim": value_dim,
+        "kStages": tile.stages,
+        "kAnyPage": problem.page_size is not None and problem.page_size % tile.keys != 0,
+        "kVector": problem.vector,
+        "kRule": problem.rule,
+    }
+    pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
+    split = 0 if problem.split_size is None else problem.split_size // tile.keys
+    units = pairs * max(1, ceil_div(problem.capacity, problem.split_size or tile.keys))
+    grid = max(1, min(num_sms, units))
+    record = rows * (value_dim + 3) * (8 if problem.op == "float64" else 4)
+    kernel = Kernel("attention_decode", arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    return DecodePlan(
+        kernel,
+        row_tiles,
+        column_tiles,
+        teams,
+        split,
+        pairs if split else grid,
+        (units if split else 2 * grid) * record,
+    )
+
+
+def _whole(columns: int) -> int:
+    """Columns of a tile: whole groups of 8 chunks of 16 bytes of 16-bit elements."""
+    return max(64, ceil_div(columns, 64) * 64)

@@ -1,0 +1,177 @@
+// Softmax sums of parts of the keys, put together: of a block's teams, and of the blocks that share a pair.
+//
+//   out_i, base_i, center_i, l_i of each part -> out = sum_i w_i out_i / sum_i w_i l_i,  w_i = e^(m_i - m)
+//
+// in the order of the parts, so that results are the same on every run. RowShift (attention/scores.cuh) says what base
+// and center are. A part without keys has base -inf and l 0.
+#pragma once
+
+#include <attention/decode_rows.cuh>
+#include <primitives/vector.cuh>
+#include <primitives/warp.cuh>
+#include <ptx/atomic.cuh>
+
+template <class Acc>
+struct PartStat {
+  Acc base, center, l;
+};
+
+// Columns of one row that a thread puts together.
+template <class Acc>
+struct RowSum {
+  using Base = ScoreBase<Acc>;
+  static constexpr int kColumns = 16 / sizeof(Acc);
+  using Columns = Fragment<Acc, kColumns>;
+  Columns sum{};
+  RowShift<Acc> shift;
+  Acc total = 0;
+
+  // The shift of the part whose scores are the largest; `stat(i)` is that of part i.
+  template <class Stat>
+  __device__ __forceinline__ void find_shift(long long parts, Acc fold, Stat stat) {
+    Acc most = -Limits<Acc>::infinity();
+    for (long long i = 0; i < parts; ++i) {
+      const PartStat<Acc> of = stat(i);
+      const Acc m = ::fma(of.center, fold, of.base);
+      if (!(m <= most)) most = m, shift.base = of.base, shift.center = of.center, shift.limit = 0;
+    }
+  }
+  __device__ __forceinline__ void add(const PartStat<Acc>& of, const Columns& columns, Acc fold) {
+    if (of.l == 0) return;  // no key: its columns are zeros
+    const Acc weight = Base::exp(::fma(of.center - shift.center, fold, of.base - shift.base));
+    total = ::fma(weight, of.l, total);
+#pragma unroll
+    for (int e = 0; e < kColumns; ++e) sum.element[e] = ::fma(weight, columns.element[e], sum.element[e]);
+  }
+};
+
+// out and lse of columns of a row; `natural`: a score s stands for e^(s natural).
+template <class T, class Acc>
+__device__ __forceinline__ void store_row(const RowTile& rows, int row, int column, int columns, RowSum<Acc>& of,
+                                          Acc natural) {
+  const DecodeParams& p = rows.p;
+  const long long query = rows.query(row), head = rows.query_head(row), b = rows.b;
+  const bool padding = rows.is_padding(row);
+  Acc m = of.shift.log_unit(natural), total = of.total, weight = 1;
+  if (p.sinks != nullptr) weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head), m, total);
+  if (p.lse != nullptr && column == 0) {
+    const Acc infinity = Limits<Acc>::infinity();
+    const Acc lse = padding ? -infinity : (m == -infinity ? Acc(0) : m) + log_natural(total);
+    ptx::st_global(static_cast<Acc*>(p.lse) + b * p.lse_stride[0] + head * p.lse_stride[1] + query * p.lse_stride[2],
+                   lse);
+  }
+  constexpr int kColumns = RowSum<Acc>::kColumns;
+  Fragment<T, kColumns> values;
+#pragma unroll
+  for (int e = 0; e < kColumns; ++e) {
+    const bool nothing = padding || total == 0;
+    values.element[e] = from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total);
+  }
+  T* out = static_cast<T*>(p.out) + b * p.out_stride[0] + head * p.out_stride[1] + query * p.out_stride[2] +
+           column * p.out_stride[3];
+  store_left(out, values, columns, p.out_stride[3], p.out_is_vector);
+}
+
+// O of a warp's 16 rows -> `own`, rows of kValueDim; and their statistics. Columns are swizzled in groups of 8, so that
+// what a warp stores, and what it reads by rows, meets every bank once.
+template <bool kSumsRows, class Acc, int kDTiles>
+__device__ __forceinline__ void put_part(Acc* own, PartStat<Acc>* stats, int warp_row, const Acc (&o)[kDTiles][4],
+                                         const Acc (&l)[2], const RowShift<Acc> (&shift)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  using Pair = Fragment<Acc, 2>;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp_row + lane / 4 + 8 * half;
+    const bool none = shift[half].limit == -Limits<Acc>::infinity();
+    const Acc total = kSumsRows ? l[half] : group_sum<4>(l[half]);
+    if (lane % 4 == 0) {
+      ptx::st_shared(&stats[row].base, none ? -Limits<Acc>::infinity() : shift[half].base);
+      ptx::st_shared(&stats[row].center, shift[half].center);
+      ptx::st_shared(&stats[row].l, total);
+    }
+#pragma unroll
+    for (int d = 0; d < kDTiles; ++d) {
+      const int column = (8 * d + lane % 4 * 2) ^ row % 4 * 8;
+      ptx::st_shared(reinterpret_cast<Pair*>(own + row * 8 * kDTiles + column), Pair{o[d][2 * half], o[d][2 * half + 1]});
+    }
+  }
+}
+
+template <class Acc>
+__device__ __forceinline__ PartStat<Acc> ld_stat(const PartStat<Acc>* stat) {
+  return {ptx::ld_shared(&stat->base), ptx::ld_shared(&stat->center), ptx::ld_shared(&stat->l)};
+}
+
+// One segment: the teams' parts -> out and lse where it has all keys of its pair, else a part in the workspace, and from
+// all parts where this block is the last of the pair to come.
+template <class T, int kRows, int kTeams, int kValueDim, int kThreads, class Acc, int kKeys>
+__device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Share& share,
+                                              long long done, const PartStat<Acc>* stats, const Acc* smem,
+                                              const int* places, Acc fold, Acc natural, int* last_flag) {
+  using Sum = RowSum<Acc>;
+  using Columns = typename Sum::Columns;
+  constexpr int kGroups = kValueDim / Sum::kColumns, kRecord = kRows * (kValueDim + 3);
+  const DecodeParams& p = rows.p;
+  const int first_column = cursor.column_tile() * kValueDim;
+  const auto left = [&](int group) { return p.value_dim - first_column - group * Sum::kColumns; };
+  const bool whole = cursor.is_whole();
+
+  // Parts of the pair: of the units first … end - 1, those of a split or those of blocks.
+  const long long unit = cursor.unit(), first_unit = share.begin + done - unit;
+  const long long end_unit = first_unit + cursor.units(cursor.lengths);
+  const bool split = p.split != 0;
+  const long long first = split ? first_unit : share.of_unit(first_unit);
+  const long long last = split ? end_unit - 1 : share.of_unit(end_unit - 1);
+  Acc* const parts = static_cast<Acc*>(p.parts);
+  // A block has two parts at most: its first segment, and its last one. A pair that begins in a block after others has
+  // the last segment there.
+  const auto part = [&](long long i) {
+    const bool second = !split && i == first && share.first_unit(i) != first_unit;
+    return parts + (split ? i : 2 * i + second) * kRecord;
+  };
+  Acc* const mine = part(split ? first_unit + unit : static_cast<long long>(blockIdx.x));
+
+  for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
+    const int row = index / kGroups, group = index % kGroups;
+    const auto stat = [&](long long team) { return ld_stat(stats + team * kRows + row); };
+    Sum sum;
+    sum.find_shift(kTeams, fold, stat);
+#pragma unroll
+    for (int team = 0; team < kTeams; ++team) {
+      const int column = (group * Sum::kColumns) ^ row % 4 * 8;
+      sum.add(stat(team), ptx::ld_shared(reinterpret_cast<const Columns*>(smem + ptx::ld_shared(places + team) +
+                                                                          row * kValueDim + column)),
+              fold);
+    }
+    if (whole) {
+      store_row<T>(rows, row, first_column + group * Sum::kColumns, left(group), sum, natural);
+      continue;
+    }
+    ptx::st_global(reinterpret_cast<Columns*>(mine + row * kValueDim + group * Sum::kColumns), sum.sum);
+    if (group == 0) {
+      Acc* stat_of = mine + kRows * kValueDim + row;
+      const bool none = sum.shift.limit == -Limits<Acc>::infinity();
+      ptx::st_global(stat_of, none ? -Limits<Acc>::infinity() : sum.shift.base);
+      ptx::st_global(stat_of + kRows, sum.shift.center);
+      ptx::st_global(stat_of + 2 * kRows, sum.total);
+    }
+  }
+  if (whole) return;
+  unsigned int* counter = p.counters + (split ? cursor.b * static_cast<long long>(cursor.pairs()) + cursor.pair : first);
+  if (!ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1), last_flag)) return;
+  for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
+    const int row = index / kGroups, group = index % kGroups;
+    const auto stat = [&](long long i) {
+      const Acc* of = part(first + i) + kRows * kValueDim + row;
+      return PartStat<Acc>{ptx::ld_global_cg(of), ptx::ld_global_cg(of + kRows), ptx::ld_global_cg(of + 2 * kRows)};
+    };
+    Sum sum;
+    sum.find_shift(last - first + 1, fold, stat);
+#pragma unroll 4
+    for (long long i = 0; i <= last - first; ++i) {
+      const Acc* columns = part(first + i) + row * kValueDim + group * Sum::kColumns;
+      sum.add(stat(i), ptx::ld_global_cg(reinterpret_cast<const Columns*>(columns)), fold);
+    }
+    store_row<T>(rows, row, first_column + group * Sum::kColumns, left(group), sum, natural);
+  }
+}
