@@ -26,41 +26,41 @@ class Tile(NamedTuple):
     team: int  # warps that share keys, 16 rows each
     keys: int
     stages: int  # tiles of keys of a team's ring
+    dims: tuple[int, int]  # columns of K, and of V at a time: accumulators are registers
     why: str  # shared memory, and what else counts
 
 
 HALF_TILES = (
-    Tile(16, 64, 163, 8, 1, 16, 4, "130 KiB"),
-    Tile(16, 64, 99, 8, 1, 16, 3, "98 KiB"),
-    Tile(16, 128, 227, 8, 1, 16, 3, "196 KiB: 128 in flight, 4 times what HBM3e needs"),
-    Tile(16, 128, 163, 8, 1, 16, 2, "132 KiB"),
-    Tile(16, 128, 99, 4, 1, 16, 2, "68 KiB"),
-    Tile(16, 256, 227, 4, 1, 16, 3, "200 KiB: 128 registers of O, and more warps would spill"),
-    Tile(16, 256, 163, 4, 1, 16, 2, "136 KiB"),
-    Tile(16, 256, 99, 2, 1, 16, 2, "72 KiB"),
-    Tile(64, 64, 99, 8, 4, 64, 2, "72 KiB: a loaded key feeds 64 rows"),
-    Tile(64, 128, 227, 8, 4, 64, 3, "208 KiB"),
-    Tile(64, 128, 163, 8, 4, 64, 2, "144 KiB"),
-    Tile(64, 128, 99, 4, 4, 64, 2, "80 KiB"),
-    Tile(64, 256, 163, 4, 4, 64, 2, "160 KiB"),
+    Tile(16, 64, 163, 8, 1, 16, 3, (64, 64), "98 KiB: 64 in flight, twice what HBM3e needs"),
+    Tile(16, 64, 99, 8, 1, 16, 2, (64, 64), "66 KiB"),
+    Tile(16, 128, 227, 8, 1, 16, 3, (128, 128), "196 KiB: 128 in flight"),
+    Tile(16, 128, 163, 8, 1, 16, 2, (128, 128), "132 KiB"),
+    Tile(16, 128, 99, 4, 1, 16, 2, (128, 128), "68 KiB"),
+    Tile(16, 256, 163, 4, 1, 16, 2, (256, 256), "136 KiB; more warps would spill"),
+    Tile(16, 256, 99, 2, 1, 16, 2, (256, 256), "72 KiB"),
+    Tile(16, 576, 227, 4, 1, 16, 2, (576, 128), "194 KiB"),
+    Tile(16, 576, 163, 3, 1, 16, 2, (576, 128), "150 KiB"),
+    Tile(16, 576, 99, 1, 1, 16, 2, (576, 128), "62 KiB"),
+    Tile(64, 64, 99, 8, 4, 64, 2, (64, 64), "72 KiB: a loaded key feeds 64 rows"),
+    Tile(64, 128, 163, 8, 4, 64, 2, (128, 128), "144 KiB"),
+    Tile(64, 128, 99, 4, 4, 64, 2, (128, 128), "80 KiB"),
+    Tile(64, 256, 227, 4, 4, 64, 2, (256, 256), "160 KiB"),
 )
 FLOAT_TILES = (
-    Tile(16, 64, 99, 4, 1, 16, 2, "68 KiB"),
-    Tile(16, 128, 163, 4, 1, 16, 2, "136 KiB"),
-    Tile(16, 128, 99, 2, 1, 16, 2, "72 KiB"),
-    Tile(16, 256, 163, 2, 1, 16, 2, "112 KiB, 128 columns of the values at a time"),
-    Tile(16, 256, 99, 1, 1, 16, 2, "64 KiB"),
+    Tile(16, 64, 99, 4, 1, 16, 2, (64, 64), "68 KiB"),
+    Tile(16, 128, 163, 4, 1, 16, 2, (128, 128), "136 KiB"),
+    Tile(16, 128, 99, 2, 1, 16, 2, (128, 128), "72 KiB"),
+    Tile(16, 576, 163, 2, 1, 8, 2, (576, 128), "124 KiB"),
+    Tile(16, 576, 99, 1, 1, 8, 2, (576, 128), "80 KiB"),
 )
 DOUBLE_TILES = (
-    Tile(16, 64, 163, 4, 1, 16, 2, "136 KiB"),
-    Tile(16, 64, 99, 2, 1, 16, 2, "72 KiB"),
-    Tile(16, 128, 163, 2, 1, 16, 2, "112 KiB, 64 columns of the values at a time"),
-    Tile(16, 128, 99, 1, 1, 16, 2, "64 KiB"),
-    Tile(16, 256, 99, 1, 1, 8, 2, "72 KiB"),
+    Tile(16, 64, 163, 4, 1, 16, 2, (64, 64), "136 KiB"),
+    Tile(16, 64, 99, 2, 1, 16, 2, (64, 64), "72 KiB"),
+    Tile(16, 256, 163, 2, 1, 8, 2, (256, 64), "112 KiB"),
+    Tile(16, 256, 99, 1, 1, 8, 2, (256, 64), "72 KiB"),
+    Tile(16, 576, 163, 1, 1, 8, 2, (576, 64), "152 KiB"),
 )
 TABLES = {"tf32": FLOAT_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
-# Columns of the values that a block has at most: its accumulators are registers.
-VALUE_DIM = {"tf32": 128, "float32": 128, "float64": 64}
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,6 @@ class DecodeProblem:
     capacity: int  # keys of a sequence at most
     head_dim: int
     value_dim: int
-    page_size: int | None = None  # None: dense
-    vector: bool = True  # q and the caches can be read 16 bytes at a time
-    rule: bool = False  # scores are more than scaled by a positive number, or masked by an array
     split_size: int | None = None  # keys of a part; None: equal shares
 
 
@@ -104,15 +101,26 @@ def auto_split(capacity: int) -> int:
 
 @lru_cache(maxsize=4096)
 def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -> DecodePlan:
-    """Kernel of one call on a device of this compute capability (80 for sm_80)."""
+    """Kernel of one call on a device of this compute capability (80 for sm_80).
+
+    Raises
+    ------
+    ValueError
+        If blocks of the device have too little shared memory for so many columns.
+    """
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163 if compute_capability < 90 else 227
-    value_dim = min(_whole(problem.value_dim), VALUE_DIM.get(problem.op, 256))
-    dim = max(_whole(problem.head_dim), value_dim)
+    size = max(problem.head_dim, problem.value_dim)
     table = TABLES.get(problem.op, HALF_TILES)
-    fitting = [t for t in table if dim <= t.max_dim and kib >= t.smem_kib]
-    tile = next((t for t in fitting if problem.rows <= t.rows), fitting[-1])
-    tile = tile if problem.rows > 16 else fitting[0]
-    rows, teams = 16 * tile.team, tile.warps // tile.team
+    fitting = [t for t in table if size <= t.max_dim and kib >= t.smem_kib]
+    if not fitting:
+        raise ValueError(
+            f"q must have at most 256 columns of {problem.dtype} on a device of compute capability "
+            f"{compute_capability / 10}, whose blocks have too little shared memory for more, but "
+            f"it has {problem.head_dim}"
+        )
+    many = max(t.rows for t in fitting) if problem.rows > 16 else 16
+    tile = next(t for t in fitting if t.rows == many)
+    rows, teams, (dim, value_dim) = 16 * tile.team, tile.warps // tile.team, tile.dims
     row_tiles = ceil_div(problem.rows, rows)
     column_tiles = max(1, ceil_div(problem.value_dim, value_dim))
     item = ITEMSIZE[problem.dtype]
@@ -125,14 +133,12 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         "kDim": dim,
         "kValueDim": value_dim,
         "kStages": tile.stages,
-        "kAnyPage": problem.page_size is not None and problem.page_size % tile.keys != 0,
-        "kVector": problem.vector,
-        "kRule": problem.rule,
     }
     pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
     split = 0 if problem.split_size is None else problem.split_size // tile.keys
-    units = pairs * max(1, ceil_div(problem.capacity, problem.split_size or tile.keys))
-    grid = max(1, min(num_sms, units))
+    # Units of a pair at most: parts, or tiles.
+    each = max(1, ceil_div(problem.capacity, tile.keys * (split or 1)))
+    grid = max(1, min(num_sms, pairs * each))
     record = rows * (value_dim + 3) * (8 if problem.op == "float64" else 4)
     kernel = Kernel("attention_decode", arguments, grid, 32 * tile.warps, smem_bytes=smem)
     return DecodePlan(
@@ -142,10 +148,5 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         teams,
         split,
         pairs if split else grid,
-        (units if split else 2 * grid) * record,
+        (pairs * each if split else 2 * grid) * record,
     )
-
-
-def _whole(columns: int) -> int:
-    """Columns of a tile: whole groups of 8 chunks of 16 bytes of 16-bit elements."""
-    return max(64, ceil_div(columns, 64) * 64)

@@ -13,6 +13,7 @@
 // read on the host, and a captured graph stays right.
 #pragma once
 
+#include <attention/decode_append.cuh>
 #include <attention/decode_load.cuh>
 #include <attention/decode_merge.cuh>
 #include <attention/matmul.cuh>
@@ -20,12 +21,12 @@
 #include <ptx/named_barrier.cuh>
 #include <ptx/smem.cuh>
 
-template <class Op, int kWarps, int kTeam, int kKeys, int kDim, int kValueDim, int kStages, bool kAnyPage, bool kVector,
-          bool kRule>
+template <class Op, int kWarps, int kTeam, int kKeys, int kDim, int kValueDim, int kStages>
 __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_constant__ DecodeParams p) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
   using Base = ScoreBase<Acc>;
+  using Rule = RowRule<Acc>;
   constexpr int kThreads = 32 * kWarps, kTeams = kWarps / kTeam, kTeamThreads = 32 * kTeam, kRows = 16 * kTeam;
   constexpr int kNTiles = kKeys / 8, kDTiles = kValueDim / 8;
   using QTile = Tile<T, kRows, kDim>;
@@ -41,37 +42,60 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   const QTile q_tile{smem};
   T* ring = smem + kRows * kDim + team * kStages * kSlot;
   unsigned long long* exists = ptx::static_smem<unsigned long long, kWarps * kStages>() + warp * kStages;
+  unsigned long long* seen_by = ptx::static_smem<unsigned long long, kWarps, 1>() + team * kTeam;
+  Rule* rules = ptx::static_smem<Rule, kRows>();
   PartStat<Acc>* stats = ptx::static_smem<PartStat<Acc>, kTeams * kRows>();
-  unsigned long long* seen_by = ptx::static_smem<unsigned long long, kRule ? kWarps : 1, 1>();
   int* places = ptx::static_smem<int, kTeams>();  // of the teams' O
-  int* last_flag = ptx::static_smem<int, 1, 1>();
 
-  KeyCursor<kKeys> cursor(p);
-  const Share share = find_share(cursor, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
-  if (share.count == 0) return;
+  KeyCursor<kKeys>* of_block = ptx::static_smem<KeyCursor<kKeys>, kWarps + 1>();  // between the ends of a segment
+  KeyCursor<kKeys>* of_loads = of_block + 1 + warp;
+  LoadSegment* segment = ptx::static_smem<LoadSegment, kWarps>() + warp;
+  Shares* shared_shares = ptx::static_smem<Shares, 1>();
+
+  Shares shares;
+  KeyCursor<kKeys> cursor = find_share<kKeys>(p, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), shares);
+  if (cursor.left == 0) {
+    if (p.k_new != nullptr) append_rows<kWarps, T>(p);
+    return;
+  }
+  if (threadIdx.x == 0) put_shared(shared_shares, shares);
 
   // Loads of this team: every kTeams-th tile of each segment, kStages - 1 tiles ahead of the products.
-  KeyCursor<kKeys> loads = cursor;
-  TileKeys<kKeys, kAnyPage> keys;
-  int at = loads.tile + team;
-  const auto find = [&] {
-    while (loads.left > 0 && at >= loads.stop) {
-      loads.next_segment();
-      at = loads.tile + team;
+  TileKeys<kKeys> keys;
+  int at = cursor.tile + team, loads_stop = cursor.stop;
+  bool more = true;
+  const auto save = [&](const KeyCursor<kKeys>& loads) {
+    __syncwarp();  // all lanes have read what this overwrites
+    if (lane == 0) {
+      put_shared(of_loads, loads);
+      put_shared(segment, LoadSegment(p, loads, kValueDim, sizeof(T)));
     }
-    if (loads.left > 0) keys.look_up(p, loads.b, loads.lengths, at);
+    __syncwarp();  // and now read it
   };
+  const auto find = [&] {
+    if (more && at >= loads_stop) {
+      KeyCursor<kKeys> loads = get_shared(of_loads);
+      do {
+        loads.next_segment(p);
+        at = loads.tile + team;
+        more = loads.left > 0;
+      } while (more && at >= loads.stop);
+      loads_stop = loads.stop;
+      if (more) save(loads);
+    }
+    if (more) keys.look_up(p, get_shared(segment), at);
+  };
+  save(cursor);
   find();
   const auto load = [&](int slot) {
-    if (loads.left > 0) {
-      const unsigned long long exist = keys.exist(loads.lengths, at);
+    if (more) {
+      const LoadSegment of = get_shared(segment);
+      const unsigned long long exist = keys.exist(of, at);
       if (lane == 0) ptx::st_shared(exists + slot, exist);
-      const long long head = loads.head(), first_column = loads.column_tile() * static_cast<long long>(kValueDim);
-      const T* k = static_cast<const T*>(p.k) + head * p.k_stride[1];
-      const T* v = static_cast<const T*>(p.v) + head * p.v_stride[1] + first_column * p.v_stride[3];
-      load_rows<kVector, kTeamThreads>(KTile{ring + slot * kSlot}, k, p.k_stride, p.head_dim, keys, exist);
-      load_rows<kVector, kTeamThreads>(VTile{ring + slot * kSlot + kKeys * kDim}, v, p.v_stride,
-                                       p.value_dim - static_cast<int>(first_column), keys, exist);
+      load_rows<kTeamThreads>(p, KTile{ring + slot * kSlot}, of.k, p.k_stride, p.k_new_stride, p.k_scale_stride,
+                              p.head_dim, keys, at * kKeys, of.old, exist);
+      load_rows<kTeamThreads>(p, VTile{ring + slot * kSlot + kKeys * kDim}, of.v, p.v_stride, p.v_new_stride,
+                              p.v_scale_stride, p.value_dim - of.first_column, keys, at * kKeys, of.old, exist);
       at += kTeams;
       find();
     }
@@ -87,57 +111,62 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   };
 #pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
+  if (p.k_new != nullptr) append_rows<kWarps, T>(p);
 
-  const Acc natural = kRule ? Acc(1) : static_cast<Acc>(p.scale), fold = Base::kUnit * natural;
-  int step = 0;        // tiles of this team so far
-  long long done = 0;  // units of the block before the segment
+  const Acc natural = p.rule ? Acc(1) : static_cast<Acc>(p.scale), fold = Base::kUnit * natural;
+  int slot = 0;        // of this team's next tile
   while (cursor.left > 0) {
-    const int rows_of_head = p.group * p.q_rows, first_row = cursor.row_tile() * kRows;
-    const RowTile rows{p, cursor.b, cursor.head(), first_row, min(kRows, rows_of_head - first_row), cursor.lengths};
-    load_queries<kVector, kThreads>(q_tile, rows);
-    __syncthreads();  // Q, for every warp
+    const RowTile rows(p, cursor, kRows);
+    load_queries<kThreads>(q_tile, rows);
+    if (threadIdx.x < kRows) Rule::put(rules, rows, static_cast<int>(threadIdx.x));
+    if (threadIdx.x == 0) put_shared(of_block, cursor);
+    __syncthreads();  // Q, the rules of its rows and the cursor, for every warp
 
-    RowRule<kRule, Acc> rule[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) rule[half] = RowRule<kRule, Acc>(rows, warp_row + lane / 4 + 8 * half);
-    const int all_low = __reduce_max_sync(0xffffffff, max(rule[0].low, rule[1].low));
-    const int all_high = __reduce_min_sync(0xffffffff, min(rule[0].high, rule[1].high));
+    const Rule of_lane = get_shared(rules + warp_row + lane % 16);
+    const int all_low = __reduce_max_sync(0xffffffff, of_lane.low);
+    const int all_high = __reduce_min_sync(0xffffffff, of_lane.high);
+    const bool idle = warp_row >= rows.count;  // without rows: loads for its team only
+    const Queries<Op, QTile, kDim> q(q_tile, warp_row);
     Acc o[1][kDTiles][4] = {};
     Acc l[1][2] = {};
     RowShift<Acc> shift[2];
 #pragma unroll 1
-    for (int tile = cursor.tile + team; tile < cursor.stop; tile += kTeams, ++step) {
+    for (int tile = cursor.tile + team, stop = cursor.stop; tile < stop; tile += kTeams) {
       ptx::cp_async_wait<kStages - 2>();
       team_barrier();
-      load((step + kStages - 1) % kStages);
-      const int slot = step % kStages, key = tile * kKeys;
-      const bool idle = warp_row >= rows.count;  // without rows: loads for its team only
+      load(slot == 0 ? kStages - 1 : slot - 1);
+      T* const k_rows = ring + slot * kSlot;
+      const unsigned long long exist = ptx::ld_shared(exists + slot);
+      const int key = tile * kKeys;
+      slot = slot == kStages - 1 ? 0 : slot + 1;
 
       // S = Q K^T
       Acc s[1][kNTiles][4] = {};
-      if (!idle) Op::template scores<kDim>(s, q_tile, warp_row, KTile{ring + slot * kSlot});
+      if (!idle) q.scores(s, KTile{k_rows});
 
       // Softcap, ALiBi, masks.
-      [[maybe_unused]] unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
-      const unsigned long long exist = ptx::ld_shared(exists + slot);
+      const VTile v_tile{k_rows + kKeys * kDim};
       constexpr unsigned long long kAll = ~0ULL >> (64 - kKeys % 64) % 64;
-      if (kRule || key < all_low || key + kKeys > all_high || (exist & kAll) != kAll) {
+      if (p.rule || key < all_low || key + kKeys > all_high || (exist & kAll) != kAll) {
+        unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
 #pragma unroll
-        for (int n = 0; n < kNTiles; ++n) {
+        for (int half = 0; half < 2; ++half) {
+          const int row = warp_row + lane / 4 + 8 * half;
+          const Rule rule = get_shared(rules + row);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int c = 8 * n + lane % 4 * 2 + e % 2;
-            const bool visible = (exist >> c & 1) != 0 && rule[e / 2].sees(p, rows.lengths.kv_len, key + c);
-            seen |= static_cast<unsigned long long>(visible && warp_row + lane / 4 + e / 2 * 8 < rows.count) << c;
-            s[0][n][e] = visible ? rule[e / 2].score(p, s[0][n][e], key + c) : -Limits<Acc>::infinity();
+          for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int c = 8 * n + lane % 4 * 2 + e;
+              const bool visible = (exist >> c & 1) != 0 && rule.sees(p, key + c);
+              Acc& score = s[0][n][2 * half + e];
+              seen |= static_cast<unsigned long long>(visible && rule.low >= 0) << c;
+              if (p.rule) score = rule.score(p, score, key + c);
+              score = visible ? score : -Limits<Acc>::infinity();
+            }
           }
         }
-      }
-      const VTile v_tile{ring + slot * kSlot + kKeys * kDim};
-      if constexpr (kRule) {
-        if (p.mask != nullptr) {
-          hide_values<kTeam>(v_tile, seen_by + team * kTeam, seen, exist, team_barrier);
-        }
+        if (p.mask != nullptr) hide_values<kTeam>(v_tile, seen_by, seen, exist, team_barrier);
       }
       if (idle) continue;
 
@@ -185,15 +214,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
 
     // The teams' O, m, l -> one.
     team_barrier();  // every warp of the team has read its last tile, whose slot O takes
-    Acc* own = reinterpret_cast<Acc*>(ring + (step + kStages - 1) % kStages * kSlot);
+    Acc* own = reinterpret_cast<Acc*>(ring + (slot == 0 ? kStages - 1 : slot - 1) * kSlot);
     put_part<Op::kSumsRows>(own, stats + team * kRows, warp_row, o[0], l[0], shift);
     if (lane == 0 && warp_row == 0) ptx::st_shared(places + team, static_cast<int>(own - reinterpret_cast<Acc*>(smem)));
     __syncthreads();  // every team's part
-    merge_segment<T, kRows, kTeams, kValueDim, kThreads>(rows, cursor, share, done, stats, reinterpret_cast<Acc*>(smem),
-                                                         places, fold, natural, last_flag);
-    done += p.split == 0 ? cursor.stop - cursor.tile : 1;
-    cursor.next_segment();
-    __syncthreads();  // Q, statistics and the slots of O are free
+    cursor = get_shared(of_block);
+    merge_segment<T, kRows, kTeams, kValueDim, kThreads>(RowTile(p, cursor, kRows), cursor, get_shared(shared_shares), stats,
+                                                         reinterpret_cast<Acc*>(smem), places, fold, natural);
+    cursor.next_segment(p);
+    __syncthreads();  // Q, its rules, statistics and the slots of O are free
   }
   ptx::cp_async_wait<0>();
 }

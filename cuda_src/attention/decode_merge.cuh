@@ -53,7 +53,7 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
   const long long query = rows.query(row), head = rows.query_head(row), b = rows.b;
   const bool padding = rows.is_padding(row);
   Acc m = of.shift.log_unit(natural), total = of.total, weight = 1;
-  if (p.sinks != nullptr) weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head), m, total);
+  if (p.sinks != nullptr) weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head * p.sinks_stride), m, total);
   if (p.lse != nullptr && column == 0) {
     const Acc infinity = Limits<Acc>::infinity();
     const Acc lse = padding ? -infinity : (m == -infinity ? Acc(0) : m) + log_natural(total);
@@ -65,7 +65,7 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
 #pragma unroll
   for (int e = 0; e < kColumns; ++e) {
     const bool nothing = padding || total == 0;
-    values.element[e] = from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total);
+    values.element[e] = from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total * static_cast<Acc>(p.v_factor));
   }
   T* out = static_cast<T*>(p.out) + b * p.out_stride[0] + head * p.out_stride[1] + query * p.out_stride[2] +
            column * p.out_stride[3];
@@ -90,9 +90,12 @@ __device__ __forceinline__ void put_part(Acc* own, PartStat<Acc>* stats, int war
       ptx::st_shared(&stats[row].l, total);
     }
 #pragma unroll
-    for (int d = 0; d < kDTiles; ++d) {
-      const int column = (8 * d + lane % 4 * 2) ^ row % 4 * 8;
-      ptx::st_shared(reinterpret_cast<Pair*>(own + row * 8 * kDTiles + column), Pair{o[d][2 * half], o[d][2 * half + 1]});
+    for (int low = 0; low < 4; ++low) {
+      Acc* to = own + row * 8 * kDTiles + (low ^ row % 4) * 8 + lane % 4 * 2;
+#pragma unroll
+      for (int d = low; d < kDTiles; d += 4, to += 32) {
+        ptx::st_shared(reinterpret_cast<Pair*>(to), Pair{o[d][2 * half], o[d][2 * half + 1]});
+      }
     }
   }
 }
@@ -105,31 +108,31 @@ __device__ __forceinline__ PartStat<Acc> ld_stat(const PartStat<Acc>* stat) {
 // One segment: the teams' parts -> out and lse where it has all keys of its pair, else a part in the workspace, and from
 // all parts where this block is the last of the pair to come.
 template <class T, int kRows, int kTeams, int kValueDim, int kThreads, class Acc, int kKeys>
-__device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Share& share,
-                                              long long done, const PartStat<Acc>* stats, const Acc* smem,
-                                              const int* places, Acc fold, Acc natural, int* last_flag) {
+__device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Shares& shares,
+                                              const PartStat<Acc>* stats, const Acc* smem, const int* places, Acc fold,
+                                              Acc natural) {
   using Sum = RowSum<Acc>;
   using Columns = typename Sum::Columns;
   constexpr int kGroups = kValueDim / Sum::kColumns, kRecord = kRows * (kValueDim + 3);
   const DecodeParams& p = rows.p;
-  const int first_column = cursor.column_tile() * kValueDim;
+  const int first_column = cursor.column * kValueDim;
   const auto left = [&](int group) { return p.value_dim - first_column - group * Sum::kColumns; };
   const bool whole = cursor.is_whole();
 
   // Parts of the pair: of the units first … end - 1, those of a split or those of blocks.
-  const long long unit = cursor.unit(), first_unit = share.begin + done - unit;
-  const long long end_unit = first_unit + cursor.units(cursor.lengths);
+  const long long first_unit = cursor.unit - cursor.unit_of_pair(p);
+  const long long end_unit = first_unit + cursor.units(p, cursor.lengths);
   const bool split = p.split != 0;
-  const long long first = split ? first_unit : share.of_unit(first_unit);
-  const long long last = split ? end_unit - 1 : share.of_unit(end_unit - 1);
+  const long long first = split ? first_unit : shares.of_unit(first_unit);
+  const long long last = split ? end_unit - 1 : shares.of_unit(end_unit - 1);
   Acc* const parts = static_cast<Acc*>(p.parts);
   // A block has two parts at most: its first segment, and its last one. A pair that begins in a block after others has
   // the last segment there.
   const auto part = [&](long long i) {
-    const bool second = !split && i == first && share.first_unit(i) != first_unit;
+    const bool second = !split && i == first && shares.first_unit(i) != first_unit;
     return parts + (split ? i : 2 * i + second) * kRecord;
   };
-  Acc* const mine = part(split ? first_unit + unit : static_cast<long long>(blockIdx.x));
+  Acc* const mine = part(split ? cursor.unit : static_cast<long long>(blockIdx.x));
 
   for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
     const int row = index / kGroups, group = index % kGroups;
@@ -157,8 +160,8 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
     }
   }
   if (whole) return;
-  unsigned int* counter = p.counters + (split ? cursor.b * static_cast<long long>(cursor.pairs()) + cursor.pair : first);
-  if (!ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1), last_flag)) return;
+  unsigned int* counter = p.counters + (split ? cursor.pair(p) : first);
+  if (!ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1))) return;
   for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
     const int row = index / kGroups, group = index % kGroups;
     const auto stat = [&](long long i) {

@@ -21,7 +21,7 @@ struct DecodeParams {
   const void* q_lens;        // [batch], likewise; null: all
   const void* q_offset;      // [batch], likewise; null: `offset`
   const void* k_new;         // T [batch, kv_heads, new_rows, head_dim]; null: none to write
-  const void* v_new;         // T [batch, kv_heads, new_rows, value_dim]
+  const void* v_new;         // T [batch, kv_heads, new_rows, value_dim]; null: columns of k_new, and of k
   const float* k_scale;      // [pages, kv_heads, page_size] of 8 bits; null: in `scale`
   const float* v_scale;      // likewise; null: v_factor
   void* parts;               // of rows whose keys several blocks share: Acc [slots][rows][value_dim + 3]
@@ -49,7 +49,7 @@ struct DecodeParams {
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch or page, head, row, column
   long long k_new_stride[4], v_new_stride[4], mask_stride[4];
   long long lse_stride[3], k_scale_stride[3], v_scale_stride[3], alibi_stride[2], table_stride[2];
-  long long kv_lens_stride, q_lens_stride, q_offset_stride;
+  long long kv_lens_stride, q_lens_stride, q_offset_stride, sinks_stride;
 
   static constexpr long long kUnbounded = 1LL << 40;
 };

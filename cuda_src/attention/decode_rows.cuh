@@ -2,7 +2,6 @@
 #pragma once
 
 #include <attention/key_cursor.cuh>
-#include <attention/scores.cuh>
 
 // Rows first … first + count - 1 of a key head of one sequence.
 struct RowTile {
@@ -11,56 +10,57 @@ struct RowTile {
   int first, count;
   const Lengths& lengths;
 
+  template <int kKeys>
+  __device__ __forceinline__ RowTile(const DecodeParams& p, const KeyCursor<kKeys>& at, int rows)
+      : p(p), b(at.b), head(at.head), first(at.row * rows), count(min(rows, p.group * p.q_rows - at.row * rows)),
+        lengths(at.lengths) {}
+
   __device__ __forceinline__ int query(int row) const { return (first + row) / p.group; }
   __device__ __forceinline__ int query_head(int row) const { return head * p.group + (first + row) % p.group; }
   __device__ __forceinline__ bool is_padding(int row) const { return query(row) >= lengths.q_len; }
 };
 
-// How the scores of one row of a lane change, and which keys it sees. kRule: softcap, ALiBi and mask, by run-time
-// parameters, and scaled here; else the softmax alone scales.
-template <bool kRule, class Acc>
+// How the scores of one row change, and which keys it sees. In shared memory: most tiles need none of it.
+template <class Acc>
 struct RowRule {
   using Base = ScoreBase<Acc>;
-  int low, high;  // keys
-  long long place;
+  long long place;   // of the query among the keys
+  const bool* mask;  // of the last keys, the first of which is mask_begin; null: none
   Acc slope;
-  const bool* mask;  // of the last keys: column 0 is key mask_begin
+  int mask_begin;
+  int low, high;  // keys; of a row that does not exist, or is padding, all, and nobody reads what they give: low is -1
 
-  __device__ __forceinline__ RowRule() {}
-  __device__ __forceinline__ RowRule(const RowTile& rows, int row) : slope(0), mask(nullptr) {
+  static __device__ __forceinline__ void put(RowRule* to, const RowTile& rows, int row) {
     const DecodeParams& p = rows.p;
     const bool none = row >= rows.count || rows.is_padding(row);
-    const int query = none ? 0 : rows.query(row);
-    low = none ? 0 : rows.lengths.low(p, query);
-    high = none ? 0x7fffffff : rows.lengths.high(p, query);  // nobody reads what such a row gives
-    place = query + rows.lengths.offset;
-    if constexpr (kRule) {
-      const long long h = none ? 0 : rows.query_head(row);
-      if (p.alibi_slopes != nullptr) {
-        slope = ptx::ld_global(static_cast<const Acc*>(p.alibi_slopes) + rows.b * p.alibi_stride[0] +
-                               h * p.alibi_stride[1]);
-      }
-      if (p.mask != nullptr) {
-        mask = static_cast<const bool*>(p.mask) + rows.b * p.mask_stride[0] + h * p.mask_stride[1] +
-               query * p.mask_stride[2];
-      }
+    const long long query = none ? 0 : rows.query(row), head = none ? 0 : rows.query_head(row), b = rows.b;
+    const bool* mask = nullptr;
+    Acc slope = 0;
+    if (p.alibi_slopes != nullptr) {
+      const Acc* slopes = static_cast<const Acc*>(p.alibi_slopes);
+      slope = ptx::ld_global(slopes + b * p.alibi_stride[0] + head * p.alibi_stride[1]);
     }
+    if (p.mask != nullptr) {
+      mask = static_cast<const bool*>(p.mask) + b * p.mask_stride[0] + head * p.mask_stride[1] +
+             query * p.mask_stride[2];
+    }
+    const Lengths& of = rows.lengths;
+    const int i = static_cast<int>(query);
+    put_shared(to + row, RowRule{query + of.offset, mask, slope, of.kv_len - p.mask_cols, none ? -1 : of.low(p, i),
+                                 none ? 0x7fffffff : of.high(p, i)});
   }
 
-  __device__ __forceinline__ bool sees(const DecodeParams& p, int kv_len, int key) const {
+  __device__ __forceinline__ bool sees(const DecodeParams& p, int key) const {
     if (key < low || key >= high) return false;
-    if constexpr (kRule) {
-      const int column = key - (kv_len - p.mask_cols);
-      if (mask != nullptr && column >= 0) return ptx::ld_global(mask + column * p.mask_stride[3]);
-    }
-    return true;
+    const int column = key - mask_begin;
+    return mask == nullptr || column < 0 || ptx::ld_global(mask + column * p.mask_stride[3]);
   }
+  // Only with p.rule; else the softmax alone scales.
   __device__ __forceinline__ Acc score(const DecodeParams& p, Acc s, int key) const {
-    if constexpr (!kRule) return s;
     s *= static_cast<Acc>(p.scale);
     if (p.softcap != 0) {
       const Acc cap = static_cast<Acc>(p.softcap), x = s / cap;
-      if (fabs(x) > Base::kLinear) s = cap * tanh(x);
+      if (fabs(x) > Base::kLinear) s = cap * tanh(x);  // else tanh x = x; and x may be subnormal
     }
     if (slope != 0) {
       const long long distance = place - key;
