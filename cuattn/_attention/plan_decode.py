@@ -99,6 +99,16 @@ def auto_split(capacity: int) -> int:
     return size
 
 
+def divider(size: int) -> tuple[int, int]:
+    """page_magic and page_shift of `DecodeParams`: division by a multiplication.
+
+    The bits of both are those of an int of 32 bits. H. Warren, Hacker's Delight, 10-9.
+    """
+    shift = (size - 1).bit_length()
+    magic = -(-(2 ** (31 + shift)) // size)
+    return magic - 2**32 * (magic >= 2**31), shift
+
+
 @lru_cache(maxsize=4096)
 def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -> DecodePlan:
     """Kernel of one call on a device of this compute capability (80 for sm_80).

@@ -146,17 +146,21 @@ ATTENTION_MERGE = Params(
     "4q: lses_stride out_stride",
     "3q: lse_stride",
 )
-DECODE = Params(
+DECODE_POINTERS = Params(
     "DecodeParams",
     "Q: q k v out lse mask alibi_slopes sinks",
     "Q: kv_lens page_table q_lens q_offset k_new v_new k_scale v_scale parts counters",
+)
+DECODE_TAIL = Params(
+    "DecodeParams",
     "d: scale softcap v_factor",
     "q: left right offset",
     "i: bottom_right batch kv_heads group q_rows new_rows head_dim value_dim mask_cols",
-    "i: pages page_size table_cols row_tiles column_tiles least_tiles split wide",
-    "i: cache_kind rule vector out_is_vector new_is_vector",
+    "i: pages page_size table_cols page_magic page_shift",
+    "i: row_tiles column_tiles least_tiles split wide",
+    "i: cache_kind rule vector out_is_vector new_is_vector is_async same_strides",
     "4q: q_stride k_stride v_stride out_stride k_new_stride v_new_stride mask_stride",
     "3q: lse_stride k_scale_stride v_scale_stride",
     "2q: alibi_stride table_stride",
-    "q: kv_lens_stride q_lens_stride q_offset_stride",
+    "q: kv_lens_stride q_lens_stride q_offset_stride sinks_stride",
 )

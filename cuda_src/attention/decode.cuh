@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   T* smem = ptx::dynamic_smem<T>();
   const QTile q_tile{smem};
   T* ring = smem + kRows * kDim + team * kStages * kSlot;
-  unsigned long long* exists = ptx::static_smem<unsigned long long, kWarps * kStages>() + warp * kStages;
-  unsigned long long* seen_by = ptx::static_smem<unsigned long long, kWarps, 1>() + team * kTeam;
+  using Bits = KeyBits<kKeys>;
+  Bits* exists = ptx::static_smem<Bits, kWarps * kStages>() + warp * kStages;
+  Bits* seen_by = ptx::static_smem<Bits, kWarps, 1>() + team * kTeam;
   Rule* rules = ptx::static_smem<Rule, kRows>();
   PartStat<Acc>* stats = ptx::static_smem<PartStat<Acc>, kTeams * kRows>();
   int* places = ptx::static_smem<int, kTeams>();  // of the teams' O
@@ -83,19 +84,26 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
       loads_stop = loads.stop;
       if (more) save(loads);
     }
-    if (more) keys.look_up(p, get_shared(segment), at);
+    if (more) keys.look_up(p, ptx::ld_shared(&segment->b), ptx::ld_shared(&segment->end), at * kKeys);
   };
   save(cursor);
   find();
   const auto load = [&](int slot) {
     if (more) {
-      const LoadSegment of = get_shared(segment);
-      const unsigned long long exist = keys.exist(of, at);
+      const KTile k_tile{ring + slot * kSlot};
+      const VTile v_tile{ring + slot * kSlot + kKeys * kDim};
+      const int first = at * kKeys;
+      const Bits exist = keys.exist(ptx::ld_shared(&segment->begin), ptx::ld_shared(&segment->end), first);
       if (lane == 0) ptx::st_shared(exists + slot, exist);
-      load_rows<kTeamThreads>(p, KTile{ring + slot * kSlot}, of.k, p.k_stride, p.k_new_stride, p.k_scale_stride,
-                              p.head_dim, keys, at * kKeys, of.old, exist);
-      load_rows<kTeamThreads>(p, VTile{ring + slot * kSlot + kKeys * kDim}, of.v, p.v_stride, p.v_new_stride,
-                              p.v_scale_stride, p.value_dim - of.first_column, keys, at * kKeys, of.old, exist);
+      if (p.is_async) {
+        load_chunks<kTeamThreads>(p, k_tile, v_tile, segment, keys, first, exist);
+      } else {
+        const int fresh = ptx::ld_shared(&segment->old) - first;  // row of the first new key
+        load_elements<kTeamThreads>(p, k_tile, &segment->k, p.k_stride, p.k_new_stride, p.k_scale_stride, p.head_dim,
+                                    keys, fresh, exist);
+        load_elements<kTeamThreads>(p, v_tile, &segment->v, p.v_stride, p.v_new_stride, p.v_scale_stride,
+                                    ptx::ld_shared(&segment->value_columns), keys, fresh, exist);
+      }
       at += kTeams;
       find();
     }
@@ -136,7 +144,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
       team_barrier();
       load(slot == 0 ? kStages - 1 : slot - 1);
       T* const k_rows = ring + slot * kSlot;
-      const unsigned long long exist = ptx::ld_shared(exists + slot);
+      const Bits exist = ptx::ld_shared(exists + slot);
       const int key = tile * kKeys;
       slot = slot == kStages - 1 ? 0 : slot + 1;
 
@@ -146,9 +154,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
 
       // Softcap, ALiBi, masks.
       const VTile v_tile{k_rows + kKeys * kDim};
-      constexpr unsigned long long kAll = ~0ULL >> (64 - kKeys % 64) % 64;
+      constexpr Bits kAll = static_cast<Bits>(~0ULL >> (64 - kKeys));
       if (p.rule || key < all_low || key + kKeys > all_high || (exist & kAll) != kAll) {
-        unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
+        Bits seen = 0;  // by this lane's rows: bit c is key c of the tile
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int row = warp_row + lane / 4 + 8 * half;
@@ -160,7 +168,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
               const int c = 8 * n + lane % 4 * 2 + e;
               const bool visible = (exist >> c & 1) != 0 && rule.sees(p, key + c);
               Acc& score = s[0][n][2 * half + e];
-              seen |= static_cast<unsigned long long>(visible && rule.low >= 0) << c;
+              seen |= static_cast<Bits>(visible && rule.low >= 0) << c;
               if (p.rule) score = rule.score(p, score, key + c);
               score = visible ? score : -Limits<Acc>::infinity();
             }

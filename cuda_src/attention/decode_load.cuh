@@ -15,17 +15,18 @@ struct CacheRows {
 struct LoadSegment {
   CacheRows k, v;
   int b, old, begin, end;  // of its Lengths
-  int first_column;        // of V
+  int value_columns;       // from the first one on
   int unused = 0;
 
   __device__ __forceinline__ LoadSegment() {}
   template <int kKeys>
-  __device__ __forceinline__ LoadSegment(const DecodeParams& p, const KeyCursor<kKeys>& at, int value_columns, int item)
-      : b(at.b), old(at.lengths.old), begin(at.lengths.begin), end(at.lengths.end), first_column(at.column * value_columns) {
+  __device__ __forceinline__ LoadSegment(const DecodeParams& p, const KeyCursor<kKeys>& at, int columns, int item)
+      : b(at.b), old(at.lengths.old), begin(at.lengths.begin), end(at.lengths.end) {
     const long long of_item = p.cache_kind == kCacheOfT ? item : 1;
-    const long long sequence = at.b, head = at.head, column = first_column;
+    const long long sequence = at.b, head = at.head, column = static_cast<long long>(at.column) * columns;
     const char* k_new = static_cast<const char*>(p.k_new);
     const char* v_new = p.v_new == nullptr ? k_new : static_cast<const char*>(p.v_new);
+    value_columns = p.value_dim - static_cast<int>(column);
     k.base = static_cast<const char*>(p.k) + head * p.k_stride[1] * of_item;
     v.base = static_cast<const char*>(p.v) + (head * p.v_stride[1] + column * p.v_stride[3]) * of_item;
     k.fresh = v.fresh = nullptr;
@@ -38,30 +39,39 @@ struct LoadSegment {
   }
 };
 
+// A bit for each key of a tile.
+template <int kKeys>
+using KeyBits = typename Select<(kKeys > 32), unsigned long long, unsigned int>::Type;
+
 // The keys of one tile as a team loads them: lane l has keys l, l + 32, … of the tile.
 template <int kKeys>
 struct TileKeys {
   static constexpr int kEach = kKeys > 32 ? kKeys / 32 : 1;
   KeyPlace places[kEach];
 
-  // Begins to look up the pages of tile `tile`, well ahead of its load.
-  __device__ __forceinline__ void look_up(const DecodeParams& p, const LoadSegment& of, int tile) {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int key = tile * kKeys + static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
-      places[i] = KeyPlace(p, of.b, key, key < of.end);
-    }
+  static __device__ __forceinline__ int of_lane(int i) {
+    return static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
   }
-  // Bit i: key i of the tile is one that a query sees, and its page exists.
-  __device__ __forceinline__ unsigned long long exist(const LoadSegment& of, int tile) const {
-    unsigned long long found = 0;
+  // Begins to look up the pages of keys `first` and on, well ahead of their load.
+  __device__ __forceinline__ void look_up(const DecodeParams& p, int b, int end, int first) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) places[i] = KeyPlace(p, b, first + of_lane(i), first + of_lane(i) < end);
+  }
+  // Bit i: key first + i is one that a query sees, and its page exists.
+  __device__ __forceinline__ KeyBits<kKeys> exist(int begin, int end, int first) const {
+    KeyBits<kKeys> found = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int key = tile * kKeys + static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
-      const bool exists = places[i].page >= 0 && key >= of.begin && key < of.end;
-      found |= static_cast<unsigned long long>(__ballot_sync(0xffffffff, exists)) << 32 * i;
+      const int key = first + of_lane(i);
+      const unsigned int exists = __ballot_sync(0xffffffff, places[i].page >= 0 && key >= begin && key < end);
+      found |= static_cast<KeyBits<kKeys>>(exists) << 32 * i;
     }
     return found;
+  }
+  // Of lane-wise values of keys that of this thread's row.
+  template <class Value>
+  static __device__ __forceinline__ Value of_row(const Value (&values)[kEach], int row) {
+    return __shfl_sync(0xffffffff, row < 32 ? values[0] : values[kEach - 1], row % 32);
   }
 };
 
@@ -73,87 +83,124 @@ __device__ __forceinline__ float from_8_bits(int kind, unsigned char bits) {
   return bits & 0x80 ? -value : value;
 }
 
-// Rows of a tile of K or V, by the threads of a team; asynchronously in chunks of 16 bytes, where rows allow it. Lanes
-// whose keys they are say where they lie.
-template <int kTeamThreads, class T, int kKeys, int kCols>
-__device__ __forceinline__ void load_rows(const DecodeParams& p, Tile<T, kKeys, kCols> tile, const CacheRows& from,
-                                          const long long (&stride)[4], const long long (&new_stride)[4],
-                                          const long long (&scale_stride)[3], int columns, const TileKeys<kKeys>& keys,
-                                          int first_key, int old, unsigned long long exist) {
-  using Rows = Tile<T, kKeys, kCols>;
-  using Chunk = typename Rows::Chunk;
-  using Acc = typename Select<kIsSame<T, double>, double, float>::Type;
-  constexpr int kEach = TileKeys<kKeys>::kEach;
-  constexpr int kRepeat = Rows::kRepeat, kPerChunk = Rows::kPerChunk, kAtOnce = kTeamThreads / kRepeat;
+// How the threads of a team share the chunks of a tile.
+template <class Rows, int kKeys, int kTeamThreads>
+struct Sharing {
+  static constexpr int kRepeat = Rows::kRepeat, kAtOnce = kTeamThreads / kRepeat;  // chunks, rows of a step
   static_assert(kKeys % kAtOnce == 0 && (kAtOnce <= 32 ? 32 % kAtOnce == 0 : kAtOnce % 32 == 0), "whole steps of rows");
-  const int thread = static_cast<int>(threadIdx.x) % kTeamThreads, row0 = thread / kRepeat, column0 = thread % kRepeat;
-  const bool is_t = p.cache_kind == kCacheOfT;
-  unsigned long long start[kEach];  // of the rows of this lane's keys
+  int row = static_cast<int>(threadIdx.x) % kTeamThreads / kRepeat;  // of the first step
+  int column = static_cast<int>(threadIdx.x) % kRepeat;              // chunk
+};
+
+// One row of a tile, asynchronously in chunks of 16 bytes.
+template <int kRepeat, class T, int kKeys, int kCols>
+__device__ __forceinline__ void copy_chunks(Tile<T, kKeys, kCols> tile, int row, int column0, const char* from,
+                                            int columns, bool exists) {
+  using Rows = Tile<T, kKeys, kCols>;
+  T* to = tile.chunk(row, column0);
+  const char* ptr = from + column0 * 16;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int key = first_key + static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
-    long long row = keys.places[i].page * stride[0] + keys.places[i].row * stride[2];
-    if (from.fresh != nullptr && key >= old) row = (key - old) * new_stride[2];
-    start[i] = reinterpret_cast<unsigned long long>(from.fresh != nullptr && key >= old ? from.fresh : from.base) +
-               row * (is_t ? sizeof(T) : 1);
+  for (int column = 0; column < Rows::kChunks; column += kRepeat) {
+    const bool inside = exists && (column0 + column) * Rows::kPerChunk < columns;
+    ptx::cp_async_16(to + column * Rows::kPerChunk, ptr + column * 16, inside ? 16 : 0);
   }
-  const auto start_of_row = [&](int step) {  // of this thread in the step
-    return __shfl_sync(0xffffffff, step < 32 ? start[0] : start[kEach - 1], (row0 + step) % 32);
-  };
-  if (is_t && p.vector && (from.fresh == nullptr || p.new_is_vector)) {
-#pragma unroll(kCols > 128 ? 1 : kKeys)
-    for (int i = 0; i < kKeys; i += kAtOnce) {
-      const int row = row0 + i;
-      const char* ptr = reinterpret_cast<const char*>(start_of_row(i));
-      const bool exists = (exist >> row & 1) != 0;
+}
+
+// K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes.
+template <int kTeamThreads, class T, int kKeys, int kDim, int kValueDim>
+__device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys, kDim> k, Tile<T, kKeys, kValueDim> v,
+                                            const LoadSegment* of, const TileKeys<kKeys>& keys, int first,
+                                            KeyBits<kKeys> exist) {
+  using Share = Sharing<Tile<T, kKeys, kDim>, kKeys, kTeamThreads>;
+  using Keys = TileKeys<kKeys>;
+  static_assert(Share::kRepeat == Tile<T, kKeys, kValueDim>::kRepeat, "K and V are shared out alike");
+  constexpr bool kWide = kDim > 128;  // few registers
+  const Share share;
+  const char *k_base = ptx::ld_shared(&of->k.base), *v_base = ptx::ld_shared(&of->v.base);
+  const int value_columns = ptx::ld_shared(&of->value_columns), old = ptx::ld_shared(&of->old);
+  long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
-      for (int column = 0; column < Rows::kChunks; column += kRepeat) {
-        const bool inside = exists && (column0 + column) * kPerChunk < columns;
-        ptx::cp_async_16(tile.chunk(row, column0) + column * kPerChunk, ptr + (column0 + column) * 16, inside ? 16 : 0);
-      }
+  for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(p.k_stride) * static_cast<int>(sizeof(T));
+  if (p.same_strides && (p.k_new == nullptr || first + kKeys <= old)) {
+#pragma unroll(kWide ? 1 : kKeys)
+    for (int step = 0; step < kKeys; step += Share::kAtOnce) {
+      const int row = share.row + step;
+      const long long offset = Keys::of_row(at, row);
+      const bool exists = (exist >> row & 1) != 0;
+      copy_chunks<Share::kRepeat>(k, row, share.column, k_base + offset, p.head_dim, exists);
+      copy_chunks<Share::kRepeat>(v, row, share.column, v_base + offset, value_columns, exists);
     }
     return;
   }
+  unsigned long long k_at[Keys::kEach], v_at[Keys::kEach];  // addresses
+#pragma unroll
+  for (int i = 0; i < Keys::kEach; ++i) {
+    const long long fresh = first + Keys::of_lane(i) - old;
+    k_at[i] = reinterpret_cast<unsigned long long>(k_base + at[i]);
+    v_at[i] = reinterpret_cast<unsigned long long>(v_base + keys.places[i].offset(p.v_stride) * static_cast<int>(sizeof(T)));
+    if (p.k_new == nullptr || fresh < 0) continue;
+    k_at[i] = reinterpret_cast<unsigned long long>(ptx::ld_shared(&of->k.fresh) + fresh * p.k_new_stride[2] * sizeof(T));
+    v_at[i] = reinterpret_cast<unsigned long long>(ptx::ld_shared(&of->v.fresh) + fresh * p.v_new_stride[2] * sizeof(T));
+  }
 #pragma unroll 1
-  for (int i = 0; i < kKeys; i += kAtOnce) {
-    const int row = row0 + i;
-    const unsigned long long ptr = start_of_row(i);
-    const bool exists = (exist >> row & 1) != 0, is_fresh = from.fresh != nullptr && first_key + row >= old;
+  for (int row = share.row; row < kKeys; row += Share::kAtOnce) {
+    const char* k_row = reinterpret_cast<const char*>(Keys::of_row(k_at, row));
+    const char* v_row = reinterpret_cast<const char*>(Keys::of_row(v_at, row));
+    const bool exists = (exist >> row & 1) != 0;
+    copy_chunks<Share::kRepeat>(k, row, share.column, k_row, p.head_dim, exists);
+    copy_chunks<Share::kRepeat>(v, row, share.column, v_row, value_columns, exists);
+  }
+}
+
+// Rows of a tile of K or V, element by element: any strides, and caches of 8 bits, which become T.
+template <int kTeamThreads, class T, int kKeys, int kCols>
+__device__ __forceinline__ void load_elements(const DecodeParams& p, Tile<T, kKeys, kCols> tile, const CacheRows* of,
+                                              const long long (&stride)[4], const long long (&new_stride)[4],
+                                              const long long (&scale_stride)[3], int columns,
+                                              const TileKeys<kKeys>& keys, int fresh, KeyBits<kKeys> exist) {
+  using Rows = Tile<T, kKeys, kCols>;
+  using Acc = typename Select<kIsSame<T, double>, double, float>::Type;
+  using Share = Sharing<Rows, kKeys, kTeamThreads>;
+  using Keys = TileKeys<kKeys>;
+  constexpr int kPerChunk = Rows::kPerChunk;
+  const Share share;
+  const CacheRows from = get_shared(of);
+  const bool is_t = p.cache_kind == kCacheOfT;
+  long long at[Keys::kEach], scale_at[Keys::kEach];  // elements from the base
+#pragma unroll
+  for (int i = 0; i < Keys::kEach; ++i) {
+    at[i] = keys.places[i].offset(stride);
+    scale_at[i] = keys.places[i].page * scale_stride[0] + keys.places[i].row * scale_stride[2];
+  }
+#pragma unroll 1
+  for (int row = share.row; row < kKeys; row += Share::kAtOnce) {
+    const bool exists = (exist >> row & 1) != 0, is_fresh = from.fresh != nullptr && row >= fresh;
+    const long long cached = Keys::of_row(at, row), scale_of_row = Keys::of_row(scale_at, row);
+    const long long element = is_fresh ? (row - fresh) * new_stride[2] : cached;
     const long long column_stride = is_fresh ? new_stride[3] : stride[3];
-    float scale = 1;
-    if (from.scale != nullptr) {
-      const KeyPlace& mine = kEach > 1 && i / 32 != 0 ? keys.places[kEach - 1] : keys.places[0];
-      const long long place = mine.page * scale_stride[0] + mine.row * scale_stride[2];
-      const long long at = __shfl_sync(0xffffffff, place, row % 32);
-      if (exists) scale = ptx::ld_global(from.scale + at);
-    }
+    const T* elements = reinterpret_cast<const T*>(is_fresh ? from.fresh : from.base) + element;
+    const unsigned char* bytes = reinterpret_cast<const unsigned char*>(from.base) + element;
+    const Acc scale = from.scale != nullptr && exists ? ptx::ld_global(from.scale + scale_of_row) : 1.0f;
 #pragma unroll 1
-    for (int column = column0; column < Rows::kChunks; column += kRepeat) {
+    for (int column = share.column; column < Rows::kChunks; column += Share::kRepeat) {
       const int first = column * kPerChunk, left = exists ? columns - first : 0;
-      Chunk values{};
-      if (is_t) {
-        const T* elements = reinterpret_cast<const T*>(ptr);
+      typename Rows::Chunk values{};
+      Fragment<unsigned char, kPerChunk> packed{};
+      if (!is_t && p.vector && left >= kPerChunk) {
+        packed = ptx::ld_global(reinterpret_cast<const Fragment<unsigned char, kPerChunk>*>(bytes + first));
+      }
 #pragma unroll
-        for (int e = 0; e < kPerChunk; ++e) {
-          if (e < left) values.element[e] = ptx::ld_global(elements + (first + e) * column_stride);
-        }
-      } else {
-        const unsigned char* elements = reinterpret_cast<const unsigned char*>(ptr);
-        Fragment<unsigned char, kPerChunk> bytes{};
-        if (p.vector && left >= kPerChunk) {
-          bytes = ptx::ld_global(reinterpret_cast<const Fragment<unsigned char, kPerChunk>*>(elements + first));
+      for (int e = 0; e < kPerChunk; ++e) {
+        if (e >= left) continue;
+        const long long next = (first + e) * column_stride;
+        if (is_t) {
+          values.element[e] = ptx::ld_global(elements + next);
         } else {
-#pragma unroll
-          for (int e = 0; e < kPerChunk; ++e) {
-            if (e < left) bytes.element[e] = ptx::ld_global(elements + (first + e) * column_stride);
-          }
-        }
-#pragma unroll
-        for (int e = 0; e < kPerChunk; ++e) {
-          values.element[e] = from_acc<T>(static_cast<Acc>(from_8_bits(p.cache_kind, bytes.element[e])) * scale);
+          const unsigned char bits = p.vector && left >= kPerChunk ? packed.element[e] : ptx::ld_global(bytes + next);
+          values.element[e] = from_acc<T>(static_cast<Acc>(from_8_bits(p.cache_kind, bits)) * scale);
         }
       }
-      ptx::st_shared(reinterpret_cast<Chunk*>(tile.chunk(row, column)), values);
+      ptx::st_shared(reinterpret_cast<typename Rows::Chunk*>(tile.chunk(row, column)), values);
     }
   }
 }
@@ -185,8 +232,8 @@ __device__ __forceinline__ void load_queries(Tile<T, kRows, kDim> tile, const Ro
 
 // The rows of V that a mask hides from every row of the team become zeros: 0 * NaN is not 0. `seen`: by a lane's rows.
 template <int kTeam, class T, int kKeys, int kCols, class Barrier>
-__device__ __forceinline__ void hide_values(Tile<T, kKeys, kCols> tile, unsigned long long* seen_by,
-                                            unsigned long long seen, unsigned long long exist, Barrier barrier) {
+__device__ __forceinline__ void hide_values(Tile<T, kKeys, kCols> tile, KeyBits<kKeys>* seen_by,
+                                            KeyBits<kKeys> seen, KeyBits<kKeys> exist, Barrier barrier) {
   using Rows = Tile<T, kKeys, kCols>;
   const int thread = static_cast<int>(threadIdx.x) % (32 * kTeam);
 #pragma unroll

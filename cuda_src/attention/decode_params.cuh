@@ -36,6 +36,8 @@ struct DecodeParams {
   int q_rows, new_rows;        // new_rows: of a sequence, min(q_lens, new_rows) keys more than kv_lens; cut at the room
   int head_dim, value_dim, mask_cols;
   int pages, page_size, table_cols;
+  unsigned int page_magic;
+  int page_shift;  // j / page_size = (2 j page_magic / 2^32) >> page_shift, for 0 <= j < 2^31
   int row_tiles;     // of a key head: its group's rows of all queries, kRows at a time
   int column_tiles;  // of value_dim, kValueDim at a time
   int least_tiles;   // of keys that a block has at least, where there are not enough for all
@@ -46,6 +48,8 @@ struct DecodeParams {
   int vector;         // 1: rows of q, k and v are whole chunks of 16 bytes, of 8-bit caches of 8
   int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
   int new_is_vector;  // 1: `vector`, and rows of k_new and v_new likewise
+  int is_async;       // 1: a cache of T, `vector`, and new rows likewise if there are some
+  int same_strides;   // 1: of pages and rows of k and v
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch or page, head, row, column
   long long k_new_stride[4], v_new_stride[4], mask_stride[4];
   long long lse_stride[3], k_scale_stride[3], v_scale_stride[3], alibi_stride[2], table_stride[2];

@@ -56,13 +56,17 @@ struct KeyPlace {
   __device__ __forceinline__ KeyPlace() {}
   __device__ __forceinline__ KeyPlace(const DecodeParams& p, int b, int key, bool wanted) : page(b), row(key) {
     if (p.page_table == nullptr) return;
-    const int number = static_cast<int>(static_cast<unsigned int>(key) / static_cast<unsigned int>(p.page_size));
+    const int number = static_cast<int>(__umulhi(2u * key, p.page_magic) >> p.page_shift);  // key / page_size
     row = key - number * p.page_size;
     page = -1;
     if (wanted) {
       const long long found = ld_index(p, kPageTable, p.page_table, b * p.table_stride[0] + number * p.table_stride[1]);
       if (found >= 0 && found < p.pages) page = static_cast<int>(found);
     }
+  }
+  // Elements from row 0 of page 0.
+  __device__ __forceinline__ long long offset(const long long (&stride)[4]) const {
+    return page * stride[0] + row * stride[2];
   }
 };
 

@@ -174,6 +174,9 @@ __forceinline__ int __popc(unsigned int x) { return __builtin_popcount(x); }
 __forceinline__ int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 __forceinline__ int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned int>(x)); }
 __forceinline__ int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
+__forceinline__ unsigned int __umulhi(unsigned int x, unsigned int y) {
+  return static_cast<unsigned int>(static_cast<unsigned long long>(x) * y >> 32);
+}
 __forceinline__ int __ffs(int x) { return __builtin_ffs(x); }
 __forceinline__ int __ffsll(long long x) { return __builtin_ffsll(x); }
 __forceinline__ unsigned int __brev(unsigned int x) {
