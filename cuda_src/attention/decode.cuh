@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
       loads_stop = loads.stop;
       if (more) save(loads);
     }
-    if (more) keys.look_up(p, ptx::ld_shared(&segment->b), ptx::ld_shared(&segment->end), at * kKeys);
+    if (more) keys.look_up(p, segment, at * kKeys);
   };
   save(cursor);
   find();

@@ -32,7 +32,7 @@ __device__ __forceinline__ void append_rows(const DecodeParams& p) {
     const Lengths lengths(p, static_cast<int>(b));
     const int key = lengths.old + static_cast<int>(row);
     if (key >= lengths.kv_len) continue;  // it does not count, or there is no room
-    const KeyPlace place(p, static_cast<int>(b), key, true);
+    const KeyPlace place(p, static_cast<int>(b), table_row(p, static_cast<int>(b)), key, true);
     if (place.page < 0) continue;
     const auto copy = [&](void* cache, const long long (&stride)[4], const void* fresh, const long long (&new_stride)[4],
                           int columns) {

@@ -14,14 +14,15 @@ struct CacheRows {
 // What the loads of a team need of a segment.
 struct LoadSegment {
   CacheRows k, v;
-  int b, old, begin, end;  // of its Lengths
+  const char* table;       // table_row
+  int b, old, begin, end;  // sequence, and of its Lengths
   int value_columns;       // from the first one on
   int unused = 0;
 
   __device__ __forceinline__ LoadSegment() {}
   template <int kKeys>
   __device__ __forceinline__ LoadSegment(const DecodeParams& p, const KeyCursor<kKeys>& at, int columns, int item)
-      : b(at.b), old(at.lengths.old), begin(at.lengths.begin), end(at.lengths.end) {
+      : table(table_row(p, at.b)), b(at.b), old(at.lengths.old), begin(at.lengths.begin), end(at.lengths.end) {
     const long long of_item = p.cache_kind == kCacheOfT ? item : 1;
     const long long sequence = at.b, head = at.head, column = static_cast<long long>(at.column) * columns;
     const char* k_new = static_cast<const char*>(p.k_new);
@@ -53,9 +54,11 @@ struct TileKeys {
     return static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
   }
   // Begins to look up the pages of keys `first` and on, well ahead of their load.
-  __device__ __forceinline__ void look_up(const DecodeParams& p, int b, int end, int first) {
+  __device__ __forceinline__ void look_up(const DecodeParams& p, const LoadSegment* of, int first) {
+    const int b = ptx::ld_shared(&of->b), end = ptx::ld_shared(&of->end);
+    const char* table = ptx::ld_shared(&of->table);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) places[i] = KeyPlace(p, b, first + of_lane(i), first + of_lane(i) < end);
+    for (int i = 0; i < kEach; ++i) places[i] = KeyPlace(p, b, table, first + of_lane(i), first + of_lane(i) < end);
   }
   // Bit i: key first + i is one that a query sees, and its page exists.
   __device__ __forceinline__ KeyBits<kKeys> exist(int begin, int end, int first) const {
@@ -92,19 +95,33 @@ struct Sharing {
   int column = static_cast<int>(threadIdx.x) % kRepeat;              // chunk
 };
 
-// One row of a tile, asynchronously in chunks of 16 bytes.
-template <int kRepeat, class T, int kKeys, int kCols>
-__device__ __forceinline__ void copy_chunks(Tile<T, kKeys, kCols> tile, int row, int column0, const char* from,
-                                            int columns, bool exists) {
+// Rows row, row + kAtOnce, … of a tile, asynchronously in chunks of 16 bytes: those of one thread. The swizzle repeats
+// every 8 rows, so that addresses in shared memory differ by constants from those of the first of them.
+template <int kAtOnce, class T, int kKeys, int kCols>
+struct ChunkCopies {
   using Rows = Tile<T, kKeys, kCols>;
-  T* to = tile.chunk(row, column0);
-  const char* ptr = from + column0 * 16;
+  static constexpr int kColumns = Rows::kChunks / Rows::kRepeat, kBases = kAtOnce < 8 ? 8 / kAtOnce : 1;
+  T* to[kBases];
+  KeyBits<kKeys> exist[kColumns];  // from this thread's row on; of chunks beyond the last column none
+
+  __device__ __forceinline__ ChunkCopies(Rows tile, int row, int column, int columns, KeyBits<kKeys> bits) {
 #pragma unroll
-  for (int column = 0; column < Rows::kChunks; column += kRepeat) {
-    const bool inside = exists && (column0 + column) * Rows::kPerChunk < columns;
-    ptx::cp_async_16(to + column * Rows::kPerChunk, ptr + column * 16, inside ? 16 : 0);
+    for (int i = 0; i < kBases; ++i) to[i] = tile.chunk(row + i * kAtOnce, column);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      exist[i] = (column + i * Rows::kRepeat) * Rows::kPerChunk < columns ? bits >> row : 0;
+    }
   }
-}
+  // `from`: this thread's first chunk of the row.
+  __device__ __forceinline__ void copy(int step, const char* from) const {
+    T* row = to[step / kAtOnce % kBases] + (step - step / kAtOnce % kBases * kAtOnce) * kCols;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const int chunks = i * Rows::kRepeat;
+      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16, (exist[i] >> step & 1) != 0 ? 16 : 0);
+    }
+  }
+};
 
 // K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes.
 template <int kTeamThreads, class T, int kKeys, int kDim, int kValueDim>
@@ -114,41 +131,40 @@ __device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys
   using Share = Sharing<Tile<T, kKeys, kDim>, kKeys, kTeamThreads>;
   using Keys = TileKeys<kKeys>;
   static_assert(Share::kRepeat == Tile<T, kKeys, kValueDim>::kRepeat, "K and V are shared out alike");
-  constexpr bool kWide = kDim > 128;  // few registers
   const Share share;
   const char *k_base = ptx::ld_shared(&of->k.base), *v_base = ptx::ld_shared(&of->v.base);
+  const int own = share.column * 16;  // bytes
   const int value_columns = ptx::ld_shared(&of->value_columns), old = ptx::ld_shared(&of->old);
+  const ChunkCopies<Share::kAtOnce, T, kKeys, kDim> k_copies(k, share.row, share.column, p.head_dim, exist);
+  const ChunkCopies<Share::kAtOnce, T, kKeys, kValueDim> v_copies(v, share.row, share.column, value_columns, exist);
   long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(p.k_stride) * static_cast<int>(sizeof(T));
   if (p.same_strides && (p.k_new == nullptr || first + kKeys <= old)) {
-#pragma unroll(kWide ? 1 : kKeys)
+#pragma unroll(kDim > 128 ? 2 : kKeys)  // of wide rows there are few registers
     for (int step = 0; step < kKeys; step += Share::kAtOnce) {
-      const int row = share.row + step;
-      const long long offset = Keys::of_row(at, row);
-      const bool exists = (exist >> row & 1) != 0;
-      copy_chunks<Share::kRepeat>(k, row, share.column, k_base + offset, p.head_dim, exists);
-      copy_chunks<Share::kRepeat>(v, row, share.column, v_base + offset, value_columns, exists);
+      const long long offset = Keys::of_row(at, share.row + step);
+      k_copies.copy(step, k_base + own + offset);
+      v_copies.copy(step, v_base + own + offset);
     }
     return;
   }
-  unsigned long long k_at[Keys::kEach], v_at[Keys::kEach];  // addresses
+  unsigned long long k_at[Keys::kEach], v_at[Keys::kEach];  // addresses of rows
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) {
     const long long fresh = first + Keys::of_lane(i) - old;
+    const long long v_offset = keys.places[i].offset(p.v_stride) * static_cast<int>(sizeof(T));
     k_at[i] = reinterpret_cast<unsigned long long>(k_base + at[i]);
-    v_at[i] = reinterpret_cast<unsigned long long>(v_base + keys.places[i].offset(p.v_stride) * static_cast<int>(sizeof(T)));
+    v_at[i] = reinterpret_cast<unsigned long long>(v_base + v_offset);
     if (p.k_new == nullptr || fresh < 0) continue;
-    k_at[i] = reinterpret_cast<unsigned long long>(ptx::ld_shared(&of->k.fresh) + fresh * p.k_new_stride[2] * sizeof(T));
-    v_at[i] = reinterpret_cast<unsigned long long>(ptx::ld_shared(&of->v.fresh) + fresh * p.v_new_stride[2] * sizeof(T));
+    const char *k_new = ptx::ld_shared(&of->k.fresh), *v_new = ptx::ld_shared(&of->v.fresh);
+    k_at[i] = reinterpret_cast<unsigned long long>(k_new + fresh * p.k_new_stride[2] * static_cast<int>(sizeof(T)));
+    v_at[i] = reinterpret_cast<unsigned long long>(v_new + fresh * p.v_new_stride[2] * static_cast<int>(sizeof(T)));
   }
-#pragma unroll 1
-  for (int row = share.row; row < kKeys; row += Share::kAtOnce) {
-    const char* k_row = reinterpret_cast<const char*>(Keys::of_row(k_at, row));
-    const char* v_row = reinterpret_cast<const char*>(Keys::of_row(v_at, row));
-    const bool exists = (exist >> row & 1) != 0;
-    copy_chunks<Share::kRepeat>(k, row, share.column, k_row, p.head_dim, exists);
-    copy_chunks<Share::kRepeat>(v, row, share.column, v_row, value_columns, exists);
+#pragma unroll(kDim > 128 ? 2 : kKeys)  // of wide rows there are few registers
+  for (int step = 0; step < kKeys; step += Share::kAtOnce) {
+    k_copies.copy(step, reinterpret_cast<const char*>(Keys::of_row(k_at, share.row + step)) + own);
+    v_copies.copy(step, reinterpret_cast<const char*>(Keys::of_row(v_at, share.row + step)) + own);
   }
 }
 

@@ -49,24 +49,35 @@ struct Lengths {
   }
 };
 
+// The row of a sequence in the page table; null: dense.
+__device__ __forceinline__ const char* table_row(const DecodeParams& p, int b) {
+  const int item = (p.wide >> kPageTable & 1) != 0 ? 8 : 4;
+  return p.page_table == nullptr ? nullptr : static_cast<const char*>(p.page_table) + b * p.table_stride[0] * item;
+}
+
 // Where a key of a sequence lies.
 struct KeyPlace {
   int page, row;  // page < 0: nowhere
 
   __device__ __forceinline__ KeyPlace() {}
-  __device__ __forceinline__ KeyPlace(const DecodeParams& p, int b, int key, bool wanted) : page(b), row(key) {
+  __device__ __forceinline__ KeyPlace(const DecodeParams& p, int b, const char* table, int key, bool wanted)
+      : page(b), row(key) {
     if (p.page_table == nullptr) return;
     const int number = static_cast<int>(__umulhi(2u * key, p.page_magic) >> p.page_shift);  // key / page_size
     row = key - number * p.page_size;
     page = -1;
-    if (wanted) {
-      const long long found = ld_index(p, kPageTable, p.page_table, b * p.table_stride[0] + number * p.table_stride[1]);
+    if (!wanted) return;
+    if ((p.wide >> kPageTable & 1) != 0) {
+      const long long found = ptx::ld_global(reinterpret_cast<const long long*>(table) + number * p.table_stride[1]);
       if (found >= 0 && found < p.pages) page = static_cast<int>(found);
+    } else {
+      const int found = ptx::ld_global(reinterpret_cast<const int*>(table) + number * p.table_stride[1]);
+      if (found < p.pages) page = found;
     }
   }
   // Elements from row 0 of page 0.
   __device__ __forceinline__ long long offset(const long long (&stride)[4]) const {
-    return page * stride[0] + row * stride[2];
+    return static_cast<unsigned int>(page) * stride[0] + static_cast<unsigned int>(row) * stride[2];
   }
 };
 
