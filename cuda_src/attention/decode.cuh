@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   while (cursor.left > 0) {
     const RowTile rows(p, cursor, kRows);
     load_queries<kThreads>(q_tile, rows);
-    if (threadIdx.x < kRows) Rule::put(rules, rows, static_cast<int>(threadIdx.x));
+    if (warp < kTeam && lane < 16) Rule::put(rules, rows, 16 * warp + lane);
     if (threadIdx.x == 0) put_shared(of_block, cursor);
     __syncthreads();  // Q, the rules of its rows and the cursor, for every warp
 
