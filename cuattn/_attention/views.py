@@ -141,9 +141,9 @@ def canonical_specs(
         found["lse"] = canonical_lse(outs[1])
     for name, spec in (("mask", given.mask), ("bias", given.bias)):
         if spec is not None:
-            found[name] = _broadcast(spec, (*sizes[:2], *_mask_sizes(sizes, spec)))
+            found[name] = broadcast_spec(spec, (*sizes[:2], *_mask_sizes(sizes, spec)))
     if given.alibi_slopes is not None:
-        found["alibi_slopes"] = _broadcast(given.alibi_slopes, sizes[:2])
+        found["alibi_slopes"] = broadcast_spec(given.alibi_slopes, sizes[:2])
     return Operands(**found)
 
 
@@ -159,7 +159,7 @@ def canonical_lse(spec: ArraySpec) -> ArraySpec:
     return ArraySpec(lack + spec.shape, lack + spec.strides, spec.dtype)
 
 
-def _broadcast(spec: ArraySpec, shape: Shape) -> ArraySpec:
+def broadcast_spec(spec: ArraySpec, shape: Shape) -> ArraySpec:
     """What `numpy.broadcast_to` makes of an array."""
     lack = len(shape) - len(spec.shape)
     strides = (0,) * lack + tuple(
@@ -181,11 +181,11 @@ def strides_of(array: ArraySpec | None, ndim: int) -> tuple[int, ...]:
     return tuple(stride // array.dtype.itemsize for stride in array.strides)
 
 
-def is_vector(array: ArraySpec) -> bool:
-    """Whether every row is whole chunks of 16 bytes, each on a boundary if the first is."""
+def is_vector(array: ArraySpec, chunk: int = 16) -> bool:
+    """Whether every row is whole chunks of so many bytes, each on a boundary if the first is."""
     *outer, columns = zip(array.shape, array.strides, strict=True)
     return (
-        columns[0] * array.dtype.itemsize % 16 == 0
+        columns[0] * array.dtype.itemsize % chunk == 0
         and columns[1] == array.dtype.itemsize
-        and all(size <= 1 or stride % 16 == 0 for size, stride in outer)
+        and all(size <= 1 or stride % chunk == 0 for size, stride in outer)
     )

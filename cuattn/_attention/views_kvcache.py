@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cuattn._attention.views import Shape, canonical, canonical_shape
+from cuattn._arrays.row_layout import ArraySpec
+from cuattn._attention.views import (
+    Shape,
+    broadcast_spec,
+    canonical,
+    canonical_shape,
+    canonical_spec,
+)
 
 
 class Arrays(NamedTuple):
@@ -87,3 +94,34 @@ def _scales(scale: Any, cache: Any, sizes: Sizes, layout: str, xp: Any) -> Any:
     if layout == "BSHD":
         scale = scale.swapaxes(-1, -2)
     return scale if scale.ndim == 3 else scale[None]
+
+
+def canonical_specs(given: Arrays, sizes: Sizes, layout: str) -> Arrays:
+    """Specs of these views; v_new, too, is there wherever k_new is."""
+    views = {n: canonical_spec(a, layout) for n, a in zip(given._fields[:5], given, strict=False)
+             if a is not None}  # fmt: skip
+    for values, keys in (("v_cache", "k_cache"), ("v_new", "k_new")):
+        if given.v_cache is None and keys in views:
+            own = views[keys]
+            views[values] = own._replace(shape=(*own.shape[:3], sizes.value_dim))
+    if given.mask is not None:
+        shape = (1,) * (4 - len(given.mask.shape)) + given.mask.shape
+        views["mask"] = broadcast_spec(given.mask, shape)
+    if given.alibi_slopes is not None:
+        views["alibi_slopes"] = broadcast_spec(given.alibi_slopes, (sizes.batch, sizes.heads))
+    for name in ("q_offset", "q_lens", "kv_lens", "new_lens"):
+        if (spec := getattr(given, name)) is not None:
+            views[name] = broadcast_spec(spec, (sizes.batch,))
+    for name in ("k_scale", "v_scale"):
+        if (spec := getattr(given, name)) is not None:
+            views[name] = _scale_spec(spec, given.k_cache, sizes, layout)
+    return given._replace(**views)
+
+
+def _scale_spec(scale: ArraySpec, cache: ArraySpec, sizes: Sizes, layout: str) -> ArraySpec:
+    shape, strides = (sizes.pages, sizes.kv_heads, sizes.page_size), scale.strides
+    if not is_per_token(scale, cache):
+        return ArraySpec(shape, (0, *(strides or (0,)), 0), scale.dtype)
+    if layout == "BSHD":
+        strides = (*strides[:-2], strides[-1], strides[-2])
+    return ArraySpec(shape, (0,) * (3 - len(strides)) + strides, scale.dtype)

@@ -40,4 +40,5 @@ class Computed:
     in_place = False
 
     def __init__(self, given: Sequence[str], run: Callable[..., list[Any]]) -> None:
-        self.given, self.reads, self.run = given, len(given), run
+        self.given, self.run = given, run
+        self.reads = self.written = len(given)

@@ -28,6 +28,7 @@ class Made(NamedTuple):
 Block = Sequence[bytes | Params | tuple[Params, Mapping[str, Any]]]
 
 WORKSPACE = "partial"  # of arrays that are made the last one, which kernels also read
+SHARED = "counters", "parts"  # the arrays of a `workspace.Workspace`
 
 
 class Launches:
@@ -51,6 +52,10 @@ class Launches:
         Fields that are computed from the addresses of `reads`, `writes` and `made`.
     in_place : bool, optional
         Whether a result may be an array that is read, as the same view.
+    updates : sequence of str, optional
+        More arrays that come in, behind `reads`: read, and written in place.
+    shared : (int, int), optional
+        Counters and bytes of parts, as fields called so, in the workspace of the stream.
     """
 
     def __init__(
@@ -65,11 +70,15 @@ class Launches:
         boxes: Sequence[tuple[str, Boxes]] = (),
         derived: tuple[Sequence[str], Callable[[list[int]], Sequence[int]] | None] = ((), None),
         in_place: bool = False,
+        updates: Sequence[str] = (),
+        shared: tuple[int, int] | None = None,
     ) -> None:
-        self.given, self.in_place = (*reads, *writes), in_place
+        self.given, self.in_place = (*reads, *updates, *writes), in_place
         arrays, (more, self._derived) = [*self.given, *made], derived
-        self.reads, self._made = len(reads), tuple(made.values())
+        self.reads, self._made = len(reads) + len(updates), tuple(made.values())
+        self.written, self._shared = len(reads), shared  # the first array that is written
         self._workspace = len(arrays) - (WORKSPACE in made)
+        arrays += SHARED if shared else ()
         self._returned = [arrays.index(name) for name in returned]
         self._boxes = [(arrays.index(name), box) for name, box in boxes]
         self._places = {name: i for i, name in enumerate((*numbers, *arrays, *more))}
@@ -102,18 +111,20 @@ class Launches:
         """Launch on the device of the arrays, which are those `given`; what is returned."""
         arrays = [*arrays]
         with runtime.on(runtime.device(arrays[0])):
+            shared = runtime.workspace(*self._shared) if self._shared else ()
             for shape, dtype, order in self._made:
                 arrays.append(
                     runtime.empty(shape, dtype)
                     if order is None
                     else _ordered(runtime, shape, dtype, order)
                 )
+            arrays += shared
             at = [*map(runtime.address, arrays)]
             maps = self._tensor_maps(runtime, at) if self._boxes else b""
             more = self._derived(at) if self._derived else ()
             fields = [*numbers, *at, *more, *self._constants]
             reads = arrays[: self.reads] + arrays[self._workspace :]
-            writes = arrays[self.reads :]
+            writes = arrays[self.written :]
             for kernel, pack, pick in self.kernels:
                 runtime.launch(kernel, maps + pack(*pick(fields)), reads, writes)
         return [*map(arrays.__getitem__, self._returned)]

@@ -1,8 +1,8 @@
 """Cubin → kernel → launch, and what else the public functions need of a device.
 
 A *runtime* is what the public functions need of a device: `address`, `device`, `signature`,
-`empty`, `limits`, `tensor_map`, `launch`, its array module `xp`, and `recent`, what it knows of
-earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is the other, put into
+`empty`, `workspace`, `limits`, `tensor_map`, `launch`, its array module `xp`, and `recent`, what it
+knows of earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is the other, put into
 `emulator`.
 """
 
@@ -23,6 +23,7 @@ from cuattn._device import cache, compiler, tensor_map
 from cuattn._device.host import HOST
 from cuattn._device.kernel import Limits
 from cuattn._device.recent import Recent
+from cuattn._device.workspace import Workspace, Workspaces
 
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
 # NumPy.
@@ -32,6 +33,7 @@ emulator: Any = None
 # CUfunction_attribute
 NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+PER_THREAD = 2  # cudaStreamPerThread
 
 
 class Cuda:
@@ -49,6 +51,7 @@ class Cuda:
         self._kernels: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.RLock()
         self._current_device = cupy.cuda.runtime.getDevice
+        self._workspaces = Workspaces(self._zeros, self.empty)
         self._limits: dict[int, Limits] = {}
 
     def signature(self, array: Any) -> tuple[Any, ...]:
@@ -63,6 +66,18 @@ class Cuda:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Uninitialised C-contiguous array on the current device."""
         return self.xp.empty(shape, dtype)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self.xp.zeros(shape, dtype)
+
+    def workspace(self, counters: int, part_bytes: int) -> Workspace:
+        """The workspace of the current stream; see `Workspaces.of`."""
+        stream = self.xp.cuda.get_current_stream()
+        pointer = stream.ptr
+        # One pointer stands for as many streams as there are threads.
+        thread = threading.get_ident() if pointer == PER_THREAD else 0
+        key = self._current_device(), pointer, thread
+        return self._workspaces.of(key, counters, part_bytes, stream.is_capturing)
 
     def limits(self, device: int) -> Limits:
         """Limits of a device."""

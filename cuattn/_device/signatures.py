@@ -2,8 +2,8 @@
 
 A signature is which arguments there are, of an array its shape, strides, dtype, device and address
 modulo 16, of an option its type and value. Calls of one signature differ in nothing but addresses
-and the contents of arrays. So one that was fine is fine again, unless `out` overlaps an input, and
-what it launched is what to launch. Each runtime has signatures of its own.
+and the contents of arrays. So one that was fine is fine again, unless what it writes overlaps an
+input, and what it launched is what to launch. Each runtime has signatures of its own.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def _signature(
 
 
 def _overlaps(given: list[Any], launches: Launches | Computed) -> list[Overlap]:
-    """Of every result and what stands before it."""
+    """Of every array that is written and what stands before it, but for those that are read, too,
+    among themselves: halves of a pool interleave.
+    """
     spans = [span(array.shape, array.strides, array.itemsize) for array in given]
     views = [(array.shape, array.strides, array.dtype) for array in given]
     return [
@@ -156,8 +158,8 @@ def _overlaps(given: list[Any], launches: Launches | Computed) -> list[Overlap]:
             spans[j][1] - spans[i][0],
             launches.in_place and views[i] == views[j],
         )
-        for i in range(launches.reads, len(given))
-        for j in range(i)
+        for i in range(launches.written, len(given))
+        for j in range(i if i >= launches.reads else launches.written)
         if given[i].size and given[j].size
     ]
 
