@@ -118,7 +118,7 @@ struct ChunkCopies {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int chunks = i * Rows::kRepeat;
-      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16, (exist[i] >> step & 1) != 0 ? 16 : 0);
+      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16, (exist[i] & KeyBits<kKeys>(1) << step) != 0 ? 16 : 0);
     }
   }
 };
