@@ -119,7 +119,9 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     ValueError
         If blocks of the device have too little shared memory for so many columns.
     """
-    kib = 99 if compute_capability in (86, 89, 120, 121) else 163 if compute_capability < 90 else 227
+    kib = (
+        99 if compute_capability in (86, 89, 120, 121) else 163 if compute_capability < 90 else 227
+    )
     size = max(problem.head_dim, problem.value_dim)
     table = TABLES.get(problem.op, HALF_TILES)
     fitting = [t for t in table if size <= t.max_dim and kib >= t.smem_kib]
@@ -150,7 +152,10 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     # Units of a pair at most: parts, or tiles.
     each = max(1, ceil_div(problem.capacity, tile.keys * (split or 1)))
     grid = max(1, min(num_sms, pairs * each))
-    record = rows * (value_dim + 3) * (8 if problem.op == "float64" else 4)
+    part_rows = min(rows, problem.rows)
+    record = (part_rows * value_dim + ceil_div(3 * part_rows, 4) * 4) * (
+        8 if problem.op == "float64" else 4
+    )
     kernel = Kernel("attention_decode", arguments, grid, 32 * tile.warps, smem_bytes=smem)
     return DecodePlan(
         kernel,

@@ -3,14 +3,15 @@
 //   find this block's share of all tiles of keys                                     (attention/key_cursor.cuh)
 //   for each (sequence, key head, tile of rows) of it, a segment of tiles:
 //     Q -> shared memory
-//     each team, for its tiles:  S = Q K^T;  softcap, ALiBi, masks                   (a ring of its own, no block barrier)
+//     each team, for its tiles:  S = Q K^T;  softcap, ALiBi, masks                   (a ring of its own, no block
+//     barrier)
 //       m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O = O exp(m - m') + P V;  l likewise
 //     the teams' O, m, l -> one                                                      (attention/decode_merge.cuh)
 //     of all its keys: out = O / l, lse = m + log l;  of a part: to the workspace, and the last block to come merges
 //
 // A team of kTeam warps shares tiles of keys, 16 rows each: rows are queries times heads of the group. Its ring goes on
-// over segments, so that loads never pause. Shares follow from lengths that only the device knows: nothing is planned or
-// read on the host, and a captured graph stays right.
+// over segments, so that loads never pause. Shares follow from lengths that only the device knows: nothing is planned
+// or read on the host, and a captured graph stays right.
 #pragma once
 
 #include <attention/decode_append.cuh>
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   if (p.k_new != nullptr) append_rows<kWarps, T>(p);
 
   const Acc natural = p.rule ? Acc(1) : static_cast<Acc>(p.scale), fold = Base::kUnit * natural;
-  int slot = 0;        // of this team's next tile
+  int slot = 0;  // of this team's next tile
   while (cursor.left > 0) {
     const RowTile rows(p, cursor, kRows);
     load_queries<kThreads>(q_tile, rows);
@@ -227,8 +228,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
     if (lane == 0 && warp_row == 0) ptx::st_shared(places + team, static_cast<int>(own - reinterpret_cast<Acc*>(smem)));
     __syncthreads();  // every team's part
     cursor = get_shared(of_block);
-    merge_segment<T, kRows, kTeams, kValueDim, kThreads>(RowTile(p, cursor, kRows), cursor, get_shared(shared_shares), stats,
-                                                         reinterpret_cast<Acc*>(smem), places, fold, natural);
+    merge_segment<T, kRows, kTeams, kValueDim, kThreads>(RowTile(p, cursor, kRows), cursor, get_shared(shared_shares),
+                                                         stats, reinterpret_cast<Acc*>(smem), places, fold, natural);
     cursor.next_segment(p);
     __syncthreads();  // Q, its rules, statistics and the slots of O are free
   }

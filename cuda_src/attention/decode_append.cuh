@@ -1,5 +1,5 @@
-// New keys and values of a call -> the cache. Nobody reads these rows of it during the launch: loads take them from where
-// they come from.
+// New keys and values of a call -> the cache. Nobody reads these rows of it during the launch: loads take them from
+// where they come from.
 #pragma once
 
 #include <attention/key_cursor.cuh>
@@ -13,7 +13,8 @@ __device__ __forceinline__ void copy_row(T* to, long long to_stride, const T* fr
 #pragma unroll 1
   for (int column = lane * kChunk; vector && column < columns; column += 32 * kChunk) {
     using Chunk = Fragment<T, kChunk>;
-    ptx::st_global(reinterpret_cast<Chunk*>(to + column), ptx::ld_global(reinterpret_cast<const Chunk*>(from + column)));
+    ptx::st_global(reinterpret_cast<Chunk*>(to + column),
+                   ptx::ld_global(reinterpret_cast<const Chunk*>(from + column)));
   }
 #pragma unroll 1
   for (int column = lane; !vector && column < columns; column += 32) {
@@ -34,8 +35,8 @@ __device__ __forceinline__ void append_rows(const DecodeParams& p) {
     if (key >= lengths.kv_len) continue;  // it does not count, or there is no room
     const KeyPlace place(p, static_cast<int>(b), table_row(p, static_cast<int>(b)), key, true);
     if (place.page < 0) continue;
-    const auto copy = [&](void* cache, const long long (&stride)[4], const void* fresh, const long long (&new_stride)[4],
-                          int columns) {
+    const auto copy = [&](void* cache, const long long (&stride)[4], const void* fresh,
+                          const long long (&new_stride)[4], int columns) {
       T* to = static_cast<T*>(cache) + place.page * stride[0] + head * stride[1] + place.row * stride[2];
       const T* from = static_cast<const T*>(fresh) + b * new_stride[0] + head * new_stride[1] + row * new_stride[2];
       copy_row<16 / sizeof(T)>(to, stride[3], from, new_stride[3], columns, p.new_is_vector);

@@ -50,9 +50,7 @@ struct TileKeys {
   static constexpr int kEach = kKeys > 32 ? kKeys / 32 : 1;
   KeyPlace places[kEach];
 
-  static __device__ __forceinline__ int of_lane(int i) {
-    return static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i;
-  }
+  static __device__ __forceinline__ int of_lane(int i) { return static_cast<int>(threadIdx.x) % 32 % kKeys + 32 * i; }
   // Begins to look up the pages of keys `first` and on, well ahead of their load.
   __device__ __forceinline__ void look_up(const DecodeParams& p, const LoadSegment* of, int first) {
     const int b = ptx::ld_shared(&of->b), end = ptx::ld_shared(&of->end);
@@ -118,7 +116,8 @@ struct ChunkCopies {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int chunks = i * Rows::kRepeat;
-      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16, (exist[i] & KeyBits<kKeys>(1) << step) != 0 ? 16 : 0);
+      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16,
+                       (exist[i] & KeyBits<kKeys>(1) << step) != 0 ? 16 : 0);
     }
   }
 };
@@ -248,8 +247,8 @@ __device__ __forceinline__ void load_queries(Tile<T, kRows, kDim> tile, const Ro
 
 // The rows of V that a mask hides from every row of the team become zeros: 0 * NaN is not 0. `seen`: by a lane's rows.
 template <int kTeam, class T, int kKeys, int kCols, class Barrier>
-__device__ __forceinline__ void hide_values(Tile<T, kKeys, kCols> tile, KeyBits<kKeys>* seen_by,
-                                            KeyBits<kKeys> seen, KeyBits<kKeys> exist, Barrier barrier) {
+__device__ __forceinline__ void hide_values(Tile<T, kKeys, kCols> tile, KeyBits<kKeys>* seen_by, KeyBits<kKeys> seen,
+                                            KeyBits<kKeys> exist, Barrier barrier) {
   using Rows = Tile<T, kKeys, kCols>;
   const int thread = static_cast<int>(threadIdx.x) % (32 * kTeam);
 #pragma unroll

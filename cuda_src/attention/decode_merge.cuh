@@ -53,7 +53,8 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
   const long long query = rows.query(row), head = rows.query_head(row), b = rows.b;
   const bool padding = rows.is_padding(row);
   Acc m = of.shift.log_unit(natural), total = of.total, weight = 1;
-  if (p.sinks != nullptr) weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head * p.sinks_stride), m, total);
+  if (p.sinks != nullptr)
+    weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head * p.sinks_stride), m, total);
   if (p.lse != nullptr && column == 0) {
     const Acc infinity = Limits<Acc>::infinity();
     const Acc lse = padding ? -infinity : (m == -infinity ? Acc(0) : m) + log_natural(total);
@@ -65,7 +66,8 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
 #pragma unroll
   for (int e = 0; e < kColumns; ++e) {
     const bool nothing = padding || total == 0;
-    values.element[e] = from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total * static_cast<Acc>(p.v_factor));
+    values.element[e] =
+        from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total * static_cast<Acc>(p.v_factor));
   }
   T* out = static_cast<T*>(p.out) + b * p.out_stride[0] + head * p.out_stride[1] + query * p.out_stride[2] +
            column * p.out_stride[3];
@@ -105,16 +107,17 @@ __device__ __forceinline__ PartStat<Acc> ld_stat(const PartStat<Acc>* stat) {
   return {ptx::ld_shared(&stat->base), ptx::ld_shared(&stat->center), ptx::ld_shared(&stat->l)};
 }
 
-// One segment: the teams' parts -> out and lse where it has all keys of its pair, else a part in the workspace, and from
-// all parts where this block is the last of the pair to come.
+// One segment: the teams' parts -> out and lse where it has all keys of its pair, else a part in the workspace, and
+// from all parts where this block is the last of the pair to come.
 template <class T, int kRows, int kTeams, int kValueDim, int kThreads, class Acc, int kKeys>
 __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Shares& shares,
                                               const PartStat<Acc>* stats, const Acc* smem, const int* places, Acc fold,
                                               Acc natural) {
   using Sum = RowSum<Acc>;
   using Columns = typename Sum::Columns;
-  constexpr int kGroups = kValueDim / Sum::kColumns, kRecord = kRows * (kValueDim + 3);
+  constexpr int kGroups = kValueDim / Sum::kColumns;
   const DecodeParams& p = rows.p;
+  const int part_rows = min(kRows, p.group * p.q_rows);  // of every part, and `rows.count` of them hold something
   const int first_column = cursor.column * kValueDim;
   const auto left = [&](int group) { return p.value_dim - first_column - group * Sum::kColumns; };
   const bool whole = cursor.is_whole();
@@ -130,7 +133,7 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
   // the last segment there.
   const auto part = [&](long long i) {
     const bool second = !split && i == first && shares.first_unit(i) != first_unit;
-    return parts + (split ? i : 2 * i + second) * kRecord;
+    return parts + (split ? i : 2 * i + second) * (part_rows * kValueDim + (3 * part_rows + 3) / 4 * 4);
   };
   Acc* const mine = part(split ? cursor.unit : static_cast<long long>(blockIdx.x));
 
@@ -142,8 +145,9 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
 #pragma unroll
     for (int team = 0; team < kTeams; ++team) {
       const int column = (group * Sum::kColumns) ^ row % 4 * 8;
-      sum.add(stat(team), ptx::ld_shared(reinterpret_cast<const Columns*>(smem + ptx::ld_shared(places + team) +
-                                                                          row * kValueDim + column)),
+      sum.add(stat(team),
+              ptx::ld_shared(
+                  reinterpret_cast<const Columns*>(smem + ptx::ld_shared(places + team) + row * kValueDim + column)),
               fold);
     }
     if (whole) {
@@ -152,11 +156,11 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
     }
     ptx::st_global(reinterpret_cast<Columns*>(mine + row * kValueDim + group * Sum::kColumns), sum.sum);
     if (group == 0) {
-      Acc* stat_of = mine + kRows * kValueDim + row;
+      Acc* stat_of = mine + part_rows * kValueDim + row;
       const bool none = sum.shift.limit == -Limits<Acc>::infinity();
       ptx::st_global(stat_of, none ? -Limits<Acc>::infinity() : sum.shift.base);
-      ptx::st_global(stat_of + kRows, sum.shift.center);
-      ptx::st_global(stat_of + 2 * kRows, sum.total);
+      ptx::st_global(stat_of + part_rows, sum.shift.center);
+      ptx::st_global(stat_of + 2 * part_rows, sum.total);
     }
   }
   if (whole) return;
@@ -165,8 +169,9 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
   for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
     const int row = index / kGroups, group = index % kGroups;
     const auto stat = [&](long long i) {
-      const Acc* of = part(first + i) + kRows * kValueDim + row;
-      return PartStat<Acc>{ptx::ld_global_cg(of), ptx::ld_global_cg(of + kRows), ptx::ld_global_cg(of + 2 * kRows)};
+      const Acc* of = part(first + i) + part_rows * kValueDim + row;
+      return PartStat<Acc>{ptx::ld_global_cg(of), ptx::ld_global_cg(of + part_rows),
+                           ptx::ld_global_cg(of + 2 * part_rows)};
     };
     Sum sum;
     sum.find_shift(last - first + 1, fold, stat);

@@ -37,7 +37,7 @@ struct DecodeParams {
   int head_dim, value_dim, mask_cols;
   int pages, page_size, table_cols;
   unsigned int page_magic;
-  int page_shift;  // j / page_size = (2 j page_magic / 2^32) >> page_shift, for 0 <= j < 2^31
+  int page_shift;    // j / page_size = (2 j page_magic / 2^32) >> page_shift, for 0 <= j < 2^31
   int row_tiles;     // of a key head: its group's rows of all queries, kRows at a time
   int column_tiles;  // of value_dim, kValueDim at a time
   int least_tiles;   // of keys that a block has at least, where there are not enough for all

@@ -12,7 +12,11 @@ struct RowTile {
 
   template <int kKeys>
   __device__ __forceinline__ RowTile(const DecodeParams& p, const KeyCursor<kKeys>& at, int rows)
-      : p(p), b(at.b), head(at.head), first(at.row * rows), count(min(rows, p.group * p.q_rows - at.row * rows)),
+      : p(p),
+        b(at.b),
+        head(at.head),
+        first(at.row * rows),
+        count(min(rows, p.group * p.q_rows - at.row * rows)),
         lengths(at.lengths) {}
 
   __device__ __forceinline__ int query(int row) const { return (first + row) / p.group; }
@@ -42,13 +46,18 @@ struct RowRule {
       slope = ptx::ld_global(slopes + b * p.alibi_stride[0] + head * p.alibi_stride[1]);
     }
     if (p.mask != nullptr) {
-      mask = static_cast<const bool*>(p.mask) + b * p.mask_stride[0] + head * p.mask_stride[1] +
-             query * p.mask_stride[2];
+      mask =
+          static_cast<const bool*>(p.mask) + b * p.mask_stride[0] + head * p.mask_stride[1] + query * p.mask_stride[2];
     }
     const Lengths& of = rows.lengths;
     const int i = static_cast<int>(query);
-    put_shared(to + row, RowRule{query + of.offset, mask, slope, of.kv_len - p.mask_cols, none ? -1 : of.low(p, i),
-                                 none ? 0x7fffffff : of.high(p, i), {}});
+    put_shared(to + row, RowRule{query + of.offset,
+                                 mask,
+                                 slope,
+                                 of.kv_len - p.mask_cols,
+                                 none ? -1 : of.low(p, i),
+                                 none ? 0x7fffffff : of.high(p, i),
+                                 {}});
   }
 
   __device__ __forceinline__ bool sees(const DecodeParams& p, int key) const {

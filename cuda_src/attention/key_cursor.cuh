@@ -1,9 +1,9 @@
 // Which keys a block of a decode kernel attends to: its share of all work, found on the device, and a walk through it.
 //
 // Units of work lie in the order sequence, key head, tile of rows, tile of columns, part of the keys. A block has
-// consecutive ones: an equal share of all. Of one (sequence, head, rows, columns), a pair, it has a segment of key tiles
-// at a time. With `split` a unit is that many tiles, cut at absolute multiples: then the bits of a sequence depend on
-// nothing but itself. Without, a unit is a tile, and shares are equal to a tile.
+// consecutive ones: an equal share of all. Of one (sequence, head, rows, columns), a pair, it has a segment of key
+// tiles at a time. With `split` a unit is that many tiles, cut at absolute multiples: then the bits of a sequence
+// depend on nothing but itself. Without, a unit is a tile, and shares are equal to a tile.
 #pragma once
 
 #include <attention/decode_params.cuh>
@@ -35,7 +35,8 @@ struct Lengths {
     kv_len = static_cast<int>(min(old + fresh, room));
     constexpr long long kMost = DecodeParams::kUnbounded;
     offset = p.bottom_right ? kv_len - q_len : p.offset;
-    if (p.q_offset != nullptr) offset = clamp_index(ld_index(p, kQOffset, p.q_offset, b * p.q_offset_stride), -kMost, kMost);
+    if (p.q_offset != nullptr)
+      offset = clamp_index(ld_index(p, kQOffset, p.q_offset, b * p.q_offset_stride), -kMost, kMost);
     begin = low(p, 0);
     end = q_len == 0 ? begin : high(p, q_len - 1);
     end = end < begin ? begin : end;
@@ -84,7 +85,7 @@ struct KeyPlace {
 // A place in the order of all units: a segment, tiles tile … stop - 1 of one pair.
 template <int kKeys>
 struct KeyCursor {
-  int b = 0, head = 0;    // sequence, key head
+  int b = 0, head = 0;      // sequence, key head
   int row = 0, column = 0;  // tiles of rows, of columns
   int tile, stop;
   long long left;  // units of this block from `tile` on
@@ -108,9 +109,7 @@ struct KeyCursor {
   __device__ __forceinline__ long long pair(const DecodeParams& p) const {
     return ((static_cast<long long>(b) * p.kv_heads + head) * p.row_tiles + row) * p.column_tiles + column;
   }
-  __device__ __forceinline__ bool is_whole() const {
-    return tile == first_tile(lengths) && stop == end_tile(lengths);
-  }
+  __device__ __forceinline__ bool is_whole() const { return tile == first_tile(lengths) && stop == end_tile(lengths); }
 
   // To a unit of this pair.
   __device__ __forceinline__ void enter(const DecodeParams& p, int unit_of_pair) {
