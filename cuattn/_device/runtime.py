@@ -51,7 +51,7 @@ class Cuda:
         self._kernels: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.RLock()
         self._current_device = cupy.cuda.runtime.getDevice
-        self._workspaces = Workspaces(self._zeros, self.empty)
+        self.workspaces = Workspaces(self._zeros, self.empty)
         self._limits: dict[int, Limits] = {}
 
     def signature(self, array: Any) -> tuple[Any, ...]:
@@ -73,11 +73,10 @@ class Cuda:
     def workspace(self, counters: int, part_bytes: int) -> Workspace:
         """The workspace of the current stream; see `Workspaces.of`."""
         stream = self.xp.cuda.get_current_stream()
-        pointer = stream.ptr
-        # One pointer stands for as many streams as there are threads.
-        thread = threading.get_ident() if pointer == PER_THREAD else 0
-        key = self._current_device(), pointer, thread
-        return self._workspaces.of(key, counters, part_bytes, stream.is_capturing)
+        key: tuple[int, ...] = (self._current_device(), stream.ptr)
+        if key[1] == PER_THREAD:  # as many streams as there are threads
+            key = *key, threading.get_ident()
+        return self.workspaces.of(key, counters, part_bytes, stream.is_capturing)
 
     def limits(self, device: int) -> Limits:
         """Limits of a device."""

@@ -40,7 +40,7 @@ class Workspaces:
     ) -> None:
         self._zeros, self._empty, self._least = zeros, empty, least
         self._latest: dict[Hashable, Workspace] = {}
-        self._all: list[Workspace] = []
+        self.all: list[Workspace] = []
         self._lock = threading.Lock()
 
     def of(
@@ -63,7 +63,7 @@ class Workspaces:
                             "attention_kvcache must run once on this stream before it is captured"
                         )
                     found = self._larger(found, counters, part_bytes)
-                    self._all.append(found)
+                    self.all.append(found)
                     self._latest[stream] = found
         return found
 
