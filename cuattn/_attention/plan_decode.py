@@ -123,7 +123,9 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         99 if compute_capability in (86, 89, 120, 121) else 163 if compute_capability < 90 else 227
     )
     size = max(problem.head_dim, problem.value_dim)
-    table = TABLES.get(problem.op, HALF_TILES)
+    # Of wide rows 16 keys, which tf32 takes at a time, do not fit everywhere: more exact will do.
+    op = "float32" if problem.op == "tf32" and size > 128 else problem.op
+    table = TABLES.get(op, HALF_TILES)
     fitting = [t for t in table if size <= t.max_dim and kib >= t.smem_kib]
     if not fitting:
         raise ValueError(
@@ -139,7 +141,7 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     item = ITEMSIZE[problem.dtype]
     smem = (rows * dim + teams * tile.stages * tile.keys * (dim + value_dim)) * item
     arguments = {
-        "Op": OPS[problem.op],
+        "Op": OPS[op],
         "kWarps": tile.warps,
         "kTeam": tile.team,
         "kKeys": tile.keys,

@@ -19,6 +19,7 @@ __device__ __forceinline__ unsigned int lane_index() { return threadIdx.x % 32; 
 // S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element.
 template <class Op, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
 __device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
+  static_assert(kNTiles % 2 == 0, "an ldmatrix loads 16 keys");
   const unsigned int lane = lane_index();
   const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16);
   const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2);
