@@ -118,7 +118,7 @@ __global__ void walk(const Params params) {
 
 
 def walked(lens, blocks, **sizes):
-    """Segments of each block: unit, sequence, head, tile of rows, first tile, end, share of unit."""
+    """Segments of each block: unit, sequence, head, tile of rows, tile, end, share of the unit."""
     zeros = {
         name: (0,) * int(code[:-1]) if len(code) > 1 else 0
         for name, code in DECODE_TAIL.codes.items()
