@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 
 import ml_dtypes
 import numpy as np
 from tolerance import dtype_of
 
 NAN, INF = np.nan, np.inf
+FAR = 2**31 + 64  # elements; more than 2^32 bytes of float16
 
 # Each length with its reason; what lies between two of them runs the same code.
 LENGTHS = [
@@ -244,3 +246,11 @@ def random_axis(rng, ndim):
     count = int(rng.integers(1, ndim + 1))
     axes = rng.choice(ndim, count, replace=False) - ndim * rng.integers(0, 2, count)
     return tuple(int(a) for a in axes)
+
+
+def untouched(backend, count, dtype):
+    """A 1-D array that takes address space, but on the host no memory until it is touched."""
+    if backend.xp is not np:
+        return backend.xp.zeros(count, dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return np.frombuffer(mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=flags), dtype)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
 from cuattn._attention import plan as attention_plan
+from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_sm90 import plan_attention_sm90
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel
@@ -269,6 +270,10 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
             acc = accumulator(dtype)
             merge = attention_plan.plan_attention_merge(dtype, acc, 1000, 64, vector)
             found[merge.name] = merge
+    for quotients in (None, "float32", "float64"):
+        append = plan_append("float32", quotients, 1000, (NewRows(64, True),))
+        assert append is not None
+        found[append.kernel.name] = append.kernel
     for acc in ("float32", "float64"):
         for kernel in (
             softmax_plan.plan_state_merge(acc, 1000),

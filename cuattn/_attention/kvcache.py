@@ -21,7 +21,7 @@ from cuattn._arrays.types import (
     Unpack,
     Window,
 )
-from cuattn._attention import request_kvcache, run_kvcache_host
+from cuattn._attention import request_kvcache, run_append, run_kvcache_host
 from cuattn._attention.run_kvcache import prepare
 from cuattn._device.signatures import remembered
 
@@ -242,6 +242,6 @@ def kv_append(
         layout,
     )
     if call.runtime is not None:
-        return prepare(call)
+        return run_append.prepare(call)
     run_kvcache_host.append(call)
     return None

@@ -174,10 +174,12 @@ def _mask(x: Arrays, at: Any, m: int, n: int, exists: np.ndarray | None) -> np.n
 # ---- What is written ----
 
 
-def append(x: Arrays, sizes: Sizes, computed: tuple[bool, bool]) -> None:
+@blocks.quiet
+def append(x: Arrays, sizes: Sizes, computed: tuple[bool, bool], acc: np.dtype) -> None:
     """k_new and v_new behind the first `kv_lens` keys; what has no place is dropped.
 
     `computed`: whether k_scale and v_scale are those of each token and head, which follow from it.
+    Numbers are divided by their scales as numbers of `acc`.
     """
     rows = np.arange(sizes.new_rows)
     place = np.clip(x.kv_lens, 0, sizes.capacity).astype(np.int64)[:, None] + rows
@@ -199,20 +201,22 @@ def append(x: Arrays, sizes: Sizes, computed: tuple[bool, bool]) -> None:
             continue
         numbers = new[b, :, i]  # (tokens, H_kv, D)
         if cache.dtype.name in RANGE:
-            acc = blocks.accumulator(numbers.dtype, blocks.FLOAT32)
             numbers = numbers.astype(acc)
             if own:
                 most = np.abs(numbers).max(axis=2, initial=0) / acc.type(RANGE[cache.dtype.name][1])
                 scale[pages, :, rows] = most
-            factors = None if scale is None else scale[pages, :, rows][..., None]
+            factors = None if scale is None else scale[pages, :, rows][..., None].astype(acc)
             numbers = _quantised(numbers, factors, cache.dtype)
         cache[pages, :, rows] = numbers
 
 
-@blocks.quiet
 def _quantised(x: np.ndarray, scale: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
     """The nearest numbers of 8 bits; of more than the largest that one, of a scale of 0 zeros."""
     if scale is not None:
         x = np.where(scale == 0, 0, x / scale)
     x = np.clip(x, *RANGE[dtype.name])
-    return np.nan_to_num(np.rint(x)).astype(dtype) if dtype.name == "int8" else x.astype(dtype)
+    if dtype.name == "int8":
+        return np.nan_to_num(np.rint(x)).astype(dtype)
+    # astype alone would round float64 to float32 first. No NaN has a sign.
+    step = np.ldexp(x.dtype.type(1), np.maximum(np.frexp(x)[1], -5) - 4)
+    return np.nan_to_num(np.rint(x / step) * step, nan=np.nan).astype(dtype)

@@ -19,6 +19,8 @@ from cuattn._attention.views import Shape, fractional
 from cuattn._attention.views_kvcache import Arrays, Sizes, is_per_token
 from cuattn._device.runtime import runtime_of
 
+FLOAT32 = np.finfo(np.float32)
+
 
 class Options(NamedTuple):
     """Numbers of one call."""
@@ -39,6 +41,13 @@ class Append(NamedTuple):
     k_scale: float  # where it is no array
     v_scale: float
     layout: str
+
+    @property
+    def acc(self) -> np.dtype:
+        """What new numbers are divided by their scales in: float32 where all are numbers of it."""
+        tiny, largest = float(FLOAT32.tiny), float(FLOAT32.max)
+        within = all(tiny <= scale <= largest for scale in (self.k_scale, self.v_scale))
+        return request.accumulator(self.specs.k_new.dtype) if within else np.dtype(np.float64)
 
 
 class Call(NamedTuple):

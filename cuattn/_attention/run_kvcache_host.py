@@ -32,7 +32,7 @@ def append(call: Append) -> None:
     x = _operands(given, call.sizes, call.layout, (call.k_scale, call.v_scale))
     computed = is_per_token(given.k_scale, given.k_cache)
     computed_v = given.v_cache is not None and is_per_token(given.v_scale, given.v_cache)
-    numpy_kvcache.append(x, call.sizes, (computed, computed_v))
+    numpy_kvcache.append(x, call.sizes, (computed, computed_v), call.acc)
 
 
 def _operands(given: Arrays, sizes: Sizes, layout: str, scales: tuple[float, float]) -> Arrays:

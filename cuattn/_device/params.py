@@ -164,3 +164,17 @@ DECODE_TAIL = Params(
     "2q: alibi_stride table_stride",
     "q: kv_lens_stride q_lens_stride q_offset_stride sinks_stride",
 )
+KV_APPEND_POINTERS = Params(
+    "KvAppendParams", "Q: k_new v_new k_cache v_cache k_scale v_scale kv_lens page_table new_lens"
+)
+KV_APPEND_TAIL = Params(
+    "KvAppendParams",
+    "d: k_factor v_factor",
+    "i: batch kv_heads new_rows head_dim value_dim pages page_size table_cols",
+    "i: new_dtype int8 wide key_blocks",
+    "2i: lanes vector own_scale",  # of keys and of values, as the strides
+    "8q: new_stride cache_stride",
+    "6q: scale_stride",
+    "q: kv_lens_stride new_lens_stride",
+    "2q: table_stride",
+)

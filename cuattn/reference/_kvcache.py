@@ -161,4 +161,7 @@ def _quantised(x: Any, scale: Any, dtype: np.dtype) -> Any:
         return x
     scale = wide(scale)[..., None]
     x = np.clip(np.where(scale == 0, 0, wide(x) / scale), *RANGE[dtype.name])
-    return (np.nan_to_num(np.rint(x)) if dtype.name == "int8" else x).astype(dtype)
+    if dtype.name == "int8":
+        return np.nan_to_num(np.rint(x)).astype(dtype)
+    step = np.ldexp(1.0, np.maximum(np.frexp(x)[1], -5) - 4)  # from 2^-6 on 4 digits
+    return (np.rint(x / step) * step).astype(dtype)

@@ -1,4 +1,4 @@
-"""attention_kvcache and kv_append on every backend: against float64, no worse than twice the plain
+"""attention_kvcache on every backend: against float64, no worse than twice the plain
 expression. Whatever no query sees is NaN or garbage (`kvcache_cases.Cached`).
 """
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from attention_cases import INF, NAN, OPS, put, put_options
 from cases import Guarded
-from kvcache_cases import EIGHT_BITS, LARGEST, Cached, swapped, verify
+from kvcache_cases import EIGHT_BITS, Cached, swapped, verify
 from tolerance import TABLE, lse_dtype
 
 import cuattn
@@ -239,40 +239,11 @@ def test_new_keys(backend, rng, op, page_size):
     verify(backend, rng, op, **how, new=2, rows=3, q_lens=np.array([3, 0, 1, 2]))
 
 
-def appended(backend, cached, **more):
-    """The caches after `kv_append`."""
-    caches = [put(backend, a) for a in cached.caches]
-    names = ("kv_lens", "page_table")
-    options = {n: cached.options[n] for n in names if n in cached.options}
-    options = put_options(backend, {**options, **more})
-    new = (put(backend, a) for a in cached.new)
-    assert cuattn.kv_append(*caches, *new, layout=cached.layout, **options) is None
-    return [backend.asnumpy(a) for a in caches]
-
-
-@pytest.mark.parametrize("op", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("layout", ["BHSD", "BSHD"])
-@pytest.mark.parametrize("page_size", [None, 1, 5, 64])
-def test_append(backend, rng, op, layout, page_size):
-    """Exactly these rows, wherever they lie, and no other byte."""
-    for pool in ("apart", "interleaved", "flipped"):
-        lens = rng.integers(4, 40, 5)
-        cached = Cached(rng, op, lens=lens, page_size=page_size, layout=layout, pool=pool, new=4)
-        got = appended(backend, cached)
-        assert bits(got) == bits(cached.after)
-        cached = Cached(rng, op, lens=lens, page_size=page_size, layout=layout, pool=pool, new=4,
-                        rows=4, q_lens=np.array([4, 0, 1, 3, 2]))  # fmt: skip
-        got = appended(backend, cached, new_lens=cached.options["q_lens"])
-        assert bits(got) == bits(cached.after)
-
-
 @pytest.mark.parametrize("page_size", [4, 16])
-def test_append_without_a_page(backend, rng, page_size):
-    """Dropped, and so it is by attention."""
+def test_new_keys_without_a_page(backend, rng, page_size):
+    """They are dropped."""
     missing = [(0, 32 // page_size), (1, 16 // page_size)]
     how = {"lens": [35, 18], "page_size": page_size, "new": 5, "rows": 5, "missing": missing}
-    cached = Cached(rng, **how)
-    assert bits(appended(backend, cached)) == bits(cached.after)
     verify(backend, rng, **how, is_causal=True)
 
 
@@ -355,63 +326,6 @@ def test_eight_bits(backend, rng, kind, scales, page_size):
         how = {"lens": [70, 0, 33], "page_size": page_size, "layout": layout, "rows": 2}
         cached = EightBits(rng, kind, scales, op, **how)
         cached.problem.check(*cached.run(backend))
-
-
-def decoded(codes, scale, layout):
-    scale = np.asarray(1 if scale is None else scale, np.float64)
-    scale = scale[:, None] if scale.ndim == 1 and layout == "BHSD" else scale
-    return codes.astype(np.float64) * scale[..., None]
-
-
-@pytest.mark.parametrize("kind", EIGHT_BITS)
-@pytest.mark.parametrize("scales", [None, 0.03, "head", "token"])
-@pytest.mark.parametrize("page_size", [None, 4])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_append_of_eight_bits(backend, rng, kind, scales, page_size, dtype):
-    """Rounded to nearest, past the largest to that; nothing else changes, of scales either."""
-    largest, layout = LARGEST[kind], ["BHSD", "BSHD"][page_size is None]
-    cached = Cached(rng, dtype, lens=[9, 4, 15], page_size=page_size, new=4, layout=layout)
-    new = [a.copy() for a in cached.new]
-    new[0].reshape(-1)[:5] = [6e4, -6e4, 0, 300, -0.25]
-    new[1][0, :, : 1 if layout == "BHSD" else None] = 0  # a token of zeros
-    codes = [np.zeros(a.shape, EIGHT_BITS[kind]) for a in cached.caches]
-    shape = codes[0].shape[:-1]
-    given = {}
-    for name in ("k_scale", "v_scale"):
-        head = rng.uniform(0.01, 0.02, 2).astype("f4")
-        given[name] = {"head": head, "token": np.full(shape, NAN, "f4")}.get(scales, scales)
-    names = ("kv_lens", "page_table")
-    options = {n: cached.options[n] for n in names if n in cached.options}
-    on = [put(backend, a.copy()) for a in codes]
-    scale_on = {n: put(backend, a) for n, a in given.items()}
-    args = [put(backend, a) for a in new]
-    cuattn.kv_append(*on, *args, **put_options(backend, options), **scale_on, layout=layout)
-    before = [~np.isnan(a.astype("f4")) for a in cached.caches]
-    marked = [~np.isnan(a.astype("f4")) for a in appended(backend, cached)]
-    for i, name in enumerate(given):
-        got, scale = backend.asnumpy(on[i]), scale_on[name]
-        scale = backend.asnumpy(scale) if isinstance(scale, backend.xp.ndarray) else scale
-        written = marked[i] & ~before[i]
-        assert not got[~written].view(np.uint8).any()
-        exact = Cached(rng, dtype, lens=[9, 4, 15], page_size=page_size, new=4, layout=layout)
-        exact.caches = [np.zeros_like(a) for a in cached.caches]
-        exact.new, exact.options = new, cached.options
-        want = appended(backend, exact)[i].astype(np.float64)
-        if scales == "token":
-            rows = written.all(axis=-1)
-            most = abs(want).max(axis=-1)[rows].astype(np.float32)
-            np.testing.assert_allclose(scale[rows], most / np.float32(largest), rtol=1e-6)
-            assert np.isnan(scale[~rows]).all()
-        factor = decoded(np.ones_like(got), scale, layout)
-        with np.errstate(all="ignore"):
-            units = np.where(factor == 0, 0, want / factor)
-            units = np.clip(units, -largest - (kind == "int8"), largest)
-        error = abs(got.astype(np.float64) - units)[written]
-        # Half a unit in the last place: of e4m3, 3 bits of mantissa and 2**-9 below 2**-6.
-        step = np.float64(1) if kind == "int8" else np.exp2(
-            np.floor(np.log2(np.maximum(abs(units), 2.0**-6))) - 3
-        )  # fmt: skip
-        assert (error <= np.broadcast_to(step, units.shape)[written] * (0.5 + 1e-4)).all()
 
 
 @pytest.mark.parametrize("kind", EIGHT_BITS)

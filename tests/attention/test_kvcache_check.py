@@ -62,7 +62,7 @@ class KVCache(Refusing):
     def good(self, name, paged=False, **changes):
         given = {**self.valid(name, paged), **changes}
         args = [given.pop(n) for n in NAMES[name]]
-        if self.backend.runtime is None:
+        if self.backend.runtime is None or name == APPEND:
             return self.call(name, *args, **given)
         with pytest.raises(NotImplementedError):  # until there are kernels
             self.call(name, *args, **given)

@@ -54,6 +54,7 @@ PACKED = {
         device_params.ATTENTION_SM90,
     ],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
+    "KvAppendParams": [device_params.KV_APPEND_POINTERS, device_params.KV_APPEND_TAIL],
 }
 
 
@@ -244,7 +245,7 @@ def test_a_compiler_lays_them_out_so():
 
 HEADERS = (
     *("topk/radix", "attention/params"),
-    *("attention/merge", "softmax/state_merge", "topk/state_merge"),
+    *("attention/merge", "attention/new_rows", "softmax/state_merge", "topk/state_merge"),
 )
 
 

@@ -281,7 +281,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
-    lens = gpus.ndarray((1,), "int64", 1)
+    lens, cache = gpus.ndarray((1,), "int64", 1), gpus.ndarray((1, 1, 9, 64), "float32", 1)
     gpus.ndarray.flags = types.SimpleNamespace(c_contiguous=True)
     gpus.ascontiguousarray = lambda array, dtype=None: array  # as CuPy's, of one that is
     calls = [
@@ -300,6 +300,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),
+        lambda: cuattn.kv_append(cache, None, q, None, kv_lens=lens),
     ]
     cuattn.softmax(y)  # the first call of all makes the runtime
     for call in calls:

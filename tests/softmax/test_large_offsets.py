@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import pytest
-from cases import draw
+from cases import FAR, draw, untouched
 from tolerance import NAIVE, assert_close, exact
 
 import cuattn
 from cuattn import reference
-
-FAR = 2**31 + 64  # elements; more than 2^32 bytes of float16
-
-
-def untouched(backend, count, dtype):
-    """A 1-D array that takes address space, but on the host no memory until it is touched."""
-    if backend.xp is not np:
-        return backend.xp.zeros(count, dtype)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return np.frombuffer(mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=flags), dtype)
 
 
 def spread_out(backend, a, axis, more=0):
