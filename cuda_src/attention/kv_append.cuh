@@ -114,7 +114,7 @@ struct Quantized {
 };
 
 template <class Row, int kThreads>
-__global__ void __launch_bounds__(kThreads) attention_kv_append(const __grid_constant__ KvAppendParams params) {
+__global__ void __launch_bounds__(kThreads, 1) attention_kv_append(const __grid_constant__ KvAppendParams params) {
   const NewRow row(params, kThreads);
   Row::store(row, params);
 }

@@ -1,5 +1,5 @@
-// What `kv_append` hands to its kernel (cuattn/_device/params.py), and which row of it a team of threads has. Strides are
-// in elements, of any sign, 0 for what is broadcast.
+// What `kv_append` hands to its kernel (cuattn/_device/params.py), and which row of it a team of threads has. Strides
+// are in elements, of any sign, 0 for what is broadcast.
 #pragma once
 
 #include <ptx/memory.cuh>
