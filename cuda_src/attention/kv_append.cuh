@@ -70,7 +70,7 @@ struct Quantized {
       const float own = static_cast<float>(most / (p.int8 ? 127 : 448));
       if (row.lane == 0 && row.exists) ptx::st_global(scale_ptr, own);
       scale = own;
-    } else if (row.scale != nullptr && row.exists) {
+    } else if (row.scale != nullptr) {  // of all heads, or of each
       scale = ptx::ld_global(scale_ptr);
     }
 #pragma unroll

@@ -205,18 +205,23 @@ def test_head_dims(backend, rng, op, dims):
 @pytest.mark.parametrize("kind", [None, *EIGHT_BITS])
 @pytest.mark.parametrize("dim", [576, 36, 7, 1])
 def test_one_cache(backend, rng, kind, dim):
-    """Its new rows everywhere: repeated, every other column, backwards, between chunks."""
+    """Its new rows everywhere: repeated, every other column, backwards, between chunks; and its own
+    rows likewise."""
     x = rng.integers(-9, 9, (2, 3, 4, 2 * dim + 8)).astype("f2")
     views = x[..., ::2], x[..., dim::-1], x[..., 1:], x[..., 8:], x[:1], x[:, :1], x[:, :, :1]
-    for new in views:
-        new = np.broadcast_to(new[..., :dim], (2, 3, 4, dim))
-        cache = np.zeros((2, 3, 6, dim), EIGHT_BITS.get(kind, "f2"))
+    dtype = EIGHT_BITS.get(kind, np.dtype("f2"))
+    caches = np.zeros((2, 3, 6, 2 * dim + 8), dtype)
+    places = *(caches[..., i:] for i in range(6)), caches[..., ::-2]
+    for new, place in zip(views, places, strict=True):
+        new, cache = np.broadcast_to(new[..., :dim], (2, 3, 4, dim)), place[..., :dim]
         want = cache.copy()
         want[0, :, 1:5], want[1, :, 2:6] = new
         given = put(backend, cache)
         lens = backend.asarray(np.array([1, 2]))
         cuattn.kv_append(given, None, put(backend, new), None, kv_lens=lens)
-        assert bits([backend.asnumpy(given)]) == bits([want])
+        got = backend.asnumpy(given.view(np.uint8) if kind else given)
+        assert bits([got]) == bits([want])
+        cache[...] = 0
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

@@ -443,6 +443,30 @@ MERGE_ATTENTION = (
     of("merge_attention", "test_layout", "strided"),
     *(of("merge_attention", "test_empty", f"shape{i}") for i in range(4)),
 )
+# kv_append: where rows lie, what lengths and tables hold, and numbers of 8 bits.
+APPEND = tuple(
+    of("kv_append", "test_append", size, "BHSD", op)
+    for size, op in ((5, "float32"), (None, "float64"))
+)
+APPEND_TRUSTED = tuple(
+    of("kv_append", "test_values_that_a_device_is_trusted_with", size, dtype)
+    for size in (4, None)
+    for dtype in ("int64", "int32")
+)
+APPEND_FAR = (of("kv_append", "test_offsets_of_more_than_32_bits", "new"),)
+APPEND_ROWS = tuple(of("kv_append", "test_one_cache", dim, "None") for dim in (36, 7))
+APPEND_CODES = tuple(of("kv_append", "test_one_cache", dim, "int8") for dim in (576, 36, 7))
+APPEND_BITS = tuple(
+    of("kv_append", "test_bits_of_eight_bits", dtype, kind)
+    for dtype in ("float32", "float64")
+    for kind in ("e4m3", "int8")
+)
+APPEND_SCALES = tuple(
+    of("kv_append", "test_bits_of_computed_scales", "float32", kind) for kind in ("e4m3", "int8")
+)
+APPEND_SCALES64 = (of("kv_append", "test_bits_of_computed_scales", "float64", "e4m3"),)
+APPEND_WIDE = (of("kv_append", "test_one_cache", 576, "None"),)
+APPEND_BYTES = (of("kv_append", "test_each_byte_once", "int8"),)
 
 # ptx: on the software device.
 DEVICE_SOFTMAX = (device("softmax", "test_length", 33, "softmax"),)
