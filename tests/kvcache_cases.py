@@ -13,7 +13,6 @@ from tolerance import lse_dtype
 
 import cuattn
 
-NO_KERNELS = {"attention_kvcache"}  # until there are some
 GARBAGE = [-1, -(2**31), -123456, 2147480000, 2**31 - 1]
 EIGHT_BITS = {"e4m3": np.dtype(ml_dtypes.float8_e4m3fn), "int8": np.dtype(np.int8)}
 LARGEST = {"e4m3": 448, "int8": 127}

@@ -103,11 +103,10 @@ def auto_split(capacity: int) -> int:
 def divider(size: int) -> tuple[int, int]:
     """page_magic and page_shift of `DecodeParams`: division by a multiplication.
 
-    The bits of both are those of an int of 32 bits. H. Warren, Hacker's Delight, 10-9.
+    H. Warren, Hacker's Delight, 10-9.
     """
     shift = (size - 1).bit_length()
-    magic = -(-(2 ** (31 + shift)) // size)
-    return magic - 2**32 * (magic >= 2**31), shift
+    return ceil_div(2 ** (31 + shift), size), shift
 
 
 @lru_cache(maxsize=4096)

@@ -13,10 +13,11 @@ from cuattn._attention.plan_decode import DecodeProblem, auto_split, divider, pl
 from cuattn._attention.request_kvcache import Call, Options
 from cuattn._attention.request_kvcache_specs import Expected
 from cuattn._attention.run import INTEGERS, MAX_SCALE
+from cuattn._attention.run_append import aligned_rows, plan_append_launch, updated
 from cuattn._attention.views import canonical_lse, canonical_spec, is_vector, strides_of
-from cuattn._attention.views_kvcache import Arrays, canonical_specs, is_per_token
-from cuattn._device.kernel import Limits
-from cuattn._device.launches import Launches, Made, Prepared, one_or_all
+from cuattn._attention.views_kvcache import Arrays, canonical_specs
+from cuattn._device.kernel import Kernel, Limits
+from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
 from cuattn._device.params import DECODE_POINTERS, DECODE_TAIL
 
 NAMES = {name: name for name in (*Arrays._fields, "out")}
@@ -28,6 +29,7 @@ WIDE = ("kv_lens", "page_table", "q_lens", "q_offset")  # bits of DecodeParams::
 def prepare(call: Call) -> Prepared:
     """A call with its launches."""
     runtime, expected, outs = call.runtime, call.expected, call.outs or ()
+    append = call.append
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
         arrays = _cast(call.arrays, expected.acc)
@@ -40,6 +42,7 @@ def prepare(call: Call) -> Prepared:
         call.options,
         call.return_lse,
         _aligned(runtime, arrays, outs),
+        None if append is None else (append.acc, aligned_rows(runtime, append.arrays)),
         runtime.limits(device),
     )
     given = {**arrays._asdict(), **dict(zip(("out", "lse"), outs, strict=False))}
@@ -84,11 +87,15 @@ def _planned(
     options: Options,
     return_lse: bool,
     aligned: tuple[bool, ...],
+    append: tuple[np.dtype, tuple[bool, bool]] | None,
     limits: Limits,
 ) -> Launches:
-    """Launches of a call, if there is anything to compute; `outs` may be empty."""
+    """Launches of a call, if there is anything to compute.
+
+    `outs` may be empty. `append`: what else `plan_append_launch` is told, where keys are new.
+    """
     sizes, scores, results = expected.sizes, options.scores, ("out", "lse")[: 1 + return_lse]
-    updates = _updated(given)
+    updates = updated(given) if append else []
     reads = [n for n, spec in given._asdict().items() if spec is not None and n not in updates]
     writes, made = results[: len(outs)], {}
     if not outs:
@@ -98,11 +105,19 @@ def _planned(
             ArraySpec(one.shape, packed(one.shape, None, one.dtype.itemsize), one.dtype)
             for one in made.values()
         )
+    kernels: list[tuple[Kernel, Block]] = []
+    nothing = not sizes.batch * sizes.heads * sizes.q_rows
+    nothing = nothing or (not sizes.value_dim and not return_lse)
+    eight = given.k_cache.dtype.itemsize == 1
+    if append and (nothing or eight):
+        written, factors = given._replace(new_lens=given.q_lens), (options.k_scale, options.v_scale)
+        launch = plan_append_launch(written, sizes, layout, factors, *append, new_lens="q_lens")
+        kernels += [launch] if launch else []
+    if nothing:
+        return Launches(reads, writes, made, results, kernels, updates=updates)
     x = canonical_specs(given, sizes, layout)
     out, lse = canonical_spec(outs[0], layout), None if len(outs) < 2 else canonical_lse(outs[1])
-    if not sizes.batch * sizes.heads * sizes.q_rows or (not sizes.value_dim and lse is None):
-        return Launches(reads, writes, made, results, (), updates=updates)
-    eight, group = x.k_cache.dtype.itemsize == 1, sizes.heads // sizes.kv_heads
+    group = sizes.heads // sizes.kv_heads
     scale = scores.scale * options.k_scale
     masked = x.mask is not None and x.mask.shape[3] > 0
     # A larger scale is not left to the exponential, whose factor would be infinite.
@@ -193,20 +208,9 @@ def _planned(
         q_lens_stride=strides_of(x.q_lens, 1)[0],
         q_offset_stride=strides_of(x.q_offset, 1)[0],
     )
-    kernels = [(plan.kernel, [(DECODE_POINTERS, pointers), tail])]
+    kernels.append((plan.kernel, [(DECODE_POINTERS, pointers), tail]))
     shared = plan.counters, plan.part_bytes
     return Launches(reads, writes, made, results, kernels, updates=updates, shared=shared)
-
-
-def _updated(given: Arrays) -> tuple[str, ...]:
-    """What new keys are written into."""
-    if given.k_new is None:
-        return ()
-    caches = [c for c in ("k_cache", "v_cache") if getattr(given, c) is not None]
-    scales = [f"{c[0]}_scale" for c in caches]
-    own = [s for s, c in zip(scales, caches, strict=True)
-           if is_per_token(getattr(given, s), getattr(given, c))]  # fmt: skip
-    return *caches, *own
 
 
 def _is_wide(spec: ArraySpec | None) -> bool:

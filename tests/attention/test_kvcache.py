@@ -14,9 +14,6 @@ from tolerance import TABLE, lse_dtype
 
 import cuattn
 
-BACKENDS = ["numpy"]  # until there are kernels
-pytestmark = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-
 PAGES = [None, 1, 5, 16, 24, 64]
 LENS = {
     "none": [0, 0, 0],

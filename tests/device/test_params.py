@@ -54,6 +54,7 @@ PACKED = {
         device_params.ATTENTION_SM90,
     ],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
+    "DecodeParams": [device_params.DECODE_POINTERS, device_params.DECODE_TAIL],
     "KvAppendParams": [device_params.KV_APPEND_POINTERS, device_params.KV_APPEND_TAIL],
 }
 
@@ -65,6 +66,7 @@ CODES = {
     "long long": "q",
     "unsigned long long": "Q",
     "int": "i",
+    "unsigned int": "I",
 }
 FUNCTION = r"(?:template <[^<>]*> )?(?:static )?__device__ .*\)(?: const)?|static constexpr [^*&]*"
 NAMES = r"[\w\[\]]+(?:, [\w\[\]]+)*"
@@ -245,7 +247,13 @@ def test_a_compiler_lays_them_out_so():
 
 HEADERS = (
     *("topk/radix", "attention/params"),
-    *("attention/merge", "attention/new_rows", "softmax/state_merge", "topk/state_merge"),
+    *(
+        "attention/merge",
+        "attention/decode_params",
+        "attention/new_rows",
+        "softmax/state_merge",
+        "topk/state_merge",
+    ),
 )
 
 

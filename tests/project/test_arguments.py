@@ -12,7 +12,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import draw
-from kvcache_cases import NO_KERNELS
 from test_attention_check import DENSE, VARLEN, Attention
 from test_check import FORWARD, TRANSFORMS, Refusing
 from test_interchange import CALLS, leaves
@@ -195,8 +194,6 @@ FLAGS = [
 
 @pytest.mark.parametrize(("name", "option"), FLAGS)
 def test_flags(refusing, name, option):
-    if refusing.backend.name != "numpy" and name in NO_KERNELS:
-        pytest.skip("there are no kernels yet")
     args, _ = CALLS[name]
     args = [refusing.array(a) if isinstance(a, np.ndarray) else a for a in args]
     for value in (
