@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from cuattn._arrays import row_layout
 from cuattn._attention import plan as attention_plan
 from cuattn._attention.plan_append import NewRows, plan_append
+from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_sm90 import plan_attention_sm90
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel
@@ -249,6 +250,17 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("float16", 128, tma=False, modified=True)
 
 
+def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
+    """Attention over a KV cache, whose plans together hold every tile of every type."""
+    for op in ("float16", "bfloat16", "tf32", "float32", "float64"):
+        for dim in (64, 128, 256, 576):
+            for rows in (16, 64):
+                small = compute_capability in (86, 89, 120, 121)  # 99 KiB a block
+                if not (small and op == "float64" and dim > 256):
+                    dtype = "float32" if op == "tf32" else op
+                    yield DecodeProblem(op, dtype, 8, 2, rows, 4096, dim, min(dim, 512))
+
+
 @functools.cache  # a hundred tests ask
 def kernels(compute_capability: int) -> dict[str, Kernel]:
     """Name expression to kernel, for one architecture."""
@@ -264,6 +276,9 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for problem in attended:
         plan = plan_attention_sm90(problem, compute_capability, SMS)
         planned = (plan or attention_plan.plan_attention(problem, compute_capability)).kernel
+        found.setdefault(planned.name, planned)
+    for decoded in decode_problems(compute_capability) if compute_capability >= 80 else ():
+        planned = plan_decode(decoded, compute_capability, SMS).kernel
         found.setdefault(planned.name, planned)
     for dtype in FLOATS:
         for vector in (False, True):

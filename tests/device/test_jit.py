@@ -111,11 +111,14 @@ class Gpus(Namespace):
             gpus.asked.append((current(), handle, attribute))
             return gpus.registers
 
+        stream = Namespace("stream", ptr=0, is_capturing=lambda: False)
         runtime = Namespace("runtime", getDevice=current, getDeviceProperties=properties)
         function = Namespace("function", Module=Module)
         driver = Namespace("driver", funcSetAttribute=set_attribute, funcGetAttribute=get_attribute)
-        cuda = Namespace("cuda", runtime=runtime, Device=Device, function=function, driver=driver)
-        super().__init__("cupy", ndarray=ndarray, empty=empty, RawModule=RawModule, cuda=cuda)
+        cuda = Namespace("cuda", runtime=runtime, Device=Device, function=function, driver=driver,
+                         get_current_stream=lambda: stream)  # fmt: skip
+        makers = {"empty": empty, "zeros": empty}
+        super().__init__("cupy", ndarray=ndarray, RawModule=RawModule, cuda=cuda, **makers)
 
 
 @pytest.fixture

@@ -282,6 +282,11 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
     lens, cache = gpus.ndarray((1,), "int64", 1), gpus.ndarray((1, 1, 9, 64), "float32", 1)
+    out, halves = gpus.ndarray(q.shape, "float32", 1), []
+    for half in range(2):  # of a pool, which interleave
+        halves.append(gpus.ndarray(cache.shape, "float32", 1))
+        halves[half].shape, halves[half].strides = (1, 1, 40, 64), (20480, 20480, 512, 4)
+        halves[half].data.ptr = (1 << 41) + 256 * half
     gpus.ndarray.flags = types.SimpleNamespace(c_contiguous=True)
     gpus.ascontiguousarray = lambda array, dtype=None: array  # as CuPy's, of one that is
     calls = [
@@ -300,6 +305,8 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),
+        lambda: cuattn.attention_kvcache(q, cache, cache, kv_lens=lens),
+        lambda: cuattn.attention_kvcache(q, *halves, kv_lens=lens, k_new=q, v_new=q, out=out),
         lambda: cuattn.kv_append(cache, None, q, None, kv_lens=lens),
     ]
     cuattn.softmax(y)  # the first call of all makes the runtime

@@ -47,8 +47,7 @@ def test_growth(workspaces):
 
 
 def test_growth_byte_by_byte(workspaces):
-    """As with caches that are one key longer in each step: all together little more than the last.
-    """
+    """As of caches that are one key longer in each step: in all hardly more than the last one."""
     made = {id(found.parts): found.parts for n in range(1, 10_000, 7)
             for found in [of(workspaces, 0, 1, n)]}  # fmt: skip
     assert sum(parts.size for parts in made.values()) < 4 * 10_000
