@@ -140,22 +140,28 @@ def parse(text: str) -> list[Block]:
             if not open_block:
                 blocks.append(Block())
             blocks[-1].instructions.append(instruction)
-            open_block = instruction.base not in LEAVES
+            open_block = not (instruction.base in LEAVES or _is_far_jump(instruction))
     for index, block in enumerate(blocks):
         last = block.instructions[-1]
-        if last.base in JUMPS:
+        if last.base in JUMPS or _is_far_jump(last):
             block.next = [starts[t] for t in _TARGET.findall(last.operands) if t in starts]
         if not _always_leaves(last):
             block.next.append(index + 1)
         block.next = [i for i in dict.fromkeys(block.next) if i < len(blocks)]
-        called = "".join(i.operands for i in block.instructions if i.base == "CALL")
+        calls = [i for i in block.instructions if i.base == "CALL" and not _is_far_jump(i)]
+        called = "".join(i.operands for i in calls)
         block.calls = [starts[t] for t in _TARGET.findall(called) if t in starts]
     return blocks
 
 
+def _is_far_jump(instruction: Instruction) -> bool:
+    """Whether this leaves a loop: ptxas for sm_80 calls the label behind it, and never returns."""
+    return instruction.base == "CALL" and ".L" in instruction.operands
+
+
 def _always_leaves(last: Instruction) -> bool:
     """Whether what follows a block is never reached from it."""
-    if last.predicate or last.base not in LEAVES:
+    if last.predicate or not (last.base in LEAVES or _is_far_jump(last)):
         return False
     # BRA P0, `(.L_x_1) has a second predicate; BRA.U UP0 and BRA.DIV UR4 a first one.
     return last.base not in ("BRA", "JMP") or last.operands.startswith(("`", "."))

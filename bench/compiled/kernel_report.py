@@ -7,8 +7,8 @@ Needs no GPU. The bound comes from a model of one warp's pass through the kernel
 (`bench.compiled.sass`) on a multiprocessor that is kept busy: cycles of the SM that the warp takes
 from each resource, the largest being the bound. No latencies, no cache hits, no bank conflicts.
 Attention is different in one point: its main region reads keys that other blocks read at the same
-time, so these bytes are the L2 cache's. Where TMA moves them, they are not in the SASS, and taken
-from the tile.
+time, so these bytes are the L2 cache's; but one block alone reads those of a KV cache. Where TMA
+moves them, they are not in the SASS, and taken from the tile.
 
     HBM             bytes of global memory / (HBM bytes/s / SMs / clock)
     L2              bytes of global memory / 64
@@ -34,14 +34,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from bench import inside
-from bench.compiled import attention_loop, attention_sm90_loop, disassembly, sass
+from bench.compiled import attention_loop, attention_sm90_loop, decode_loop, disassembly, sass
 from bench.compiled.disassembly import WHEEL, find_nvdisasm
 from bench.report import attention as report_attention
 
 ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 MUFU_LANES = 16  # a cycle and SM
 L2_BYTES = 64  # a cycle and SM, at most
-LOOPS = {module.HEADER: module for module in (attention_loop, attention_sm90_loop)}
+LOOPS = {module.HEADER: module for module in (attention_loop, attention_sm90_loop, decode_loop)}
 REGISTERS = 65536  # an SM
 REGISTER_UNIT, WARP_UNIT = 256, 4  # registers of a warp, warps of an SM: what is allocated at once
 
@@ -175,7 +175,9 @@ def rows_of(kernels: list[Any], arch: str) -> list[dict[str, Any]]:
         if code.sass is not None:
             blocks = sass.parse(code.sass)
             if kernel.header in LOOPS:
-                row |= predicted(gpu, *LOOPS[kernel.header].mix(blocks, kernel), cached=True)
+                loop = LOOPS[kernel.header]
+                if known := loop.mix(blocks, kernel):
+                    row |= predicted(gpu, *known, cached=loop.CACHED)
             else:
                 row |= predicted(gpu, sass.main_region(blocks))
         found.append(row)
@@ -244,8 +246,8 @@ def markdown(rows: list[dict[str, Any]], left_out: list[str]) -> str:
     for arch, group in groups:
         lines += ["", f"## {arch}", "", f"|{columns}|", "|---" + "|--:" * 10 + "|---|--:|"]
         lines += [_line(r) for r in group]
-    if tiles := report_attention.tiles(rows):
-        lines += ["", tiles]
+    for own in (report_attention.tiles(rows), report_attention.keys(rows)):
+        lines += ["", own] if own else []
     return "\n".join(lines) + "\n"
 
 

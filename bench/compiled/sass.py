@@ -112,11 +112,16 @@ def find_loops(blocks: list[Block]) -> list[Loop]:
 
 
 def path_through(
-    blocks: list[Block], loop: Loop, score: Callable[[list[Instruction]], tuple[int, ...]]
+    blocks: list[Block],
+    loop: Loop,
+    score: Callable[[list[Instruction]], tuple[int, ...]],
+    nested: bool = False,
 ) -> list[Instruction]:
-    """The path through a loop whose blocks have the highest sum of scores."""
+    """The path through a loop whose blocks have the highest sum of scores; if `nested` with, once
+    each, the loops nested in it."""
     order, back = _walk(blocks)
-    return _best_path(blocks, order, back, loop, _nested(loop, find_loops(blocks)), score)
+    left_out = set() if nested else _nested(loop, find_loops(blocks))
+    return _best_path(blocks, order, back, loop, left_out, score)
 
 
 def reachable(blocks: list[Block], start: int) -> set[int]:

@@ -76,6 +76,9 @@ _COUNTED = ("total", "tensor", "mufu", "ffma", "fadd", "fmnmx", "fmul", "f2fp", 
 _COUNTED += ("shared_load", "shared_store", "bar", "syncs")
 
 
+_OF_KEYS = ("HBM", "issue", "shared memory", "tensor")
+
+
 def tiles(kernels: list[dict[str, Any]]) -> str:
     """What a warp of Hopper's attention kernels does for a tile of keys; rows of the kernel
     report, of which others are passed over."""
@@ -101,6 +104,29 @@ def tiles(kernels: list[dict[str, Any]]) -> str:
     header = ["kernel", *(f">{name.replace('_', ' ')}" for name in _COUNTED), ">MFLOP"]
     header += [f">{name} cycles" for name in resources]
     return f"{text}\n\n{table([*header, 'bound'], rows)}"
+
+
+def keys(kernels: list[dict[str, Any]]) -> str:
+    """What a warp does for a key of a KV cache; of other kernels the rows are passed over."""
+    found = [row for row in kernels if row["mix"] and "keys" in row["mix"]]
+    if not found:
+        return ""
+    rows = [
+        [
+            row["arch"],
+            formats.plan([row["kernel"]]),
+            formats.number(row["mix"]["total"] / row["mix"]["keys"]),
+            *(formats.number(row["cycles"][name] / row["mix"]["keys"]) for name in _OF_KEYS),
+            row["bound"],
+        ]
+        for row in found
+    ]
+    text = (
+        "Attention over a KV cache: of a warp, for each key of a tile that needs no mask and no "
+        "rescale. Cycles: of an SM."
+    )
+    header = ["GPU", "kernel", ">instructions", *(f">{name} cycles" for name in _OF_KEYS), "bound"]
+    return f"{text}\n\n{table(header, rows)}"
 
 
 def model(cell: Cell) -> str:

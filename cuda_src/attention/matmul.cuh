@@ -16,15 +16,16 @@
 
 __device__ __forceinline__ unsigned int lane_index() { return threadIdx.x % 32; }
 
-// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element.
-template <class Op, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
+// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element; steps kFirst …
+// kFirst + kSteps - 1.
+template <class Op, int kFirst, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
 __device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
   static_assert(kNTiles % 2 == 0, "an ldmatrix loads 16 keys");
   const unsigned int lane = lane_index();
   const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16);
   const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll(QTile::kPerChunk == 4 ? 4 : 2)  // with more, or tf32 with less, the widest tiles spill on sm_120
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = kFirst; step < kFirst + kSteps; ++step) {
     unsigned int a[kMTiles][4];
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
@@ -58,9 +59,30 @@ struct HalfOp {
     ptx::mma_m16n8k16<T>(d, a, b0, b1);
   }
 
+  template <int kMTiles, int kNTiles>
+  static __device__ __forceinline__ void add(float (&s)[kMTiles][kNTiles][4],
+                                             const float (&more)[kMTiles][kNTiles][4]) {
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][n][e] += more[m][n][e];
+      }
+    }
+  }
+
   template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
   static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
-    ldmatrix_scores<HalfOp, kDim / 16>(s, q, row, k);
+    constexpr int kSteps = kDim / 16, kMost = 18;  // products cut the bits that they add to off: too many would add up
+    if constexpr (kSteps > kMost) {
+      float more[kMTiles][kNTiles][4] = {};
+      ldmatrix_scores<HalfOp, 0, kMost>(s, q, row, k);
+      ldmatrix_scores<HalfOp, kMost, kSteps - kMost>(more, q, row, k);
+      add(s, more);
+    } else {
+      ldmatrix_scores<HalfOp, 0, kSteps>(s, q, row, k);
+    }
   }
 
   template <int kMTiles, int kNTiles, int kDTiles, class VTile>
@@ -110,7 +132,7 @@ struct Tf32Op {
 
   template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
   static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
-    ldmatrix_scores<Tf32Op, kDim / 8>(s, q, row, k);
+    ldmatrix_scores<Tf32Op, 0, kDim / 8>(s, q, row, k);
   }
 
   template <int kMTiles, int kNTiles, int kDTiles, class VTile>

@@ -8,10 +8,11 @@ import json
 import pytest
 
 from bench import inside
-from bench.compiled import attention_sm90_loop, disassembly, kernel_report, sass
+from bench.compiled import attention_sm90_loop, decode_loop, disassembly, kernel_report, sass
 from bench.report import attention as report_attention
 from bench.report import formats
 from bench.report import tables as report_tables
+from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._device.kernel import Kernel
 
 GPU = kernel_report.GPUS["sm_90"]
@@ -636,3 +637,60 @@ def test_the_time_limit_shows(nvrtc, monkeypatch):
     assert left_out
     assert sorted([*left_out, *(f"sm_90 {row['kernel']}" for row in rows)]) == sorted(wanted)
     assert f"{len(left_out)} kernels are left out" in kernel_report.markdown(rows, left_out)
+
+
+# ---- A KV cache ----
+
+
+def decode_kernel(op="bfloat16", dim=64, capability=90):
+    dtype = "float32" if op == "tf32" else op
+    problem = DecodeProblem(op, dtype, 1, 1, 1, 1000, dim, dim)
+    return plan_decode(problem, capability, 132).kernel
+
+
+def test_mix_of_a_decode_loop():
+    """Copies and products in loops of their own; masks and new keys are passed by."""
+    kernel = decode_kernel(dim=64, capability=80)  # 16 keys: 8 products, 8 copies of a lane
+    code = (
+        "LDG.E.128 R4, [R2.64]",
+        ".L_x_0:",
+        "DEPBAR.LE SB0, 0x1",
+        ".L_x_1:",
+        *["LDGSTS.E.BYPASS.128 [R4], desc[UR4][R6.64]"] * 4,
+        "@P0 BRA `(.L_x_1)",
+        "@P1 BRA `(.L_x_3)",
+        *["LDG.E R5, [R6.64]", "FADD R5, R5, R5"] * 9,  # an edge
+        ".L_x_3:",
+        ".L_x_2:",
+        *["HMMA.16816.F32.BF16 R4, R8, R10, R4"] * 2,
+        "@P2 BRA `(.L_x_2)",
+        "HMMA.16816.F32.BF16 R4, R8, R10, R4",
+        "@P3 BRA `(.L_x_0)",
+        "@P4 CALL.REL.NOINC `(.L_x_4)",  # leaves the loop
+        "BRA `(.L_x_0)",
+        ".L_x_4:",
+        "EXIT",
+        *TRAP,
+    )
+    region, found = decode_loop.mix(sass.parse(listing(*code)), kernel)
+    products = 2 * 16 * 16 * 128 // (2 * 16 * 8 * 16)
+    assert region.kind == "loop" and found["keys"] == 16
+    assert found["tensor"] == products and found["tensor_flops"] == 2 * 16 * 16 * 128
+    assert found["async_copy"] == 8 and found["read_bytes"] == 16 * 128 * 2 // 32
+    assert found["global_load"] == found["float"] == 0
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("dim", "most"), [(64, 18), (128, 18), (256, 95)])
+def test_keys_are_bound_by_memory(nvdisasm, dim, most, arch):
+    kernel = decode_kernel(dim=dim, capability=int(arch[3:]))
+    (row,) = kernel_report.rows_of([kernel], arch)
+    assert row["bound"] == "HBM" and row["headroom"] < 0.5
+    assert row["mix"]["total"] / row["mix"]["keys"] <= most
+    assert row["mix"]["read_bytes"] * 32 == row["mix"]["keys"] * 2 * dim * 2
+    assert report_attention.keys([row]) in kernel_report.markdown([row], [])
+
+
+def test_no_mix_without_tensor_cores(nvdisasm):
+    (row,) = kernel_report.rows_of([decode_kernel("float32")], "sm_90")
+    assert row["mix"] is None and not report_attention.keys([row])
