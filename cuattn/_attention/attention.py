@@ -131,6 +131,8 @@ def attention(
     there: a `bias` of -1e30 or ``finfo.min`` hides a key beside others, and on all keys of a query
     it changes nothing but the lse. Results are bitwise the same on every run and, on a device,
     those of a query depend on nothing but itself and its keys, not on how many queries there are.
+    Only few of them over many keys (H / H_kv * S_q up to 16, S_k from 1024 on, without mask and
+    bias) are computed another way, as those of a cache, which shows in the last bits.
     Runs on the current stream of the device of q; does not synchronise.
 
     References

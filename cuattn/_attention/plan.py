@@ -13,6 +13,7 @@ from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
+MAX_SCALE = 2**127  # its product with log2 e is finite in float32
 
 MERGE_THREADS = 256
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from cuattn._device.kernel import ITEMSIZE, ceil_div
 
+FEW_ROWS, MANY_KEYS = 16, 1024  # what the decode kernel is for
+
 L2_BYTES = 32 * 2**20  # of K and V that should stay there while heads are computed side by side
 
 
@@ -38,6 +40,13 @@ class AttentionProblem:
     masked: bool = False
     ragged: bool = False
     bounded: bool = False  # later queries see later keys only
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether blocks share the keys of a head instead of its rows, which are too few."""
+        rows = self.q_rows * (self.heads // self.kv_heads)
+        changed = self.bias is not None or self.masked or self.ragged
+        return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed
 
     def grid(self, rows: int, pack: int = 1) -> Grid:
         """How blocks of `rows` rows, of `pack` query heads each, cover the call."""

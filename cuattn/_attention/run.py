@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
-from cuattn._attention import numpy_attention
-from cuattn._attention.plan import UNBOUNDED, plan_attention
+from cuattn._attention import numpy_attention, request_kvcache, views_kvcache
+from cuattn._attention.plan import MAX_SCALE, UNBOUNDED, plan_attention
 from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 from cuattn._attention.problem import AttentionProblem
 from cuattn._attention.request import Call, Options, expect
+from cuattn._attention.run_decode import Aligned, decode_launch
 from cuattn._attention.views import (
     Arrays,
+    Operands,
+    broadcast_spec,
     canonical_specs,
     canonical_views,
     cast,
@@ -23,14 +26,13 @@ from cuattn._attention.views import (
     strides_of,
 )
 from cuattn._device.host import HOST, Computed
-from cuattn._device.kernel import Limits
-from cuattn._device.launches import Launches, Made, Prepared, one_or_all
+from cuattn._device.kernel import Kernel, Limits
+from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
 
 NAMES = {name: name for name in (*Arrays._fields, "out")}
 NAMES_OF_TWO = NAMES | {"out": "out[0]", "lse": "out[1]"}
 INTEGERS = ("q_offset", "q_lens", "kv_lens", "cu_seqlens_q", "cu_seqlens_k")
-MAX_SCALE = 2**127  # its product with log2 e is finite in float32
 
 
 def prepare(call: Call) -> Any:
@@ -140,6 +142,10 @@ def _planned(
         ragged=ragged,
         bounded=options.right is not None,
     )
+    if problem.is_decode:
+        *launch, room = _decode(given, operands, options, aligned, limits)
+        kernels = [(launch[0], launch[1])]
+        return Launches(reads, writes, made, results, kernels, shared=("attention", *room))
     sm90 = plan_attention_sm90(problem, *limits)
     plan = sm90 or plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
@@ -191,3 +197,26 @@ def _planned(
     end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
     kernels = [(sm90.kernel, (*block, end))]
     return Launches(reads, writes, made, results, kernels, boxes=boxes)
+
+
+def _decode(
+    given: Arrays, x: Operands, options: Options, aligned: tuple[bool, ...], limits: Limits
+) -> tuple[Kernel, Block, tuple[int, int]]:
+    """`decode_launch` over keys that are no cache."""
+    batch, heads, q_rows, head_dim = x.q.shape
+    kv_heads, k_rows, value_dim = x.v.shape[1:]
+    sizes = views_kvcache.Sizes(
+        batch, heads, kv_heads, q_rows, 0, batch, k_rows, k_rows, head_dim, value_dim
+    )
+    lengths = {
+        name: broadcast_spec(spec, (batch,))
+        for name in ("q_offset", "q_lens", "kv_lens")
+        if (spec := getattr(given, name)) is not None
+    }
+    sinks = None if given.sinks is None else broadcast_spec(given.sinks, (heads,))
+    arrays = views_kvcache.Arrays(
+        x.q, x.k, x.v, alibi_slopes=x.alibi_slopes, sinks=sinks, **lengths
+    )
+    numbers = request_kvcache.Options(options, "auto")
+    where = Aligned(aligned[0], False, aligned[1])
+    return decode_launch(arrays, x.out, x.lse, sizes, numbers, where, limits, {})

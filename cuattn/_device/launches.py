@@ -54,8 +54,9 @@ class Launches:
         Whether a result may be an array that is read, as the same view.
     updates : sequence of str, optional
         More arrays that come in, behind `reads`: read, and written in place.
-    shared : (int, int), optional
-        Counters and bytes of parts, as fields called so, in the workspace of the stream.
+    shared : (str, int, int), optional
+        The function, and how many counters and bytes of parts, as fields called so, it has in the
+        workspace of the stream.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Launches:
         derived: tuple[Sequence[str], Callable[[list[int]], Sequence[int]] | None] = ((), None),
         in_place: bool = False,
         updates: Sequence[str] = (),
-        shared: tuple[int, int] | None = None,
+        shared: tuple[str, int, int] | None = None,
     ) -> None:
         self.given, self.in_place = (*reads, *updates, *writes), in_place
         arrays, (more, self._derived) = [*self.given, *made], derived

@@ -70,13 +70,13 @@ class Cuda:
     def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self.xp.zeros(shape, dtype)
 
-    def workspace(self, counters: int, part_bytes: int) -> Workspace:
+    def workspace(self, function: str, counters: int, part_bytes: int) -> Workspace:
         """The workspace of the current stream; see `Workspaces.of`."""
         stream = self.xp.cuda.get_current_stream()
         key: tuple[int, ...] = (self._current_device(), stream.ptr)
         if key[1] == PER_THREAD:  # as many streams as there are threads
             key = *key, threading.get_ident()
-        return self.workspaces.of(key, counters, part_bytes, stream.is_capturing)
+        return self.workspaces.of(key, function, counters, part_bytes, stream.is_capturing)
 
     def limits(self, device: int) -> Limits:
         """Limits of a device."""

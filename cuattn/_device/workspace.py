@@ -44,9 +44,14 @@ class Workspaces:
         self._lock = threading.Lock()
 
     def of(
-        self, stream: Hashable, counters: int, part_bytes: int, is_capturing: Callable[[], bool]
+        self,
+        stream: Hashable,
+        function: str,
+        counters: int,
+        part_bytes: int,
+        is_capturing: Callable[[], bool],
     ) -> Workspace:
-        """That of a stream, the current one, with so much room.
+        """That of a stream, the current one, with so much room for a function.
 
         Raises
         ------
@@ -60,7 +65,7 @@ class Workspaces:
                 if found is None or found[0].size < counters or found[1].size < part_bytes:
                     if is_capturing():
                         raise RuntimeError(
-                            "attention_kvcache must run once on this stream before it is captured"
+                            f"{function} must run once on this stream before it is captured"
                         )
                     found = self._larger(found, counters, part_bytes)
                     self.all.append(found)

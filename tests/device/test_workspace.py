@@ -21,7 +21,7 @@ def workspaces():
 
 
 def of(workspaces, stream, counters, part_bytes, capturing=False):
-    return workspaces.of(stream, counters, part_bytes, lambda: capturing)
+    return workspaces.of(stream, "some", counters, part_bytes, lambda: capturing)
 
 
 def test_sizes(workspaces):
@@ -62,7 +62,7 @@ def test_streams(workspaces):
 
 def test_capture(workspaces):
     """Memory is neither made nor cleared where that would happen at each replay."""
-    words = "attention_kvcache must run once on this stream before it is captured"
+    words = "some must run once on this stream before it is captured"
     with pytest.raises(RuntimeError, match=words):
         of(workspaces, 0, 1, 1, capturing=True)
     found = of(workspaces, 0, 1, 1)

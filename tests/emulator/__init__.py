@@ -462,9 +462,9 @@ class Runtime:
         """Poisoned memory, see `emulator.empty`."""
         return empty(shape, dtype)
 
-    def workspace(self, counters, part_bytes):
+    def workspace(self, function, counters, part_bytes):
         """Exactly what was asked for, of one stream."""
-        found = self.workspaces.of(0, counters, part_bytes, lambda: self.capturing)
+        found = self.workspaces.of(0, function, counters, part_bytes, lambda: self.capturing)
         return Workspace(found.counters[:counters], found.parts[:part_bytes])
 
     def library(self, kernel, before=""):
