@@ -143,9 +143,8 @@ def _planned(
         bounded=options.right is not None,
     )
     if problem.is_decode:
-        *launch, room = _decode(given, operands, options, aligned, limits)
-        kernels = [(launch[0], launch[1])]
-        return Launches(reads, writes, made, results, kernels, shared=("attention", *room))
+        decode, room = _decode(given, operands, options, aligned, limits)
+        return Launches(reads, writes, made, results, [decode], shared=("attention", *room))
     sm90 = plan_attention_sm90(problem, *limits)
     plan = sm90 or plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
@@ -201,7 +200,7 @@ def _planned(
 
 def _decode(
     given: Arrays, x: Operands, options: Options, aligned: tuple[bool, ...], limits: Limits
-) -> tuple[Kernel, Block, tuple[int, int]]:
+) -> tuple[tuple[Kernel, Block], tuple[int, int]]:
     """`decode_launch` over keys that are no cache."""
     batch, heads, q_rows, head_dim = x.q.shape
     kv_heads, k_rows, value_dim = x.v.shape[1:]

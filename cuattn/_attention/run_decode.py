@@ -43,8 +43,8 @@ def decode_launch(
     aligned: Aligned,
     limits: Limits,
     names: Mapping[str, str],
-) -> tuple[Kernel, Block, tuple[int, int]]:
-    """Kernel, parameters and workspace: counters and bytes of parts.
+) -> tuple[tuple[Kernel, Block], tuple[int, int]]:
+    """Kernel and parameters, and its workspace: counters and bytes of parts.
 
     `x`, `out` and `lse` are canonical specs. `names`: what the call calls k and v.
     """
@@ -60,7 +60,7 @@ def decode_launch(
     fresh = sizes.new_rows > 0 and not eight  # else they are in the cache by now
     fresh_is_vector = vector and aligned.new and fresh
     fresh_is_vector = fresh_is_vector and is_vector(x.k_new) and is_vector(x.v_new)
-    split_size = options.split_size
+    size = options.split_size
     problem = DecodeProblem(
         op="tf32" if scores.tf32 else x.q.dtype.name,
         dtype=x.q.dtype.name,
@@ -70,7 +70,7 @@ def decode_launch(
         capacity=sizes.capacity,
         head_dim=sizes.head_dim,
         value_dim=sizes.value_dim,
-        split_size=auto_split(sizes.capacity) if split_size == "auto" else split_size,
+        split_size=auto_split(sizes.capacity) if isinstance(size, str) else size,
     )
     plan = plan_decode(problem, *limits)
     # Of no room there is no page, and an array without elements may have any address.
@@ -134,8 +134,8 @@ def decode_launch(
         q_lens_stride=strides_of(x.q_lens, 1)[0],
         q_offset_stride=strides_of(x.q_offset, 1)[0],
     )
-    block = [(DECODE_POINTERS, pointers), tail]
-    return plan.kernel, block, (plan.counters, plan.part_bytes)
+    block: Block = [(DECODE_POINTERS, pointers), tail]
+    return (plan.kernel, block), (plan.counters, plan.part_bytes)
 
 
 def _is_wide(spec: ArraySpec | None) -> bool:

@@ -113,7 +113,7 @@ def _planned(
         names = {"k": "k_cache", "v": "k_cache"} | ({"v_scale": "k_scale"} if x.k_scale else {})
         x, options = x._replace(v_scale=x.k_scale), options._replace(v_scale=options.k_scale)
     out, lse = canonical_spec(outs[0], layout), None if len(outs) < 2 else canonical_lse(outs[1])
-    *launch, room = decode_launch(x, out, lse, sizes, options, aligned, limits, names)
-    kernels.append((launch[0], launch[1]))
+    decode, room = decode_launch(x, out, lse, sizes, options, aligned, limits, names)
+    kernels.append(decode)
     shared = "attention_kvcache", *room
     return Launches(reads, writes, made, results, kernels, updates=updates, shared=shared)
