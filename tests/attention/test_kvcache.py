@@ -489,3 +489,20 @@ def test_nothing_to_compute(backend):
         got = cuattn.attention_kvcache(q, cache, cache, kv_lens=lens, return_lse=True)
         assert [a.shape for a in got] == [(batch, heads, rows, dim), (batch, heads, rows)]
         cuattn.kv_append(cache, cache, q, q, kv_lens=lens)
+
+
+@pytest.mark.parametrize("kind", ["float32", *EIGHT_BITS])
+def test_new_keys_and_nothing_to_compute(backend, rng, kind):
+    """They are written all the same; and count where they have no columns."""
+    dtype = EIGHT_BITS.get(kind, np.float32)
+    for heads, rows, dim, value_dim in ((2, 0, 8, 4), (0, 2, 8, 4), (2, 2, 8, 0), (2, 2, 0, 4)):
+        q = rng.standard_normal((2, heads, rows, dim)).astype("f4")
+        caches = [rng.integers(-9, 9, (2, 2, 7, d)).astype(dtype) for d in (dim, value_dim)]
+        new = [rng.integers(-9, 9, (2, 2, 3, d)).astype("f4") for d in (dim, value_dim)]
+        given = {"kv_lens": np.array([2, 4]), "k_new": new[0], "v_new": new[1]}
+        after = [a.copy() for a in caches]
+        want = cuattn.reference.attention_kvcache(q, *after, **given)
+        on = [backend.asarray(a) for a in caches]
+        got = cuattn.attention_kvcache(backend.asarray(q), *on, **put_options(backend, given))
+        np.testing.assert_allclose(backend.asnumpy(got), want, rtol=1e-6, atol=1e-6)
+        assert bits(map(backend.asnumpy, on)) == bits(after)

@@ -177,6 +177,26 @@ def test_one_launch_that_reads_what_it_is_given(device, rng):
     on.check(cached)
 
 
+@on_the_emulator
+def test_new_keys_of_eight_bits_are_written_first(device, rng):
+    """By a launch of its own, which a replay repeats."""
+    q, new = (rng.standard_normal((2, n, 2, 64)).astype("f2") for n in (4, 2))
+    caches = [np.zeros((2, 2, 40, 64), np.int8) for _ in range(2)]
+    out, lens = np.empty_like(q), np.array([20, 3])
+    scales = {name: np.full((2, 2, 40), NAN, "f4") for name in ("k_scale", "v_scale")}
+    for array in (*caches, *scales.values()):
+        array[:, :, :20] = 1
+    given = {"kv_lens": lens, "k_new": new, "v_new": new, **scales}
+    after = [a.copy() for a in (*caches, *scales.values())]
+    want = cuattn.reference.attention_kvcache(
+        q, *after[:2], **{**given, "k_scale": after[2], "v_scale": after[3]}
+    )
+    cuattn.attention_kvcache(q, *caches, **given, out=out)
+    kernels = [kernel.template for kernel in device.runtime.kernels]
+    assert kernels == ["attention_kv_append", "attention_decode"]
+    np.testing.assert_allclose(out, want, atol=3e-3)
+
+
 # ---- bits ---------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from test_jit import compiled, gpus  # noqa: F401 - fixtures
 
+from cuattn._device.runtime import PER_THREAD, Cuda
 from cuattn._device.workspace import LEAST, Workspaces
 
 
@@ -94,3 +96,23 @@ def test_threads():
     with ThreadPoolExecutor(8) as pool:
         found = set(map(id, pool.map(work, range(8))))
     assert len(found) == 1 and len(made) == 2
+
+
+def test_the_streams_of_a_runtime(gpus):  # noqa: F811
+    """Of each device, and of each thread where all of them have one pointer."""
+    runtime, stream = Cuda(), gpus.cuda.get_current_stream()
+
+    def of_thread(pointer):
+        stream.ptr = pointer
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(runtime.workspace, "some", 1, 1).result()
+        return runtime.workspace("some", 1, 1), other
+
+    for pointer in (0, 1, 1 << 40):
+        one, other = of_thread(pointer)
+        assert one is other
+    one, other = of_thread(PER_THREAD)
+    assert one is not other
+    assert len(runtime.workspaces.all) == 5
+    with runtime.on(1):
+        assert runtime.workspace("some", 1, 1) is not one
