@@ -52,7 +52,7 @@ struct NewPlace {
     if (!paged) return;
     const long long at = b * p.table_stride[0] + key / p.page_size * p.table_stride[1];
     page = ld_integer(p.page_table, at, p.wide & kWideTable);
-    if (page < 0 || page >= p.pages) page = -1;
+    if (page >= p.pages) page = -1;
   }
 };
 

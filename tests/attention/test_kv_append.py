@@ -230,18 +230,17 @@ def test_values_that_a_device_is_trusted_with(backend, rng, dtype, page_size, mo
     """Whatever they are, nothing is written outside, and nothing in a place that is not named."""
     monkeypatch.setattr("cuattn._attention.request_kvcache.check_values", lambda *_: None)
     most = np.iinfo(dtype).max
-    lens = np.array([most, -most, 7, 6, 0, 3], dtype)
-    counts = np.array([3, most, 2, -5, -most, 1], dtype)
-    table = np.array([[0, 1], [2, -most], [most, 3], [4, 4], [5, 5], [12, most - 15]], dtype)
-    if dtype == np.int64:  # page 6, were it of 32 bits
-        table[0, 0] = lens[0] = 2**32 + 6
-    new = rng.standard_normal((6, 2, 3, 8)).astype("f4")
-    cache = np.zeros((12 if page_size else 6, 2, page_size or 8, 8), "f4")
+    far = 2**32 + 6 if dtype == np.int64 else 13  # 6, were it of 32 bits
+    lens = np.array([most, -most, 7, 6, 0, 2, far], dtype)
+    counts = np.array([3, most, 2, -5, 1, 3, 1], dtype)
+    table = [[0, 1], [2, -most], [most, 3], [4, 4], [far, 5], [-1, most - 15], [6, 13]]
+    new = rng.standard_normal((7, 2, 3, 8)).astype("f4")
+    cache = np.zeros((13 if page_size else 7, 2, page_size or 8, 8), "f4")
     want, options = cache.copy(), {"kv_lens": lens, "new_lens": counts}
-    options |= {"page_table": table} if page_size else {}
-    for b, i in np.ndindex(6, 3):
+    options |= {"page_table": np.array(table, dtype)} if page_size else {}
+    for b, i in np.ndindex(7, 3):
         j = min(max(int(lens[b]), 0), 8) + i
-        page = b if page_size is None else table[b, j // 4] if j < 8 else -1
+        page = b if page_size is None else table[b][j // 4] if j < 8 else -1
         if i < counts[b] and j < 8 and 0 <= page < len(cache):
             want[page, :, j % cache.shape[2]] = new[b, :, i]
     given = put(backend, cache.copy())
