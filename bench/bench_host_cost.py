@@ -104,6 +104,7 @@ decoded = Array((32, 32, 1, 128), np.float16)
 decoded.data.ptr += 1 << 33
 pages = Array((8192, 8, 16, 128), np.float16)
 pages.data.ptr += 1 << 34
+new = Array((32, 8, 1, 128), np.float16)
 table = Array((32, 256), np.int32)
 lens = Array((32,), np.int32)
 
@@ -137,6 +138,7 @@ CALLS = {
     "attention_kvcache": lambda: cuattn.attention_kvcache(
         token, pages, pages, kv_lens=lens, page_table=table, out=decoded
     ),
+    "kv_append": lambda: cuattn.kv_append(pages, pages, new, new, kv_lens=lens, page_table=table),
     "merge_attention": lambda: cuattn.merge_attention(q, scores_lse, q, scores_lse),
 }
 
