@@ -40,7 +40,7 @@ struct Copied {
   }
 };
 
-// kLanes * kChunks * kWidth columns are as many as a cache has at most.
+// 32 lanes have 768 columns in their registers, which are more than a cache has.
 template <class Acc>
 struct Quantized {
   static constexpr int kChunks = 3, kWidth = 8;
