@@ -106,7 +106,8 @@ class CupyBackend(NumpyBackend):
 
     def asarray(self, a):
         if a.size == 0:
-            return self.xp.empty(a.shape, a.dtype)
+            made = np.uint8 if a.itemsize == 1 else a.dtype  # float8 is none that CuPy makes
+            return self.xp.empty(a.shape, made).view(a.dtype)
         low, high = np.lib.array_utils.byte_bounds(a)
         between = np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8)
         pad = low % 256  # the device allocates in multiples of 256 bytes
