@@ -29,11 +29,6 @@ class Aligned(NamedTuple):
     out: bool
 
 
-def chunk(dtype: np.dtype) -> int:
-    """Bytes of a cache that are loaded together."""
-    return 8 if dtype.itemsize == 1 else 16
-
-
 def decode_launch(
     x: Arrays,
     out: ArraySpec,
@@ -54,9 +49,8 @@ def decode_launch(
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rule = bool(scores.softcap) or not 0 < scale < MAX_SCALE or masked
     rule = rule or x.alibi_slopes is not None
-    eight, loaded = x.k_cache.dtype.itemsize == 1, chunk(x.k_cache.dtype)
-    vector = aligned.read and is_vector(x.q)
-    vector = vector and all(is_vector(cache, loaded) for cache in (x.k_cache, x.v_cache))
+    eight = x.k_cache.dtype.itemsize == 1
+    vector = aligned.read and all(map(is_vector, (x.q, x.k_cache, x.v_cache)))
     fresh = sizes.new_rows > 0 and not eight  # else they are in the cache by now
     fresh_is_vector = vector and aligned.new and fresh
     fresh_is_vector = fresh_is_vector and is_vector(x.k_new) and is_vector(x.v_new)
@@ -115,7 +109,7 @@ def decode_launch(
         vector=vector,
         out_is_vector=aligned.out and is_vector(out),
         new_is_vector=fresh_is_vector,
-        is_async=vector and not eight and fresh_is_vector >= fresh,
+        is_async=vector and fresh_is_vector >= fresh,
         same_strides=(k_stride[0], k_stride[2]) == (v_stride[0], v_stride[2]),
         q_stride=strides_of(x.q, 4),
         k_stride=k_stride,

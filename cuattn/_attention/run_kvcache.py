@@ -12,7 +12,7 @@ from cuattn._attention.request_kvcache import Call, Options
 from cuattn._attention.request_kvcache_specs import Expected
 from cuattn._attention.run import INTEGERS
 from cuattn._attention.run_append import aligned_rows, plan_append_launch, updated
-from cuattn._attention.run_decode import Aligned, chunk, decode_launch
+from cuattn._attention.run_decode import Aligned, decode_launch
 from cuattn._attention.views import canonical_lse, canonical_spec
 from cuattn._attention.views_kvcache import Arrays, canonical_specs
 from cuattn._device.kernel import Kernel, Limits
@@ -55,18 +55,10 @@ def _cast(given: Arrays, acc: np.dtype) -> Arrays:
     return given._replace(**cast) if cast else given
 
 
-def _aligned(runtime: Any, arrays: Arrays, outs: tuple[Any, ...]) -> Aligned:
-    size = chunk(arrays.k_cache.dtype)
-    groups = (
-        [(arrays.q, 16), (arrays.k_cache, size), (arrays.v_cache, size)],
-        [(arrays.k_new, 16), (arrays.v_new, 16)],
-        [(out, 16) for out in outs[:1]],
-    )
+def _aligned(runtime: Any, x: Arrays, outs: tuple[Any, ...]) -> Aligned:
+    groups = (x.q, x.k_cache, x.v_cache), (x.k_new, x.v_new), outs[:1]
     return Aligned(
-        *(
-            not any(array is not None and runtime.address(array) % size for array, size in group)
-            for group in groups
-        )
+        *(not any(a is not None and runtime.address(a) % 16 for a in group) for group in groups)
     )
 
 

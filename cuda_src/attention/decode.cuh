@@ -15,9 +15,9 @@
 #pragma once
 
 #include <attention/decode_append.cuh>
-#include <attention/decode_load.cuh>
+#include <attention/decode_eight_bits.cuh>
 #include <attention/decode_merge.cuh>
-#include <attention/matmul.cuh>
+#include <attention/decode_queries.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/named_barrier.cuh>
 #include <ptx/smem.cuh>
@@ -89,14 +89,28 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   };
   save(cursor);
   find();
+  // Of caches of 8 bits: the bytes of a slot, at its end, and the scales of their rows.
+  const auto bytes_of = [&](int slot) {
+    return reinterpret_cast<unsigned char*>(ring + (slot + 1) * kSlot) - kKeys * (kDim + kValueDim);
+  };
+  float* row_scales = ptx::static_smem<float, kTeams * 2 * kKeys * kStages>() + team * 2 * kKeys * kStages;
+  RowScales<kKeys> scales;
   const auto load = [&](int slot) {
+    if (warp_row == 0) scales.put(row_scales + 2 * kKeys * (slot == 0 ? kStages - 1 : slot - 1));  // of the last load
     if (more) {
       const KTile k_tile{ring + slot * kSlot};
       const VTile v_tile{ring + slot * kSlot + kKeys * kDim};
       const int first = at * kKeys;
       const Bits exist = keys.exist(ptx::ld_shared(&segment->begin), ptx::ld_shared(&segment->end), first);
       if (lane == 0) ptx::st_shared(exists + slot, exist);
-      if (p.is_async) {
+      if (p.is_async && p.cache_kind != kCacheOfT) {
+        unsigned char* bytes = bytes_of(slot);
+        load_bytes<kTeamThreads, kKeys, kDim>(bytes, ptx::ld_shared(&segment->k.base), p.k_stride, p.head_dim, keys,
+                                              exist);
+        load_bytes<kTeamThreads, kKeys, kValueDim>(bytes + kKeys * kDim, ptx::ld_shared(&segment->v.base), p.v_stride,
+                                                   ptx::ld_shared(&segment->value_columns), keys, exist);
+        if (warp_row == 0) scales.load(p, segment, keys, exist);
+      } else if (p.is_async) {
         load_chunks<kTeamThreads>(p, k_tile, v_tile, segment, keys, first, exist);
       } else {
         const int fresh = ptx::ld_shared(&segment->old) - first;  // row of the first new key
@@ -144,17 +158,27 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
       ptx::cp_async_wait<kStages - 2>();
       team_barrier();
       load(slot == 0 ? kStages - 1 : slot - 1);
-      T* const k_rows = ring + slot * kSlot;
-      const Bits exist = ptx::ld_shared(exists + slot);
+      const int now = slot;
+      T* const k_rows = ring + now * kSlot;
+      const Bits exist = ptx::ld_shared(exists + now);
+      const VTile v_tile{k_rows + kKeys * kDim};
       const int key = tile * kKeys;
       slot = slot == kStages - 1 ? 0 : slot + 1;
+
+      if (p.is_async && p.cache_kind != kCacheOfT) {
+        const unsigned char* bytes = bytes_of(now);
+        const float* of_rows = row_scales + 2 * kKeys * now;
+        convert_rows<kTeamThreads>(p, KTile{k_rows}, bytes, p.k_scale != nullptr, of_rows, team_barrier);
+        convert_rows<kTeamThreads>(p, v_tile, bytes + kKeys * kDim, p.v_scale != nullptr, of_rows + kKeys,
+                                   team_barrier);
+        team_barrier();  // the tile, before any warp multiplies with it
+      }
 
       // S = Q K^T
       Acc s[1][kNTiles][4] = {};
       if (!idle) q.scores(s, KTile{k_rows});
 
       // Softcap, ALiBi, masks.
-      const VTile v_tile{k_rows + kKeys * kDim};
       constexpr Bits kAll = static_cast<Bits>(~0ULL >> (64 - kKeys));
       if (p.rule || key < all_low || key + kKeys > all_high || (exist & kAll) != kAll) {
         Bits seen = 0;  // by this lane's rows: bit c is key c of the tile

@@ -3,6 +3,7 @@
 
 #include <attention/decode_rows.cuh>
 #include <attention/tile.cuh>
+#include <ptx/math.cuh>
 
 // Rows of K or V of one head of a sequence, in memory.
 struct CacheRows {
@@ -76,12 +77,13 @@ struct TileKeys {
   }
 };
 
-// A number of a cache of 8 bits; e4m3 by its bits: 4 of the exponent, 3 of the mantissa, no infinity.
-__device__ __forceinline__ float from_8_bits(int kind, unsigned char bits) {
-  if (kind == kCacheInt8) return static_cast<float>(static_cast<signed char>(bits));
-  const unsigned int magnitude = bits & 0x7f;
-  const float value = magnitude == 0x7f ? Limits<float>::nan() : __uint_as_float(magnitude << 20) * 0x1p120f;
-  return bits & 0x80 ? -value : value;
+// Two numbers of a cache of 8 bits, the low byte first. Of int8, x + 128 are the last bits of 2^23 + x + 128.
+template <bool kE4m3>
+__device__ __forceinline__ void from_8_bits(float (&x)[2], unsigned int bits) {
+  if constexpr (kE4m3) return ptx::cvt_f32_e4m3x2(x, bits);
+  bits ^= 0x8080;
+  x[0] = __uint_as_float(0x4b000000 | bits & 0xff) - (0x1p23f + 128);
+  x[1] = __uint_as_float(0x4b000000 | bits >> 8 & 0xff) - (0x1p23f + 128);
 }
 
 // How the threads of a team share the chunks of a tile.
@@ -200,10 +202,6 @@ __device__ __forceinline__ void load_elements(const DecodeParams& p, Tile<T, kKe
     for (int column = share.column; column < Rows::kChunks; column += Share::kRepeat) {
       const int first = column * kPerChunk, left = exists ? columns - first : 0;
       typename Rows::Chunk values{};
-      Fragment<unsigned char, kPerChunk> packed{};
-      if (!is_t && p.vector && left >= kPerChunk) {
-        packed = ptx::ld_global(reinterpret_cast<const Fragment<unsigned char, kPerChunk>*>(bytes + first));
-      }
 #pragma unroll
       for (int e = 0; e < kPerChunk; ++e) {
         if (e >= left) continue;
@@ -211,8 +209,10 @@ __device__ __forceinline__ void load_elements(const DecodeParams& p, Tile<T, kKe
         if (is_t) {
           values.element[e] = ptx::ld_global(elements + next);
         } else {
-          const unsigned char bits = p.vector && left >= kPerChunk ? packed.element[e] : ptx::ld_global(bytes + next);
-          values.element[e] = from_acc<T>(static_cast<Acc>(from_8_bits(p.cache_kind, bits)) * scale);
+          float number[2];
+          const unsigned int bits = ptx::ld_global(bytes + next);
+          p.cache_kind == kCacheE4m3 ? from_8_bits<true>(number, bits) : from_8_bits<false>(number, bits);
+          values.element[e] = from_acc<T>(static_cast<Acc>(number[0]) * scale);
         }
       }
       ptx::st_shared(reinterpret_cast<typename Rows::Chunk*>(tile.chunk(row, column)), values);

@@ -49,6 +49,27 @@ __device__ __forceinline__ unsigned int cvt_rna_tf32(float x) {
   return y;
 }
 
+// Two numbers of e4m3 (4 bits of exponent, 3 of mantissa, no infinity), the low byte first: exact. sm_89 and newer
+// convert them to float16 at a time; before, their bits are those of a float32 but for the exponent's bias.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+__device__ __forceinline__ void cvt_f32_e4m3x2(float (&x)[2], unsigned int bits) {
+#if __CUDA_ARCH__ >= 890
+  asm("{\n"
+      ".reg .b32 pair;\n.reg .b16 low, high;\n"
+      "cvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
+      "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n"
+      "}"
+      : "=f"(x[0]), "=f"(x[1])
+      : "h"(static_cast<unsigned short>(bits)));
+#else
+  for (int i = 0; i < 2; ++i) {
+    const unsigned int one = bits >> 8 * i, magnitude = one & 0x7f;
+    const float value = __uint_as_float(magnitude << 20) * 0x1p120f;
+    x[i] = magnitude == 0x7f ? __uint_as_float(0x7fffffff) : one & 0x80 ? -value : value;
+  }
+#endif
+}
+
 template <class T>
 constexpr bool kCvtHalf = false;
 template <>

@@ -48,6 +48,15 @@ inline unsigned int cvt_rna_tf32(float x, EMU_SITE) {
   return (bits & 0x80000000) | ((magnitude + (magnitude < 0x7f800000 ? 0x1000 : 0)) & 0x7fffe000);
 }
 
+inline void cvt_f32_e4m3x2(float (&x)[2], unsigned int bits) {
+  for (int i = 0; i < 2; ++i) {
+    const unsigned int one = bits >> 8 * i, exponent = one >> 3 & 15, mantissa = one & 7;
+    const float magnitude =
+        exponent == 0 ? ldexpf(mantissa, -9) : ldexpf(8 + mantissa, static_cast<int>(exponent) - 10);
+    x[i] = (one & 0x7f) == 0x7f ? ::emu::bits_float(0x7fffffff) : copysignf(magnitude, one & 0x80 ? -1.0f : 1.0f);
+  }
+}
+
 template <class T>
 inline unsigned int cvt_rn_x2(float low, float high, EMU_SITE) {
   ::emu::check_sm_80("cvt_rn_x2", site);
