@@ -14,6 +14,7 @@ from bench.compiled import sass
 from bench.compiled.attention_loop import SUMS_ROWS, tensor_flops, uses_tensor_cores
 
 HEADER = "attention/decode.cuh"
+MOST_CONVERSIONS = 64  # of pairs, in a pass of a loop
 CACHED = False  # nobody else reads these keys
 
 
@@ -31,32 +32,49 @@ def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, i
         for loop in sass.find_loops(blocks)
     ]
     loop, whole = max(wholes, key=lambda one: (tensor_flops(one[1]), -len(one[0].members)))
-    path = sass.path_through(blocks, loop, score)
     # Loops inside it, of products or of copies: how often they run, the tile says.
-    inside = set(whole) - set(path)
-    copies = {i for i in inside if any(i in one for one in _nested_copies(blocks, loop))}
-    times = {
-        False: _times(tile_flops(kernel) - tensor_flops(path), tensor_flops([*inside - copies])),
-        True: _times(tile_bytes(kernel) - copied(path), copied([*copies])),
-    }
+    nested = [
+        {i for b in one.members for i in blocks[b].instructions}
+        for one in sass.find_loops(blocks)
+        if one.members < loop.members
+    ]
+    inside = set().union(*nested)
+    copying = set().union(*(one for one in nested if copied([*one])))
+    path, copies, products = (
+        [i for i in whole if i in some] for some in (set(whole) - inside, copying, inside - copying)
+    )
     found = Counter(sass.mix(path))
-    for are_copies, some in ((False, inside - copies), (True, copies)):
-        for key, count in sass.mix([i for i in whole if i in some]).items():
-            found[key] += round(times[are_copies] * count)
+    for some, times in (
+        (products, _times(tile_flops(kernel) - tensor_flops(path), tensor_flops(products))),
+        (copies, _times(tile_bytes(kernel) - copied(path), copied(copies))),
+    ):
+        for key, count in sass.mix(some).items():
+            found[key] += round(times * count)
     found["total"] = sum(found[key] for key in sass.CATEGORIES)
-    return sass.Region("loop", path, whole), {**found, "keys": kernel.arguments["kKeys"]}
+    own = {"keys": kernel.arguments["kKeys"], "converting": _converting(blocks, kernel)}
+    return sass.Region("loop", path, whole), {**found, **own}
+
+
+def _converting(blocks: list[sass.Block], kernel: Any) -> int:
+    """Instructions that a tile takes more in a cache of e4m3 without scales of tokens: its bytes
+    become 16 bits in loops of their own. 0: there is no instruction for it.
+    """
+    loops = [
+        [i for b in loop.members for i in blocks[b].instructions]
+        for loop in sass.find_loops(blocks)
+    ]
+    passes = [(sum(".E4M3" in i.opcode for i in one), len(one)) for one in loops]
+    # Of K and of V: the shortest loops that convert several chunks and multiply nothing.
+    most = max((count for count, _ in passes if count <= MOST_CONVERSIONS), default=0)
+    own = sorted(length for count, length in passes if count == most)
+    tile = kernel.arguments
+    elements = tile["kKeys"] * (tile["kDim"] + tile["kValueDim"]) // (32 * tile["kTeam"])
+    return round(elements / (2 * most) * own[0]) if most else 0
 
 
 def copied(instructions: list[sass.Instruction]) -> int:
     """Bytes that a thread copies asynchronously."""
     return sum(i.width for i in instructions if i.base == "LDGSTS")
-
-
-def _nested_copies(blocks: list[sass.Block], loop: sass.Loop) -> list[set[sass.Instruction]]:
-    """Instructions of each loop inside that copies."""
-    nested = [one for one in sass.find_loops(blocks) if one.members < loop.members]
-    found = [{i for b in one.members for i in blocks[b].instructions} for one in nested]
-    return [one for one in found if copied([*one])]
 
 
 def _times(of_tile: int, of_pass: int) -> float:

@@ -111,21 +111,33 @@ def keys(kernels: list[dict[str, Any]]) -> str:
     found = [row for row in kernels if row["mix"] and "keys" in row["mix"]]
     if not found:
         return ""
-    rows = [
-        [
-            row["arch"],
-            formats.plan([row["kernel"]]),
-            formats.number(row["mix"]["total"] / row["mix"]["keys"]),
-            *(formats.number(row["cycles"][name] / row["mix"]["keys"]) for name in _OF_KEYS),
-            row["bound"],
-        ]
-        for row in found
-    ]
+    rows = []
+    for row in found:
+        mix, cycles = row["mix"], row["cycles"]
+        e4m3 = mix["total"] + mix["converting"]
+        rows.append(
+            [
+                row["arch"],
+                formats.plan([row["kernel"]]),
+                formats.number(mix["total"] / mix["keys"]),
+                *(formats.number(cycles[name] / mix["keys"]) for name in _OF_KEYS),
+                row["bound"],
+                formats.number(e4m3 / mix["keys"]) if mix["converting"] else "",
+                *(
+                    [formats.number(cycles["HBM"] / 2 / mix["keys"])]
+                    + [formats.number(e4m3 / 4 / mix["keys"])]
+                    if mix["converting"]
+                    else ["", ""]
+                ),
+            ]
+        )
     text = (
         "Attention over a KV cache: of a warp, for each key of a tile that needs no mask and no "
-        "rescale. Cycles: of an SM."
+        "rescale. Cycles: of an SM. Of a cache of e4m3 without scales of tokens: instructions, and "
+        "cycles of HBM and of their issue, at most."
     )
     header = ["GPU", "kernel", ">instructions", *(f">{name} cycles" for name in _OF_KEYS), "bound"]
+    header += [">e4m3: instructions", ">HBM cycles", ">issue cycles"]
     return f"{text}\n\n{table(header, rows)}"
 
 

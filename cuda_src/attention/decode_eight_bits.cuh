@@ -14,7 +14,7 @@ __device__ __forceinline__ void load_bytes(unsigned char* to, const char* base, 
   long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(stride);
-#pragma unroll
+#pragma unroll(kCols > 128 ? 1 : kKeys)  // of wide rows there are few registers
   for (int first = 0; first < kKeys * kChunks; first += kTeamThreads) {
     const int chunk = first + static_cast<int>(threadIdx.x) % kTeamThreads;
     const int row = chunk / kChunks, column = chunk % kChunks * 16;
@@ -67,7 +67,8 @@ __device__ __forceinline__ void convert_bytes(Tile<T, kKeys, kCols> tile, const 
                                               const float* scales, Barrier barrier) {
   using Rows = Tile<T, kKeys, kCols>;
   using Acc = typename Select<kIsSame<T, double>, double, float>::Type;
-  constexpr int kPerChunk = Rows::kPerChunk, kTotal = kKeys * Rows::kChunks, kBatch = 4;
+  constexpr int kPerChunk = Rows::kPerChunk, kTotal = kKeys * Rows::kChunks;
+  constexpr int kBatch = kCols <= 128 && kTotal % (8 * kTeamThreads) == 0 ? 8 : 4;
   using Bytes = Fragment<unsigned short, kPerChunk / 2>;  // in pairs
   static_assert(kTotal % (kBatch * kTeamThreads) == 0 && kTeamThreads % Rows::kRepeat == 0, "whole steps");
 #pragma unroll 1
