@@ -81,15 +81,21 @@ def merge_attention(
 
 @overload
 def merge_attention_states(
-    outs: Host, lses: Host, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
+    outs: Host, lses: Host, /, *, axis: SupportsIndex = 0, **options: Unpack[Merge]
 ) -> Pair: ...
 @overload
 def merge_attention_states(
-    outs: Other, lses: Other, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
+    outs: Other, lses: Other, /, *, axis: SupportsIndex = 0, **options: Unpack[Merge]
 ) -> tuple[Any, Any]: ...
 @remembered()
 def merge_attention_states(
-    outs: Any, lses: Any, /, *, axis: SupportsIndex = 0, layout: Layout = "BHSD"
+    outs: Any,
+    lses: Any,
+    /,
+    *,
+    axis: SupportsIndex = 0,
+    layout: Layout = "BHSD",
+    out: Any = None,
 ) -> tuple[Any, Any]:
     """Attention over all keys, from that over any number of parts of them.
 
@@ -103,6 +109,8 @@ def merge_attention_states(
         Where the parts lie; negative ones count from the last axis of outs.
     layout : {"BHSD", "BSHD"}, optional
         As `merge_attention`, without the axis of the parts.
+    out : tuple of two arrays, optional
+        As `merge_attention`.
 
     Returns
     -------
@@ -128,4 +136,4 @@ def merge_attention_states(
     >>> cuattn.merge_attention_states(outs, lses)[0].round(6)
     array([[3.]])
     """
-    return prepare_merge(request_merge.stacked(outs, lses, axis, layout))
+    return prepare_merge(request_merge.stacked(outs, lses, axis, layout, out))

@@ -60,7 +60,7 @@ def pair(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, layout: Any, out: Any) 
     return MergeCall(runtime, outs[0], outs, lses, expected, layout, out)
 
 
-def stacked(outs: Any, lses: Any, axis: Any, layout: Any) -> MergeCall:
+def stacked(outs: Any, lses: Any, axis: Any, layout: Any, out: Any) -> MergeCall:
     """A call of `merge_attention_states`."""
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
     given = as_arrays({"outs": outs, "lses": lses})
@@ -73,14 +73,17 @@ def stacked(outs: Any, lses: Any, axis: Any, layout: Any) -> MergeCall:
         for array in (outs, lses)
     ]
     expected = expect((("outs", specs[0]),), (("lses", specs[1]),), layout)
+    inputs = list(given.items())
+    if out is not None:
+        out = as_outputs(out, list(expected), inputs, in_place=False)
     runtime = runtime_of(outs)
     if runtime is not None:
-        check_alignment(runtime, list(given.items()), None)
+        check_alignment(runtime, inputs, out)
     out_parts, lse_parts = (
         [array[(slice(None),) * axis + (i,)] for i in range(outs.shape[axis])]
         for array in (outs, lses)
     )
-    return MergeCall(runtime, outs, out_parts, lse_parts, expected, layout, None)
+    return MergeCall(runtime, outs, out_parts, lse_parts, expected, layout, out)
 
 
 @lru_cache(maxsize=4096)

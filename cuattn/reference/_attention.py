@@ -138,7 +138,13 @@ def merge(outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
 
 @quiet
 def merge_attention_states(
-    outs: ArrayLike, lses: ArrayLike, /, *, axis: int = 0, layout: str = "BHSD"
+    outs: ArrayLike,
+    lses: ArrayLike,
+    /,
+    *,
+    axis: int = 0,
+    layout: str = "BHSD",
+    out: Any = None,
 ) -> tuple[Any, Any]:
     """out and lse of queries whose keys have been split: parts weigh as ``exp(lse)``."""
     axis = axis % np.ndim(outs)
@@ -148,7 +154,7 @@ def merge_attention_states(
     full, full_lse = nothing(shape, parts.dtype)
     lead = (None,) * (4 - ndim)
     merge([canonical(o, layout) for o in parts], [one[lead] for one in part_lses], full, full_lse)
-    return in_layout(full, full_lse, layout, ndim, True, None)
+    return in_layout(full, full_lse, layout, ndim, True, out)
 
 
 @quiet
@@ -164,9 +170,7 @@ def merge_attention(
 ) -> tuple[Any, Any]:
     """`merge_attention_states` of two."""
     outs, lses = (np.stack([wide(a), wide(b)]) for a, b in ((out_a, out_b), (lse_a, lse_b)))
-    merged = merge_attention_states(outs, lses, layout=layout)
-    given = (None, None) if out is None else out
-    return result(merged[0], out=given[0]), result(merged[1], out=given[1])
+    return merge_attention_states(outs, lses, layout=layout, out=out)
 
 
 # -- layouts --------------------------------------------------------------------------------------

@@ -106,12 +106,15 @@ def test_layout(backend, rng, layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "padded", "strided", "misaligned", "fortran"])
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_out(backend, rng, dtype, layout):
-    outs, lses = parts(rng, 2, dtype)
+@pytest.mark.parametrize("count", [2, 3])
+def test_out(backend, rng, count, dtype, layout):
+    outs, lses = parts(rng, count, dtype)
     out = Guarded(backend, outs.shape[1:], outs.dtype, layout)
     lse = Guarded(backend, lses.shape[1:], lses.dtype, layout)
-    args = put(backend, outs[0], lses[0], outs[1], lses[1])
-    got = cuattn.merge_attention(*args, out=(out.out, lse.out))
+    pair = outs[0], lses[0], outs[1], lses[1]
+    merge = cuattn.merge_attention if count == 2 else cuattn.merge_attention_states
+    args = put(backend, *(pair if count == 2 else (outs, lses)))
+    got = merge(*args, out=(out.out, lse.out))
     assert got[0] is out.out and got[1] is lse.out
     out.check_rim()
     lse.check_rim()
