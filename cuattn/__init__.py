@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cuattn import reference
 from cuattn._arrays.keywords import FUNCTIONS
 from cuattn._attention.attention import attention, attention_varlen
+from cuattn._attention.cascade import attention_cascade
 from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
@@ -34,6 +35,7 @@ __all__ = [
     "SoftmaxTopKState",
     "TopK",
     "attention",
+    "attention_cascade",
     "attention_kvcache",
     "attention_varlen",
     "kv_append",

@@ -129,12 +129,15 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
 
 
 def cache_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -> Iterator[Case]:
-    """The last token over a cache of all keys, and the keys of the last token written into it."""
+    """The last token over a cache of all keys or half of them, whose last are written into it."""
     q, k, v = (sample[name].astype(dtype) for name in ("q", "k", "v"))
     q, lens = q[:, -1:], device.xp.asarray([k.shape[1] - 1])
     arrays: list[Any] = [device.xp.array(a) for a in (q, k, v, k[:, -1:], v[:, -1:])]
     attend: Any = functools.partial(cuattn.attention_kvcache, *arrays[:3])
     yield Case("attention_kvcache", q, attend, reference.attention(q, k, v))
+    start, own = ([a[:, part] for a in arrays[1:3]] for part in (slice(64), slice(64, None)))
+    cascade: Any = functools.partial(cuattn.attention_cascade, arrays[0], [start], *own)
+    yield Case("attention_cascade", q, cascade, reference.attention(q, k, v))
     append: Any = functools.partial(cuattn.kv_append, *arrays[1:], kv_lens=lens)
     yield Case("kv_append", k, lambda: append() or arrays[1], k.astype(np.float64))
 

@@ -164,7 +164,8 @@ def attentions() -> None:
     made = np.empty_like(out), np.empty_like(lse)
     assert_type(cuattn.merge_attention(out, lse, out, lse, layout="BSHD", out=made), Pair)
     outs, lses = np.stack([out, out]), np.stack([lse, lse])
-    assert_type(cuattn.merge_attention_states(outs, lses, axis=0, layout="BSHD"), Pair)
+    states = cuattn.merge_attention_states(outs, lses, axis=0, layout="BSHD", out=made)
+    assert_type(states, Pair)
 
     refused(lambda: cuattn.attention(q, k, v, layout="HSD"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, precision="fp16"))  # type: ignore[call-overload]
@@ -190,6 +191,12 @@ def caches() -> None:
     assert_type(both, Pair)
     loose: Any = q
     assert_type(cuattn.attention_kvcache(loose, loose, loose, precision="ieee"), Any)
+    prefixes = [(k[0], v[0]), (k[1], v[1])]
+    shared = cuattn.attention_cascade(q, prefixes, k, v, kv_lens=lens, is_causal=True, out=out)
+    assert_type(shared, Array)
+    both = cuattn.attention_cascade(q, [(k[0], None)], k, None, value_dim=4, return_lse=True)
+    assert_type(both, Pair)
+    assert_type(cuattn.attention_cascade(loose, [(loose, loose)], loose, loose), Any)
     codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
     cuattn.kv_append(
         codes, codes.copy(), new[:, :, :2], new[:, :, :2], kv_lens=lens, new_lens=lens - 3,
@@ -199,6 +206,7 @@ def caches() -> None:
 
     refused(lambda: cuattn.attention_kvcache(q, k, v, split_size="none"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention_kvcache(q, k, v, bias=q))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention_cascade(q, [k[0]], k, v))  # type: ignore[list-item]
     refused(lambda: cuattn.kv_append(k, v, new, new))  # type: ignore[call-arg]
 
 
@@ -231,6 +239,7 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_kvcache(x, x, x, kv_lens=x, page_table=x), Any)
+    assert_type(cuattn.attention_cascade(x, [(x, x)], x, x, kv_lens=x), Any)
     cuattn.kv_append(x, x, x, x, kv_lens=x, k_scale=x)
     assert_type(cuattn.merge_attention(x, x, x, x), tuple[Any, Any])
     assert_type(cuattn.merge_attention_states(x, x), tuple[Any, Any])

@@ -91,7 +91,9 @@ ABSENT = {
     "rotary_sin": "rotate q and the new keys before the call",
 }
 # What a function of ours has not, but another one has.
-ELSEWHERE = {("attention_kvcache", "bias"): "attention"}
+ELSEWHERE = dict.fromkeys(
+    [("attention_kvcache", "bias"), ("attention_cascade", "bias")], "attention"
+)
 
 # What other libraries call a function of ours.
 FUNCTIONS = {

@@ -6,6 +6,7 @@ and so is what comes out of arrays of any library but NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypedDict
 
@@ -47,6 +48,8 @@ Layout = Literal["BHSD", "BSHD"]
 Precision = Literal["ieee", "tf32"]
 SplitSize = SupportsIndex | Literal["auto"] | None
 CacheScale = Number | Array | None
+HostPrefixes = Sequence[tuple[Host, Host | None]]
+OtherPrefixes = Sequence[tuple[Other, Other | None]]
 
 
 # ---- Options by keyword ----

@@ -16,7 +16,7 @@ from cuattn.reference._attention import (
     merge_attention,
     merge_attention_states,
 )
-from cuattn.reference._kvcache import attention_kvcache, kv_append
+from cuattn.reference._kvcache import attention_cascade, attention_kvcache, kv_append
 from cuattn.reference._softmax import (
     log_softmax,
     log_softmax_backward,
@@ -30,6 +30,7 @@ from cuattn.reference._topk import merge, softmax_topk, softmax_topk_state, top_
 
 __all__ = [
     "attention",
+    "attention_cascade",
     "attention_kvcache",
     "attention_varlen",
     "kv_append",

@@ -51,7 +51,70 @@ def attention_kvcache(
 
     `split_size` and `precision` change nothing.
     """
+    return attention_cascade(
+        q,
+        (),
+        k_cache,
+        v_cache,
+        kv_lens=kv_lens,
+        page_table=page_table,
+        k_new=k_new,
+        v_new=v_new,
+        value_dim=value_dim,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        is_causal=is_causal,
+        q_offset=q_offset,
+        window=window,
+        scale=scale,
+        softcap=softcap,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        q_lens=q_lens,
+        layout=layout,
+        return_lse=return_lse,
+        out=out,
+    )
+
+
+@quiet
+def attention_cascade(
+    q: ArrayLike,
+    prefixes: Any,
+    k_cache: Any,
+    v_cache: Any,
+    /,
+    *,
+    kv_lens: Option = None,
+    page_table: Option = None,
+    k_new: Option = None,
+    v_new: Option = None,
+    value_dim: int | None = None,
+    k_scale: Option = None,
+    v_scale: Option = None,
+    split_size: int | str | None = "auto",
+    is_causal: bool = False,
+    q_offset: Option = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Option = None,
+    alibi_slopes: Option = None,
+    sinks: Option = None,
+    q_lens: Option = None,
+    layout: str = "BHSD",
+    precision: str | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """`attention_kvcache` of sequences that begin with the keys of the prefixes, side by side."""
     queries, new = canonical(np.asarray(q), layout), 0
+    before = [
+        [canonical(np.asarray(a), layout)[0] for a in (k, k[..., :value_dim] if v is None else v)]
+        for k, v in prefixes
+    ]
+    first = np.ones((*queries.shape[1:3], sum(k.shape[1] for k, _ in before)), bool)
     if k_new is not None:
         how = {"kv_lens": kv_lens, "page_table": page_table, "new_lens": q_lens}
         scales = {"k_scale": k_scale, "v_scale": v_scale}
@@ -78,14 +141,14 @@ def attention_kvcache(
         k[:, exists], v[:, exists] = (a[page, :, row].swapaxes(0, 1) for a in (keys, values))
         full[b], full_lse[b] = attention(
             queries[b],
-            k,
-            v,
+            np.concatenate([*(pair[0] for pair in before), k], axis=1),
+            np.concatenate([*(pair[1] for pair in before), v], axis=1),
             is_causal=is_causal,
             q_offset=of_sequence(q_offset, b),
             window=window,
             scale=scale,
             softcap=softcap,
-            mask=seen,
+            mask=np.concatenate([first, seen], axis=-1),
             alibi_slopes=None if slopes is None else slopes[b],
             sinks=sinks,
             q_lens=lens[b : b + 1],

@@ -14,7 +14,7 @@ import pytest
 from cases import draw
 from test_attention_check import DENSE, VARLEN, Attention
 from test_check import FORWARD, TRANSFORMS, Refusing
-from test_interchange import CALLS, leaves
+from test_interchange import CALLS, each, leaves
 
 import cuattn
 from cuattn._arrays import keywords
@@ -185,6 +185,8 @@ FLAGS = [
     ("top_k", "sorted"),
     ("attention", "is_causal"),
     ("attention", "return_lse"),
+    ("attention_cascade", "is_causal"),
+    ("attention_cascade", "return_lse"),
     ("attention_kvcache", "is_causal"),
     ("attention_kvcache", "return_lse"),
     ("attention_varlen", "is_causal"),
@@ -195,7 +197,7 @@ FLAGS = [
 @pytest.mark.parametrize(("name", "option"), FLAGS)
 def test_flags(refusing, name, option):
     args, _ = CALLS[name]
-    args = [refusing.array(a) if isinstance(a, np.ndarray) else a for a in args]
+    args = each(refusing.array, args)
     for value in (
         None,
         0,
@@ -310,6 +312,7 @@ OTHERS = [  # the call, our name in what it is told, and what else that says
     (lambda: cuattn.attention(X, X), "v", "given"),
     (lambda: cuattn.attention_varlen(X, X, X, cu_seqlens_q=X), "cu_seqlens_q", "position"),
     (lambda: cuattn.attention_kvcache(X, X, X, bias=X), "bias", "attention has it"),
+    (lambda: cuattn.attention_cascade(X, X, X, X, bias=X), "bias", "attention has it"),
     (lambda: cuattn.attention_kvcache(X, X, X, cache_seqlens=X), "kv_lens", "cache_seqlens"),
     (lambda: cuattn.attention_kvcache(X, X, X, block_table=X), "page_table", "block_table"),
     (lambda: cuattn.attention_kvcache(X, X, X, rotary_cos=X), "rotary_cos", "rotate q"),

@@ -27,7 +27,6 @@ from test_check import OtherDevice
 from test_interchange import CALLS, Exporter, Nowhere, Refusing, each, leaves
 
 import cuattn
-from cuattn import SoftmaxState, SoftmaxTopKState
 from cuattn._device import runtime
 
 EXAMPLES = 2000
@@ -137,9 +136,10 @@ def array(draw, dtype, shape):
 
 def spoilt(draw, valid):
     """Something else in the place of an argument, whose valid value is this."""
-    if isinstance(valid, SoftmaxState | SoftmaxTopKState) and draw(range(8)):
-        field = draw(valid._fields)
-        return valid._replace(**{field: spoilt(draw, getattr(valid, field))})
+    if isinstance(valid, tuple) and valid and draw(range(8)):
+        place = draw(range(len(valid)))
+        parts = [spoilt(draw, part) if i == place else part for i, part in enumerate(valid)]
+        return type(valid)(*parts) if hasattr(valid, "_fields") else tuple(parts)
     kind = draw(KINDS)
     if isinstance(valid, np.ndarray) and kind == "changed":
         return draw(CHANGES)(valid)
@@ -219,7 +219,7 @@ def shapes(name, call):
         return [s[:axis] + s[axis + 1 :] for s in (first, shape_of(call["lses"]))]
     if name == "kv_append":
         return [()]  # None
-    values = call["v_cache" if name == "attention_kvcache" else "v"]
+    values = call["v_cache" if "v_cache" in call else "v"]
     out = (*first[:-1], int(call["value_dim"]) if values is None else shape_of(values)[-1])
     if name == "attention_varlen":
         return [out, (first[1], first[0])][: 1 + lse]

@@ -176,6 +176,14 @@ CALLS = {
             "q_lens": np.array([1, 3]),
         },
     ),
+    "attention_cascade": (
+        (
+            ones((2, 2, 3, 4)),
+            ((ones((2, 5, 4)), ones((2, 5, 4))), (ones((2, 1, 4)), ones((2, 1, 4)))),
+            *(ones((2, 2, 9, 4)),) * 2,
+        ),
+        {"kv_lens": np.array([1, 5]), "q_offset": np.array([2, 9]), "q_lens": np.array([1, 3])},
+    ),
     "kv_append": (
         (ones((2, 2, 5, 4)),) * 2 + (ones((2, 2, 3, 4)),) * 2,
         {

@@ -300,7 +300,7 @@ STAGES = {
     "problem": set(),
     "plan": {"plan", "problem"},
     "run": {"numpy", "plan", "problem", "request", "run", "views"},
-    "public": {"checks", "request", "run", "views"},
+    "public": {"checks", "public", "request", "run", "views"},
 }
 MAX_ROOMS = 12  # entries of cuattn/ itself
 
