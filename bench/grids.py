@@ -46,7 +46,7 @@ BOTH = ("bfloat16", "float32")
 HALF = ("float16", "bfloat16")  # CuPy, the baseline, multiplies not every dtype
 SINGLE = ("float32",)
 PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
-FLAGS = ("causal", "transposed", *PATTERNS)
+FLAGS = ("causal", "transposed", "spread", "one_long", "e4m3", *PATTERNS)
 TRANSFORMERS = {  # layers, batch, heads of 64, sequence length, causal
     "BERT-large": (24, 16, 16, 512, 0),
     "GPT-2 medium": (24, 8, 16, 1024, 1),
@@ -145,6 +145,33 @@ def one_layer_shapes() -> Iterator[dict[str, int]]:
         yield {name: size for name, size in shape.items() if name != "layers"}
 
 
+def cache_shape(batch, heads, kv_heads, seqlen_k, page_size, seqlen_q=1, **more) -> dict[str, int]:
+    """Pages of `seqlen_k` keys: a dense cache."""
+    lengths = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k, "page_size": page_size}
+    heads = {"batch": batch, "heads": heads, "kv_heads": kv_heads}
+    return {**heads, **lengths, "head_dim": 128, **more}
+
+
+def decode_shapes() -> Iterator[dict[str, int]]:
+    """Half a GB, that many bytes in other arrangements, and few."""
+    for page_size in (16, 64, 1, 4096):
+        yield cache_shape(32, 32, 8, 4096, page_size)
+    for page_size in (16, 4096):
+        yield cache_shape(1, 32, 8, 4096, page_size)
+    yield cache_shape(1, 32, 4, 1024, 16)
+    yield cache_shape(32, 32, 8, 4096, 16, e4m3=1)
+    yield cache_shape(64, 32, 8, 8192, 16, spread=1)
+    yield cache_shape(32, 32, 8, 100_000, 16, one_long=1)
+    yield cache_shape(16, 32, 32, 4096, 8)
+    yield cache_shape(32, 32, 8, 4096, 16, seqlen_q=4)
+
+
+def latent_shapes() -> Iterator[dict[str, int]]:
+    for heads in (16, 128):
+        shape = cache_shape(128, heads, 1, 4096, 64, value_dim=512)
+        yield {**shape, "head_dim": 576}
+
+
 TRANSFORMS = {
     "softmax": 1,
     "logsumexp": 2,
@@ -206,6 +233,18 @@ GRIDS = {
     ),
     "small-attention": Grid(
         "calls that Python and the launch rule", {"attention": 2}, HALF, small_attention_shapes
+    ),
+    "decode": Grid(
+        "issues of TileOPs, FlashAttention and FlashInfer: batch 32 and 1, pages of 1 to 64",
+        {"attention_kvcache": 1},
+        HALF[1:],
+        decode_shapes,
+    ),
+    "latent-decode": Grid(
+        "FlashMLA, README: multi-head latent attention, batch 128",
+        {"attention_kvcache": 2},
+        HALF[1:],
+        latent_shapes,
     ),
     "transformer": Grid(
         "FlashAttention, arXiv:2205.14135, section 4.1: BERT-large, GPT-2 medium; and GPT-2 XL",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from cuattn import reference
@@ -40,6 +41,7 @@ kernel_symbol = compiler.kernel_symbol
 load_or_compile = load_or_compile
 source_directory = compiler.source_directory
 dtype_of = tolerance.dtype_of
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
@@ -142,6 +144,7 @@ def compile_program(
 
 
 __all__ = [
+    "E4M3",
     "SAME_PTX",
     "TARGETS",
     "allowed",

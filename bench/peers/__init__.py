@@ -79,7 +79,7 @@ def contestants(operation: str, *, k: int | None = None, causal: bool = False) -
     """Every way of the found libraries to do an operation of `OPERATIONS`.
 
     `k` is for "top_k" and "softmax_topk", which return (values, indices) sorted from the largest;
-    the values of "softmax_topk" are probabilities of the full row. `causal` is for "attention"; the
+    the values of "softmax_topk" are probabilities of the full row. `causal` is for attention; the
     mask is aligned to the bottom right corner. A call raises `Unsupported` for arrays that its
     contestant cannot take.
     """

@@ -11,7 +11,8 @@ import numpy as np
 
 # Inputs of each operation, in the order in which a contestant takes them. Rows lie along the last
 # axis of two-dimensional arrays; q, k and v are (batch, heads, seqlen, head_dim), and k and v may
-# have fewer heads, a divisor of those of q.
+# have fewer heads, a divisor of those of q. A cache is (pages, heads, page_size, head_dim), a page
+# table (batch, pages of the longest sequence); one of a single column names all pages in order.
 OPERATIONS = {
     "softmax": ("x",),
     "log_softmax": ("x",),
@@ -21,6 +22,7 @@ OPERATIONS = {
     "top_k": ("x",),
     "softmax_topk": ("x",),
     "attention": ("q", "k", "v"),
+    "attention_kvcache": ("q", "k_cache", "v_cache", "kv_lens", "page_table"),
 }
 
 # An attention that stores its scores does so up to this size; with the exponentials and the
@@ -97,8 +99,9 @@ class BSHD:
     """
 
     def asarray(self, array: Any) -> Any:
-        """`array`, (batch, heads, seqlen, head_dim), in the order of the library."""
-        return super().asarray(array.swapaxes(1, 2).copy())  # type: ignore[misc]
+        """`array`, (batch, heads, seqlen, head_dim), in the order of the library; others as is."""
+        array = array.swapaxes(1, 2).copy() if array.ndim == 4 else array
+        return super().asarray(array)  # type: ignore[misc]
 
     def asnumpy(self, native: Any) -> np.ndarray:
         """A result of the library as (batch, heads, seqlen, head_dim)."""

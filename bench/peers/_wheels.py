@@ -50,7 +50,23 @@ class FlashAttention3(FlashAttention2):
         import flash_attn_interface
 
         self._function = flash_attn_interface.flash_attn_func
+        self._cached = flash_attn_interface.flash_attn_with_kvcache
         self.version = metadata.version("flash_attn_3")
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Also over a cache, whose lengths the device reads."""
+        yield from super().contestants(operation, k, causal)
+
+        def call(q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any) -> torch.Tensor:
+            require_dtype(k, "float16", "bfloat16")
+            if v.numel() == 0:
+                raise Unsupported("takes values that are columns of keys as another argument")
+            table = page_table if page_table.shape[1] > 1 else None
+            how = {"cache_seqlens": kv_lens, "page_table": table, "causal": causal}
+            return self._cached(q, k, v, **how)
+
+        if operation == "attention_kvcache":
+            yield Contestant(self.name, self, refusing(call, *REFUSALS))
 
 
 class FlashAttention4(FlashAttention2):
@@ -122,6 +138,8 @@ class FlashInfer(Torch):
             library = _FlashInferBSHD()
             call = _RaggedPrefill(package, causal)
             yield Contestant("flashinfer", library, refusing(call, *REFUSALS))
+        elif operation == "attention_kvcache":
+            yield Contestant("flashinfer", self, refusing(_PagedDecode(package), *REFUSALS))
 
 
 class _FlashInferBSHD(BSHD, FlashInfer):
@@ -163,5 +181,52 @@ class _RaggedPrefill:
             head_dim_vo=v.shape[3],
             causal=self._causal,
             q_data_type=q.dtype,
+        )
+        return wrapper
+
+
+class _PagedDecode:
+    """Attention over pages as `BatchDecodeWithPagedKVCacheWrapper` does it, on tensor cores.
+
+    The plan, from lengths on the host, is made in the first call with a shape, as a model makes it
+    once for all layers.
+    """
+
+    __name__ = "paged decode"
+
+    def __init__(self, package: Any) -> None:
+        self._package = package
+        self._planned: tuple[Any, Any] = (None, None)
+
+    def __call__(self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any) -> torch.Tensor:
+        """q is (batch, heads, 1, head_dim)."""
+        key = (q.shape, k.shape, page_table.shape, q.dtype, k.dtype)
+        if self._planned[0] != key:
+            self._planned = (key, self._plan(q, k, v, kv_lens, page_table))
+        return self._planned[1].run(q[:, :, 0], (k, v)).unsqueeze(2)
+
+    def _plan(self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any) -> Any:
+        require_dtype(q, "float16", "bfloat16")
+        if v.numel() == 0 or q.shape[2] != 1:
+            raise Unsupported("takes one query of a sequence, and values that are an array")
+        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+        wrapper = self._package.BatchDecodeWithPagedKVCacheWrapper(
+            workspace, "HND", use_tensor_cores=True
+        )
+        size, lengths = k.shape[2], kv_lens.cpu()
+        counts = (lengths + size - 1) // size
+        ends = torch.zeros(len(q) + 1, dtype=torch.int32)
+        ends[1:] = counts.cumsum(0)
+        used = torch.arange(page_table.shape[1]) < counts[:, None]
+        wrapper.plan(
+            ends,
+            page_table[used.to(page_table.device)],
+            (lengths - (counts - 1) * size).int(),
+            q.shape[1],
+            k.shape[1],
+            q.shape[3],
+            size,
+            q_data_type=q.dtype,
+            kv_data_type=k.dtype,
         )
         return wrapper
