@@ -21,7 +21,7 @@ from bench.peers import Unsupported
 from bench.timing.harness import Operation, Work
 from bench.timing.verification import Sample
 
-HEADS = 3  # that are verified, of the shortest and the longest sequence
+HEADS = 3  # that are verified: of the first, last, shortest and longest sequence
 VALUE_DIM = 512  # of multi-head latent attention
 SHORT = 500  # keys of the others beside one long sequence
 
@@ -108,11 +108,11 @@ def gathered(q, k_cache, v_cache, kv_lens, page_table, causal):
 
 
 def samples(cell, inputs, asnumpy):
-    """Some heads of the shortest and the longest sequence, in float64."""
+    """Some heads of some sequences, in float64."""
     q, k_cache, v_cache, _, page_table = inputs
     lens, group, found = lengths(cell), q.shape[1] // k_cache.shape[1], []
     chosen = some(HEADS, q.shape[1])
-    for b in sorted({int(lens.argmin()), int(lens.argmax())}):
+    for b in sorted({0, int(lens.argmin()), int(lens.argmax()), len(lens) - 1}):
         own = asnumpy(page_table[b])[: pages(cell)[b]]
         keys = side_by_side(asnumpy(k_cache[own]), lens[b], cell.dtype)
         values = keys[..., : value_dim(cell)]

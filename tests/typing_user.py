@@ -196,7 +196,7 @@ def caches() -> None:
     assert_type(shared, Array)
     both = cuattn.attention_cascade(q, [(k[0], None)], k, None, value_dim=4, return_lse=True)
     assert_type(both, Pair)
-    assert_type(cuattn.attention_cascade(loose, [(loose, loose)], loose, loose), Any)
+    assert_type(cuattn.attention_cascade(loose, [(loose[0], loose[0])], loose, loose), Any)
     codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
     cuattn.kv_append(
         codes, codes.copy(), new[:, :, :2], new[:, :, :2], kv_lens=lens, new_lens=lens - 3,

@@ -32,7 +32,7 @@ class Cupy(Library):
         own, library = getattr(self, operation), getattr(self.special, operation, None)
         if operation in ("top_k", "softmax_topk"):
             own = _with_k(own, k)
-        elif operation == "attention":
+        elif operation in ("attention", "attention_kvcache"):
             own = _with_causal(own, causal)
         if library is not None:
             yield self._contestant(f"{self.special.__name__}", lambda x: library(x, axis=-1))
@@ -85,18 +85,33 @@ class Cupy(Library):
         """The k best of the hand-written softmax."""
         return self.top_k(self.softmax(x), k)
 
-    def attention(self, q: Any, k: Any, v: Any, causal: bool) -> Any:
+    def attention(self, q: Any, k: Any, v: Any, causal: bool, lens: Any = None) -> Any:
         """Product, softmax, product; the queries of heads that share a key head are one matrix."""
         xp, (batch, heads, seqlen_q, head_dim) = self.xp, q.shape
         kv_heads, seqlen_k = k.shape[1:3]
         require_scores(batch, heads, seqlen_q, seqlen_k, q.dtype.itemsize)
         scores = xp.matmul(q.reshape(batch, kv_heads, -1, head_dim), k.swapaxes(-1, -2))
         scores *= head_dim**-0.5
-        if causal:
+        by_head = scores.reshape(batch, heads, seqlen_q, seqlen_k)
+        if lens is not None:
+            behind = xp.arange(seqlen_q)[::-1] if causal else xp.zeros(1, int)  # the last query
+            visible = xp.arange(seqlen_k) < (lens[:, None] - behind)[:, None, :, None]
+            by_head += xp.where(visible, 0.0, -np.inf).astype(scores.dtype)
+        elif causal:
             visible = xp.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool)
-            by_head = scores.reshape(batch, heads, seqlen_q, seqlen_k)
             by_head += xp.where(visible, 0.0, -np.inf).astype(scores.dtype)
         return xp.matmul(self.softmax(scores), v).reshape(*q.shape[:-1], v.shape[-1])
+
+    def attention_kvcache(
+        self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any, causal: bool
+    ) -> Any:
+        """The pages of each sequence side by side, then the same with a mask."""
+        if v.size == 0 or k.dtype != q.dtype:
+            raise Unsupported("takes no such cache")
+        keys, values = (
+            a[page_table].swapaxes(1, 2).reshape(len(q), a.shape[1], -1, a.shape[3]) for a in (k, v)
+        )
+        return self.attention(q, keys, values, causal, kv_lens)
 
     def asarray(self, array: Any) -> Any:
         """`array` itself."""
@@ -165,4 +180,4 @@ def _with_k(call: Call, k: int | None) -> Call:
 
 
 def _with_causal(call: Call, causal: bool) -> Call:
-    return lambda q, k, v: call(q, k, v, causal)
+    return lambda *arrays: call(*arrays, causal)

@@ -47,13 +47,15 @@ def _merged(call: Call, prefixes: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         if whole[i]:
             _over_shared(call, *pair, outs[i], lses[i])
         else:
-            own = [xp.broadcast_to(a, (batch, *a.shape[1:])) for a in pair]
-            _over_own(call, *own, place - ends[i], outs[i], lses[i])
+            k, v = (xp.broadcast_to(a, (batch, *a.shape[1:])) for a in pair)
+            _over_own(call, k, v, place - ends[i], outs[i], lses[i])
     if given.q_lens is not None:
         padding = xp.arange(rows) >= given.q_lens.reshape(batch, 1)
         xp.copyto(lses, -np.inf, where=padding)
-    states = outs.swapaxes(2, 3) if call.layout == "BHSD" else outs, lses.swapaxes(1, 2)
-    states = tuple(a if given.q.ndim == 4 else a[:, 0] for a in states)
+    outs = outs.swapaxes(2, 3) if call.layout == "BHSD" else outs
+    states: Any = outs, lses.swapaxes(1, 2)
+    if given.q.ndim == 3:
+        states = states[0][:, 0], states[1][:, 0]
     last = states[0][-1], states[1][-1]
     _over_cache(_placed(call, place, ends[-1])._replace(outs=last, return_lse=True))
     out = call.outs
@@ -123,13 +125,14 @@ def _over_shared(call: Call, k: Any, v: Any, out: Any, lse: Any) -> None:
 def _over_own(call: Call, k: Any, v: Any, place: Any, out: Any, lse: Any) -> None:
     """The queries of each sequence over those keys of a prefix that they see."""
     scores, given = call.options.scores, call.arrays
+    split_size: Any = call.options.split_size
     attention_kvcache(
         canonical(given.q, call.layout).swapaxes(1, 2),
         *_keys(call, k, v),
         q_offset=place,
         window=(scores.left, scores.right),
         alibi_slopes=given.alibi_slopes,
-        split_size=call.options.split_size,
+        split_size=split_size,
         out=(out, lse.swapaxes(0, 1)),
         **_options(call),
     )

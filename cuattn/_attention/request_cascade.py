@@ -47,7 +47,8 @@ def _pair(name: str, given: Any, call: Call) -> dict[str, Any]:
         found = shown(given) if isinstance(given, (list, tuple)) else kind(given)
         raise TypeError(f"{name} must be a pair (k, v) of arrays, but it is {found}")
     q, sizes = call.arrays.q, call.expected.sizes
-    arrays, keys, shared = {}, "P", call.arrays.v_cache is None
+    keys: Any = "P"
+    arrays, shared = {}, call.arrays.v_cache is None
     for i, dim in enumerate((sizes.head_dim, sizes.value_dim)):
         part = f"{name}[{i}]"
         if i and shared:

@@ -45,6 +45,9 @@ def inputs(operation, rng, dtype, shape=(13, 131), causal=False):
             random(rng, 2, heads, seqlen, 32, dtype=dtype)
             for heads, seqlen in ((6, 61), (3, seqlen_k), (3, seqlen_k))
         ]
+    if operation == "attention_kvcache":  # what every contestant takes: dense, of one length
+        arrays = [random(rng, 2, h, n, 32, dtype=dtype) for h, n in ((6, 1), (3, 83), (3, 83))]
+        return [*arrays, np.full(2, 83, np.int32), np.arange(2, dtype=np.int32)[:, None]]
     x = random(rng, *shape, dtype=dtype)
     if operation in ("softmax_backward", "log_softmax_backward"):
         forward = getattr(reference, operation.removesuffix("_backward"))
@@ -61,6 +64,16 @@ def attention(q, k, v, causal):
     return reference.softmax(scores, where=visible if causal else None) @ v
 
 
+def cached_attention(q, k, v, kv_lens, page_table, causal):
+    """Each sequence by itself, over its pages side by side."""
+    return np.concatenate([
+        attention(q[b : b + 1], *(
+            np.concatenate(list(a[page_table[b]]), axis=1)[None, :, :n] for a in (k, v)
+        ), causal)
+        for b, n in enumerate(kv_lens)
+    ])  # fmt: skip
+
+
 def check(operation, got, arrays, causal=False):
     """A result on the host against the reference in float64."""
     dtype = arrays[0].dtype.name
@@ -74,6 +87,8 @@ def check(operation, got, arrays, causal=False):
         pairs = [(values, np.sort(wanted)[:, : -K - 1 : -1]), (picked, values.astype(np.float64))]
     elif operation == "attention":
         pairs = [(got, attention(*arrays, causal))]
+    elif operation == "attention_kvcache":
+        pairs = [(got, cached_attention(*arrays, causal))]
     else:
         axis = {"axis": -1} if operation == "logsumexp" else {}
         pairs = [(got, getattr(reference, operation)(*arrays, **axis))]
@@ -348,7 +363,7 @@ def installed(name):
 def test_contestants(name, operation, causal, dtype, rng):
     arrays = inputs(operation, rng, dtype, causal=causal)
     contestants = list(installed(name).contestants(operation, *options(operation, causal)))
-    assert contestants
+    assert contestants or (name, operation) == ("jax", "attention_kvcache")
     for contestant in contestants:
         if refuses(contestant.name, dtype):
             with pytest.raises(peers.Unsupported):
@@ -358,7 +373,7 @@ def test_contestants(name, operation, causal, dtype, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", [name for name in peers.OPERATIONS if name != "attention"])
+@pytest.mark.parametrize("operation", [n for n in peers.OPERATIONS if n[:9] != "attention"])
 def test_torch_compile(operation, rng):
     """Also more shapes than it compiles for by itself."""
     contestants = list(installed("torch").contestants(operation, *options(operation)))
@@ -478,6 +493,45 @@ def stub_attention(q, k, v, causal=False):
     return torch.from_numpy(attention(*arrays, causal)).transpose(1, 2).to(q.dtype)
 
 
+def stub_cache(q, k, v, cache_seqlens=None, page_table=None, causal=False):
+    """Pages (pages, page_size, heads, head_dim); FlashAttention 3 aligns to the bottom right."""
+    import torch
+
+    assert q.is_contiguous() and k.is_contiguous() and cache_seqlens.dtype == torch.int32
+    if page_table is None:
+        page_table = torch.arange(len(k), dtype=torch.int32)[:, None]
+    q, k, v = (a.transpose(1, 2).numpy() for a in (q, k, v))
+    out = cached_attention(q, k, v, cache_seqlens.tolist(), page_table.numpy(), causal)
+    return torch.from_numpy(out).transpose(1, 2).to(torch.from_numpy(q).dtype)
+
+
+class StubDecode:
+    plans = 0
+
+    def __init__(self, workspace, layout, use_tensor_cores=False):
+        assert workspace.nbytes == 128 * 2**20 and layout == "HND" and use_tensor_cores
+
+    def plan(self, indptr, indices, last, heads, kv_heads, head_dim, page_size, *, q_data_type,
+             kv_data_type):  # fmt: skip
+        StubDecode.plans += 1
+        counts = indptr.diff()
+        self.lens = ((counts - 1) * page_size + last).tolist()
+        self.pages = [p.tolist() for p in indices.split(counts.tolist())]
+        self.expected = (heads, kv_heads, head_dim, page_size, q_data_type, kv_data_type)
+
+    def run(self, q, cache):
+        import torch
+
+        k, v = cache
+        assert self.expected == (q.shape[1], *k.shape[1:4:2], k.shape[2], q.dtype, k.dtype)
+        longest = max(map(len, self.pages))
+        table = np.array([p + [0] * (longest - len(p)) for p in self.pages])
+        arrays = q[:, :, None].numpy(), k.numpy(), v.numpy()
+        return torch.from_numpy(cached_attention(*arrays, self.lens, table, True)[:, :, 0]).to(
+            q.dtype
+        )
+
+
 class StubWrapper:
     plans = 0
 
@@ -519,12 +573,14 @@ def stubs(monkeypatch):
     with_lse = {"flash_attn_func": lambda *args, **kw: (stub_attention(*args, **kw), None)}
     cute = module("flash_attn.cute", **with_lse)
     module("flash_attn", "2", flash_attn_func=stub_attention, cute=cute)
-    module("flash_attn_interface", flash_attn_func=stub_attention)
+    cached = {"flash_attn_with_kvcache": stub_cache}
+    module("flash_attn_interface", flash_attn_func=stub_attention, **cached)
     module("quack", "5", softmax=lambda x: torch.softmax(x, -1))
     module("quack.softmax", softmax_bwd=lambda dy, y: y * (dy - (dy * y).sum(-1, keepdim=True)))
     module("quack.topk", topk=topk)
     softmax = lambda logits: torch.softmax(logits.float(), -1)  # noqa: E731
     wrapper = {"BatchPrefillWithRaggedKVCacheWrapper": StubWrapper}
+    wrapper["BatchDecodeWithPagedKVCacheWrapper"] = StubDecode
     module("flashinfer", "6", softmax=softmax, top_k=top_k, **wrapper)
     from bench.peers import _wheels
 
@@ -540,8 +596,9 @@ def test_wheels_are_called_as_they_are_to_be(stubs, operation, causal, rng):
         one for each in stubs for one in each.contestants(operation, *options(operation, causal))
     ]
     counts = {"softmax": 2, "softmax_backward": 1, "top_k": 2, "softmax_topk": 1, "attention": 4}
+    counts["attention_kvcache"] = 2
     assert len(contestants) == counts.get(operation, 0)
-    dtype = "float16" if operation == "attention" else "float32"
+    dtype = "float16" if operation[:9] == "attention" else "float32"
     arrays = inputs(operation, rng, dtype, causal=causal)
     for contestant in contestants:
         if contestant.name == "quack" and operation == "top_k":
@@ -563,11 +620,48 @@ def test_flashinfer_plans_once_for_a_shape(stubs, rng):
     assert StubWrapper.plans == before + 2
 
 
+def paged(rng, dtype, rows=1):
+    """Pages of 16 keys in any order, of sequences of many lengths."""
+    q = random(rng, 3, 6, rows, 32, dtype=dtype)
+    caches = [random(rng, 11, 3, 16, 32, dtype=dtype) for _ in range(2)]
+    table = rng.permutation(11)[:9].reshape(3, 3).astype(np.int32)
+    return [q, *caches, np.array([40, 7, 16], np.int32), table]
+
+
+def test_peers_of_pages(stubs, rng):
+    """What has no pages, or not these queries and values, says so; a plan is made once."""
+    libraries = {
+        "cuattn": Cupy(np, scipy.special),
+        "flash_attn 3": stubs[1],
+        "flashinfer": stubs[4],
+    }
+    for name, library in libraries.items():
+        for rows in (1, 3):
+            (contestant,) = library.contestants("attention_kvcache", None, True)
+            arrays, before = paged(rng, "float16", rows), StubDecode.plans
+            if name == "flashinfer" and rows > 1:
+                with pytest.raises(peers.Unsupported, match="one query"):
+                    run(contestant, arrays)
+                continue
+            for _ in range(2):
+                check("attention_kvcache", run(contestant, arrays), arrays, True)
+            assert StubDecode.plans == before + (name == "flashinfer")
+            arrays[2] = arrays[2][:0]  # values that are columns of the keys
+            with pytest.raises(peers.Unsupported, match="takes"):
+                run(*library.contestants("attention_kvcache", None, True), arrays)
+    for contestant in installed("torch").contestants("attention_kvcache", None, True):
+        for arrays in (paged(rng, "float16"), inputs("attention_kvcache", rng, "float16")):
+            arrays[3] = np.array([40, 7, 16][: len(arrays[0])], np.int32)
+            with pytest.raises(peers.Unsupported, match="takes no (pages|lengths)"):
+                run(contestant, arrays)
+
+
 def test_wheels_refuse_other_dtypes(stubs, rng):
     for library in stubs:
-        for contestant in library.contestants("attention", None, False):
-            with pytest.raises(peers.Unsupported, match="not float32"):
-                run(contestant, inputs("attention", rng, "float32"))
+        for operation in ("attention", "attention_kvcache"):
+            for contestant in library.contestants(operation, None, False):
+                with pytest.raises(peers.Unsupported, match="not float32"):
+                    run(contestant, inputs(operation, rng, "float32"))
 
 
 # -- on a GPU ------------------------------------------------------------------------------------
