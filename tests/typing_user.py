@@ -192,8 +192,13 @@ def caches() -> None:
     loose: Any = q
     assert_type(cuattn.attention_kvcache(loose, loose, loose, precision="ieee"), Any)
     prefixes = [(k[0], v[0]), (k[1], v[1])]
-    shared = cuattn.attention_cascade(q, prefixes, k, v, kv_lens=lens, is_causal=True, out=out)
-    assert_type(shared, Array)
+    found = cuattn.attention_cascade(
+        q, prefixes, k, v, kv_lens=lens, page_table=None, k_new=new[:, :, :2], v_new=new[:, :, :2],
+        k_scale=None, v_scale=None, split_size=None, is_causal=True, q_offset=9, window=(3, None),
+        scale=0.3, softcap=9, mask=None, alibi_slopes=np.ones(3), sinks=np.ones(3),
+        q_lens=np.array([2, 1]), layout="BHSD", precision="ieee", out=out,
+    )  # fmt: skip
+    assert_type(found, Array)
     both = cuattn.attention_cascade(q, [(k[0], None)], k, None, value_dim=4, return_lse=True)
     assert_type(both, Pair)
     assert_type(cuattn.attention_cascade(loose, [(loose[0], loose[0])], loose, loose), Any)
@@ -206,7 +211,7 @@ def caches() -> None:
 
     refused(lambda: cuattn.attention_kvcache(q, k, v, split_size="none"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention_kvcache(q, k, v, bias=q))  # type: ignore[call-overload]
-    refused(lambda: cuattn.attention_cascade(q, [k[0]], k, v))  # type: ignore[list-item]
+    refused(lambda: cuattn.attention_cascade(q, [k[0]], k, v))  # type: ignore[call-overload]
     refused(lambda: cuattn.kv_append(k, v, new, new))  # type: ignore[call-arg]
 
 

@@ -58,10 +58,11 @@ def _merged(call: Call, prefixes: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         states = states[0][:, 0], states[1][:, 0]
     last = states[0][-1], states[1][-1]
     _over_cache(_placed(call, place, ends[-1])._replace(outs=last, return_lse=True))
-    out = call.outs
+    layout: Any = call.layout
+    out: Any = call.outs
     if out is not None and not call.return_lse:
         out = *out, empty(last[1].shape, last[1].dtype)
-    return merge_attention_states(*states, layout=call.layout, out=out)
+    return merge_attention_states(*states, layout=layout, out=out)
 
 
 def _see_all(call: Call, end: int, before: int) -> bool:
