@@ -88,7 +88,6 @@ def test_attention(recipe, backend, rng, case):
         )
 
 
-@pytest.mark.parametrize("backend", ["numpy"], indirect=True)  # until there are kernels
 @pytest.mark.parametrize("mode", ["linear", "circular"])
 def test_tensor_scatter(recipe, backend, rng, mode):
     cache, update = normal(rng, 3, 2, 7, 4), normal(rng, 3, 2, 5, 4)
@@ -101,7 +100,6 @@ def test_tensor_scatter(recipe, backend, rng, mode):
     np.testing.assert_array_equal(backend.asnumpy(got), want)
 
 
-@pytest.mark.parametrize("backend", ["numpy"], indirect=True)  # until there are kernels
 def test_both_at_once(recipe, backend, rng):
     """TensorScatter twice and Attention are one call."""
     q, k, v = normal(rng, 3, 4, 2, 8), normal(rng, 3, 2, 2, 8), normal(rng, 3, 2, 2, 6)
