@@ -114,10 +114,9 @@ def samples(cell, inputs, asnumpy):
     chosen = some(HEADS, q.shape[1])
     for b in sorted({0, int(lens.argmin()), int(lens.argmax()), len(lens) - 1}):
         own = asnumpy(page_table[b])[: pages(cell)[b]]
-        keys = side_by_side(asnumpy(k_cache[own]), lens[b], cell.dtype)
-        values = keys[..., : value_dim(cell)]
-        if v_cache.size:
-            values = side_by_side(asnumpy(v_cache[own]), lens[b], cell.dtype)
+        caches = [cache for cache in (k_cache, v_cache) if cache.size]
+        parts = [side_by_side(a, own, lens[b], cell.dtype, asnumpy) for a in caches]
+        keys, values = parts[0], parts[-1][..., : value_dim(cell)]
         heads = [h // group for h in chosen]
         queries = np.stack([asnumpy(q[b, h]) for h in chosen])
         first = int(lens[b]) - q.shape[2]
@@ -128,9 +127,11 @@ def samples(cell, inputs, asnumpy):
     return found
 
 
-def side_by_side(pages, n, dtype):
-    """The first n rows of pages (M, H_kv, page_size, D), as (H_kv, n, D)."""
-    rows = pages.swapaxes(0, 1).reshape(pages.shape[1], -1, pages.shape[3])[:, :n]
+def side_by_side(cache, own, n, dtype, asnumpy):
+    """The first n keys of a sequence, whose pages these are, (H_kv, n, D); CuPy moves e4m3 as
+    integers only."""
+    pages = asnumpy(cache.view(f"u{cache.itemsize}")[own]).view(cache.dtype)
+    rows = pages.swapaxes(0, 1).reshape(cache.shape[1], -1, cache.shape[3])[:, :n]
     return rows.astype(inside.dtype_of(dtype))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import emulator
 import numpy as np
 import pytest
+from conftest import on_a_gpu
 from test_bench_attention import SPOILED, run
+from test_bench_device import patient  # noqa: F401
 
 from bench import bench_kvcache, grids, inside, paged_cache
-from bench.timing import analysis, measure
+from bench.timing import analysis, device, measure
 
 OPERATION = measure.operations()["attention_kvcache"]
 KINDS = {
@@ -32,6 +35,27 @@ def test_ours_is_right(kind, dtype):
     ours = run(cell_of(dtype, **KINDS[kind]))[analysis.OURS]
     assert ours["status"] == "ok", ours["detail"]
     assert 0 < ours["max_error"] < ours["allowed_error"] < 0.05
+
+
+@pytest.mark.parametrize("kind", ["spread", "several queries", "e4m3"])
+def test_ours_is_right_in_kernels(kind):
+    with emulator.activate("sm_80"):
+        ours = run(cell_of("bfloat16", **KINDS[kind]))[analysis.OURS]
+    assert ours["status"] == "ok", ours["detail"]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("kind", ["spread", "dense", "e4m3"])
+@pytest.mark.usefixtures("patient")
+def test_a_cell_on_a_gpu(backend, kind):
+    """The whole of the harness on the real thing, and every peer that is there."""
+    cell = cell_of(**KINDS[kind])
+    found = measure.measure_cell(cell, OPERATION, device.CudaDevice())["contestants"]
+    entries = {entry["name"]: entry for entry in found}
+    assert entries["cuattn"]["status"] == "ok", entries["cuattn"]["detail"]
+    wanted = "unsupported" if kind == "e4m3" else "ok"
+    assert entries["gather, attention"]["status"] == wanted
+    assert [e["name"] for e in found if e["status"] in ("wrong", "failed")] == []
 
 
 @pytest.mark.parametrize("how", SPOILED)
