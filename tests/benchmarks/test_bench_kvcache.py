@@ -117,6 +117,13 @@ def test_the_example_reuses_pages(rng, capsys):
     assert paged_cache.error(sequences, outs) > 1e-3
 
 
+@on_a_gpu
+def test_the_example_on_a_gpu(backend, rng):
+    sequences = paged_cache.draw(rng, backend.xp)
+    outs = paged_cache.serve(sequences, backend.xp)
+    assert paged_cache.error(sequences, outs) <= paged_cache.TOLERANCE
+
+
 def test_pages_are_counted():
     pages = paged_cache.Pages(3, 4, 2, 2)
     pages.grow(0, 4)
