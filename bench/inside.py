@@ -31,8 +31,6 @@ TOGETHER = 32
 # Half a second to a second each: several processes share them.
 FEWER = {"attention/forward_sm90.cuh": 3, "attention/forward.cuh": 8, "topk/rows.cuh": 8}
 
-# Architectures whose PTX is that of another one, but for its target.
-SAME_PTX = {"sm_86": "sm_80", "sm_89": "sm_80", "sm_120": "sm_100"}
 RUN = ("sm_80", "sm_90", "sm_90a")  # by the software device
 
 architecture = compiler.architecture
@@ -69,7 +67,7 @@ class Program(NamedTuple):
     cubin: bytes  # empty for a virtual target, as compute_90a is
     log: str
     symbols: dict[str, str]  # by name expression
-    ptx: str  # of targets of one architecture alone, as sm_90a is, and of those that need it
+    ptx: str
 
 
 def compile_together(
@@ -86,32 +84,34 @@ def compile_together(
     program = compile_program(header, names, arch, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        for path, content in (
-            *_single(header, program, arch),
-            (kept, program.cubin),
-            (kept.with_suffix(".json"), json.dumps(program[1:]).encode()),
-        ):
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(content)
-            temporary.replace(path)  # whole or not at all; the text last
+        _write(kept, program.cubin)
+        _write(kept.with_suffix(".json"), json.dumps(program[1:]).encode())  # the text last
+        keep_ptx(header, program.symbols, program.ptx, arch)
     return program
 
 
-def _single(header: str, program: Program, arch: str) -> Iterator[tuple[Path, bytes]]:
-    """A file of PTX for each kernel of what the software device runs, which then need not compile
-    it once more."""
-    for name, symbol in program.symbols.items() if arch in RUN else ():
-        ptx = alone(program.ptx, symbol)
-        yield cache_directory() / f"{cache_key(header, name, arch)}.ptx", ptx.encode()
+def keep_ptx(header: str, symbols: dict[str, str], ptx: str, arch: str) -> None:
+    """Keep a file of PTX for each kernel of what the software device runs, which then need not
+    compile it once more."""
+    for name, symbol in symbols.items() if arch in RUN else ():
+        path = cache_directory() / f"{cache_key(header, name, arch)}.ptx"
+        _write(path, alone(ptx, symbol).encode())
 
 
-def alone(ptx: str, symbol: str) -> str:
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def alone(ptx: str, *symbols: str) -> str:
     """PTX without the kernels of other names."""
     kept, depth, entry = [], 0, ""
     for line in ptx.splitlines(keepends=True):
         found = re.search(r"\.entry (\w+)", line)
         entry = found[1] if found else entry
-        if entry in ("", symbol):
+        if entry in ("", *symbols):
             kept.append(line)
         depth += line.count("{") - line.count("}")  # assembly has blocks, vectors are balanced
         if depth == 0 and "}" in line:
@@ -136,8 +136,7 @@ def compile_program(
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
         virtual = arch.startswith("compute")
         cubin = b"" if virtual else nvrtc.getCUBIN(program) + b"\0"  # CuPy strips the last byte
-        wanted = arch in (*RUN, *SAME_PTX.values()) or arch.endswith("a")
-        ptx = nvrtc.getPTX(program).decode() if wanted else ""
+        ptx = nvrtc.getPTX(program).decode()
         return Program(cubin, nvrtc.getProgramLog(program), symbols, ptx)
     finally:
         nvrtc.destroyProgram(program)
@@ -145,7 +144,6 @@ def compile_program(
 
 __all__ = [
     "E4M3",
-    "SAME_PTX",
     "TARGETS",
     "allowed",
     "architecture",
@@ -155,6 +153,7 @@ __all__ = [
     "compile_together",
     "dtype_of",
     "in_groups",
+    "keep_ptx",
     "kernel_symbol",
     "kernels",
     "launched",

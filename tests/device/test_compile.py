@@ -2,24 +2,15 @@
 
 A spill fails, and so does every other line of ptxas that a good kernel does not cause. Of the code
 of Hopper's attention kernel more is asked: it is what runs beside what that makes it fast.
-
-NVVM takes two thirds of a compilation, and makes the same PTX for some architectures, of nearly all
-kernels: there ptxas alone runs for the second one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.metadata
-import os
 import re
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
+import shared_ptx
 import sm90_trace
 import wgmma_registers
 from configurations import SMS, TARGETS, attention_problem, kernels
@@ -31,11 +22,7 @@ from cuattn._device import compiler
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
-PARTS = 12  # tests an architecture of 20 s or so, so that processes share the work evenly
-
-HEADS = [arch for arch in TARGETS if arch not in inside.SAME_PTX]
-# Of these NVVM orders the code of every sixth kernel differently.
-DIFFERENT = {("softmax/strided.cuh", twin) for twin in ("sm_86", "sm_89")}
+PARTS = 50  # tests of 20 s or so, so that processes share the work evenly
 
 SM90_PARTS = 7
 TILE_PARTS = 4
@@ -128,98 +115,68 @@ def register_faults(ptx: str) -> dict[str, list[str]]:
     return {symbol: wgmma_registers.faults(code) for symbol, code in found.items()}
 
 
-def groups(arch: str, suffix: str) -> list[list]:
-    return [group for group in inside.by_file(arch) if group[0].suffix == suffix]
-
-
-def same_version(assembler: str) -> bool:
-    """Whether a ptxas has the version of NVRTC."""
-    done = subprocess.run([assembler, "--version"], capture_output=True, text=True, check=True)
-    return f"release {'.'.join(compiler.version().split('.')[:2])}," in done.stdout
-
-
-@functools.cache
-def find_ptxas() -> str | None:
-    """ptxas of the wheel, or on PATH, of NVRTC's version."""
-    found = shutil.which("ptxas")
-    try:
-        files = importlib.metadata.files("nvidia-cuda-nvcc") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    own = [str(file.locate()) for file in files if Path(file.name).stem == "ptxas"]
-    candidates = [path for path in (*own, found) if path and same_version(path)]
-    return candidates[0] if candidates else None
-
-
-def assembled(ptx: str, arch: str) -> str:
-    """What ptxas -v says of PTX that was made for another target of the same family."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(re.sub(r"^\.target \w+", f".target {arch}", ptx, count=1, flags=re.MULTILINE))
-        file.flush()
-        command = [str(find_ptxas()), "-v", f"-arch={arch}", "-o", os.devnull, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
-
-
-def logs(group: list, arch: str) -> dict[str, str]:
-    """What ptxas -v says of a group, for this architecture and those that share its PTX."""
-    program = compiled(group[0].header, [kernel.name for kernel in group], arch)
-    found = {arch: program.log}
-    for twin in family(arch)[1:]:
-        if find_ptxas() is None or (group[0].header, twin) in DIFFERENT:
-            found[twin] = compiled(group[0].header, [kernel.name for kernel in group], twin).log
+def logs(arch: str, group: list) -> dict[str, tuple[int, str]]:
+    """Of a program, for its architecture and those that share its PTX: how many kernels these ship
+    of it, and what ptxas -v says."""
+    header, found = group[0].header, {}
+    program = compiled(header, [kernel.name for kernel in group], arch)
+    for member, names in shared_ptx.shared(arch, group).items():
+        if member == arch:
+            found[member] = len(group), program.log
+        elif shared_ptx.find_ptxas() is None:
+            found[member] = len(names), compiled(header, names, member).log
         else:
-            found[twin] = assembled(program.ptx, twin)
+            ptx = shared_ptx.retargeted(program, names, member)
+            inside.keep_ptx(header, {n: program.symbols[n] for n in names}, ptx, member)
+            found[member] = len(names), shared_ptx.assembled(ptx, member)
     return found
 
 
-def family(arch: str) -> list[str]:
-    return [arch, *(twin for twin, head in inside.SAME_PTX.items() if head == arch)]
-
-
-def groups_of_family(arch: str) -> list[list]:
-    shipped = {}
-    for member in family(arch):
-        shipped |= {k.name: k for k in kernels(TARGETS[member]).values() if not k.suffix}
-    return inside.in_groups(shipped.values())
+def test_no_configuration_is_left_out():
+    found = {arch: [] for arch in TARGETS}
+    for arch, group in shared_ptx.programs():
+        for member, names in shared_ptx.shared(arch, group).items():
+            found[member] += names
+    for arch, names in found.items():
+        shipped = [k.name for k in kernels(TARGETS[arch]).values() if not k.suffix]
+        assert sorted(names) == sorted(shipped)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("arch", HEADS)
-def test_all_configurations(arch, part):
-    chosen = groups_of_family(arch)[part::PARTS]
-    assert sum(map(len, chosen)) > 50
+def test_all_configurations(part):
+    programs = shared_ptx.programs()
+    first, end = (len(programs) * i // PARTS for i in (part, part + 1))
     bad = []
-    for group in chosen:
-        for member, log in logs(group, arch).items():
-            assert log.count("Used ") == len(group)  # else the gate would look at nothing
+    for arch, group in programs[first:end]:
+        for member, (count, log) in logs(arch, group).items():
+            assert log.count("Used ") == count > 0  # else the gate would look at nothing
             bad += [f"{member} {complaint}" for complaint in complaints(log)]
     assert not bad
 
 
-@pytest.mark.parametrize("twin", inside.SAME_PTX)
+@pytest.mark.parametrize("twin", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_120"])
 def test_architectures_that_share_their_ptx(rng, twin):
-    """What ptxas makes of it for the other one is what NVRTC makes for that one itself: no spill,
-    and as many registers. (NVVM orders the code of one kernel in a thousand differently.)"""
-    if find_ptxas() is None:
-        pytest.skip("no ptxas of NVRTC's version")
-    head = inside.SAME_PTX[twin]
-    headers = {group[0].header for group in groups_of_family(head)}
-    headers = sorted(header for header in headers if (header, twin) not in DIFFERENT)
-    for header in rng.choice(headers, 3, replace=False):
-        of_header = [g for g in groups_of_family(head) if g[0].header == header]
-        names = [kernel.name for kernel in of_header[rng.integers(len(of_header))][:3]]
-        own = disassembly.logs(compiled(header, names, twin).log)
-        shared = disassembly.logs(assembled(compiled(header, names, head).ptx, twin))
-        assert own.keys() == shared.keys()
-        for symbol in own:
-            registers, *others = disassembly.figures(own[symbol])
-            found, *rest = disassembly.figures(shared[symbol])
-            assert rest == others and abs(found - registers) < 8, symbol  # allocated by eights
+    """NVRTC makes the same for both."""
+    drawn = {}  # a program of each file
+    for at in rng.permutation(len(shared_ptx.programs())):
+        arch, group = shared_ptx.programs()[at]
+        names = shared_ptx.shared(arch, group).get(twin)
+        if arch != twin and names:
+            drawn[group[0].header] = arch, rng.permutation(names)[:3].tolist()
+    assert len(drawn) > 10
+    for header in rng.choice(sorted(drawn), 5, replace=False):
+        arch, names = drawn[header]
+        theirs, own = (
+            inside.compile_program(header, names, target.replace("sm", "compute"))
+            for target in (arch, twin)
+        )
+        assert own.ptx == shared_ptx.retargeted(theirs, names, twin), names
 
 
 @pytest.mark.parametrize("part", range(SM90_PARTS))
 def test_all_configurations_of_hopper_alone(part):
-    chosen = groups("sm_90", "a")[part::SM90_PARTS]
+    groups = [group for group in inside.by_file("sm_90") if group[0].suffix == "a"]
+    chosen = groups[part::SM90_PARTS]
     assert chosen
     for group in chosen:
         program = compiled(group[0].header, [kernel.name for kernel in group], "sm_90a")

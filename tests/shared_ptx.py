@@ -1,0 +1,108 @@
+"""Which architectures have the PTX of another one, and what ptxas makes of it for them.
+
+NVVM takes two thirds of a compilation, and makes the same code of most kernels for several targets:
+there NVRTC compiles for one of them, and ptxas alone runs for the others. Found by comparing all
+kernels; test_compile.py compares some, drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from configurations import TARGETS, kernels
+
+from bench import inside
+from cuattn._device import compiler
+
+# Their conversions ask for the architecture.
+OF_16_BITS = re.compile("half|bfloat16|Half|BFloat")
+# Loops of these are unrolled less where a multiprocessor holds fewer warps than that of sm_80.
+UNROLLED = re.compile(r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$")
+
+
+def head(kernel, arch: str) -> str:
+    """The architecture whose PTX of a kernel is this one's."""
+    if arch == "sm_120":
+        return "sm_100"
+    if arch in ("sm_90", "sm_100"):
+        return arch
+    narrow, unrolled = OF_16_BITS.search(kernel.name), UNROLLED.match(kernel.name)
+    if arch == "sm_80":
+        return "sm_80" if narrow or kernel.name not in kernels(90) else "sm_90"
+    if arch == "sm_75":
+        arch = arch if narrow else "sm_86"
+    own = arch == "sm_75" or unrolled
+    return arch if own else head(kernel, "sm_80")
+
+
+@functools.cache
+def programs() -> list[tuple[str, list]]:
+    """Architectures, and kernels that compile together for them: all that the others need, too.
+
+    Those for sm_90 are the kernel report's.
+    """
+    found = []
+    for arch in sorted(TARGETS, key=lambda arch: arch == "sm_90"):  # the report may be under way
+        needed = {}
+        for member in sorted(TARGETS, key=lambda member: member != arch):  # itself first
+            for kernel in kernels(TARGETS[member]).values():
+                if not kernel.suffix and head(kernel, member) == arch:
+                    needed.setdefault(kernel.name, kernel)
+        found += [(arch, group) for group in inside.in_groups(needed.values())]
+    return found
+
+
+def shared(arch: str, group: list) -> dict[str, list[str]]:
+    """The names of those kernels of a program that its architecture and others ship."""
+    found = {}
+    for member in TARGETS:
+        shipped = kernels(TARGETS[member])
+        names = [k.name for k in group if k.name in shipped and head(k, member) == arch]
+        if names:
+            found[member] = names
+    return found
+
+
+def retargeted(program: inside.Program, names: list[str], arch: str) -> str:
+    """PTX of these instantiations, for another architecture."""
+    ptx = inside.alone(program.ptx, *map(program.symbols.get, names))
+    ptx = re.sub(r"^\.target \w+", f".target {arch}", ptx, count=1, flags=re.MULTILINE)
+    if int(arch[3:]) < 90:  # no clusters, of one block either
+        directives = r"^\.(explicitcluster|reqnctapercluster 1, 1, 1)\n"
+        ptx = re.sub(directives, "", ptx, flags=re.MULTILINE)
+    return ptx
+
+
+def assembled(ptx: str, arch: str) -> str:
+    """What ptxas -v says of PTX."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [str(find_ptxas()), "-v", f"-arch={arch}", "-o", os.devnull, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+@functools.cache
+def find_ptxas() -> str | None:
+    """ptxas of the wheel, or on PATH, of NVRTC's version."""
+    found = shutil.which("ptxas")
+    try:
+        files = importlib.metadata.files("nvidia-cuda-nvcc") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    own = [str(file.locate()) for file in files if Path(file.name).stem == "ptxas"]
+    candidates = [path for path in (*own, found) if path and _same_version(path)]
+    return candidates[0] if candidates else None
+
+
+def _same_version(assembler: str) -> bool:
+    """Whether a ptxas has the version of NVRTC."""
+    done = subprocess.run([assembler, "--version"], capture_output=True, text=True, check=True)
+    return f"release {'.'.join(compiler.version().split('.')[:2])}," in done.stdout
