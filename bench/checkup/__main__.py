@@ -156,8 +156,8 @@ PARTS = (
     Part("host_cost", False, 0.15, python_part("host_cost")),
     Part("ladder", False, 0.25, python_part("ladder")),
     Part("counters", False, 0.35, python_part("counters")),
-    Part("instructions", False, 0.35, python_part("instructions")),
     Part("kernels", False, 0.5, python_part("kernels")),
+    Part("instructions", False, 0.35, python_part("instructions")),
 )
 
 
