@@ -23,6 +23,7 @@ from cuattn._device import compiler
 
 # Their conversions ask for the architecture.
 OF_16_BITS = re.compile("half|bfloat16|Half|BFloat")
+ASKING = ("attention/decode.cuh",)  # of caches of 8 bits
 # Loops of these are unrolled less where a multiprocessor holds fewer warps than that of sm_80.
 UNROLLED = re.compile(r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$")
 
@@ -33,7 +34,8 @@ def head(kernel, arch: str) -> str:
         return "sm_100"
     if arch in ("sm_90", "sm_100"):
         return arch
-    narrow, unrolled = OF_16_BITS.search(kernel.name), UNROLLED.match(kernel.name)
+    narrow = OF_16_BITS.search(kernel.name) or kernel.header in ASKING
+    unrolled = UNROLLED.match(kernel.name)
     if arch == "sm_80":
         return "sm_80" if narrow or kernel.name not in kernels(90) else "sm_90"
     if arch == "sm_75":

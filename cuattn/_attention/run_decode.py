@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.plan import MAX_SCALE, UNBOUNDED
 from cuattn._attention.plan_decode import DecodeProblem, auto_split, divider, plan_decode

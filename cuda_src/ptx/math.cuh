@@ -49,11 +49,12 @@ __device__ __forceinline__ unsigned int cvt_rna_tf32(float x) {
   return y;
 }
 
-// Two numbers of e4m3 (4 bits of exponent, 3 of mantissa, no infinity), the low byte first: exact. sm_89 and newer
-// convert them to float16 at a time; before, their bits are those of a float32 but for the exponent's bias.
+// Two numbers of e4m3 (4 bits of exponent, 3 of mantissa, no infinity), the low byte first: exact. sm_90 and newer
+// convert both to float16 at a time, as sm_89 could, whose memory leaves time enough; before, their bits are those of a
+// float32 but for the exponent's bias.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
 __device__ __forceinline__ void cvt_f32_e4m3x2(float (&x)[2], unsigned int bits) {
-#if __CUDA_ARCH__ >= 890
+#if __CUDA_ARCH__ >= 900
   asm("{\n"
       ".reg .b32 pair;\n.reg .b16 low, high;\n"
       "cvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
