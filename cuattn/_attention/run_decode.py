@@ -69,7 +69,6 @@ def decode_launch(
     paged = x.page_table is not None and sizes.capacity > 0
     pointers: dict[str, Any] = {**names}
     pointers |= {} if paged else {"page_table": 0}
-    pointers |= {} if masked else {"mask": 0}
     if not fresh:
         pointers |= {"k_new": 0, "v_new": 0}
     elif not sizes.head_dim:

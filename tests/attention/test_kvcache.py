@@ -114,6 +114,40 @@ def test_tables(backend, rng):
     assert bits(cached.run(backend, kv_lens=lens)) == bits(want)
 
 
+def moved(a):
+    """One element off the boundaries that new memory has."""
+    memory = np.zeros(a.size + 1, a.dtype)
+    memory[1:] = a.reshape(-1)
+    return memory[1:].reshape(a.shape)
+
+
+def spread(a):
+    """Rows that are no whole chunks apart."""
+    memory = np.zeros((*a.shape[:-1], a.shape[-1] + 1), a.dtype)
+    memory[..., :-1] = a
+    return memory[..., :-1]
+
+
+@pytest.mark.parametrize("name", ["q", "k_cache", "v_cache", "k_new", "v_new", "out"])
+@pytest.mark.parametrize("place", [moved, spread])
+def test_alignment(backend, rng, name, place):
+    """Of each array, beside others that are aligned."""
+    for op in ("float16", "float32"):
+        cached = Cached(rng, op, lens=[20, 33], page_size=16, rows=2, new=2)
+        k, v = cached.caches
+        more = {}
+        if name == "q":
+            cached.q = place(cached.q)
+        elif name == "out":
+            lse = np.empty(cached.q.shape[:3], "f4")
+            more["out"] = put(backend, place(np.empty_like(cached.q))), put(backend, lse)
+        elif name[2:] == "new":
+            cached.options[name] = place(cached.options[name])
+        else:
+            cached.caches = (place(k), v) if name == "k_cache" else (k, place(v))
+        cached.problem.check(*cached.run(backend, **more))
+
+
 def test_shared_pages(backend, rng):
     """The pages of a prefix belong to every sequence."""
     cached = Cached(rng, lens=[50, 41, 32], page_size=8)
@@ -174,6 +208,7 @@ OPTIONS = {
     "alibi": {"alibi_slopes": np.array([0.5, 0.1, 0.0, 0.02], np.float32)},
     "sinks": {"sinks": np.array([0.0, -3.0, 20.0, -INF], np.float32)},
     "scale": {"scale": -0.3},
+    "large scale": {"scale": 3e38, "spread": 1e-37},
     "offset": {"q_offset": 12, "is_causal": True},
     "offsets": {"q_offset": np.array([50, -1, 3, 7]), "window": (10, 0)},
     "q_lens": {"q_lens": np.array([3, 0, 1, 2]), "is_causal": True},
@@ -327,7 +362,8 @@ def test_eight_bits(backend, rng, kind, scales, page_size):
 
 @pytest.mark.parametrize("kind", EIGHT_BITS)
 def test_new_keys_are_seen_as_they_are_kept(backend, rng, kind):
-    """Attention that writes is kv_append, then attention."""
+    """Attention that writes is kv_append, then attention; of as many as there are queries."""
+    counts = np.array([1, 2])
     for page_size, scales in ((None, "number"), (16, "token"), (5, "head")):
         cached = EightBits(rng, kind, scales, lens=[30, 20], page_size=page_size, rows=2)
         new = [rng.standard_normal((2, 2, 2, 64)).astype("f2") for _ in range(2)]
@@ -336,18 +372,32 @@ def test_new_keys_are_seen_as_they_are_kept(backend, rng, kind):
         for fused in (True, False):
             caches = [put(backend, a.copy()) for a in cached.caches]
             given = {n: put(backend, np.copy(a) if np.ndim(a) else a) for n, a in options.items()}
-            args = [put(backend, a) for a in new]
+            args, lens = [put(backend, a) for a in new], put(backend, counts)
             if fused:
                 given |= {"k_new": args[0], "v_new": args[1]}
             else:
-                cuattn.kv_append(*caches, *args, **given)
-                given["kv_lens"] = given["kv_lens"] + 2
+                cuattn.kv_append(*caches, *args, **given, new_lens=lens)
+                given["kv_lens"] = given["kv_lens"] + lens
+            given["q_lens"] = lens
             got = cuattn.attention_kvcache(
                 put(backend, cached.q), *caches, **given, is_causal=True, return_lse=True
             )
             scale = [given[n] for n in ("k_scale", "v_scale") if np.ndim(given[n])]
             results.append(bits(map(backend.asnumpy, (*got, *caches, *scale))))
         assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("offset", [1, 8, 16])
+def test_alignment_of_eight_bits(backend, rng, offset):
+    """Of 16 bytes, of 8 and of none; keys alone, or values."""
+    for name in ("k", "v"):
+        cached = EightBits(rng, "int8", "head", lens=[20, 33], page_size=16, rows=2)
+        caches = {"k": cached.caches[0], "v": cached.caches[1]}
+        memory = np.zeros(caches[name].size + offset, np.int8)
+        memory[offset:] = caches[name].reshape(-1)
+        caches[name] = memory[offset:].reshape(caches[name].shape)
+        cached.caches = tuple(caches.values())
+        cached.problem.check(*cached.run(backend))
 
 
 # ---- values that are columns of the keys ---------------------------------------------------------
