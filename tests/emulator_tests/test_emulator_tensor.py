@@ -371,6 +371,18 @@ def test_cvt_rn_x2(kind, rng):
     np.testing.assert_array_equal(result, halves[0] | halves[1] << 16)
 
 
+def test_cvt_f32_e4m3x2():
+    """Every pair of numbers."""
+    pairs = np.arange(1 << 16, dtype=np.uint32)
+    numbers = pairs.astype(np.uint16).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    numbers = numbers.view(np.uint32).reshape(-1, 2)
+    for i, half in enumerate(("x[0]", "x[1]")):
+        call = f"[&] {{ float x[2]; ptx::cvt_f32_e4m3x2(x, __float_as_uint(f)); return {half}; }}()"
+        found = convert(f"__float_as_uint({call})", pairs)
+        expected = np.where(numbers[:, i] & 0x7FFFFFFF > 0x7F800000, 0x7FFFFFFF, numbers[:, i])
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_conversions_need_sm_80():
     refused("sm_80", "ptx::cvt_rna_tf32(1.0f);", "sm_75")
     refused("sm_80", "ptx::cvt_rn_x2<__half>(1.0f, 2.0f);", "sm_75")

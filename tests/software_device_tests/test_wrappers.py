@@ -98,6 +98,19 @@ def test_two_values_in_a_word(rng, kind):
     assert np.array_equal(halves[:, 1], high.astype(TYPES[kind]))
 
 
+def test_pairs_of_e4m3():
+    """Every number in both halves: by an instruction, or by its bits."""
+    bytes_ = np.arange(256, dtype=np.uint32)
+    numbers = bytes_.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    for i, pairs in enumerate((bytes_ | bytes_[::-1] << 8, bytes_[::-1] | bytes_ << 8)):
+        call_ = f"[&] {{ float x[2]; ptx::cvt_f32_e4m3x2(x, a[i]); return x[{i}]; }}()"
+        found = [
+            call(call_, pairs[first : first + 32], dtype=np.uint32, kind="unsigned int")
+            for first in range(0, 256, 32)
+        ]
+        np.testing.assert_array_equal(np.concatenate(found).view(np.float32), numbers)
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 RELAXED = """#include <ptx/memory.cuh>

@@ -178,6 +178,33 @@ void pair_operands(Builder& builder, Inst& instruction, const Variant& variant, 
   instruction.b = builder.source(operands[2], {Type::kFloat, 4});
 }
 
+// Both bytes to float16, the low one to the lower half: exact.
+void run_e4m3(Warp& warp, const Inst& instruction) {
+  u32* d = R<u32>(warp, instruction.d);
+  const u16* a = R<u16>(warp, instruction.a);
+  each(warp, d, [&](int lane) {
+    u32 found = 0;
+    for (int i = 0; i < 2; ++i) {
+      const u32 byte = a[lane] >> 8 * i & 0xff, exponent = byte >> 3 & 15, mantissa = byte & 7;
+      u32 number = (byte & 0x7f) == 0x7f ? 0x7fff : (byte & 0x80) << 8;
+      if (number != 0x7fff && exponent > 0) number |= (exponent + 8) << 10 | mantissa << 7;
+      if (number != 0x7fff && exponent == 0 && mantissa > 0) {  // m 2^-9
+        const u32 top = mantissa > 3 ? 2 : mantissa > 1 ? 1 : 0;
+        number |= (top + 6) << 10 | (mantissa << (10 - top) & 0x3ff);
+      }
+      found |= number << 16 * i;
+    }
+    return found;
+  });
+}
+Handler pick_e4m3(const Variant&) { return run_e4m3; }
+void e4m3_operands(Builder& builder, Inst& instruction, const Variant& variant, const std::vector<Operand>& operands) {
+  if (operands.size() != 2) die("another number of operands");
+  set_modifiers(instruction, variant);
+  instruction.d = builder.destination(operands[0], {Type::kBits, 4});
+  instruction.a = builder.source(operands[1], {Type::kBits, 2});
+}
+
 // .tf32 is .f32 without its last 13 bits.
 void run_tensor(Warp& warp, const Inst& instruction) {
   u32* d = R<u32>(warp, instruction.d);
@@ -221,6 +248,7 @@ const Rules& convert_rules() {
       {"cvt[.rni.rzi.rmi.rpi][.sat].f64.f64", nullptr, pick, operands_of_any_width},
       {"cvt{.rn.rz}[.relu]{.f16.bf16}.f32", nullptr, pick, operands_of_any_width},
       {"cvt{.rn.rz}[.relu]{.f16x2.bf16x2}.f32", nullptr, pick_pair, pair_operands},
+      {"cvt.rn.f16x2.e4m3x2", nullptr, pick_e4m3, e4m3_operands},
       {"cvt.rna.tf32.f32", nullptr, pick_tensor, tensor_operands},
       {"cvt{.rn.rz}[.relu].tf32.f32", nullptr, pick_tensor, tensor_operands},
   };

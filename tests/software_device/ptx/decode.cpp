@@ -17,6 +17,7 @@ Type type_of(std::string_view word) {
       {"f32", {Type::kFloat, 4}},         {"f64", {Type::kFloat, 8}},
       {"bf16", {Type::kBrain, 2}},        {"tf32", {Type::kTensor, 4}},
       {"f16x2", {Type::kFloat, 4, true}}, {"bf16x2", {Type::kBrain, 4, true}},
+      {"e4m3x2", {Type::kBits, 2}},
   };
   const auto found = types.find(word);
   return found == types.end() ? Type{} : found->second;
