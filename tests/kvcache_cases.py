@@ -23,6 +23,11 @@ def swapped(a, layout):
     return np.ascontiguousarray(a.swapaxes(1, 2)) if layout == "BSHD" else a
 
 
+def with_gaps(a):
+    """`a` with every second column of an array."""
+    return np.repeat(a, 2, axis=-1)[..., ::2]
+
+
 class Cached:
     """Random q and a cache, with options, which are those of `cuattn.attention_kvcache`.
 
@@ -89,6 +94,9 @@ class Cached:
             empty = both[:, 0], both[:, 1]
         elif pool == "flipped":
             empty = tuple(np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1] for a in empty)
+        elif pool == "columns":  # with gaps between them, as those of q and of new keys
+            empty, self.q = tuple(map(with_gaps, empty)), with_gaps(self.q)
+            self.options |= {n: with_gaps(self.options[n]) for n in ("k_new", "v_new") if new}
         self.caches, self.after = empty, full
 
     def _new(self, a, new):
@@ -110,7 +118,9 @@ class Cached:
                 used = -(-int(n) // self.size)
                 table[b, :used] = self.pages.reshape(batch, columns)[b, :used]
             for b, page in self.missing:
-                table[b, page] = self.rng.choice([-1, batch * columns + 3, -(2**31)])
+                outside = [-1, batch * columns + 3, -(2**31)]
+                outside += [2**40, -(2**40)] if table.dtype == np.int64 else []
+                table[b, page] = self.rng.choice(outside)
             self.options["page_table"] = table
         found = []
         for a in arrays:

@@ -59,7 +59,8 @@ def test_dtypes(backend, rng, op, page_size):
     ids=str,
 )
 def test_head_dims(backend, rng, dims):
-    verify(backend, rng, lens=[33, 90], page_size=16, dims=dims)
+    verify(backend, rng, "float64", lens=[33, 90], dims=dims)
+    verify(backend, rng, lens=[33, 90], page_size=16, dims=dims, new=2, rows=2)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (3, 3), (8, 1), (6, 2), (32, 2)], ids=str)
@@ -71,7 +72,9 @@ def test_groups_of_heads(backend, rng, heads, rows):
 @pytest.mark.parametrize("rows", [17, 64, 300])
 def test_many_queries(backend, rng, rows):
     """A chunk of a prompt; also more queries than keys."""
-    verify(backend, rng, lens=[400, 299, 10], page_size=16, rows=rows, heads=(2, 1), is_causal=True)
+    how = {"lens": [400, 299, 10], "page_size": 16, "rows": rows, "heads": (3, 1)}
+    verify(backend, rng, **how, is_causal=True)
+    verify(backend, rng, **how, tree=rng.random((rows, 20)) < 0.1)
 
 
 def test_no_lengths(backend, rng):
@@ -88,7 +91,7 @@ def test_no_lengths(backend, rng):
 
 
 @pytest.mark.parametrize("layout", ["BHSD", "BSHD"])
-@pytest.mark.parametrize("pool", ["apart", "interleaved", "flipped"])
+@pytest.mark.parametrize("pool", ["apart", "interleaved", "flipped", "columns"])
 @pytest.mark.parametrize("page_size", [None, 5, 16])
 def test_layouts(backend, rng, layout, pool, page_size):
     how = {"lens": [19, 40, 3], "page_size": page_size, "layout": layout, "pool": pool}
@@ -164,6 +167,7 @@ def test_missing_pages(backend, rng, page_size):
     """Their keys do not exist; a sequence may have none at all."""
     missing = [(0, 1), (2, 0), (2, 1)] + [(1, i) for i in range(-(-30 // page_size))]
     how = {"lens": [40, 30, 33], "page_size": page_size, "missing": missing}
+    verify(backend, rng, **how, table_dtype=np.int64)
     _, out, lse = verify(backend, rng, **how, rows=2, is_causal=True)
     assert not out[1].any() and (lse[1] == -INF).all()
     verify(backend, rng, **how, alibi_slopes=np.linspace(0.1, 1, 4).astype("f4"), window=(20, 3))
@@ -214,7 +218,7 @@ OPTIONS = {
     "q_lens": {"q_lens": np.array([3, 0, 1, 2]), "is_causal": True},
     "all": {
         "window": (37, 0), "softcap": 5.0, "is_causal": True, "scale": 0.2,
-        "alibi_slopes": np.ones((4, 4)) / 9, "sinks": np.ones(4, np.float32),
+        "alibi_slopes": np.arange(16).reshape(4, 4) / 80, "sinks": np.ones(4, np.float32),
         "q_lens": np.array([3, 2, 1, 0], np.int32), "tree": np.tri(3, 5, 2, dtype=bool),
     },
 }  # fmt: skip
@@ -239,6 +243,7 @@ def test_tree_masks(backend, rng, shape, page_size):
     tree = rng.random(shape) < 0.6
     how = {"lens": [40, 7], "rows": 4, "page_size": page_size, "tree": tree}
     verify(backend, rng, **how)
+    how["tree"] = np.asfortranarray(tree)
     verify(backend, rng, **how, new=4, window=(30, 0))
 
 
@@ -252,9 +257,17 @@ def test_a_tree_of_one_branch_is_causal(backend, rng):
 
 
 def test_split_size(backend, rng):
+    """Several tiles of rows and of columns; a first key among the last of a part."""
     for split_size in (None, "auto", 128, 144, np.int64(4096), 10**30):
         cached = Cached(rng, lens=[700, 3, 128, 129], page_size=16, heads=(2, 1))
         cached.problem.check(*cached.run(backend, split_size=split_size))
+    for how in (
+        {"lens": [700, 129], "window": (199, 0)},
+        {"lens": [200, 129], "rows": 33},
+        {"lens": [200, 129], "dims": (64, 200), "op": "float64"},
+    ):
+        cached = Cached(rng, page_size=16, heads=(4, 2), **how)
+        cached.problem.check(*cached.run(backend, split_size=128))
 
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -286,16 +299,26 @@ def test_lengths_that_a_device_is_trusted_with(backend, rng, page_size, monkeypa
     cached = Cached(rng, lens=[16, 16, 14], capacity=16, page_size=page_size, new=3, rows=3)
     if page_size:
         cached.options["page_table"] = cached.options["page_table"][:, :-1].copy()
-    for bad in ([14, 2**31 - 1, -5], [16, 15, -(2**30)]):
+    far = 2**63 - 1
+    for bad, q_bad, offsets in (
+        ([14, 2**31 - 1, -5], [4, 2, -1], [far, -far, 3]),
+        ([16, 15, -(2**30)], [3, 2**40, 3], [-far - 1, 9, far]),
+    ):
         lens, results = np.clip(bad, 0, 16), []
-        for given in (np.array(bad, np.int32), lens):
+        q_lens, places = np.clip(q_bad, 0, 3), np.clip(offsets, -(2**40), 2**40)
+        for given in (
+            {"kv_lens": np.array(bad, np.int32)},
+            {"kv_lens": lens},
+            {"kv_lens": lens, "q_lens": np.array(q_bad), "q_offset": np.array(offsets)},
+            {"kv_lens": lens, "q_lens": q_lens, "q_offset": places},
+        ):
             caches = [put(backend, a.copy()) for a in cached.caches]
-            options = put_options(backend, dict(cached.options, kv_lens=given))
+            options = put_options(backend, {**cached.options, **given})
             got = cuattn.attention_kvcache(
                 put(backend, cached.q), *caches, **options, return_lse=True
             )
             results.append(bits(map(backend.asnumpy, (*got, *caches))))
-        assert results[0] == results[1]
+        assert results[0] == results[1] and results[2] == results[3]
         after = [a.copy() for a in cached.caches]
         for a, new in zip(after, cached.new, strict=True):
             for b, i in np.ndindex(3, 3):
@@ -358,6 +381,10 @@ def test_eight_bits(backend, rng, kind, scales, page_size):
         how = {"lens": [70, 0, 33], "page_size": page_size, "layout": layout, "rows": 2}
         cached = EightBits(rng, kind, scales, op, **how)
         cached.problem.check(*cached.run(backend))
+    if kind == "e4m3" and page_size is None:
+        for code in (0x7F, 0xFF):
+            cached.caches[1].view(np.uint8)[0, 1, 5, 3] = code
+            assert np.isnan(cached.run(backend)[0][0, 2:, :, 3]).all()
 
 
 @pytest.mark.parametrize("kind", EIGHT_BITS)
@@ -502,7 +529,8 @@ def test_extremes(backend, rng, op):
     del cached.options["page_table"]
     cached.place("apart", np.int32, 0)
     cached.problem.check(*cached.run(backend))
-    verify(backend, rng, op, lens=[200, 3], page_size=16, spread=100.0)
+    verify(backend, rng, op, lens=[200, 3, 1, 1, 1], page_size=16, spread=100.0)
+    verify(backend, rng, op, lens=[200, 60], page_size=16, spread=100.0, scale=1e4)
     cached = Cached(rng, op, lens=[300, 1], page_size=16)
     nan = np.isnan(cached.caches[1].astype("f4"))
     ones = np.where(nan, NAN, 1).astype(cached.q.dtype)

@@ -52,7 +52,8 @@ def test_every_byte_of_the_cache_once(rng, page_size):
 
 
 def test_a_window_is_all_that_is_read(rng):
-    _, whole, none = by_keys(rng, [2000], page_size=16, window=(100, 0))
+    lens, q_lens = [2000, 900], np.array([1, 0])  # and no key without a query
+    _, whole, none = by_keys(rng, lens, page_size=16, window=(100, 0), q_lens=q_lens)
     read = whole.counters.global_bytes_read - none.counters.global_bytes_read
     assert read < 2 * (101 + 5 * 32) * (2 * 128 * 2 + 4)
 
@@ -91,11 +92,12 @@ def test_barriers(rng, split_size, arch):
 def test_products_are_those_of_the_keys(rng):
     """Rows of a tile times keys of a tile, by halves of 8 columns or 8 keys; masked tiles too."""
     lens = [100, 64, 3]
-    cached = Cached(rng, "bfloat16", lens=lens, heads=(8, 2), dims=(128, 128), page_size=16)
-    call = Counted(cached)
-    keys = call.tile["kKeys"]
-    tiles = 2 * sum(-(-n // keys) for n in lens)
-    assert call.counters.mma == tiles * (keys // 8 * 128 // 16 + 128 // 8 * keys // 16)
+    for left, more in ((200, {}), (50, {}), (50, {"split_size": 128})):
+        how = {"lens": lens, "heads": (8, 2), "dims": (128, 128), "page_size": 16}
+        call = Counted(Cached(rng, "bfloat16", **how, window=(left, 0)), **more)
+        keys = call.tile["kKeys"]
+        tiles = 2 * sum(-(-n // keys) - max(0, n - 1 - left) // keys for n in lens)
+        assert call.counters.mma == tiles * (keys // 8 * 128 // 16 + 128 // 8 * keys // 16)
 
 
 SHARES = """
