@@ -22,7 +22,7 @@ def split_size(value: Any) -> int | str | None:
     if value is None or (isinstance(value, str) and value == "auto"):
         return value
     if isinstance(value, str):
-        raise ValueError(f"split_size must be 'auto', None or an integer, but it is {value!r}")
+        raise ValueError(f"split_size must be 'auto', None or an integer, but it is {shown(value)}")
     size = integer("split_size", value)
     if size < LEAST_SPLIT or size % SPLIT_UNIT:
         raise ValueError(
