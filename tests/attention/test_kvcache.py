@@ -378,7 +378,8 @@ class EightBits(Cached):
 def test_eight_bits(backend, rng, kind, scales, page_size):
     for op, layout in (("float16", "BHSD"), ("bfloat16", "BSHD"), ("float32", "BSHD"),
                        ("float64", "BHSD")):  # fmt: skip
-        how = {"lens": [70, 0, 33], "page_size": page_size, "layout": layout, "rows": 2}
+        how = {"lens": [33, 0, 70], "page_size": page_size, "layout": layout, "rows": 2}
+        how |= {"dims": (48, 80)} if op == "float16" else {}  # the last row ends with the cache
         cached = EightBits(rng, kind, scales, op, **how)
         cached.problem.check(*cached.run(backend))
     if kind == "e4m3" and page_size is None:
