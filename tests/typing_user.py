@@ -211,7 +211,7 @@ def caches() -> None:
 
     refused(lambda: cuattn.attention_kvcache(q, k, v, split_size="none"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention_kvcache(q, k, v, bias=q))  # type: ignore[call-overload]
-    refused(lambda: cuattn.attention_cascade(q, [q], k, v))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention_cascade(q, [q], k, v))  # type: ignore[list-item]
     refused(lambda: cuattn.kv_append(k, v, new, new))  # type: ignore[call-arg]
 
 
