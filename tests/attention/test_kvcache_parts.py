@@ -53,7 +53,7 @@ def test_where_the_largest_score_is(backend, op, scores, split_size):
     out, lse = cuattn.attention_kvcache(*map(backend.asarray, arrays), **how)
     out, lse = backend.asnumpy(out).astype(float), float(backend.asnumpy(lse).item())
     exactly = op.dtype.itemsize > 2 and backend.name != "numpy"
-    assert abs(out - 1).max() <= (0 if exactly else ml_dtypes.finfo(op.dtype).eps)
+    assert abs(out - 1).max() <= (0 if exactly else 4 * ml_dtypes.finfo(op.dtype).eps)
     want = exact.max() + np.log(np.exp(exact - exact.max()).sum())
     assert abs(lse - want) <= 4e-7 * max(1, abs(want))
 
