@@ -57,7 +57,7 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
     weight = of.shift.join(ptx::ld_global(static_cast<const Acc*>(p.sinks) + head * p.sinks_stride), m, total);
   if (p.lse != nullptr && column == 0) {
     const Acc infinity = Limits<Acc>::infinity();
-    const Acc lse = padding ? -infinity : (m == -infinity ? Acc(0) : m) + log_natural(total);
+    const Acc lse = padding ? -infinity : m + log_natural(total);
     ptx::st_global(static_cast<Acc*>(p.lse) + b * p.lse_stride[0] + head * p.lse_stride[1] + query * p.lse_stride[2],
                    lse);
   }

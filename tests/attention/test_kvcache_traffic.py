@@ -55,7 +55,9 @@ def test_a_window_is_all_that_is_read(rng):
     lens, q_lens = [2000, 900], np.array([1, 0])  # and no key without a query
     _, whole, none = by_keys(rng, lens, page_size=16, window=(100, 0), q_lens=q_lens)
     read = whole.counters.global_bytes_read - none.counters.global_bytes_read
-    assert read < 2 * (101 + 5 * 32) * (2 * 128 * 2 + 4)
+    keys = whole.tile["kKeys"]
+    first_tile = (2000 - 101) // keys * keys  # of it all page numbers
+    assert read == 2 * (101 * 2 * 128 * 2 + (2000 - first_tile) * 4)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -106,12 +108,12 @@ struct Params { DecodeParams p; long long* found; };
 __global__ void walk(const Params params) {
   Shares shares;
   auto cursor = find_share<16>(params.p, blockIdx.x, gridDim.x, shares);
-  long long* row = params.found + 512 * 8 * blockIdx.x;
-  for (int i = 0; cursor.left > 0 && i < 512; ++i, row += 8) {
+  long long* row = params.found + 1024 * 6 * blockIdx.x;
+  for (int i = 0; cursor.left > 0 && i < 1024; ++i, row += 6) {
     if (threadIdx.x == 0) {
-      const long long values[] = {1, cursor.unit, cursor.b, cursor.head, cursor.row, cursor.tile,
-                                  cursor.stop, shares.of_unit(cursor.unit)};
-      for (int j = 0; j < 8; ++j) ptx::st_global(row + j, values[j]);
+      const long long values[] = {1, cursor.unit, cursor.pair(params.p), cursor.tile, cursor.stop,
+                                  shares.of_unit(cursor.unit)};
+      for (int j = 0; j < 6; ++j) ptx::st_global(row + j, values[j]);
     }
     cursor.next_segment(params.p);
   }
@@ -120,15 +122,15 @@ __global__ void walk(const Params params) {
 
 
 def walked(lens, blocks, **sizes):
-    """Segments of each block: unit, sequence, head, tile of rows, tile, end, share of the unit."""
+    """Segments of each block: unit, pair, tile, end, share of the unit."""
     zeros = {
         name: (0,) * int(code[:-1]) if len(code) > 1 else 0
         for name, code in DECODE_TAIL.codes.items()
     }
     fields = {"left": 2**40, "right": 2**40, "bottom_right": 1, "wide": 1, "kv_lens_stride": 1}
-    fields |= {"batch": len(lens), "q_rows": 1, "page_size": 2000, "column_tiles": 1, **sizes}
+    fields |= {"batch": len(lens), "q_rows": 1, "page_size": 2000, **sizes}
     pointers = dict.fromkeys(DECODE_POINTERS.codes, 0) | {"kv_lens": emulator.address(lens)}
-    found = np.zeros((blocks, 512, 8), np.int64)
+    found = np.zeros((blocks, 1024, 6), np.int64)
     params = DECODE_POINTERS.pack(**pointers) + DECODE_TAIL.pack(**{**zeros, **fields})
     params += np.int64(emulator.address(found)).tobytes()
     emulator.launch_source(SHARES, "walk", blocks, 32, params, reads=[lens], writes=[found])
@@ -142,17 +144,17 @@ def test_shares(rng, batch, split):
     lens = rng.integers(0, 40, batch) * (rng.random(batch) < 0.8)
     lens[rng.integers(batch)] = rng.integers(300, 1500)
     units = []
-    for pair in range(batch * 4):
-        tiles = max(1, -(-int(lens[pair // 4]) // 16))  # somebody writes the zeros of no keys
+    for pair in range(batch * 12):
+        tiles = max(1, -(-int(lens[pair // 12]) // 16))  # somebody writes the zeros of no keys
         units += [(pair, t, min(t + (split or 1), tiles)) for t in range(0, tiles, split or 1)]
-    for blocks, least in ((1, 1), (5, 1), (7, 4), (16, 64)):
-        sizes = {"kv_heads": 2, "row_tiles": 2, "least_tiles": least, "split": split}
-        shares = walked(lens, blocks, **sizes)
+    for blocks, least in ((1, 1), (5, 1), (7, 4), (16, 64), (3, 10**5)):
+        tiles = {"row_tiles": 2, "column_tiles": 3, "least_tiles": least}
+        shares = walked(lens, blocks, kv_heads=2, **tiles, split=split)
         seen = []
         for block, segments in enumerate(shares):
-            for unit, b, head, row, tile, stop, share in segments:
+            for unit, pair, tile, stop, share in segments:
                 assert (unit, share) == (len(seen), block)
-                step, pair = split or 1, (b * 2 + head) * 2 + row
+                step = split or 1
                 seen += [(pair, t, min(t + step, stop)) for t in range(tile, stop, step)]
         assert seen == units
         used = [segments[0][0] for segments in shares if segments]

@@ -468,6 +468,68 @@ APPEND_SCALES64 = (of("kv_append", "test_bits_of_computed_scales", "float64", "e
 APPEND_WIDE = (of("kv_append", "test_one_cache", 576, "None"),)
 APPEND_BYTES = (of("kv_append", "test_each_byte_once", "int8"),)
 
+
+# attention_kvcache: lengths and pages, what is missing, new keys, each option, and costs.
+def kvcache(test, *cases, arch="sm_80"):
+    """Cases of a test of tests/attention/test_kvcache.py."""
+    return tuple(of("kvcache", test, case, arch=arch) for case in cases)
+
+
+KVCACHE = kvcache("test_lengths", "tiles-16", "some without-None", "alike-5", "one-16")
+KVCACHE_MANY = kvcache("test_many_sequences", 33, 100)
+KVCACHE_ALL = (of("kvcache", "test_no_lengths", arch="sm_80"),)
+KVCACHE_TABLES = (of("kvcache", "test_tables", arch="sm_80"),)
+KVCACHE_MISSING = kvcache("test_missing_pages", 5, 16)
+KVCACHE_TRUSTED = kvcache("test_lengths_that_a_device_is_trusted_with", "None", 4)
+KVCACHE_NEW = (
+    *kvcache("test_new_keys", "16-float16", "None-float16"),
+    *kvcache("test_layouts", "5-apart-BSHD"),
+)
+KVCACHE_NEW_MISSING = kvcache("test_new_keys_without_a_page", 4)
+KVCACHE_FLIPPED = kvcache("test_layouts", "5-flipped-BHSD")
+KVCACHE_COLUMNS = kvcache("test_layouts", "5-columns-BHSD")
+KVCACHE_OPTIONS = kvcache(
+    "test_options", *(f"5-{name}" for name in ("window ahead", "offset", "offsets", "q_lens"))
+)
+KVCACHE_RULES = kvcache(
+    "test_options", *(f"16-{name}" for name in ("softcap", "alibi", "sinks", "scale", "all"))
+)
+KVCACHE_MASK = kvcache(
+    "test_tree_masks", "8-(4, 9)", "8-(2, 4, 4, 100)", "None-(1, 4, 4, 7)", "8-(5,)"
+)
+KVCACHE_UNSEEN = kvcache("test_what_nobody_sees_changes_nothing", "float16")
+KVCACHE_ROWS = kvcache("test_many_queries", 17, 64)
+KVCACHE_GROUPS = kvcache("test_groups_of_heads", "5-(6, 2)", "2-(8, 1)")
+KVCACHE_PARTS_OF_WINDOW, KVCACHE_PARTS_OF_ROWS, KVCACHE_PARTS_OF_COLUMNS, KVCACHE_PARTS_OF_NONE = (
+    kvcache("test_parts", name) for name in ("window", "rows", "columns", "no keys")
+)
+KVCACHE_EXTREMES = kvcache("test_extremes", "float16")
+KVCACHE_DIMS = kvcache("test_head_dims", "(40, 40)", "(59, 59)")
+KVCACHE_WIDE = kvcache("test_head_dims", "(64, 200)", "(128, 128)", "(192, 128)")
+KVCACHE_MLA = kvcache("test_values_of_keys", "float16-(576, 512)")
+KVCACHE_CODES = kvcache("test_eight_bits", "None-token-e4m3", "16-head-int8", "16-token-int8")
+KVCACHE_FACTORS = kvcache("test_eight_bits", "16-number-int8")
+KVCACHE_OUT = kvcache("test_out", "strided", "padded", "fortran")
+KVCACHE_STRIDES = tuple(
+    ampere("kvcache_device", "test_nothing_is_allocated", "int64", how) for how in ("new", "many")
+)
+KVCACHE_REPLAY = (ampere("kvcache_device", "test_replay", 2, "None", 16),)
+KVCACHE_TRAFFIC = "tests/attention/test_kvcache_traffic.py::test_"
+KVCACHE_BYTES = (
+    KVCACHE_TRAFFIC + "every_byte_of_the_cache_once[24]",
+    KVCACHE_TRAFFIC + "a_window_is_all_that_is_read",
+)
+KVCACHE_PRODUCTS = (KVCACHE_TRAFFIC + "products_are_those_of_the_keys",)
+KVCACHE_SHARES = tuple(f"{KVCACHE_TRAFFIC}shares[{case}]" for case in ("33-0", "33-8", "1-0"))
+KVCACHE_BITS = tuple(
+    f"tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[{n}]"
+    for n in (3, 8)
+)
+KVCACHE_ALONE = (
+    "tests/attention/test_kvcache_device.py"
+    "::test_bits_do_not_depend_on_the_batch[144-float32-sm_80]",
+)
+
 # ptx: on the software device.
 DEVICE_SOFTMAX = (device("softmax", "test_length", 33, "softmax"),)
 DEVICE_SHIFTED = (device("softmax", "test_every_alignment", 3),)
