@@ -129,11 +129,9 @@ __device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCurs
   const long long first = split ? first_unit : shares.of_unit(first_unit);
   const long long last = split ? end_unit - 1 : shares.of_unit(end_unit - 1);
   Acc* const parts = static_cast<Acc*>(p.parts);
-  // A block has two parts at most: its first segment, and its last one. A pair that begins in a block after others has
-  // the last segment there.
+  // A block has two parts at most: its first segment, and its last one, with which a pair begins.
   const auto part = [&](long long i) {
-    const bool second = !split && i == first && shares.first_unit(i) != first_unit;
-    return parts + (split ? i : 2 * i + second) * (part_rows * kValueDim + (3 * part_rows + 3) / 4 * 4);
+    return parts + (split ? i : 2 * i + (i == first)) * (part_rows * kValueDim + (3 * part_rows + 3) / 4 * 4);
   };
   Acc* const mine = part(split ? cursor.unit : static_cast<long long>(blockIdx.x));
 

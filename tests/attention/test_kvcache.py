@@ -536,16 +536,17 @@ def test_a_sequence_alone(backend, rng, op, page_size):
 
 @pytest.mark.parametrize("op", OPS)
 def test_extremes(backend, rng, op):
-    """The largest score last, scores far apart, and values of 1, of which the mean is 1."""
+    """The largest scores late, scores far apart, and values of 1, of which the mean is 1."""
     cached = Cached(rng, op, lens=[300, 300], page_size=16, heads=(2, 1), rows=8)
     for q, k, _ in (cached.problem.clean, cached.problem.arrays):
-        k[:, :, 299] = cached.rng.standard_normal(64) * 64
-        q[0, :, :4] = q[1, :, 4:] = 0  # of 16 rows half has such a score
+        k[:, :, 250] = k[:, :, 299] * 64  # in the second tile of a team
+        k[:, :, 299] = -k[:, :, 250]
+        q[0, :, :4] = q[1, :, 4:] = 0  # half of the 16 rows have such scores
     del cached.options["page_table"]
     cached.place("apart", np.int32, 0)
     cached.problem.check(*cached.run(backend))
-    verify(backend, rng, op, lens=[200, 3, 1, 1, 1], page_size=16, spread=100.0)
-    verify(backend, rng, op, lens=[200, 60], page_size=16, spread=100.0, scale=1e4)
+    verify(backend, rng, op, lens=[200, 3, 1, 1, 1], page_size=16, spread=1000.0)
+    verify(backend, rng, op, lens=[300, 60], page_size=16, spread=100.0, scale=1e4)
     cached = Cached(rng, op, lens=[300, 1], page_size=16)
     nan = np.isnan(cached.caches[1].astype("f4"))
     ones = np.where(nan, NAN, 1).astype(cached.q.dtype)
