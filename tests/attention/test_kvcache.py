@@ -391,7 +391,7 @@ class EightBits(Cached):
 def test_eight_bits(backend, rng, kind, scales, page_size):
     for op, layout in (("float16", "BHSD"), ("bfloat16", "BSHD"), ("float32", "BSHD"),
                        ("float64", "BHSD")):  # fmt: skip
-        how = {"lens": [33, 0, 70], "page_size": page_size, "layout": layout, "rows": 2}
+        how = {"lens": [33, 0, 200], "page_size": page_size, "layout": layout, "rows": 2}
         how |= {"dims": (48, 80)} if op == "float16" else {}  # the last row ends with the cache
         cached = EightBits(rng, kind, scales, op, **how)
         cached.problem.check(*cached.run(backend))
@@ -431,10 +431,10 @@ def test_new_keys_are_seen_as_they_are_kept(backend, rng, kind):
 @pytest.mark.parametrize("offset", [1, 8, 16])
 def test_alignment_of_eight_bits(backend, rng, offset):
     """Of 16 bytes, of 8 and of none; keys alone, or values."""
-    for name in ("k", "v"):
-        cached = EightBits(rng, "int8", "head", lens=[20, 33], page_size=16, rows=2)
+    for name, kind, scales in (("k", "int8", "head"), ("v", "e4m3", "token")):
+        cached = EightBits(rng, kind, scales, lens=[20, 33], page_size=16, rows=2)
         caches = {"k": cached.caches[0], "v": cached.caches[1]}
-        memory = np.zeros(caches[name].size + offset, np.int8)
+        memory = np.zeros(caches[name].size + offset, caches[name].dtype)
         memory[offset:] = caches[name].reshape(-1)
         caches[name] = memory[offset:].reshape(caches[name].shape)
         cached.caches = tuple(caches.values())

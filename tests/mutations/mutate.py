@@ -3,7 +3,7 @@
 ``python tests/mutations/mutate.py [--list] [--only WORD]``: the tables beside it hold mutations of
 ``cuda_src/``, one table per family, each mutation with the few tests of which one must fail. All
 happens in a copy of the tree. Exits with 1 if a mutation survives. pytest does not collect this
-file, and CI does not run it: it takes forty minutes.
+file, and CI does not run it: it takes more than an hour.
 
 Tests run on the emulator, but those of ptx.txt on the software device: the twins of ``ptx/`` stand
 before those headers, so only there does inline assembly run. What no test can reach: cache hints,
@@ -508,6 +508,8 @@ KVCACHE_DIMS = kvcache("test_head_dims", "(40, 40)", "(59, 59)")
 KVCACHE_WIDE = kvcache("test_head_dims", "(64, 200)", "(128, 128)", "(192, 128)")
 KVCACHE_MLA = kvcache("test_values_of_keys", "float16-(576, 512)")
 KVCACHE_CODES = kvcache("test_eight_bits", "None-token-e4m3", "16-head-int8", "16-token-int8")
+KVCACHE_CODES_OF_KEYS = kvcache("test_values_of_keys_of_eight_bits", "token")
+KVCACHE_CODES_ODD = kvcache("test_alignment_of_eight_bits", 8)
 KVCACHE_FACTORS = kvcache("test_eight_bits", "16-number-int8")
 KVCACHE_OUT = kvcache("test_out", "strided", "padded", "fortran")
 KVCACHE_STRIDES = tuple(
