@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from attention_cases import INF, NAN, OPS, put, put_options
-from cases import Guarded
+from cases import FAR, Guarded, untouched
 from kvcache_cases import EIGHT_BITS, Cached, swapped, verify
 from tolerance import TABLE, lse_dtype
 
@@ -185,6 +185,22 @@ def test_no_pages(backend, rng):
             how = {"page_table": table, "return_lse": True, **more}
             out, lse = cuattn.attention_kvcache(q, cache, cache, **how)
             assert not backend.asnumpy(out).any() and (backend.asnumpy(lse) == want).all()
+
+
+def test_offsets_of_more_than_32_bits(backend, rng):
+    """Between two pages."""
+    x = backend.asarray(rng.standard_normal((2, 1, 2, 8)).astype("f2"))
+    q = backend.asarray(rng.standard_normal((2, 1, 1, 8)).astype("f2"))
+    far = backend.xp.lib.stride_tricks.as_strided(
+        untouched(backend, FAR + 64, np.float16), x.shape, (2 * FAR, 32, 16, 2)
+    )
+    far[...] = x
+    table, lens = (backend.asarray(np.array(a)) for a in ([[1], [0]], [2, 1]))
+    got, want = (
+        cuattn.attention_kvcache(q, cache, cache, kv_lens=lens, page_table=table)
+        for cache in (far, x)
+    )
+    assert bits([backend.asnumpy(got)]) == bits([backend.asnumpy(want)])
 
 
 def test_three_dimensions(backend, rng):

@@ -479,6 +479,7 @@ KVCACHE = kvcache("test_lengths", "tiles-16", "some without-None", "alike-5", "o
 KVCACHE_MANY = kvcache("test_many_sequences", 33, 100)
 KVCACHE_ALL = (of("kvcache", "test_no_lengths", arch="sm_80"),)
 KVCACHE_TABLES = (of("kvcache", "test_tables", arch="sm_80"),)
+KVCACHE_FAR = (of("kvcache", "test_offsets_of_more_than_32_bits", arch="sm_80"),)
 KVCACHE_MISSING = kvcache("test_missing_pages", 5, 16)
 KVCACHE_TRUSTED = kvcache("test_lengths_that_a_device_is_trusted_with", "None", 4)
 KVCACHE_NEW = (
