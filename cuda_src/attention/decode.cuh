@@ -3,8 +3,7 @@
 //   find this block's share of all tiles of keys                                     (attention/key_cursor.cuh)
 //   for each (sequence, key head, tile of rows) of it, a segment of tiles:
 //     Q -> shared memory
-//     each team, for its tiles:  S = Q K^T;  softcap, ALiBi, masks                   (a ring of its own, no block
-//     barrier)
+//     each team, for its tiles, from a ring of its own:  S = Q K^T;  softcap, ALiBi, masks
 //       m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O = O exp(m - m') + P V;  l likewise
 //     the teams' O, m, l -> one                                                      (attention/decode_merge.cuh)
 //     of all its keys: out = O / l, lse = m + log l;  of a part: to the workspace, and the last block to come merges

@@ -55,13 +55,10 @@ __device__ __forceinline__ unsigned int cvt_rna_tf32(float x) {
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
 __device__ __forceinline__ void cvt_f32_e4m3x2(float (&x)[2], unsigned int bits) {
 #if __CUDA_ARCH__ >= 900
-  asm("{\n"
-      ".reg .b32 pair;\n.reg .b16 low, high;\n"
-      "cvt.rn.f16x2.e4m3x2 pair, %2;\nmov.b32 {low, high}, pair;\n"
-      "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n"
-      "}"
-      : "=f"(x[0]), "=f"(x[1])
-      : "h"(static_cast<unsigned short>(bits)));
+  unsigned int pair;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(static_cast<unsigned short>(bits)));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x[0]) : "h"(static_cast<unsigned short>(pair)));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x[1]) : "h"(static_cast<unsigned short>(pair >> 16)));
 #else
   for (int i = 0; i < 2; ++i) {
     const unsigned int one = bits >> 8 * i, magnitude = one & 0x7f;

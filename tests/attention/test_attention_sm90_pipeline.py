@@ -12,6 +12,7 @@ from sm90_pipeline import Fault, Machine, program
 from sm90_trace import rule, tiles, trace
 
 import cuattn
+from cuattn._attention.problem import FEW_ROWS
 
 RUNS = 4  # of each call
 MUTANT_RUNS = 400  # at most, until one fails; a few are enough for most
@@ -27,7 +28,8 @@ def dense(rng, tile):
     """Rows for a round or two of each of three sequences: one without keys, one with more tiles of
     them than are ever under way."""
     keys = (tile.stages + 4) * tile.keys
-    arrays = zeros(tile, (3, 1), int(rng.integers(1, 128 * tile.groups)), keys)
+    rows = rng.integers(FEW_ROWS + 1, 128 * tile.groups)  # with fewer it is another kernel
+    arrays = zeros(tile, (3, 1), int(rows), keys)
     seen = rng.permutation([0, rng.integers(1, keys), keys - rng.integers(tile.keys)])
     options = {"is_causal": bool(rng.integers(2)), "kv_lens": seen, **rule(tile, 1)}
     return program(trace(cuattn.attention, *arrays, **options))
