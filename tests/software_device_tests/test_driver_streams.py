@@ -250,6 +250,9 @@ def calls_of_cuattn():
         "attention_kvcache": lambda: cuattn.attention_kvcache(
             q, cache, cache, kv_lens=cache_lens, split_size=128
         ),
+        "attention_cascade": lambda: cuattn.attention_cascade(
+            q, [(q[0], q[0])], cache, cache, kv_lens=cache_lens
+        ),
         "kv_append": lambda: cuattn.kv_append(cache, None, q, None, kv_lens=cache_lens),
     }
 
