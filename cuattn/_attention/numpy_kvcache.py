@@ -90,8 +90,9 @@ def _lengths(x: Arrays, sizes: Sizes, q_offset: int | None) -> np.ndarray:
 
 
 def _blocks(x: Arrays, sizes: Sizes, o: Any, lengths: np.ndarray) -> Iterator[tuple[Any, ...]]:
-    """Heads of some sequences, which of these heads and queries, where results go, and how many
-    keys a tile takes."""
+    """Pieces of the work: heads of some sequences, which of their queries, where results go, and
+    the number of keys of a tile.
+    """
     acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
     copied = x.page_table is not None or not all(is_usable(a, acc) for a in (x.k_cache, x.v_cache))
     group = sizes.heads // sizes.kv_heads

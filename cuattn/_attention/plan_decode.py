@@ -34,7 +34,7 @@ HALF_TILES = (
     Tile(16, 64, 227, 8, 1, 32, 3, (64, 64), "194 KiB: 128 in flight, 4 times what HBM3e needs"),
     Tile(16, 64, 163, 8, 1, 16, 3, (64, 64), "98 KiB"),
     Tile(16, 64, 99, 8, 1, 16, 2, (64, 64), "66 KiB"),
-    Tile(16, 128, 227, 4, 1, 32, 3, (128, 128), "196 KiB: 17 instructions a key, with 16 keys 23"),
+    Tile(16, 128, 227, 4, 1, 32, 3, (128, 128), "196 KiB; 17 instructions per key, of 16 keys 23"),
     Tile(16, 128, 163, 4, 1, 32, 2, (128, 128), "132 KiB"),
     Tile(16, 128, 99, 4, 1, 16, 2, (128, 128), "68 KiB"),
     Tile(16, 256, 163, 4, 1, 16, 2, (256, 256), "136 KiB; more warps would spill"),

@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
     scores: request.Options
     split_size: int | str | None
-    k_scale: float = 1.0  # where it is no array
+    k_scale: float = 1.0  # 1 where the scale is an array
     v_scale: float = 1.0
 
 
@@ -38,7 +38,7 @@ class Append(NamedTuple):
     arrays: Arrays
     specs: Arrays  # of the arrays
     sizes: Sizes
-    k_scale: float  # where it is no array
+    k_scale: float  # 1 where the scale is an array
     v_scale: float
     layout: str
 

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.plan_append import CODES, NewRows, plan_append
 from cuattn._attention.request_kvcache import Append
 from cuattn._attention.views import is_vector, strides_of
-from cuattn._attention.views_kvcache import Arrays, Sizes, canonical_specs, is_per_token
+from cuattn._attention.views_kvcache import (
+    Arrays,
+    Sizes,
+    canonical_specs,
+    is_per_token,
+    wide_bits,
+)
 from cuattn._device.kernel import Kernel
 from cuattn._device.launches import Block, Launches, Prepared
 from cuattn._device.params import KV_APPEND_POINTERS, KV_APPEND_TAIL
@@ -119,7 +124,7 @@ def plan_append_launch(
         table_cols=0 if x.page_table is None else x.page_table.shape[1],
         new_dtype=DTYPES.index(x.k_new.dtype.name),
         int8=x.k_cache.dtype.name == "int8",
-        wide=sum(1 << i for i, name in enumerate(WIDE) if _is_wide(getattr(x, name))),
+        wide=wide_bits(x, WIDE),
         key_blocks=plan.key_blocks,
         lanes=plan.lanes,
         vector=(rows[0].vector, rows[-1].vector),
@@ -137,7 +142,3 @@ def plan_append_launch(
 
 def _each(arrays: Any) -> tuple[int, ...]:
     return tuple(stride for array in arrays for stride in strides_of(array, 4))
-
-
-def _is_wide(spec: ArraySpec | None) -> bool:
-    return spec is not None and spec.dtype.itemsize == 8

@@ -10,7 +10,7 @@ from cuattn._attention.plan import MAX_SCALE, UNBOUNDED
 from cuattn._attention.plan_decode import DecodeProblem, auto_split, divider, plan_decode
 from cuattn._attention.request_kvcache import Options
 from cuattn._attention.views import is_vector, strides_of
-from cuattn._attention.views_kvcache import Arrays, Sizes
+from cuattn._attention.views_kvcache import Arrays, Sizes, wide_bits
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block
 from cuattn._device.params import DECODE_POINTERS, DECODE_TAIL
@@ -100,7 +100,7 @@ def decode_launch(
         column_tiles=plan.column_tiles,
         least_tiles=plan.least_tiles,
         split=plan.split,
-        wide=sum(1 << i for i, name in enumerate(WIDE) if _is_wide(getattr(x, name))),
+        wide=wide_bits(x, WIDE),
         cache_kind=CACHE_KINDS.get(x.k_cache.dtype.name, 0),
         rule=rule,
         vector=vector,
@@ -127,7 +127,3 @@ def decode_launch(
     )
     block: Block = [(DECODE_POINTERS, pointers), tail]
     return (plan.kernel, block), (plan.counters, plan.part_bytes)
-
-
-def _is_wide(spec: ArraySpec | None) -> bool:
-    return spec is not None and spec.dtype.itemsize == 8

@@ -125,3 +125,9 @@ def _scale_spec(scale: ArraySpec, cache: ArraySpec, sizes: Sizes, layout: str) -
     if layout == "BSHD":
         strides = (*strides[:-2], strides[-1], strides[-2])
     return ArraySpec(shape, (0,) * (3 - len(strides)) + strides, scale.dtype)
+
+
+def wide_bits(specs: Arrays, names: tuple[str, ...]) -> int:
+    """Bit i: the array called names[i] is of int64."""
+    found = (getattr(specs, name) for name in names)
+    return sum(1 << i for i, a in enumerate(found) if a is not None and a.dtype.itemsize == 8)

@@ -256,5 +256,4 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
     cursor.next_segment(p);
     __syncthreads();  // Q, its rules, statistics and the slots of O are free
   }
-  ptx::cp_async_wait<0>();
 }

@@ -3,24 +3,6 @@
 #pragma once
 
 #include <attention/key_cursor.cuh>
-#include <primitives/vector.cuh>
-
-// One row, by a warp. kChunk elements at a time where both rows are whole aligned chunks.
-template <int kChunk, class T>
-__device__ __forceinline__ void copy_row(T* to, long long to_stride, const T* from, long long from_stride, int columns,
-                                         bool vector) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 1
-  for (int column = lane * kChunk; vector && column < columns; column += 32 * kChunk) {
-    using Chunk = Fragment<T, kChunk>;
-    ptx::st_global(reinterpret_cast<Chunk*>(to + column),
-                   ptx::ld_global(reinterpret_cast<const Chunk*>(from + column)));
-  }
-#pragma unroll 1
-  for (int column = lane; !vector && column < columns; column += 32) {
-    ptx::st_global(to + column * to_stride, ptx::ld_global(from + column * from_stride));
-  }
-}
 
 // All new rows, a warp each, by all warps of the grid.
 template <int kWarps, class T>
@@ -39,7 +21,7 @@ __device__ __forceinline__ void append_rows(const DecodeParams& p) {
                           const long long (&new_stride)[4], int columns) {
       T* to = static_cast<T*>(cache) + place.page * stride[0] + head * stride[1] + place.row * stride[2];
       const T* from = static_cast<const T*>(fresh) + b * new_stride[0] + head * new_stride[1] + row * new_stride[2];
-      copy_row<16 / sizeof(T)>(to, stride[3], from, new_stride[3], columns, p.new_is_vector);
+      copy_row(to, stride[3], from, new_stride[3], columns, static_cast<int>(threadIdx.x) % 32, 32, p.new_is_vector);
     };
     copy(p.k, p.k_stride, p.k_new, p.k_new_stride, p.head_dim);
     if (p.v_new != nullptr) copy(p.v, p.v_stride, p.v_new, p.v_new_stride, p.value_dim);

@@ -18,7 +18,7 @@ struct LoadSegment {
   const char* table;       // table_row
   int b, old, begin, end;  // sequence, and of its Lengths
   int value_columns;       // from the first one on
-  int unused = 0;
+  int filler = 0;          // whole 8 bytes
 
   __device__ __forceinline__ LoadSegment() {}
   template <int kKeys>
@@ -229,7 +229,7 @@ __device__ __forceinline__ void load_queries(Tile<T, kRows, kDim> tile, const Ro
   for (int index = static_cast<int>(threadIdx.x); index < kRows * Rows::kChunks; index += kThreads) {
     const int row = index / Rows::kChunks, column = index % Rows::kChunks * Rows::kPerChunk;
     typename Rows::Chunk values{};
-    if (row < rows.count && !rows.is_padding(row) && column < p.head_dim) {
+    if (!rows.is_padding(row) && column < p.head_dim) {
       const T* ptr = static_cast<const T*>(p.q) + rows.b * p.q_stride[0] + rows.query_head(row) * p.q_stride[1] +
                      rows.query(row) * p.q_stride[2] + column * p.q_stride[3];
       if (p.vector) {

@@ -21,6 +21,7 @@ struct RowTile {
 
   __device__ __forceinline__ int query(int row) const { return (first + row) / p.group; }
   __device__ __forceinline__ int query_head(int row) const { return head * p.group + (first + row) % p.group; }
+  // Or does not exist.
   __device__ __forceinline__ bool is_padding(int row) const { return query(row) >= lengths.q_len; }
 };
 
@@ -37,7 +38,7 @@ struct RowRule {
 
   static __device__ __forceinline__ void put(RowRule* to, const RowTile& rows, int row) {
     const DecodeParams& p = rows.p;
-    const bool none = row >= rows.count || rows.is_padding(row);
+    const bool none = rows.is_padding(row);
     const long long query = none ? 0 : rows.query(row), head = none ? 0 : rows.query_head(row), b = rows.b;
     const bool* mask = nullptr;
     Acc slope = 0;

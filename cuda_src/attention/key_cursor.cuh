@@ -1,4 +1,4 @@
-// Which keys a block of a decode kernel attends to: its share of all work, found on the device, and a walk through it.
+// Which keys a block of a decode kernel attends to. It finds its share of all keys on the device, and walks through it.
 //
 // Units of work lie in the order sequence, key head, tile of rows, tile of columns, part of the keys. A block has
 // consecutive ones: an equal share of all. Of one (sequence, head, rows, columns), a pair, it has a segment of key
@@ -6,16 +6,13 @@
 // depend on nothing but itself. Without, a unit is a tile, and shares are equal to a tile.
 #pragma once
 
+#include <attention/cache_rows.cuh>
 #include <attention/decode_params.cuh>
 #include <attention/scores.cuh>
-#include <ptx/memory.cuh>
 
-// Element b of an array of int or long long.
-__device__ __forceinline__ long long ld_index(const DecodeParams& p, int which, const void* array, long long element) {
-  if (p.wide >> which & 1) return ptx::ld_global(static_cast<const long long*>(array) + element);
-  return ptx::ld_global(static_cast<const int*>(array) + element);
-}
-enum : int { kKvLens, kPageTable, kQLens, kQOffset };
+enum : int { kKvLens, kPageTable, kQLens, kQOffset };  // bits of DecodeParams::wide
+
+__device__ __forceinline__ bool is_wide(const DecodeParams& p, int which) { return (p.wide >> which & 1) != 0; }
 
 // Lengths of one sequence, from whatever the arrays hold to what exists.
 struct Lengths {
@@ -27,8 +24,8 @@ struct Lengths {
   __device__ __forceinline__ Lengths() {}
   __device__ __forceinline__ Lengths(const DecodeParams& p, int b) {
     const long long room = p.page_table != nullptr ? static_cast<long long>(p.table_cols) * p.page_size : p.page_size;
-    const long long kv = p.kv_lens == nullptr ? room : ld_index(p, kKvLens, p.kv_lens, b * p.kv_lens_stride);
-    const long long q = p.q_lens == nullptr ? p.q_rows : ld_index(p, kQLens, p.q_lens, b * p.q_lens_stride);
+    const long long kv = p.kv_lens == nullptr ? room : ld_integer(p.kv_lens, b * p.kv_lens_stride, is_wide(p, kKvLens));
+    const long long q = p.q_lens == nullptr ? p.q_rows : ld_integer(p.q_lens, b * p.q_lens_stride, is_wide(p, kQLens));
     q_len = static_cast<int>(clamp_index(q, 0, p.q_rows));
     old = static_cast<int>(clamp_index(kv, 0, room));
     const long long fresh = p.q_lens == nullptr ? p.new_rows : min(q_len, p.new_rows);
@@ -36,10 +33,9 @@ struct Lengths {
     constexpr long long kMost = DecodeParams::kUnbounded;
     offset = p.bottom_right ? kv_len - q_len : p.offset;
     if (p.q_offset != nullptr)
-      offset = clamp_index(ld_index(p, kQOffset, p.q_offset, b * p.q_offset_stride), -kMost, kMost);
+      offset = clamp_index(ld_integer(p.q_offset, b * p.q_offset_stride, is_wide(p, kQOffset)), -kMost, kMost);
     begin = low(p, 0);
     end = q_len == 0 ? begin : high(p, q_len - 1);
-    end = end < begin ? begin : end;
   }
   // Query i sees keys low … high - 1.
   __device__ __forceinline__ int low(const DecodeParams& p, int i) const {
@@ -52,7 +48,7 @@ struct Lengths {
 
 // The row of a sequence in the page table; null: dense.
 __device__ __forceinline__ const char* table_row(const DecodeParams& p, int b) {
-  const int item = (p.wide >> kPageTable & 1) != 0 ? 8 : 4;
+  const int item = is_wide(p, kPageTable) ? 8 : 4;
   return p.page_table == nullptr ? nullptr : static_cast<const char*>(p.page_table) + b * p.table_stride[0] * item;
 }
 
@@ -68,7 +64,7 @@ struct KeyPlace {
     row = key - number * p.page_size;
     page = -1;
     if (!wanted) return;
-    if ((p.wide >> kPageTable & 1) != 0) {
+    if (is_wide(p, kPageTable)) {
       const long long found = ptx::ld_global(reinterpret_cast<const long long*>(table) + number * p.table_stride[1]);
       if (found >= 0 && found < p.pages) page = static_cast<int>(found);
     } else {

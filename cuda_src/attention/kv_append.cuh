@@ -11,7 +11,6 @@
 
 #include <attention/eight_bits.cuh>
 #include <attention/new_rows.cuh>
-#include <primitives/vector.cuh>
 
 struct Copied {
   static __device__ __forceinline__ void store(const NewRow& row, const KvAppendParams& p) {
@@ -23,20 +22,9 @@ struct Copied {
  private:
   template <class T>
   static __device__ __forceinline__ void copy(const NewRow& row) {
-    using Chunk = Fragment<T, 16 / sizeof(T)>;
-    constexpr int kChunk = 16 / sizeof(T);
     const T* from = static_cast<const T*>(row.from) + row.from_at;
     T* to = static_cast<T*>(row.to) + row.to_at;
-    if (row.vector) {
-      for (int column = row.lane * kChunk; column < row.columns; column += row.lanes * kChunk) {
-        const Chunk chunk = ptx::ld_global(reinterpret_cast<const Chunk*>(from + column));
-        ptx::st_global(reinterpret_cast<Chunk*>(to + column), chunk);
-      }
-    } else {
-      for (int column = row.lane; column < row.columns; column += row.lanes) {
-        ptx::st_global(to + column * row.to_stride, ptx::ld_global(from + column * row.from_stride));
-      }
-    }
+    copy_row(to, row.to_stride, from, row.from_stride, row.columns, row.lane, row.lanes, row.vector);
   }
 };
 

@@ -2,7 +2,7 @@
 // are in elements, of any sign, 0 for what is broadcast.
 #pragma once
 
-#include <ptx/memory.cuh>
+#include <attention/cache_rows.cuh>
 
 enum : int { kHalf, kBfloat16, kFloat, kDouble };  // new_dtype
 enum : int { kWideLens = 1, kWideTable = 2, kWideNew = 4 };
@@ -29,11 +29,6 @@ struct KvAppendParams {
   long long scale_stride[2][3];                    // page, head, row
   long long kv_lens_stride, new_lens_stride, table_stride[2];
 };
-
-__device__ __forceinline__ long long ld_integer(const void* array, long long element, bool wide) {
-  if (wide) return ptx::ld_global(static_cast<const long long*>(array) + element);
-  return ptx::ld_global(static_cast<const int*>(array) + element);
-}
 
 // Page and row of new key i of sequence b, whatever lengths and table hold. page < 0: it has no place.
 struct NewPlace {
