@@ -17,6 +17,16 @@ MAX_KEYS = 2**31 - 1024  # as checks.MAX_SIZE
 LEAST_SPLIT, SPLIT_UNIT = 128, 16
 
 
+def rows(heads: int, kv_heads: int, queries: int) -> None:
+    """ValueError if there are more rows of a key head than kernels count."""
+    found = heads // max(1, kv_heads) * queries
+    if found > MAX_KEYS:
+        raise ValueError(
+            f"q must have at most {MAX_KEYS} queries of all heads that share one of k_cache, but "
+            f"it has {found}"
+        )
+
+
 def split_size(value: Any) -> int | str | None:
     """Keys of a part: "auto", None or a number."""
     if value is None or (isinstance(value, str) and value == "auto"):

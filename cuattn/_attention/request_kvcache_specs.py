@@ -45,6 +45,7 @@ def expect(specs: Arrays, layout: str, value_dim: int | None) -> Expected:
     if value_dim is not None:
         scalars.count("value_dim", value_dim, dim, ", the head dimension of k_cache")
     sizes = _cache(specs, layout, batch, most)._replace(heads=heads, q_rows=rows)
+    own_checks.rows(heads, sizes.kv_heads, rows)
     sizes = sizes if value_dim is None else sizes._replace(value_dim=value_dim)
     _check_options(specs, sizes, len(q.shape))
     out_shape, lse_shape = (*q.shape[:-1], sizes.value_dim), (batch, heads, rows)

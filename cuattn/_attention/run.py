@@ -86,6 +86,17 @@ def _computed(call: Call, given: tuple[str, ...]) -> Computed:
     return Computed(given, run)
 
 
+def made_results(
+    expected: Any, names: tuple[str, ...]
+) -> tuple[dict[str, Made], tuple[ArraySpec, ...]]:
+    """out, and lse if it is among the names, as arrays that are allocated, and their specs."""
+    shapes = (expected.out_shape, expected.dtype), (expected.lse_shape, expected.acc)
+    made = {name: Made(*one) for name, one in zip(names, shapes, strict=False)}
+    specs = (ArraySpec(a.shape, packed(a.shape, None, a.dtype.itemsize), a.dtype)
+             for a in made.values())  # fmt: skip
+    return made, tuple(specs)
+
+
 @lru_cache(maxsize=4096)
 def _planned(
     given: Arrays,
@@ -104,14 +115,9 @@ def _planned(
     expected = expect(given, layout)
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     reads = [name for name, spec in given._asdict().items() if spec is not None]
-    writes, made = results[: len(outs)], {}
+    writes, made = results[: len(outs)], dict[str, Made]()
     if not outs:
-        shapes = (expected.out_shape, expected.dtype), (expected.lse_shape, expected.acc)
-        made = {name: Made(*one) for name, one in zip(results, shapes, strict=False)}
-        outs = tuple(
-            ArraySpec(one.shape, packed(one.shape, None, one.dtype.itemsize), one.dtype)
-            for one in made.values()
-        )
+        made, outs = made_results(expected, results)
     operands = canonical_specs(given, outs, sizes, layout)
     q, k, v, out, lse, mask, bias, alibi_slopes = operands[:8]
     ragged, batch = given.cu_seqlens_q is not None, sizes.batch

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
+from cuattn._arrays.row_layout import ArraySpec, spec_of
 from cuattn._attention.request_kvcache import Call, Options
 from cuattn._attention.request_kvcache_specs import Expected
-from cuattn._attention.run import INTEGERS
+from cuattn._attention.run import INTEGERS, made_results
 from cuattn._attention.run_append import aligned_rows, plan_append_launch, updated
 from cuattn._attention.run_decode import Aligned, decode_launch
 from cuattn._attention.views import canonical_lse, canonical_spec
@@ -81,14 +81,9 @@ def _planned(
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     updates = updated(given) if append else []
     reads = [n for n, spec in given._asdict().items() if spec is not None and n not in updates]
-    writes, made = results[: len(outs)], {}
+    writes, made = results[: len(outs)], dict[str, Made]()
     if not outs:
-        shapes = (expected.out_shape, expected.dtype), (expected.lse_shape, expected.acc)
-        made = {name: Made(*one) for name, one in zip(results, shapes, strict=False)}
-        outs = tuple(
-            ArraySpec(one.shape, packed(one.shape, None, one.dtype.itemsize), one.dtype)
-            for one in made.values()
-        )
+        made, outs = made_results(expected, results)
     kernels: list[tuple[Kernel, Block]] = []
     nothing = not sizes.batch * sizes.heads * sizes.q_rows
     nothing = nothing or (not sizes.value_dim and not return_lse)

@@ -182,6 +182,8 @@ def test_shapes(at):
     for shape in [(), (8,), (3, 8), (1, 2, 4, 3, 8)]:
         at.bad(ValueError, "q", ATTEND, "(B, H, S, D)", q=f(*shape))
     at.bad(ValueError, "q", ATTEND, "(B, H, S, D), but", paged=True, q=f(4, 3, 8))
+    many = at.xp.broadcast_to(at.f(1), (2, 4, 2**30, 8))  # repeated: no memory
+    at.bad(ValueError, "q", ATTEND, "queries of all heads", q=many)
     at.bad(ValueError, "k_cache", APPEND, "(B, H, S, D), but", paged=True, k_cache=f(2, 5, 8))
     for name, size in (("k_cache", 8), ("v_cache", 6)):
         at.bad(ValueError, name, ATTEND, "as many dimensions as q", **{name: f(2, 10, size)})
