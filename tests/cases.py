@@ -251,6 +251,10 @@ def random_axis(rng, ndim):
 def untouched(backend, count, dtype):
     """A 1-D array that takes address space, but on the host no memory until it is touched."""
     if backend.xp is not np:
-        return backend.xp.zeros(count, dtype)
+        # Not of the pool: what stays, as a workspace does, might be cut out of it when it is freed.
+        memory = backend.xp.cuda.Memory(count * np.dtype(dtype).itemsize)
+        memory = backend.xp.cuda.MemoryPointer(memory, 0)
+        memory.memset_async(0, memory.mem.size)
+        return backend.xp.ndarray(count, dtype, memory)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     return np.frombuffer(mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=flags), dtype)
