@@ -258,7 +258,8 @@ def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
                 small = compute_capability in (86, 89, 120, 121)  # 99 KiB a block
                 if not (small and op == "float64" and dim > 256):
                     dtype = "float32" if op == "tf32" else op
-                    yield DecodeProblem(op, dtype, 8, 2, rows, 4096, dim, min(dim, 512))
+                    shape = (8, 2, rows, 4096, dim, min(dim, 512))
+                    yield DecodeProblem(op, dtype, *shape, values_in_keys=dim > 256)
 
 
 @functools.cache  # a hundred tests ask

@@ -32,12 +32,14 @@ class Cached:
     """Random q and a cache, with options, which are those of `cuattn.attention_kvcache`.
 
     `lens`: keys of each sequence, the `new` last of which come with the call. `missing`: pages, as
-    (sequence, number), that are not there. `tree`: the mask of the last keys.
+    (sequence, number), that are not there. `tree`: the mask of the last keys. `value_dim`: values
+    are columns of the keys.
     """
 
     def __init__(self, rng, op="float16", *, lens, rows=1, heads=(4, 2), dims=(64, 64),
                  page_size=None, capacity=None, new=0, tree=None, missing=(), layout="BHSD",
-                 pool="apart", table_dtype=np.int32, spread=1.0, **options):  # fmt: skip
+                 pool="apart", table_dtype=np.int32, spread=1.0, value_dim=None,
+                 **options):  # fmt: skip
         self.rng, self.lens, self.layout = rng, np.asarray(lens), layout
         batch, size = len(lens), page_size
         capacity = max(1, *lens) if capacity is None else capacity
@@ -57,6 +59,13 @@ class Cached:
         if tree is not None:
             self.options["mask"] = tree
         self.place(pool, table_dtype, new)
+        if value_dim is not None:
+            problem = self.problem
+            problem.v = problem.k[..., :value_dim]
+            problem.clean = *problem.clean[:2], problem.clean[1][..., :value_dim]
+            self.options = {n: v for n, v in self.options.items() if n != "v_new"}
+            self.options["value_dim"] = value_dim
+            self.caches, self.after = (self.caches[0], None), (self.after[0], None)
 
     def _mask(self, batch, heads, rows, tree):
         """The mask of all keys, (B, H, S_q, capacity); None: there is none."""
@@ -141,7 +150,7 @@ class Cached:
         )
         assert all(isinstance(one, backend.xp.ndarray) for one in got)
         for cache, after in zip(caches, self.after, strict=True):
-            assert backend.asnumpy(cache).tobytes() == after.tobytes()
+            assert after is None or backend.asnumpy(cache).tobytes() == after.tobytes()
         out, lse = (backend.asnumpy(one) for one in got)
         assert out.dtype == self.q.dtype and lse.dtype == lse_dtype(out.dtype)
         return (out.swapaxes(1, 2) if self.layout == "BSHD" else out), lse

@@ -14,7 +14,7 @@ from bench.compiled import sass
 from bench.compiled.attention_loop import SUMS_ROWS, tensor_flops, uses_tensor_cores
 
 HEADER = "attention/decode.cuh"
-MOST_CONVERSIONS = 64  # of pairs, in a pass of a loop
+LATENT = "attention/latent.cuh"
 CACHED = False  # nobody else reads these keys
 
 
@@ -50,6 +50,8 @@ def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, i
     ):
         for key, count in sass.mix(some).items():
             found[key] += round(times * count)
+    for key in ("async_copy", "read_bytes"):  # some warps of a team may load nothing
+        found[key] = found[key] * _loaders(kernel) // _team(kernel)
     found["total"] = sum(found[key] for key in sass.CATEGORIES)
     own = {"keys": kernel.arguments["kKeys"], "converting": _converting(blocks, kernel)}
     return sass.Region("loop", path, whole), {**found, **own}
@@ -63,13 +65,15 @@ def _converting(blocks: list[sass.Block], kernel: Any) -> int:
         [i for b in loop.members for i in blocks[b].instructions]
         for loop in sass.find_loops(blocks)
     ]
-    passes = [(sum(".E4M3" in i.opcode for i in one), len(one)) for one in loops]
     # Of K and of V: the shortest loops that convert several chunks and multiply nothing.
-    most = max((count for count, _ in passes if count <= MOST_CONVERSIONS), default=0)
+    passes = [
+        (sum(".E4M3" in i.opcode for i in one), len(one)) for one in loops if not tensor_flops(one)
+    ]
+    most = max((count for count, _ in passes), default=0)
     own = sorted(length for count, length in passes if count == most)
-    tile = kernel.arguments
-    elements = tile["kKeys"] * (tile["kDim"] + tile["kValueDim"]) // (32 * tile["kTeam"])
-    return round(elements / (2 * most) * own[0]) if most else 0
+    if not most:
+        return 0
+    return round(_numbers(kernel) / (32 * _team(kernel)) / (2 * most) * own[0])
 
 
 def copied(instructions: list[sass.Instruction]) -> int:
@@ -82,14 +86,31 @@ def _times(of_tile: int, of_pass: int) -> float:
 
 
 def tile_bytes(kernel: Any) -> int:
-    """Bytes of K and V of one tile of keys, for each thread of a team."""
+    """Bytes of K and V of one tile of keys, for each thread that loads."""
+    item = {"DoubleOp": 8, "Tf32Op": 4}.get(kernel.arguments["Op"], 2)
+    return _numbers(kernel) * item // (32 * _loaders(kernel))
+
+
+def _loaders(kernel: Any) -> int:
+    """Warps of a team that load: kLoaders of attention/latent.cuh."""
+    few = 2 if kernel.arguments["kKeys"] < 16 else 4
+    return few if kernel.header == LATENT else _team(kernel)
+
+
+def _team(kernel: Any) -> int:
+    """Warps that share a tile."""
+    return int(kernel.arguments["kWarps" if kernel.header == LATENT else "kTeam"])
+
+
+def _numbers(kernel: Any) -> int:
+    """Of K and V in one tile of keys; values of latent attention are columns of the keys."""
     tile = kernel.arguments
-    item = {"DoubleOp": 8, "Tf32Op": 4}.get(tile["Op"], 2)
-    return tile["kKeys"] * (tile["kDim"] + tile["kValueDim"]) * item // (32 * tile["kTeam"])
+    return int(tile["kKeys"] * (tile["kDim"] + (kernel.header != LATENT) * tile["kValueDim"]))
 
 
 def tile_flops(kernel: Any) -> int:
     """FLOPs of a warp on one tile of keys, both products."""
     tile = kernel.arguments
-    columns = tile["kDim"] + tile["kValueDim"] + (8 if tile["Op"] in SUMS_ROWS else 0)
+    columns = (tile["kDim"] + tile["kValueDim"]) // tile.get("kColumnWarps", 1)
+    columns += 8 if tile["Op"] in SUMS_ROWS else 0
     return 2 * 16 * tile["kKeys"] * columns

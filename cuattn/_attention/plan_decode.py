@@ -19,15 +19,32 @@ LEAST_SPLIT = 256  # keys: a part of 16 rows is written and read in 3 % of the t
 class Tile(NamedTuple):
     """What a block computes at a time; of a table the first that fits is taken."""
 
-    rows: int  # of a tile at most
+    rows: int
     max_dim: int  # of heads
     smem_kib: int  # that a block may have
     warps: int
-    team: int  # warps that share keys, 16 rows each
+    team: int  # warps that share keys, 16 rows each; of attention_latent those that share rows
     keys: int
     stages: int  # tiles of keys of a team's ring
     dims: tuple[int, int]  # columns of K, and of V at a time: accumulators are registers
     why: str  # shared memory, and what else counts
+    template: str = "attention_decode"
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether V is columns of K, and the block one team."""
+        return self.template == "attention_latent"
+
+    @property
+    def teams(self) -> int:
+        """With a ring each."""
+        return 1 if self.is_latent else self.warps // self.team
+
+
+def _latent(rows: int, smem_kib: int, warps: int, keys: int, stages: int, why: str) -> Tile:
+    """Multi-head latent attention, of DeepSeek's 576 and 512 columns."""
+    team = 16 * warps // rows
+    return Tile(rows, 576, smem_kib, warps, team, keys, stages, (576, 512), why, "attention_latent")
 
 
 HALF_TILES = (
@@ -39,9 +56,6 @@ HALF_TILES = (
     Tile(16, 128, 99, 4, 1, 16, 2, (128, 128), "68 KiB"),
     Tile(16, 256, 163, 4, 1, 16, 2, (256, 256), "136 KiB; more warps would spill"),
     Tile(16, 256, 99, 2, 1, 16, 2, (256, 256), "72 KiB"),
-    Tile(16, 576, 227, 4, 1, 16, 2, (576, 128), "194 KiB"),
-    Tile(16, 576, 163, 3, 1, 16, 2, (576, 128), "150 KiB"),
-    Tile(16, 576, 99, 1, 1, 16, 2, (576, 128), "62 KiB"),
     Tile(64, 64, 99, 8, 4, 64, 2, (64, 64), "72 KiB: a loaded key feeds 64 rows"),
     Tile(64, 128, 163, 8, 4, 64, 2, (128, 128), "144 KiB"),
     Tile(64, 128, 99, 4, 4, 64, 2, (128, 128), "80 KiB"),
@@ -50,17 +64,30 @@ FLOAT_TILES = (
     Tile(16, 64, 99, 4, 1, 16, 2, (64, 64), "68 KiB"),
     Tile(16, 128, 163, 4, 1, 16, 2, (128, 128), "136 KiB"),
     Tile(16, 128, 99, 2, 1, 16, 2, (128, 128), "72 KiB"),
-    Tile(16, 576, 163, 2, 1, 8, 2, (576, 128), "124 KiB"),
-    Tile(16, 576, 99, 1, 1, 8, 2, (576, 128), "80 KiB"),
+    Tile(16, 256, 163, 2, 1, 16, 2, (256, 128), "112 KiB"),
+    Tile(16, 256, 99, 1, 1, 16, 2, (256, 128), "64 KiB"),
 )
 DOUBLE_TILES = (
     Tile(16, 64, 163, 4, 1, 16, 2, (64, 64), "136 KiB"),
     Tile(16, 64, 99, 2, 1, 16, 2, (64, 64), "72 KiB"),
     Tile(16, 256, 163, 2, 1, 8, 2, (256, 64), "112 KiB"),
     Tile(16, 256, 99, 1, 1, 8, 2, (256, 64), "72 KiB"),
-    Tile(16, 576, 163, 1, 1, 8, 2, (576, 64), "152 KiB"),
 )
 TABLES = {"tf32": FLOAT_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
+
+HALF_LATENT = (
+    _latent(16, 227, 4, 32, 5, "206 KiB: 144 in flight"),
+    _latent(16, 163, 4, 32, 3, "134 KiB"),
+    _latent(16, 99, 4, 16, 3, "76 KiB"),
+    _latent(32, 227, 8, 32, 4, "196 KiB: a loaded key feeds 32 rows; more would spill"),
+    _latent(32, 163, 8, 16, 4, "116 KiB"),
+)
+FLOAT_LATENT = (
+    _latent(16, 163, 4, 16, 2, "112 KiB"),
+    _latent(16, 99, 4, 8, 2, "74 KiB"),
+)
+DOUBLE_LATENT = (_latent(16, 163, 8, 8, 2, "152 KiB"),)
+LATENT_TABLES = {"tf32": FLOAT_LATENT, "float32": FLOAT_LATENT, "float64": DOUBLE_LATENT}
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,7 @@ class DecodeProblem:
     head_dim: int
     value_dim: int
     split_size: int | None = None  # keys of a part; None: equal shares
+    values_in_keys: bool = False  # values are the first columns of the keys
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,7 @@ class DecodePlan:
     kernel: Kernel
     row_tiles: int
     column_tiles: int
+    values_in_keys: bool  # and of the tile of the keys in shared memory
     least_tiles: int
     split: int  # tiles; 0: equal shares
     counters: int  # 32 bits each, zero between launches
@@ -123,25 +152,31 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     size = max(problem.head_dim, problem.value_dim)
     # Of wide rows 16 keys, which tf32 takes at a time, do not fit everywhere: more exact will do.
     op = "float32" if problem.op == "tf32" and size > 128 else problem.op
-    table = TABLES.get(op, HALF_TILES)
-    fitting = [t for t in table if size <= t.max_dim and kib >= t.smem_kib]
+    fitting = [t for t in TABLES.get(op, HALF_TILES) if size <= t.max_dim and kib >= t.smem_kib]
+    if problem.values_in_keys and not any(t.dims[0] == t.dims[1] for t in fitting):
+        # Where there is no room for these, keys are read for every 64 columns of values.
+        latent = LATENT_TABLES.get(op, HALF_LATENT)
+        fitting = [t for t in latent if kib >= t.smem_kib] or fitting
     if not fitting:
         raise ValueError(
             f"q must have at most 256 columns of {problem.dtype} on a device of compute capability "
             f"{compute_capability / 10}, whose blocks have too little shared memory for more, but "
             f"it has {problem.head_dim}"
         )
-    many = max(t.rows for t in fitting) if problem.rows > 16 else 16
-    tile = next(t for t in fitting if t.rows == many)
-    rows, teams, (dim, value_dim) = 16 * tile.team, tile.warps // tile.team, tile.dims
+    rows = max(t.rows for t in fitting) if problem.rows > 16 else 16
+    tile = next(t for t in fitting if t.rows == rows)
+    dim, value_dim = tile.dims
     row_tiles = ceil_div(problem.rows, rows)
     column_tiles = max(1, ceil_div(problem.value_dim, value_dim))
-    item = ITEMSIZE[problem.dtype]
-    smem = (rows * dim + teams * tile.stages * tile.keys * (dim + value_dim)) * item
+    item, acc = ITEMSIZE[problem.dtype], 8 if problem.op == "float64" else 4
+    columns = dim if tile.is_latent else dim + value_dim
+    smem = (rows * dim + tile.teams * tile.stages * tile.keys * columns) * item
+    if tile.is_latent:
+        smem += tile.warps * 16 * tile.keys * acc  # parts of the scores
     arguments = {
         "Op": OPS[op],
         "kWarps": tile.warps,
-        "kTeam": tile.team,
+        "kColumnWarps" if tile.is_latent else "kTeam": tile.team,
         "kKeys": tile.keys,
         "kDim": dim,
         "kValueDim": value_dim,
@@ -153,15 +188,14 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     each = max(1, ceil_div(problem.capacity, tile.keys * (split or 1)))
     grid = max(1, min(num_sms, pairs * each))
     part_rows = min(rows, problem.rows)
-    record = (part_rows * value_dim + ceil_div(3 * part_rows, 4) * 4) * (
-        8 if problem.op == "float64" else 4
-    )
-    kernel = Kernel("attention_decode", arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    record = (part_rows * value_dim + ceil_div(3 * part_rows, 4) * 4) * acc
+    kernel = Kernel(tile.template, arguments, grid, 32 * tile.warps, smem_bytes=smem)
     return DecodePlan(
         kernel,
         row_tiles,
         column_tiles,
-        teams,
+        problem.values_in_keys and (tile.is_latent or dim == value_dim),
+        tile.teams,
         split,
         pairs if split else grid,
         (pairs * each if split else 2 * grid) * record,

@@ -63,6 +63,7 @@ def decode_launch(
         head_dim=sizes.head_dim,
         value_dim=sizes.value_dim,
         split_size=auto_split(sizes.capacity) if isinstance(size, str) else size,
+        values_in_keys=names.get("v") == "k_cache",
     )
     plan = plan_decode(problem, *limits)
     # Of no room there is no page, and an array without elements may have any address.
@@ -108,6 +109,7 @@ def decode_launch(
         new_is_vector=fresh_is_vector,
         is_async=vector and fresh_is_vector >= fresh,
         same_strides=(k_stride[0], k_stride[2]) == (v_stride[0], v_stride[2]),
+        values_in_keys=plan.values_in_keys,
         q_stride=strides_of(x.q, 4),
         k_stride=k_stride,
         v_stride=v_stride,

@@ -159,7 +159,7 @@ DECODE_TAIL = Params(
     "i: pages page_size table_cols",
     "I: page_magic",
     "i: page_shift row_tiles column_tiles least_tiles split wide",
-    "i: cache_kind rule vector out_is_vector new_is_vector is_async same_strides",
+    "i: cache_kind rule vector out_is_vector new_is_vector is_async same_strides values_in_keys",
     "4q: q_stride k_stride v_stride out_stride k_new_stride v_new_stride mask_stride",
     "3q: lse_stride k_scale_stride v_scale_stride",
     "2q: alibi_stride table_stride",

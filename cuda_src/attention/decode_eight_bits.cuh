@@ -9,17 +9,18 @@ template <int kTeamThreads, int kKeys, int kCols>
 __device__ __forceinline__ void load_bytes(unsigned char* to, const char* base, const long long (&stride)[4],
                                            int columns, const TileKeys<kKeys>& keys, KeyBits<kKeys> exist) {
   using Keys = TileKeys<kKeys>;
-  constexpr int kChunks = kCols / 16;
-  static_assert(kKeys * kChunks % kTeamThreads == 0, "all lanes shuffle");
+  constexpr int kChunks = kCols / 16, kTotal = kKeys * kChunks;
   long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(stride);
 #pragma unroll(kCols > 128 ? 1 : kKeys)  // of wide rows there are few registers
-  for (int first = 0; first < kKeys * kChunks; first += kTeamThreads) {
+  for (int first = 0; first < kTotal; first += kTeamThreads) {
     const int chunk = first + static_cast<int>(threadIdx.x) % kTeamThreads;
     const int row = chunk / kChunks, column = chunk % kChunks * 16;
     const bool inside = (exist & KeyBits<kKeys>(1) << row) != 0 && column < columns;
-    ptx::cp_async_16(to + chunk * 16, base + Keys::of_row(at, row) + column, inside ? 16 : 0);
+    const long long offset = Keys::of_row(at, row);  // all lanes shuffle
+    if (kTotal % kTeamThreads != 0 && chunk >= kTotal) continue;
+    ptx::cp_async_16(to + chunk * 16, base + offset + column, inside ? 16 : 0);
   }
 }
 
@@ -70,18 +71,22 @@ __device__ __forceinline__ void convert_bytes(Tile<T, kKeys, kCols> tile, const 
   constexpr int kPerChunk = Rows::kPerChunk, kTotal = kKeys * Rows::kChunks;
   constexpr int kBatch = kCols <= 128 && kTotal % (8 * kTeamThreads) == 0 ? 8 : 4;
   using Bytes = Fragment<unsigned short, kPerChunk / 2>;  // in pairs
-  static_assert(kTotal % (kBatch * kTeamThreads) == 0 && kTeamThreads % Rows::kRepeat == 0, "whole steps");
+  static_assert(kTeamThreads % Rows::kRepeat == 0, "whole steps");
+  const auto exists = [](int chunk) { return kTotal % (kBatch * kTeamThreads) == 0 || chunk < kTotal; };
 #pragma unroll 1
-  for (int first = static_cast<int>(threadIdx.x) % kTeamThreads; first < kTotal; first += kBatch * kTeamThreads) {
+  for (int step = 0; step < kTotal; step += kBatch * kTeamThreads) {
+    const int first = step + static_cast<int>(threadIdx.x) % kTeamThreads;
     Bytes bytes[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      bytes[i] = ptx::ld_shared(reinterpret_cast<const Bytes*>(from) + first + i * kTeamThreads);
+      const int chunk = first + i * kTeamThreads;
+      if (exists(chunk)) bytes[i] = ptx::ld_shared(reinterpret_cast<const Bytes*>(from) + chunk);
     }
     barrier();  // what this step overwrites, the whole team has read
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int chunk = first + i * kTeamThreads, row = chunk / Rows::kChunks;
+      if (!exists(chunk)) continue;
       const float scale = kScaled ? ptx::ld_shared(scales + row) : 1.0f;
       typename Rows::Chunk values;
 #pragma unroll

@@ -17,7 +17,7 @@ struct LoadSegment {
   CacheRows k, v;
   const char* table;       // table_row
   int b, old, begin, end;  // sequence, and of its Lengths
-  int value_columns;       // from the first one on
+  int value_columns;       // to load, from the first one on
   int filler = 0;          // whole 8 bytes
 
   __device__ __forceinline__ LoadSegment() {}
@@ -28,7 +28,7 @@ struct LoadSegment {
     const long long sequence = at.b, head = at.head, column = static_cast<long long>(at.column) * columns;
     const char* k_new = static_cast<const char*>(p.k_new);
     const char* v_new = p.v_new == nullptr ? k_new : static_cast<const char*>(p.v_new);
-    value_columns = p.value_dim - static_cast<int>(column);
+    value_columns = p.values_in_keys ? 0 : p.value_dim - static_cast<int>(column);
     k.base = static_cast<const char*>(p.k) + head * p.k_stride[1] * of_item;
     v.base = static_cast<const char*>(p.v) + (head * p.v_stride[1] + column * p.v_stride[3]) * of_item;
     k.fresh = v.fresh = nullptr;
@@ -124,7 +124,13 @@ struct ChunkCopies {
   }
 };
 
-// K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes.
+struct NoCopies {
+  template <class... Args>
+  __device__ __forceinline__ NoCopies(const Args&...) {}
+  __device__ __forceinline__ void copy(int, const char*) const {}
+};
+
+// K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes. kValueDim = 0: K alone.
 template <int kTeamThreads, class T, int kKeys, int kDim, int kValueDim>
 __device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys, kDim> k, Tile<T, kKeys, kValueDim> v,
                                             const LoadSegment* of, const TileKeys<kKeys>& keys, int first,
@@ -137,7 +143,9 @@ __device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys
   const int own = share.column * 16;  // bytes
   const int value_columns = ptx::ld_shared(&of->value_columns), old = ptx::ld_shared(&of->old);
   const ChunkCopies<Share::kAtOnce, T, kKeys, kDim> k_copies(k, share.row, share.column, p.head_dim, exist);
-  const ChunkCopies<Share::kAtOnce, T, kKeys, kValueDim> v_copies(v, share.row, share.column, value_columns, exist);
+  using ValueCopies = ChunkCopies<Share::kAtOnce, T, kKeys, kValueDim>;
+  const typename Select<(kValueDim > 0), ValueCopies, NoCopies>::Type v_copies(v, share.row, share.column,
+                                                                               value_columns, exist);
   long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(p.k_stride) * static_cast<int>(sizeof(T));

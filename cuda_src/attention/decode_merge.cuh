@@ -107,77 +107,139 @@ __device__ __forceinline__ PartStat<Acc> ld_stat(const PartStat<Acc>* stat) {
   return {ptx::ld_shared(&stat->base), ptx::ld_shared(&stat->center), ptx::ld_shared(&stat->l)};
 }
 
-// One segment: the teams' parts -> out and lse where it has all keys of its pair, else a part in the workspace, and
-// from all parts where this block is the last of the pair to come.
-template <class T, int kRows, int kTeams, int kValueDim, int kThreads, class Acc, int kKeys>
-__device__ __forceinline__ void merge_segment(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Shares& shares,
-                                              const PartStat<Acc>* stats, const Acc* smem, const int* places, Acc fold,
-                                              Acc natural) {
+// The parts of a pair in the workspace: of the units first … end - 1, those of a split or those of blocks.
+template <class T, int kRows, int kValueDim, class Acc>
+struct PairParts {
   using Sum = RowSum<Acc>;
   using Columns = typename Sum::Columns;
-  constexpr int kGroups = kValueDim / Sum::kColumns;
-  const DecodeParams& p = rows.p;
-  const int part_rows = min(kRows, p.group * p.q_rows);  // of every part, and `rows.count` of them hold something
-  const int first_column = cursor.column * kValueDim;
-  const auto left = [&](int group) { return p.value_dim - first_column - group * Sum::kColumns; };
-  const bool whole = cursor.is_whole();
+  static constexpr int kGroups = kValueDim / Sum::kColumns;  // of columns of a row
+  const RowTile& rows;
+  const Acc natural;
+  Acc* parts;
+  int part_rows;
+  int first_column, own_column;  // of this pair; those before own_column are also another pair's, which stores them
+  long long first, last, mine;   // mine: of this segment
+  unsigned int* counter;
+  bool whole, split;  // whole: the segment has all keys of the pair, and nothing goes to the workspace
 
-  // Parts of the pair: of the units first … end - 1, those of a split or those of blocks.
-  const long long first_unit = cursor.unit - cursor.unit_of_pair(p);
-  const long long end_unit = first_unit + cursor.units(p, cursor.lengths);
-  const bool split = p.split != 0;
-  const long long first = split ? first_unit : shares.of_unit(first_unit);
-  const long long last = split ? end_unit - 1 : shares.of_unit(end_unit - 1);
-  Acc* const parts = static_cast<Acc*>(p.parts);
+  template <int kKeys>
+  __device__ __forceinline__ PairParts(const RowTile& rows, const KeyCursor<kKeys>& cursor, const Shares& shares,
+                                       int first_column, Acc natural)
+      : rows(rows),
+        natural(natural),
+        parts(static_cast<Acc*>(rows.p.parts)),
+        part_rows(min(kRows, rows.p.group * rows.p.q_rows)),  // of every part; `rows.count` of them hold something
+        first_column(first_column),
+        own_column(cursor.column * kValueDim),
+        whole(cursor.is_whole()),
+        split(rows.p.split != 0) {
+    const long long first_unit = cursor.unit - cursor.unit_of_pair(rows.p);
+    const long long end_unit = first_unit + cursor.units(rows.p, cursor.lengths);
+    first = split ? first_unit : shares.of_unit(first_unit);
+    last = split ? end_unit - 1 : shares.of_unit(end_unit - 1);
+    mine = split ? cursor.unit : static_cast<long long>(blockIdx.x);
+    counter = rows.p.counters + (split ? cursor.pair(rows.p) : first);
+  }
   // A block has two parts at most: its first segment, and its last one, with which a pair begins.
-  const auto part = [&](long long i) {
+  __device__ __forceinline__ Acc* part(long long i) const {
     return parts + (split ? i : 2 * i + (i == first)) * (part_rows * kValueDim + (3 * part_rows + 3) / 4 * 4);
-  };
-  Acc* const mine = part(split ? cursor.unit : static_cast<long long>(blockIdx.x));
+  }
+  __device__ __forceinline__ void store(int row, int group, Sum& sum) const {
+    const int column = first_column + group * Sum::kColumns;
+    if (column >= own_column) store_row<T>(rows, row, column, rows.p.value_dim - column, sum, natural);
+  }
 
-  for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
-    const int row = index / kGroups, group = index % kGroups;
-    const auto stat = [&](long long team) { return ld_stat(stats + team * kRows + row); };
-    Sum sum;
-    sum.find_shift(kTeams, fold, stat);
-#pragma unroll
-    for (int team = 0; team < kTeams; ++team) {
-      const int column = (group * Sum::kColumns) ^ row % 4 * 8;
-      sum.add(stat(team),
-              ptx::ld_shared(
-                  reinterpret_cast<const Columns*>(smem + ptx::ld_shared(places + team) + row * kValueDim + column)),
-              fold);
-    }
-    if (whole) {
-      store_row<T>(rows, row, first_column + group * Sum::kColumns, left(group), sum, natural);
-      continue;
-    }
-    ptx::st_global(reinterpret_cast<Columns*>(mine + row * kValueDim + group * Sum::kColumns), sum.sum);
+  // A group of columns of this segment -> out and lse, or a part.
+  __device__ __forceinline__ void put(int row, int group, Sum& sum) const {
+    if (whole) return store(row, group, sum);
+    Acc* const to = part(mine);
+    ptx::st_global(reinterpret_cast<Columns*>(to + row * kValueDim + group * Sum::kColumns), sum.sum);
     if (group == 0) {
-      Acc* stat_of = mine + part_rows * kValueDim + row;
+      Acc* stat_of = to + part_rows * kValueDim + row;
       const bool none = sum.shift.limit == -Limits<Acc>::infinity();
       ptx::st_global(stat_of, none ? -Limits<Acc>::infinity() : sum.shift.base);
       ptx::st_global(stat_of + part_rows, sum.shift.center);
       ptx::st_global(stat_of + 2 * part_rows, sum.total);
     }
   }
-  if (whole) return;
-  unsigned int* counter = p.counters + (split ? cursor.pair(p) : first);
-  if (!ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1))) return;
-  for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
-    const int row = index / kGroups, group = index % kGroups;
-    const auto stat = [&](long long i) {
-      const Acc* of = part(first + i) + part_rows * kValueDim + row;
-      return PartStat<Acc>{ptx::ld_global_cg(of), ptx::ld_global_cg(of + part_rows),
-                           ptx::ld_global_cg(of + 2 * part_rows)};
-    };
-    Sum sum;
-    sum.find_shift(last - first + 1, fold, stat);
+  // All parts -> out and lse, where this block is the last of the pair to come. All threads of the block call it.
+  template <int kThreads>
+  __device__ __forceinline__ void merge(Acc fold) const {
+    if (whole || !ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1))) return;
+    for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
+      const int row = index / kGroups, group = index % kGroups;
+      const auto stat = [&](long long i) {
+        const Acc* of = part(first + i) + part_rows * kValueDim + row;
+        return PartStat<Acc>{ptx::ld_global_cg(of), ptx::ld_global_cg(of + part_rows),
+                             ptx::ld_global_cg(of + 2 * part_rows)};
+      };
+      Sum sum;
+      sum.find_shift(last - first + 1, fold, stat);
 #pragma unroll 4
-    for (long long i = 0; i <= last - first; ++i) {
-      const Acc* columns = part(first + i) + row * kValueDim + group * Sum::kColumns;
-      sum.add(stat(i), ptx::ld_global_cg(reinterpret_cast<const Columns*>(columns)), fold);
+      for (long long i = 0; i <= last - first; ++i) {
+        const Acc* columns = part(first + i) + row * kValueDim + group * Sum::kColumns;
+        sum.add(stat(i), ptx::ld_global_cg(reinterpret_cast<const Columns*>(columns)), fold);
+      }
+      store(row, group, sum);
     }
-    store_row<T>(rows, row, first_column + group * Sum::kColumns, left(group), sum, natural);
+  }
+};
+
+// The teams' parts -> those of the segment.
+template <int kTeams, int kThreads, class T, int kRows, int kValueDim, class Acc>
+__device__ __forceinline__ void merge_teams(const PairParts<T, kRows, kValueDim, Acc>& parts,
+                                            const PartStat<Acc>* stats, const Acc* smem, const int* places, Acc fold) {
+  using Parts = PairParts<T, kRows, kValueDim, Acc>;
+  using Sum = typename Parts::Sum;
+  for (int index = static_cast<int>(threadIdx.x); index < parts.rows.count * Parts::kGroups; index += kThreads) {
+    const int row = index / Parts::kGroups, group = index % Parts::kGroups;
+    const auto stat = [&](long long team) { return ld_stat(stats + team * kRows + row); };
+    Sum sum;
+    sum.find_shift(kTeams, fold, stat);
+#pragma unroll
+    for (int team = 0; team < kTeams; ++team) {
+      const int column = (group * Sum::kColumns) ^ row % 4 * 8;
+      const Acc* columns = smem + ptx::ld_shared(places + team) + row * kValueDim + column;
+      sum.add(stat(team), ptx::ld_shared(reinterpret_cast<const typename Sum::Columns*>(columns)), fold);
+    }
+    parts.put(row, group, sum);
+  }
+}
+
+// O of a warp's 16 rows, its columns from group `first_group` on, -> the segment's.
+template <bool kSumsRows, class T, int kRows, int kValueDim, class Acc, int kDTiles>
+__device__ __forceinline__ void put_columns(const PairParts<T, kRows, kValueDim, Acc>& parts, int warp_row,
+                                            int first_group, const Acc (&o)[kDTiles][4], const Acc (&l)[2],
+                                            const RowShift<Acc> (&shift)[2]) {
+  using Sum = RowSum<Acc>;
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp_row + lane / 4 + 8 * half;
+    Sum sum;
+    sum.shift = shift[half];
+    sum.total = kSumsRows ? l[half] : group_sum<4>(l[half]);
+    if constexpr (Sum::kColumns == 2) {
+#pragma unroll
+      for (int d = 0; d < kDTiles; ++d) {
+        sum.sum = {o[d][2 * half], o[d][2 * half + 1]};
+        if (row < parts.rows.count) parts.put(row, first_group + 4 * d + t, sum);
+      }
+    } else {  // lanes of a pair exchange halves: an even one has 4 columns of tile d, an odd one of tile d + 1
+#pragma unroll
+      for (int d = 0; d < kDTiles; d += 2) {
+        const bool odd = t % 2 != 0;
+        Acc own[2], other[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const Acc low = o[d][2 * half + e], high = o[d + 1][2 * half + e];
+          own[e] = odd ? high : low;
+          other[e] = __shfl_xor_sync(0xffffffff, odd ? low : high, 1);
+        }
+        sum.sum = odd ? typename Sum::Columns{other[0], other[1], own[0], own[1]}
+                      : typename Sum::Columns{own[0], own[1], other[0], other[1]};
+        if (row < parts.rows.count) parts.put(row, first_group + 2 * (d + odd) + t / 2, sum);
+      }
+    }
   }
 }

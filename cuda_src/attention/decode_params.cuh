@@ -44,12 +44,13 @@ struct DecodeParams {
   int split;         // tiles of keys of a part; 0: each block has an equal share
   int wide;          // bit i: long long elements of kv_lens, page_table, q_lens, q_offset (i = 0 … 3)
   int cache_kind;
-  int rule;           // 1: scores are more than scaled by a positive number, or masked by an array
-  int vector;         // 1: rows of q, k and v are whole chunks of 16 bytes
-  int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
-  int new_is_vector;  // 1: `vector`, and rows of k_new and v_new likewise
-  int is_async;       // 1: `vector`, and new rows likewise if there are some to read
-  int same_strides;   // 1: of pages and rows of k and v
+  int rule;            // 1: scores are more than scaled by a positive number, or masked by an array
+  int vector;          // 1: rows of q, k and v are whole chunks of 16 bytes
+  int out_is_vector;   // 1: whole chunks of 16 bytes can be stored
+  int new_is_vector;   // 1: `vector`, and rows of k_new and v_new likewise
+  int is_async;        // 1: `vector`, and new rows likewise if there are some to read
+  int same_strides;    // 1: of pages and rows of k and v
+  int values_in_keys;  // 1: v is k, and its tile the first columns of that of k
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch or page, head, row, column
   long long k_new_stride[4], v_new_stride[4], mask_stride[4];
   long long lse_stride[3], k_scale_stride[3], v_scale_stride[3], alibi_stride[2], table_stride[2];

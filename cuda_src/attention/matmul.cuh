@@ -6,7 +6,8 @@
 // t + 4 of a lane (tf32, float64), these slots are given keys 2t and 2t + 1.
 //
 //   Op::Element  in shared memory        Op::Acc  of S, P, O and the row sums
-//   scores<D>(s, q, row, k)              s += rows `row`… of tile q times all rows of tile k, over D columns
+//   scores<D, E>(s, q, row, k, part)     s += rows `row`… of tile q times all rows of tile k, over D columns: of every
+//                                        E steps of 16 (tf32: 8; float32: 4) columns, step `part`
 //   values(o, l, p, v)                   o += p v; kSumsRows: l += p 1 in the same order: equal values stay exact
 #pragma once
 
@@ -16,26 +17,26 @@
 
 __device__ __forceinline__ unsigned int lane_index() { return threadIdx.x % 32; }
 
-// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element; steps kFirst …
-// kFirst + kSteps - 1.
-template <class Op, int kFirst, int kSteps, int kMTiles, int kNTiles, class QTile, class KTile>
-__device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
+// S += Q K^T where both operands come by ldmatrix: 2 chunks of 16 bytes per step, whatever the element.
+template <class Op, int kSteps, int kEvery, int kMTiles, int kNTiles, class QTile, class KTile>
+__device__ __forceinline__ void ldmatrix_scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k, int part) {
+  static_assert(2 * kEvery % QTile::kRepeat == 0 || QTile::kRepeat % (2 * kEvery) == 0, "chunks differ by constants");
   static_assert(kNTiles % 2 == 0, "an ldmatrix loads 16 keys");
   const unsigned int lane = lane_index();
-  const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16);
-  const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  const typename QTile::Lane q_lane = q.lane(row + lane % 16, lane / 16 + 2 * part);
+  const typename KTile::Lane k_lane = k.lane(lane % 8 + lane / 16 * 8, lane / 8 % 2 + 2 * part);
 #pragma unroll(QTile::kPerChunk == 4 ? 4 : 2)  // with more, or tf32 with less, the widest tiles spill on sm_120
-  for (int step = kFirst; step < kFirst + kSteps; ++step) {
+  for (int step = 0; step < kSteps; ++step) {
     unsigned int a[kMTiles][4];
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
-      ptx::ldmatrix_x4(a[m], q_lane.chunk(16 * m, 2 * step));
+      ptx::ldmatrix_x4(a[m], q_lane.chunk(16 * m, 2 * kEvery * step));
       Op::round(a[m]);
     }
 #pragma unroll
     for (int n = 0; n < kNTiles; n += 2) {
       unsigned int b[4];
-      ptx::ldmatrix_x4(b, k_lane.chunk(8 * n, 2 * step));
+      ptx::ldmatrix_x4(b, k_lane.chunk(8 * n, 2 * kEvery * step));
       Op::round(b);
 #pragma unroll
       for (int m = 0; m < kMTiles; ++m) {
@@ -59,30 +60,10 @@ struct HalfOp {
     ptx::mma_m16n8k16<T>(d, a, b0, b1);
   }
 
-  template <int kMTiles, int kNTiles>
-  static __device__ __forceinline__ void add(float (&s)[kMTiles][kNTiles][4],
-                                             const float (&more)[kMTiles][kNTiles][4]) {
-#pragma unroll
-    for (int m = 0; m < kMTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[m][n][e] += more[m][n][e];
-      }
-    }
-  }
-
-  template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
-  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
-    constexpr int kSteps = kDim / 16, kMost = 18;  // products cut the bits that they add to off: too many would add up
-    if constexpr (kSteps > kMost) {
-      float more[kMTiles][kNTiles][4] = {};
-      ldmatrix_scores<HalfOp, 0, kMost>(s, q, row, k);
-      ldmatrix_scores<HalfOp, kMost, kSteps - kMost>(more, q, row, k);
-      add(s, more);
-    } else {
-      ldmatrix_scores<HalfOp, 0, kSteps>(s, q, row, k);
-    }
+  template <int kDim, int kEvery = 1, int kMTiles, int kNTiles, class QTile, class KTile>
+  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k,
+                                                int part = 0) {
+    ldmatrix_scores<HalfOp, kDim / 16 / kEvery, kEvery>(s, q, row, k, part);
   }
 
   template <int kMTiles, int kNTiles, int kDTiles, class VTile>
@@ -130,9 +111,10 @@ struct Tf32Op {
     ptx::mma_m16n8k8_tf32(d, a, b0, b1);
   }
 
-  template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
-  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
-    ldmatrix_scores<Tf32Op, 0, kDim / 8>(s, q, row, k);
+  template <int kDim, int kEvery = 1, int kMTiles, int kNTiles, class QTile, class KTile>
+  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k,
+                                                int part = 0) {
+    ldmatrix_scores<Tf32Op, kDim / 8 / kEvery, kEvery>(s, q, row, k, part);
   }
 
   template <int kMTiles, int kNTiles, int kDTiles, class VTile>
@@ -181,11 +163,12 @@ struct DoubleOp {
   }
 
   // Slot t of step i is half t % 2 of chunk i + 4 (t / 2) of 8: four rows of 4 such halves never share a bank.
-  template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
-  static __device__ __forceinline__ void scores(double (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
+  template <int kDim, int kEvery = 1, int kMTiles, int kNTiles, class QTile, class KTile>
+  static __device__ __forceinline__ void scores(double (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k,
+                                                int part = 0) {
     const unsigned int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 1
-    for (int first = 0; first < kDim; first += 16) {
+    for (int first = 16 * part; first < kDim; first += 16 * kEvery) {
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const unsigned int col = first + 2 * step + t % 2 + t / 2 * 8;
@@ -238,12 +221,13 @@ struct FloatOp {
   using Acc = float;
   static constexpr bool kSumsRows = true;
 
-  template <int kDim, int kMTiles, int kNTiles, class QTile, class KTile>
-  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k) {
+  template <int kDim, int kEvery = 1, int kMTiles, int kNTiles, class QTile, class KTile>
+  static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k,
+                                                int part = 0) {
     using Chunk = typename QTile::Chunk;
     const unsigned int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 2
-    for (int column = 0; column < QTile::kChunks; ++column) {
+    for (int column = part; column < QTile::kChunks; column += kEvery) {
       Chunk rows[kMTiles][2];
 #pragma unroll
       for (int m = 0; m < kMTiles; ++m) {

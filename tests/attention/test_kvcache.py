@@ -460,40 +460,57 @@ def test_alignment_of_eight_bits(backend, rng, offset):
 # ---- values that are columns of the keys ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("dims", [(576, 512), (24, 16), (40, 40), (576, 0)], ids=str)
-@pytest.mark.parametrize("op", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "dims", [(576, 512), (24, 16), (40, 40), (576, 0), (576, 576), (300, 200)], ids=str
+)
+@pytest.mark.parametrize("op", OPS)
 def test_values_of_keys(backend, rng, op, dims):
     """Multi-head latent attention: one head of keys, read once."""
     dim, value_dim = dims
-    how = {"lens": [40, 0, 21], "heads": (16, 1), "rows": 2, "dims": (dim, dim), "new": 2}
-    how = {**how, "lens": [40, 2, 21]}
+    how = {"lens": [40, 2, 21], "heads": (16, 1), "rows": 2, "dims": (dim, dim), "new": 2}
     for page_size in (None, 16):
-        cached = Cached(rng, op, page_size=page_size, **how)
-        problem = cached.problem
-        problem.clean = *problem.clean[:2], problem.clean[1][..., :value_dim]
-        problem.v = problem.k[..., :value_dim]
-        options = dict(cached.options, value_dim=value_dim, v_new=None)
-        cache = put(backend, cached.caches[0])
-        got = cuattn.attention_kvcache(
-            put(backend, cached.q), cache, None, **put_options(backend, options), return_lse=True
-        )
-        problem.check(*map(backend.asnumpy, got))
-        assert backend.asnumpy(cache).tobytes() == cached.after[0].tobytes()
+        cached, _, _ = verify(backend, rng, op, page_size=page_size, value_dim=value_dim, **how)
         cache = put(backend, cached.caches[0].copy())
-        options = {n: put(backend, options[n]) for n in ("kv_lens", "page_table") if n in options}
+        options = {
+            n: put(backend, v) for n, v in cached.options.items() if n in ("kv_lens", "page_table")
+        }
         cuattn.kv_append(cache, None, put(backend, cached.new[0]), None, **options)
         assert backend.asnumpy(cache).tobytes() == cached.after[0].tobytes()
 
 
+LATENT = {
+    **OPTIONS,
+    "tree": {"tree": np.tri(3, 7, 4, dtype=bool) ^ np.eye(3, 7, dtype=bool)},
+    "rows": {"lens": [300, 140, 5, 0], "rows": 13},
+    "no page": {"lens": [77, 30, 50, 33], "missing": [(0, 1), (1, 0), (1, 1)]},
+    "large scores": {"lens": [300, 60, 1, 129], "spread": 30.0},
+    "strides": {"pool": "columns"},
+}
+
+
+@pytest.mark.parametrize("how", LATENT.values(), ids=LATENT.keys())
+def test_options_of_latent_attention(backend, rng, how):
+    """Warps share the columns of a row: of keys for its scores, of values for its sums."""
+    latent = {"heads": (4, 1), "dims": (576, 576), "value_dim": 512, "page_size": 16}
+    how = {"lens": [77, 2, 50, 33], "rows": 3, **latent, **how}
+    cached = Cached(rng, **how)
+    for split_size in ("auto", None, 128):
+        cached.problem.check(*cached.run(backend, split_size=split_size))
+
+
+@pytest.mark.parametrize("dims", [(48, 32), (576, 512)], ids=str)
 @pytest.mark.parametrize("scales", ["number", "head", "token"])
-def test_values_of_keys_of_eight_bits(backend, rng, scales):
+def test_values_of_keys_of_eight_bits(backend, rng, scales, dims):
     """They have the scale of the keys."""
-    for kind, page_size in (("int8", None), ("e4m3", 16)):
-        how = {"lens": [40, 2, 21], "heads": (8, 2), "rows": 2, "dims": (48, 48)}
-        cached = EightBits(rng, kind, scales, page_size=page_size, **how)
-        problem, options = cached.problem, dict(cached.options, value_dim=32, v_scale=None)
-        problem.clean = *problem.clean[:2], problem.clean[1][..., :32]
-        problem.v = problem.k[..., :32]
+    dim, value_dim = dims
+    for kind, page_size, op in (
+        ("int8", None, "bfloat16"), ("e4m3", 16, "float16"), ("e4m3", None, "float64"),
+    ):  # fmt: skip
+        how = {"lens": [40, 2, 21], "heads": (8, 2), "rows": 2, "dims": (dim, dim)}
+        cached = EightBits(rng, kind, scales, op, page_size=page_size, **how)
+        problem, options = cached.problem, dict(cached.options, value_dim=value_dim, v_scale=None)
+        problem.clean = *problem.clean[:2], problem.clean[1][..., :value_dim]
+        problem.v = problem.k[..., :value_dim]
         q, cache = put(backend, cached.q), put(backend, cached.caches[0])
         options = put_options(backend, options)
         got = cuattn.attention_kvcache(q, cache, None, **options, return_lse=True)

@@ -224,16 +224,37 @@ def test_bits_do_not_depend_on_the_batch(rng, op, arch, split_size):
             assert got == [want[i] for i in some]
 
 
-@pytest.mark.parametrize("num_sms", [1, 3, 8, 40])
-def test_bits_are_the_same_on_every_run(rng, num_sms):
+LATENT = {"lens": [230, 3, 0, 300], "heads": (20, 1), "dims": (576, 576), "value_dim": 512}
+
+
+@pytest.mark.parametrize(
+    ("num_sms", "how"),
+    [(1, {}), (3, {}), (8, {}), (40, {}), (3, LATENT)],
+    ids=["1", "3", "8", "40", "latent"],
+)
+def test_bits_are_the_same_on_every_run(rng, num_sms, how):
     """Also where shares are equal: in whatever order blocks run, and which of them merges."""
-    cached = Cached(rng, lens=[530, 3, 0, 700], page_size=16, capacity=704, heads=(4, 2), rows=2)
+    how = {"lens": [530, 3, 0, 700], "heads": (4, 2), "page_size": 16, "rows": 2, **how}
+    cached = Cached(rng, capacity=704, **how)
     runs = [
         alone(cached, [0, 1, 2, 3], "sm_80", num_sms, seed, split_size=None) for seed in range(4)
     ]
     assert runs[1:] == runs[:-1]
     with emulator.activate("sm_80", num_sms) as runtime:
         cached.problem.check(*cached.run(NumpyBackend("emulator", "sm_80", runtime)))
+
+
+@pytest.mark.parametrize("dims", [(64, None), (128, None), (256, None), (576, 512)], ids=str)
+def test_blocks_with_little_shared_memory(rng, dims):
+    """Tiles of sm_86, sm_89 and sm_120: fewer keys, warps and stages."""
+    dim, value_dim = dims
+    for op, rows, new in (("float16", 1, 1), ("bfloat16", 6, 0), ("float32", 6, 1)):
+        with emulator.activate("sm_86", 5, int(rng.integers(100))) as runtime:
+            how = {"lens": [130, 70, 3], "heads": (8, 1), "rows": rows, "new": new}
+            how |= {"dims": (dim, dim), "value_dim": value_dim, "page_size": 16}
+            cached = Cached(rng, op, **how)
+            cached.problem.check(*cached.run(NumpyBackend("emulator", "sm_86", runtime)))
+        assert runtime.kernels[-1].smem_bytes <= 99 * 1024
 
 
 # ---- the workspace ------------------------------------------------------------------------------

@@ -51,6 +51,23 @@ def test_every_byte_of_the_cache_once(rng, page_size):
     assert none.counters.global_bytes_written == out.nbytes
 
 
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize(("dim", "value_dim"), [(576, 512), (576, 576), (128, 96)])
+def test_keys_that_hold_values_once(rng, dim, value_dim, page_size):
+    """Every byte once, and page numbers by every warp that loads."""
+    lens = [int(n) for n in rng.integers(1, 100, 4)]
+    how = {"lens": lens, "heads": (8, 1), "dims": (dim, dim), "value_dim": value_dim}
+    cached = Cached(rng, "bfloat16", page_size=page_size, **how)
+    whole, none = Counted(cached), Counted(cached, kv_lens=np.zeros(4, np.int32))
+    pairs = -(-value_dim // whole.tile["kValueDim"])  # of the same keys
+    loaders = 4 if "kColumnWarps" in whole.tile else 1
+    numbers = 0 if page_size is None else loaders * sum(lens) * 4
+    read = whole.counters.global_bytes_read - none.counters.global_bytes_read
+    assert read == pairs * (sum(lens) * dim * 2 + numbers)
+    written = whole.counters.global_bytes_written
+    assert written == none.counters.global_bytes_written == 4 * 8 * value_dim * 2
+
+
 def test_a_window_is_all_that_is_read(rng):
     lens, q_lens = [2000, 900], np.array([1, 0])  # and no key without a query
     _, whole, none = by_keys(rng, lens, page_size=16, window=(100, 0), q_lens=q_lens)
@@ -69,6 +86,7 @@ def test_no_bank_conflicts(rng, op, rows, arch):
         ((128, 128), 16, {"is_causal": True, "split_size": 128}),
         ((256, 256), 5, {"alibi_slopes": np.full(8, 0.1, np.float32)}),
         ((40, 24), 16, {"window": (60, 0)}),
+        ((576, 576), 16, {"value_dim": 512, "window": (100, 0)}),
     ):
         cached = Cached(
             rng, op, lens=[130, 300, 0], heads=(8, 1), dims=dims, page_size=page_size, rows=rows,
@@ -100,6 +118,21 @@ def test_products_are_those_of_the_keys(rng):
         keys = call.tile["kKeys"]
         tiles = 2 * sum(-(-n // keys) - max(0, n - 1 - left) // keys for n in lens)
         assert call.counters.mma == tiles * (keys // 8 * 128 // 16 + 128 // 8 * keys // 16)
+
+
+@pytest.mark.parametrize("heads", [16, 20])  # one row warp, and two
+def test_products_and_barriers_of_latent_attention(rng, heads):
+    """Columns are shared: every product once. A barrier of the block for each tile of keys."""
+    lens = [200, 64, 3]
+    how = {"heads": (heads, 1), "dims": (576, 576), "value_dim": 512, "page_size": 16}
+    call = Counted(Cached(rng, "bfloat16", lens=lens, **how), split_size=10**6)
+    none = Counted(Cached(rng, "bfloat16", lens=[1, 1, 1], **how), split_size=10**6)
+    keys, row_warps = call.tile["kKeys"], call.tile["kWarps"] // call.tile["kColumnWarps"]
+    assert row_warps == -(-heads // 16)
+    tiles = sum(-(-n // keys) for n in lens)
+    of_rows = keys // 8 * 576 // 16 + 512 // 8 * keys // 16
+    assert call.counters.mma == tiles * row_warps * of_rows
+    assert call.counters.barriers - none.counters.barriers == tiles - 3
 
 
 SHARES = """

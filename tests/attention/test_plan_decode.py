@@ -25,7 +25,9 @@ def test_every_tile_is_compiled():
             assert kernel.name in compiled
             _, *numbers = kernel.arguments.values()
             taken.add((problem.op, *numbers))
-    for op, table in (("float16", plan_decode.HALF_TILES), *plan_decode.TABLES.items()):
+    half = (("float16", plan_decode.HALF_TILES), ("float16", plan_decode.HALF_LATENT))
+    of_op = (*plan_decode.TABLES.items(), *plan_decode.LATENT_TABLES.items())
+    for op, table in half + of_op:
         for tile in table:
             numbers = tile.warps, tile.team, tile.keys, *tile.dims, tile.stages
             assert (op, *numbers) in taken, (op, tile)
@@ -39,7 +41,10 @@ def test_every_problem_has_a_tile_that_fits(capability):
             one = replace(problem, rows=rows, head_dim=dim, value_dim=value_dim)
             plan = plan_decode.plan_decode(one, capability, 132)
             found = plan.kernel.arguments
-            tile_rows = 16 * found["kTeam"]
+            team = found.get("kTeam") or found["kWarps"] // found["kColumnWarps"]
+            tile_rows = 16 * team
+            if one.values_in_keys:  # of each key, its values are read with it
+                assert plan.values_in_keys or (problem.op == "float64" and kib < 163)
             assert found["kDim"] >= dim and plan.kernel.smem_bytes <= kib * 1024
             assert plan.row_tiles * tile_rows >= rows > (plan.row_tiles - 1) * tile_rows
             assert plan.column_tiles * found["kValueDim"] >= value_dim

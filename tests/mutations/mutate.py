@@ -509,7 +509,9 @@ KVCACHE_DIMS = kvcache("test_head_dims", "(40, 40)", "(59, 59)")
 KVCACHE_WIDE = kvcache("test_head_dims", "(64, 200)", "(128, 128)", "(192, 128)")
 KVCACHE_MLA = kvcache("test_values_of_keys", "float16-(576, 512)")
 KVCACHE_CODES = kvcache("test_eight_bits", "None-token-e4m3", "16-head-int8", "16-token-int8")
-KVCACHE_CODES_OF_KEYS = kvcache("test_values_of_keys_of_eight_bits", "token")
+KVCACHE_CODES_OF_KEYS = kvcache(
+    "test_values_of_keys_of_eight_bits", "token-(48, 32)", "token-(576, 512)"
+)
 KVCACHE_CODES_ODD = kvcache("test_alignment_of_eight_bits", 8)
 KVCACHE_FACTORS = kvcache("test_eight_bits", "16-number-int8")
 KVCACHE_OUT = kvcache("test_out", "strided", "padded", "fortran")
@@ -528,6 +530,21 @@ KVCACHE_BITS = tuple(
     f"tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[{n}]"
     for n in (3, 8)
 )
+LATENT = kvcache("test_options_of_latent_attention", "window", "rows", "tree")
+LATENT_EXTREMES = kvcache("test_options_of_latent_attention", "large scores")
+LATENT_WIDE = kvcache("test_values_of_keys", "float16-(576, 576)")
+LATENT_NEW = kvcache("test_values_of_keys", "float16-(576, 512)")
+LATENT_DOUBLE = kvcache("test_values_of_keys", "float64-(576, 512)")
+LATENT_BITS = (
+    "tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[latent]",
+)
+LATENT_RULES = kvcache("test_options_of_latent_attention", "softcap", "all")
+LATENT_MASK = kvcache("test_options_of_latent_attention", "all", "tree")
+LATENT_DOUBLE_ROWS = kvcache("test_values_of_keys_of_eight_bits", "token-(576, 512)")
+LATENT_EIGHT = LATENT_DOUBLE_ROWS
+KVCACHE_SHARED = kvcache("test_values_of_keys", "float16-(24, 16)")
+LATENT_TWICE = (KVCACHE_TRAFFIC + "keys_that_hold_values_once[576-576-16]",)
+LATENT_ALIAS = (KVCACHE_TRAFFIC + "keys_that_hold_values_once[128-96-None]",)
 KVCACHE_ALONE = (
     "tests/attention/test_kvcache_device.py"
     "::test_bits_do_not_depend_on_the_batch[144-float32-sm_80]",
