@@ -481,7 +481,7 @@ def test_values_of_keys(backend, rng, op, dims):
 LATENT = {
     **OPTIONS,
     "tree": {"tree": np.tri(3, 7, 4, dtype=bool) ^ np.eye(3, 7, dtype=bool)},
-    "rows": {"lens": [300, 140, 5, 0], "rows": 13},
+    "rows": {"lens": [300, 140, 5, 0], "rows": 13, "is_causal": True},
     "no page": {"lens": [77, 30, 50, 33], "missing": [(0, 1), (1, 0), (1, 1)]},
     "large scores": {"lens": [300, 60, 1, 129], "spread": 30.0},
     "strides": {"pool": "columns"},
