@@ -75,7 +75,7 @@ def python_part(name: str) -> Callable[[Run, float], tuple[str, str]]:
         fragment = run.out / f"{name}.part.json"
         fragment.unlink(missing_ok=True)
         command = [sys.executable, "-m", "bench.checkup.parts", name, str(fragment)]
-        command += ["--seconds", str(0.8 * seconds)]
+        command += ["--seconds", str(max(0.6 * seconds, seconds - 60))]  # for what has begun
         status, detail = processes.execute(command, seconds, run.out / f"{name}.log")
         if status == "ok":
             measured = json.loads(fragment.read_text())

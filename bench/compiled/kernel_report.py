@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
 import json
 import multiprocessing
@@ -203,13 +204,17 @@ def predicted(
     }
 
 
+def _advance(bar: tqdm[Any], kernels: int, _: concurrent.futures.Future[Any]) -> None:
+    bar.update(kernels)
+
+
 def report(
     archs: list[str], match: str | None = None, jobs: int = 2, limit_seconds: float | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of all shipped kernels whose name expression holds the regular expression `match`.
 
-    `jobs` processes work on them; after `limit_seconds` no kernel is begun. The second result names
-    architecture and kernel of those that the limit left out.
+    `jobs` processes work on them, for `limit_seconds` at most. The second result names architecture
+    and kernel of those that the limit left out.
     """
     tasks = [(kernels, arch) for arch in archs for kernels in inside.by_file(arch, match)]
     with (  # not forked: the caller may have a CUDA context
@@ -217,13 +222,16 @@ def report(
         tqdm(total=sum(len(kernels) for kernels, _ in tasks), unit="kernel", disable=None) as bar,
     ):
         futures = [pool.submit(rows_of, *task) for task in tasks]
-        for future in futures:
-            future.add_done_callback(lambda f: bar.update(0 if f.cancelled() else len(f.result())))
-        concurrent.futures.wait(futures, limit_seconds, return_when="FIRST_EXCEPTION")
-        pool.shutdown(cancel_futures=True)
-    done = list(zip(tasks, futures, strict=True))
-    rows = [row for _, future in done if not future.cancelled() for row in future.result()]
-    left_out = [task for task, future in done if future.cancelled()]
+        for future, (kernels, _) in zip(futures, tasks, strict=True):
+            future.add_done_callback(functools.partial(_advance, bar, len(kernels)))
+        done, late = concurrent.futures.wait(futures, limit_seconds, return_when="FIRST_EXCEPTION")
+        for future in late:
+            future.cancel()
+        for process in multiprocessing.active_children() if late else ():
+            process.kill()  # what has begun may take minutes
+    found = list(zip(tasks, futures, strict=True))
+    rows = [row for _, future in found if future in done for row in future.result()]
+    left_out = [task for task, future in found if future not in done]
     return rows, [f"{arch} {kernel.name}" for kernels, arch in left_out for kernel in kernels]
 
 
