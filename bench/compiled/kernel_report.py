@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import functools
 import itertools
 import json
 import multiprocessing
@@ -204,10 +203,6 @@ def predicted(
     }
 
 
-def _advance(bar: tqdm[Any], kernels: int, _: concurrent.futures.Future[Any]) -> None:
-    bar.update(kernels)
-
-
 def report(
     archs: list[str], match: str | None = None, jobs: int = 2, limit_seconds: float | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -219,11 +214,11 @@ def report(
     tasks = [(kernels, arch) for arch in archs for kernels in inside.by_file(arch, match)]
     with (  # not forked: the caller may have a CUDA context
         concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
-        tqdm(total=sum(len(kernels) for kernels, _ in tasks), unit="kernel", disable=None) as bar,
+        tqdm(total=len(tasks), unit="program", disable=None) as bar,
     ):
         futures = [pool.submit(rows_of, *task) for task in tasks]
-        for future, (kernels, _) in zip(futures, tasks, strict=True):
-            future.add_done_callback(functools.partial(_advance, bar, len(kernels)))
+        for future in futures:
+            future.add_done_callback(lambda _: bar.update())
         done, late = concurrent.futures.wait(futures, limit_seconds, return_when="FIRST_EXCEPTION")
         for future in late:
             future.cancel()

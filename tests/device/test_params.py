@@ -88,7 +88,7 @@ class Layout(NamedTuple):
 def definition(name, files):
     """What stands in angle brackets before a struct, in parentheses of alignas, and in braces."""
     head = rf"(?:template <([^<>]*)>\s*)?struct (?:alignas\((\d+)\) )?{name} \{{(.*?)^\}};"
-    text = "\n".join(layout.code(text) for text in files.values())
+    text = "\n".join(layout.code(text) for text in files.values() if f" {name} {{" in text)
     found = re.findall(head, text, re.DOTALL | re.MULTILINE)
     assert len(found) == 1, f"{len(found)} structs {name}"
     return found[0]

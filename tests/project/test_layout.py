@@ -10,6 +10,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def read(folder, pattern):
 # -- CUDA C ------------------------------------------------------------------------------------
 
 
+@lru_cache
 def code(text):
     """Text without comments and without the contents of string literals."""
     token = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"'
