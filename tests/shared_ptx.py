@@ -23,7 +23,7 @@ from cuattn._device import compiler
 
 # Their conversions ask for the architecture; those of a cache whatever the name says.
 OF_16_BITS = re.compile("half|bfloat16|Half|BFloat")
-ASKING = ("attention/decode.cuh", "attention/latent.cuh", "attention/kv_append.cuh")
+ASKING = ("attention/decode.cuh", "attention/wide.cuh", "attention/kv_append.cuh")
 # Loops of these are unrolled less where a multiprocessor holds fewer warps than that of sm_80.
 UNROLLED = re.compile(
     r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$|attention_kv_append<"

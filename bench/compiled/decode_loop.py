@@ -14,7 +14,7 @@ from bench.compiled import sass
 from bench.compiled.attention_loop import SUMS_ROWS, tensor_flops, uses_tensor_cores
 
 HEADER = "attention/decode.cuh"
-LATENT = "attention/latent.cuh"
+LATENT = "attention/wide.cuh"
 CACHED = False  # nobody else reads these keys
 
 
@@ -92,7 +92,7 @@ def tile_bytes(kernel: Any) -> int:
 
 
 def _loaders(kernel: Any) -> int:
-    """Warps of a team that load: kLoaders of attention/latent.cuh."""
+    """Warps of a team that load: kLoaders of attention/wide.cuh."""
     few = 2 if kernel.arguments["kKeys"] < 16 else 4
     return few if kernel.header == LATENT else _team(kernel)
 

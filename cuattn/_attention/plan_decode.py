@@ -23,28 +23,31 @@ class Tile(NamedTuple):
     max_dim: int  # of heads
     smem_kib: int  # that a block may have
     warps: int
-    team: int  # warps that share keys, 16 rows each; of attention_latent those that share rows
+    team: int  # warps that share keys, 16 rows each; of attention_wide those that share rows
     keys: int
     stages: int  # tiles of keys of a team's ring
     dims: tuple[int, int]  # columns of K, and of V at a time: accumulators are registers
     why: str  # shared memory, and what else counts
     template: str = "attention_decode"
+    shared: bool = False  # V is columns of K
 
     @property
-    def is_latent(self) -> bool:
-        """Whether V is columns of K, and the block one team."""
-        return self.template == "attention_latent"
+    def is_wide(self) -> bool:
+        """Whether warps share the columns of a row, and the block is one team."""
+        return self.template == "attention_wide"
 
     @property
     def teams(self) -> int:
         """With a ring each."""
-        return 1 if self.is_latent else self.warps // self.team
+        return 1 if self.is_wide else self.warps // self.team
 
 
 def _latent(rows: int, smem_kib: int, warps: int, keys: int, stages: int, why: str) -> Tile:
     """Multi-head latent attention, of DeepSeek's 576 and 512 columns."""
     team = 16 * warps // rows
-    return Tile(rows, 576, smem_kib, warps, team, keys, stages, (576, 512), why, "attention_latent")
+    return Tile(
+        rows, 576, smem_kib, warps, team, keys, stages, (576, 512), why, "attention_wide", True
+    )
 
 
 HALF_TILES = (
@@ -64,13 +67,12 @@ FLOAT_TILES = (
     Tile(16, 64, 99, 4, 1, 16, 2, (64, 64), "68 KiB"),
     Tile(16, 128, 163, 4, 1, 16, 2, (128, 128), "136 KiB"),
     Tile(16, 128, 99, 2, 1, 16, 2, (128, 128), "72 KiB"),
-    Tile(16, 256, 163, 2, 1, 16, 2, (256, 128), "112 KiB"),
-    Tile(16, 256, 99, 1, 1, 16, 2, (256, 128), "64 KiB"),
+    Tile(16, 256, 99, 4, 4, 16, 2, (256, 256), "84 KiB", "attention_wide"),
 )
 DOUBLE_TILES = (
     Tile(16, 64, 163, 4, 1, 16, 2, (64, 64), "136 KiB"),
     Tile(16, 64, 99, 2, 1, 16, 2, (64, 64), "72 KiB"),
-    Tile(16, 256, 163, 2, 1, 8, 2, (256, 64), "112 KiB"),
+    Tile(16, 256, 163, 4, 4, 8, 2, (256, 256), "100 KiB", "attention_wide"),
     Tile(16, 256, 99, 1, 1, 8, 2, (256, 64), "72 KiB"),
 )
 TABLES = {"tf32": FLOAT_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
@@ -169,19 +171,21 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     row_tiles = ceil_div(problem.rows, rows)
     column_tiles = max(1, ceil_div(problem.value_dim, value_dim))
     item, acc = ITEMSIZE[problem.dtype], 8 if problem.op == "float64" else 4
-    columns = dim if tile.is_latent else dim + value_dim
+    columns = dim if tile.shared else dim + value_dim
     smem = (rows * dim + tile.teams * tile.stages * tile.keys * columns) * item
-    if tile.is_latent:
+    if tile.is_wide:
         smem += tile.warps * 16 * tile.keys * acc  # parts of the scores
     arguments = {
         "Op": OPS[op],
         "kWarps": tile.warps,
-        "kColumnWarps" if tile.is_latent else "kTeam": tile.team,
+        "kColumnWarps" if tile.is_wide else "kTeam": tile.team,
         "kKeys": tile.keys,
         "kDim": dim,
         "kValueDim": value_dim,
         "kStages": tile.stages,
     }
+    if tile.is_wide:
+        arguments["kShared"] = str(tile.shared).lower()
     pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
     split = 0 if problem.split_size is None else problem.split_size // tile.keys
     # Units of a pair at most: parts, or tiles.
@@ -194,7 +198,7 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         kernel,
         row_tiles,
         column_tiles,
-        problem.values_in_keys and (tile.is_latent or dim == value_dim),
+        problem.values_in_keys and (tile.shared or dim == value_dim),
         tile.teams,
         split,
         pairs if split else grid,

@@ -283,7 +283,7 @@ def test_split_size(backend, rng):
 PARTS = {
     "window": {"lens": [700, 129], "window": (199, 0)},  # from one of the last keys of a part on
     "rows": {"lens": [200, 129], "rows": 33},
-    "columns": {"lens": [200, 129], "dims": (64, 200), "op": "float64"},
+    "columns": {"lens": [200, 129], "dims": (576, 576), "value_dim": 576},
     "no keys": {  # in a part, where all scores are far below 0
         "lens": [300], "missing": [(0, page) for page in range(8, 16)],
         "alibi_slopes": np.ones(4, np.float32), "q_offset": 1000,

@@ -244,11 +244,12 @@ def test_bits_are_the_same_on_every_run(rng, num_sms, how):
         cached.problem.check(*cached.run(NumpyBackend("emulator", "sm_80", runtime)))
 
 
-@pytest.mark.parametrize("dims", [(64, None), (128, None), (256, None), (576, 512)], ids=str)
+@pytest.mark.parametrize("dims", [(64, None), (128, None), (200, None), (576, 512)], ids=str)
 def test_blocks_with_little_shared_memory(rng, dims):
     """Tiles of sm_86, sm_89 and sm_120: fewer keys, warps and stages."""
     dim, value_dim = dims
-    for op, rows, new in (("float16", 1, 1), ("bfloat16", 6, 0), ("float32", 6, 1)):
+    ops = [("float16", 1, 1), ("bfloat16", 6, 0), ("float32", 6, 1)]
+    for op, rows, new in [*ops, ("float64", 3, 1)] if dim <= 256 else ops:
         with emulator.activate("sm_86", 5, int(rng.integers(100))) as runtime:
             how = {"lens": [130, 70, 3], "heads": (8, 1), "rows": rows, "new": new}
             how |= {"dims": (dim, dim), "value_dim": value_dim, "page_size": 16}

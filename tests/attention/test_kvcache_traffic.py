@@ -51,6 +51,14 @@ def test_every_byte_of_the_cache_once(rng, page_size):
     assert none.counters.global_bytes_written == out.nbytes
 
 
+@pytest.mark.parametrize(("op", "dim"), [("float32", 128), ("float32", 200), ("float64", 256)])
+def test_every_byte_of_wider_types_once(rng, op, dim):
+    cached = Cached(rng, op, lens=[70, 3, 40], heads=(8, 2), dims=(dim, dim))
+    whole, none = Counted(cached), Counted(cached, kv_lens=np.zeros(3, np.int32))
+    read = whole.counters.global_bytes_read - none.counters.global_bytes_read
+    assert read == 2 * 113 * 2 * dim * cached.q.itemsize
+
+
 @pytest.mark.parametrize("page_size", [None, 16])
 @pytest.mark.parametrize(("dim", "value_dim"), [(576, 512), (576, 576), (128, 96)])
 def test_keys_that_hold_values_once(rng, dim, value_dim, page_size):

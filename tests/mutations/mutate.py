@@ -501,12 +501,15 @@ KVCACHE_MASK = kvcache(
 KVCACHE_UNSEEN = kvcache("test_what_nobody_sees_changes_nothing", "float16")
 KVCACHE_ROWS = kvcache("test_many_queries", 17, 64)
 KVCACHE_GROUPS = kvcache("test_groups_of_heads", "5-(6, 2)", "2-(8, 1)")
-KVCACHE_PARTS_OF_WINDOW, KVCACHE_PARTS_OF_ROWS, KVCACHE_PARTS_OF_COLUMNS, KVCACHE_PARTS_OF_NONE = (
+KVCACHE_PARTS_OF_WINDOW, KVCACHE_PARTS_OF_ROWS, LATENT_WIDE_PARTS, KVCACHE_PARTS_OF_NONE = (
     kvcache("test_parts", name) for name in ("window", "rows", "columns", "no keys")
 )
 KVCACHE_EXTREMES = kvcache("test_extremes", "float16")
 KVCACHE_DIMS = kvcache("test_head_dims", "(40, 40)", "(59, 59)")
 KVCACHE_WIDE = kvcache("test_head_dims", "(64, 200)", "(128, 128)", "(192, 128)")
+KVCACHE_COLUMN_TILES = (
+    "tests/attention/test_kvcache_device.py::test_blocks_with_little_shared_memory[(200, None)]",
+)
 KVCACHE_MLA = kvcache("test_values_of_keys", "float16-(576, 512)")
 KVCACHE_CODES = kvcache("test_eight_bits", "None-token-e4m3", "16-head-int8", "16-token-int8")
 KVCACHE_CODES_OF_KEYS = kvcache(
@@ -533,7 +536,6 @@ KVCACHE_BITS = tuple(
 LATENT = kvcache("test_options_of_latent_attention", "window", "rows", "tree")
 LATENT_EXTREMES = kvcache("test_options_of_latent_attention", "large scores")
 LATENT_WIDE = kvcache("test_values_of_keys", "float16-(576, 576)")
-LATENT_NEW = kvcache("test_values_of_keys", "float16-(576, 512)")
 LATENT_DOUBLE = kvcache("test_values_of_keys", "float64-(576, 512)")
 LATENT_BITS = (
     "tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[latent]",

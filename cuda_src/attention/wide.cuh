@@ -1,12 +1,11 @@
-// Multi-head latent attention over a cache: softmax(scale Q K^T) V of few queries, V the first columns of K.
+// As attention/decode.cuh, of rows that are wider than the accumulators of a warp: kColumnWarps warps share 16 of them.
 //
-//   as attention/decode.cuh, but with K in memory and in shared memory once, and so wide that a row group of
-//   kColumnWarps warps shares 16 rows:
 //     S_w = Q K^T over the columns of K of warp w        -> shared memory
 //     S = S_0 + S_1 + …;  m, P, l: every warp of the group by itself, and alike
 //     O_w = O_w exp(m - m') + P V over the columns of V of warp w
 //
-// DeepSeek-V2, arXiv:2405.04434, section 2.1. One team has the whole block, so that nothing is merged within it.
+// kShared: V is the first columns of K, which is in shared memory once, as in multi-head latent attention (DeepSeek-V2,
+// arXiv:2405.04434, section 2.1). One team has the whole block, so that nothing is merged within it.
 #pragma once
 
 #include <attention/decode_append.cuh>
@@ -59,8 +58,8 @@ struct ScoreParts {
   }
 };
 
-template <class Op, int kWarps, int kColumnWarps, int kKeys, int kDim, int kValueDim, int kStages>
-__global__ void __launch_bounds__(32 * kWarps, 1) attention_latent(const __grid_constant__ DecodeParams p) {
+template <class Op, int kWarps, int kColumnWarps, int kKeys, int kDim, int kValueDim, int kStages, bool kShared>
+__global__ void __launch_bounds__(32 * kWarps, 1) attention_wide(const __grid_constant__ DecodeParams p) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
   using Rule = RowRule<Acc>;
@@ -69,12 +68,12 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_latent(const __grid_
   constexpr int kLoaders = kKeys < 16 ? 64 : 128;  // threads, which share whole steps of rows
   constexpr int kNTiles = kKeys / 8, kColumns = kValueDim / kColumnWarps, kDTiles = kColumns / 8;
   using QTile = Tile<T, kRows, kDim>;
-  using BlockRing = Ring<T, 1, kLoaders, kKeys, kDim, 0, kStages>;
-  using KTile = typename BlockRing::KTile;
+  using BlockRing = Ring<T, 1, kLoaders, kKeys, kDim, kShared ? 0 : kValueDim, kStages>;
+  using VTile = typename Select<kShared, typename BlockRing::KTile, typename BlockRing::VTile>::Type;
   using Bits = typename BlockRing::Bits;
   using Parts = ScoreParts<Acc, kColumnWarps, kNTiles>;
-  static_assert(kColumns / KTile::kPerChunk % KTile::kRepeat == 0, "columns of a warp are a tile by themselves");
-  static_assert((kDim - kValueDim) / KTile::kPerChunk % KTile::kRepeat == 0, "and so are those of a second pair");
+  static_assert(kColumns / VTile::kPerChunk % VTile::kRepeat == 0, "columns of a warp are a tile by themselves");
+  static_assert((kDim - kValueDim) / VTile::kPerChunk % VTile::kRepeat == 0, "and so are those of a second pair");
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index());
   const int row_warp = warp / kColumnWarps, warp_row = 16 * row_warp, part = warp % kColumnWarps;
 
@@ -143,12 +142,13 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_latent(const __grid_
         score_parts.sum(s);
       }
       const Bits seen = warp_rules.apply(p, s, tile * kKeys, exist);
-      if (p.mask != nullptr) hide_values<kWarps>(ring.k_tile(now), seen_by, seen, exist, block_barrier);
+      const VTile v_tile{kShared ? ring.k_tile(now).base : ring.v_tile(now).base};
+      if (p.mask != nullptr) hide_values<kWarps>(v_tile, seen_by, seen, exist, block_barrier);
       if (idle) continue;
 
       // m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O_w = O_w exp(m - m') + P V;  l likewise
       softmax_step<Op::kSumsRows>(s, o, l, shift, fold);
-      Op::values(o, l, s, KTile{ring.k_tile(now).base + own_column});
+      Op::values(o, l, s, VTile{v_tile.base + own_column});
     }
 
     // out and lse of all keys; of a part: to the workspace, and the last block to come merges
