@@ -696,6 +696,16 @@ def test_keys_are_bound_by_memory(nvdisasm, dim, most, arch):
     assert report_attention.keys([row]) in kernel_report.markdown([row], [])
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_keys_that_hold_values_are_bound_by_memory(nvdisasm, arch):
+    """Each of four warps has a quarter of the bytes."""
+    shape = (1, 1, 16, 1000, 576, 512)
+    problem = DecodeProblem("bfloat16", "bfloat16", *shape, values_in_keys=True)
+    (row,) = kernel_report.rows_of([plan_decode(problem, int(arch[3:]), 132).kernel], arch)
+    assert row["bound"] == "HBM" and row["headroom"] < 0.7
+    assert 4 * row["mix"]["read_bytes"] * 32 == row["mix"]["keys"] * 576 * 2
+
+
 def test_no_mix_without_tensor_cores(nvdisasm):
     (row,) = kernel_report.rows_of([decode_kernel("float32")], "sm_90")
     assert row["mix"] is None and not report_attention.keys([row])
