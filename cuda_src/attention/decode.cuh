@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   constexpr int kThreads = 32 * kWarps, kTeams = kWarps / kTeam, kTeamThreads = 32 * kTeam, kRows = 16 * kTeam;
   constexpr int kNTiles = kKeys / 8, kDTiles = kValueDim / 8;
   using QTile = Tile<T, kRows, kDim>;
+  constexpr bool kHeld = sizeof(T) == 2 && kDim <= 128 && (kKeys < 64 || kTeams > 1);  // else sm_86 spills
   static_assert(kKeys % 8 == 0 && kKeys <= 64 && kWarps % kTeam == 0, "whole tiles of mma, a bit for each key");
   static_assert(kKeys * (kDim + kValueDim) * sizeof(T) >= kRows * kValueDim * sizeof(Acc), "a slot holds a team's O");
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index());
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
 
     const WarpRules<Acc> warp_rules(rules + warp_row);
     const bool idle = warp_row >= rows.count;  // without rows: loads for its team only
-    const Queries<Op, QTile, kDim> q(q_tile, warp_row);
+    const Queries<Op, QTile, kDim, 1, kHeld> q(q_tile, warp_row);
     Acc o[1][kDTiles][4] = {};
     Acc l[1][2] = {};
     RowShift<Acc> shift[2];

@@ -3,9 +3,8 @@
 
 #include <attention/matmul.cuh>
 
-// Of every kEvery steps of 16 columns step `part`. Few columns of 16 bits are in registers.
-template <class Op, class QTile, int kDim, int kEvery = 1,
-          bool kHeld = sizeof(typename Op::Element) == 2 && kDim / kEvery <= 144>
+// Of every kEvery steps of 16 columns step `part`. kHeld: in registers, of 16 bits.
+template <class Op, class QTile, int kDim, int kEvery, bool kHeld>
 struct Queries {
   QTile tile;
   int row, part;
