@@ -185,7 +185,7 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         "kStages": tile.stages,
     }
     if tile.is_wide:
-        arguments["kShared"] = str(tile.shared).lower()
+        arguments["kShared"] = tile.shared
     pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
     split = 0 if problem.split_size is None else problem.split_size // tile.keys
     # Units of a pair at most: parts, or tiles.

@@ -23,7 +23,7 @@ def test_every_tile_is_compiled():
         for problem in decode_problems(capability):
             kernel = plan_decode.plan_decode(problem, capability, 132).kernel
             assert kernel.name in compiled
-            shared = kernel.arguments.get("kShared") == "true"
+            shared = kernel.arguments.get("kShared", False)
             _, *numbers = kernel.arguments.values()
             taken.add((problem.op, *numbers[:6], shared))
     half = (("float16", plan_decode.HALF_TILES), ("float16", plan_decode.HALF_LATENT))
