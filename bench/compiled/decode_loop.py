@@ -14,7 +14,7 @@ from bench.compiled import sass
 from bench.compiled.attention_loop import SUMS_ROWS, tensor_flops, uses_tensor_cores
 
 HEADER = "attention/decode.cuh"
-LATENT = "attention/wide.cuh"
+WIDE = "attention/wide.cuh"
 CACHED = False  # nobody else reads these keys
 
 
@@ -94,18 +94,19 @@ def tile_bytes(kernel: Any) -> int:
 def _loaders(kernel: Any) -> int:
     """Warps of a team that load: kLoaders of attention/wide.cuh."""
     few = 2 if kernel.arguments["kKeys"] < 16 else 4
-    return few if kernel.header == LATENT else _team(kernel)
+    return few if kernel.header == WIDE else _team(kernel)
 
 
 def _team(kernel: Any) -> int:
     """Warps that share a tile."""
-    return int(kernel.arguments["kWarps" if kernel.header == LATENT else "kTeam"])
+    return int(kernel.arguments["kWarps" if kernel.header == WIDE else "kTeam"])
 
 
 def _numbers(kernel: Any) -> int:
-    """Of K and V in one tile of keys; values of latent attention are columns of the keys."""
+    """Of K and V in one tile of keys; kShared: V is columns of K."""
     tile = kernel.arguments
-    return int(tile["kKeys"] * (tile["kDim"] + (kernel.header != LATENT) * tile["kValueDim"]))
+    columns = tile["kDim"] + (0 if tile.get("kShared") else tile["kValueDim"])
+    return int(tile["kKeys"] * columns)
 
 
 def tile_flops(kernel: Any) -> int:

@@ -42,7 +42,7 @@ ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 MUFU_LANES = 16  # a cycle and SM
 L2_BYTES = 64  # a cycle and SM, at most
 LOOPS = {module.HEADER: module for module in (attention_loop, attention_sm90_loop, decode_loop)}
-LOOPS[decode_loop.LATENT] = decode_loop
+LOOPS[decode_loop.WIDE] = decode_loop
 REGISTERS = 65536  # an SM
 REGISTER_UNIT, WARP_UNIT = 256, 4  # registers of a warp, warps of an SM: what is allocated at once
 

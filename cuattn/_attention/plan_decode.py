@@ -156,7 +156,7 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     op = "float32" if problem.op == "tf32" and size > 128 else problem.op
     fitting = [t for t in TABLES.get(op, HALF_TILES) if size <= t.max_dim and kib >= t.smem_kib]
     if problem.values_in_keys and not any(t.dims[0] == t.dims[1] for t in fitting):
-        # Where there is no room for these, keys are read for every 64 columns of values.
+        # float64 with 99 KiB a block: none fits, and keys are read once per 64 columns of values.
         latent = LATENT_TABLES.get(op, HALF_LATENT)
         fitting = [t for t in latent if kib >= t.smem_kib] or fitting
     if not fitting:

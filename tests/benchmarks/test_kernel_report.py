@@ -696,6 +696,12 @@ def test_keys_are_bound_by_memory(nvdisasm, dim, most, arch):
     assert report_attention.keys([row]) in kernel_report.markdown([row], [])
 
 
+def test_bytes_of_wide_keys(nvdisasm):
+    """Values that are not columns of the keys count, too; two of four warps load."""
+    (row,) = kernel_report.rows_of([decode_kernel("float64", 256, 80)], "sm_80")
+    assert 4 * row["mix"]["read_bytes"] * 32 == row["mix"]["keys"] * 2 * 256 * 8
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_keys_that_hold_values_are_bound_by_memory(nvdisasm, arch):
     """Each of four warps has a quarter of the bytes."""
