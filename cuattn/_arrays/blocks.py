@@ -7,16 +7,18 @@ up is a property of that row: its bits depend neither on the number of rows nor 
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import itertools
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BLOCK = 1 << 16  # elements that are worked on at a time: with their scratch they fit into L2
 THREADED = 1 << 20  # elements of a call from which on threads share it
@@ -64,7 +66,7 @@ def thread_limit() -> int:
 
 _here = threading.local()  # shares: a thread of the pool, which must not wait for the pool
 _lock = threading.Lock()
-_pool: concurrent.futures.ThreadPoolExecutor | None = None
+_pool: ThreadPoolExecutor | None = None
 
 
 def _forget_pool() -> None:
@@ -96,7 +98,9 @@ def each(function: Callable[..., None], blocks: Iterable[tuple[Any, ...]], eleme
         return
     with _lock:
         if _pool is None:
-            _pool = concurrent.futures.ThreadPoolExecutor(thread_limit(), "cuattn")
+            from concurrent.futures import ThreadPoolExecutor
+
+            _pool = ThreadPoolExecutor(thread_limit(), "cuattn")
         futures = [_pool.submit(run, block) for block in blocks]
     for future in futures:
         future.result()

@@ -14,7 +14,6 @@ from cuattn._attention.attention import attention
 from cuattn._attention.kvcache import attention_kvcache
 from cuattn._attention.merge import merge_attention_states
 from cuattn._attention.request_kvcache import Call
-from cuattn._attention.run_kvcache import prepare
 from cuattn._attention.views import canonical
 
 
@@ -141,7 +140,11 @@ def _over_own(call: Call, k: Any, v: Any, place: Any, out: Any, lse: Any) -> Non
 
 def _over_cache(call: Call) -> Any:
     """The queries of each sequence over its cache."""
-    return run_kvcache_host.compute(call) if call.runtime is None else prepare(call).launch()
+    if call.runtime is None:
+        return run_kvcache_host.compute(call)
+    from cuattn._attention.run_kvcache import prepare
+
+    return prepare(call).launch()
 
 
 def _keys(call: Call, k: Any, v: Any) -> tuple[Any, Any]:

@@ -21,8 +21,7 @@ from cuattn._arrays.types import (
     Unpack,
     Window,
 )
-from cuattn._attention import request_kvcache, run_append, run_kvcache_host
-from cuattn._attention.run_kvcache import prepare
+from cuattn._attention import request_kvcache, run_kvcache_host
 from cuattn._device.signatures import remembered
 
 
@@ -174,7 +173,11 @@ def attention_kvcache(
         return_lse,
         out,
     )
-    return run_kvcache_host.compute(call) if call.runtime is None else prepare(call)
+    if call.runtime is None:
+        return run_kvcache_host.compute(call)
+    from cuattn._attention.run_kvcache import prepare
+
+    return prepare(call)
 
 
 @remembered()
@@ -242,6 +245,8 @@ def kv_append(
         layout,
     )
     if call.runtime is not None:
-        return run_append.prepare(call)
+        from cuattn._attention.run_append import prepare
+
+        return prepare(call)
     run_kvcache_host.append(call)
     return None

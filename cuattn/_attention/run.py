@@ -9,11 +9,7 @@ import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_attention, request_kvcache, views_kvcache
-from cuattn._attention.plan import MAX_SCALE, UNBOUNDED, plan_attention
-from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
-from cuattn._attention.problem import AttentionProblem
 from cuattn._attention.request import Call, Options, expect
-from cuattn._attention.run_decode import Aligned, decode_launch
 from cuattn._attention.views import (
     Arrays,
     Operands,
@@ -112,6 +108,10 @@ def _planned(
     `outs` may be empty. `aligned`: q, k and v, and out, start on 16-byte boundaries, as new memory
     does.
     """
+    from cuattn._attention.plan import MAX_SCALE, UNBOUNDED, plan_attention
+    from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
+    from cuattn._attention.problem import AttentionProblem
+
     expected = expect(given, layout)
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     reads = [name for name, spec in given._asdict().items() if spec is not None]
@@ -208,6 +208,8 @@ def _decode(
     given: Arrays, x: Operands, options: Options, aligned: tuple[bool, ...], limits: Limits
 ) -> tuple[tuple[Kernel, Block], tuple[int, int]]:
     """`decode_launch` over keys that are no cache."""
+    from cuattn._attention.run_decode import Aligned, decode_launch
+
     batch, heads, q_rows, head_dim = x.q.shape
     kv_heads, k_rows, value_dim = x.v.shape[1:]
     sizes = views_kvcache.Sizes(

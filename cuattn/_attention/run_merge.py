@@ -9,7 +9,6 @@ import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_merge
-from cuattn._attention.plan import plan_attention_merge
 from cuattn._attention.request_merge import MergeCall
 from cuattn._attention.views import (
     canonical_lse,
@@ -66,6 +65,8 @@ def _planned(
     `given`: the results come in. `aligned`: parts and out start on 16-byte boundaries, as new
     memory does.
     """
+    from cuattn._attention.plan import plan_attention_merge
+
     out, lse = canonical_spec(results[0], layout), canonical_lse(results[1])
     first = parts or results  # of no part, strides that nobody asks for
     part, part_lse = canonical_spec(first[0], layout), canonical_lse(first[1])

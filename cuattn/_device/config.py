@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from cuattn._arrays import scalars
-from cuattn._device.cache import cache_directory
-from cuattn._device.compiler import source_directory, toolkit_headers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VARIABLES = (
     "CUATTN_CACHE_DIR",  # where compiled kernels are kept,
@@ -80,7 +79,11 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
 
 
 def _config() -> dict[str, Any]:
+    import platform
+
     import cuattn
+    from cuattn._device import cache as own_cache
+    from cuattn._device import compiler as own_compiler
 
     problems: dict[str, str] = {}
 
@@ -112,8 +115,8 @@ def _config() -> dict[str, Any]:
     }
     compiler = {
         "library": ask("library", _nvrtc_library),
-        "headers": ask("headers", toolkit_headers),
-        "sources": ask("sources", lambda: str(source_directory())),
+        "headers": ask("headers", own_compiler.toolkit_headers),
+        "sources": ask("sources", lambda: str(own_compiler.source_directory())),
         "architectures": ask("architectures", _architectures),
     }
     return {
@@ -121,7 +124,7 @@ def _config() -> dict[str, Any]:
         "compiler": compiler,
         "devices": ask("devices", _devices),
         "caches": {
-            "cuattn": cache("cuattn_cache", cache_directory),
+            "cuattn": cache("cuattn_cache", own_cache.cache_directory),
             "cupy": cache("cupy_cache", _cupy_cache_directory),
         },
         "environment": {name: os.environ.get(name) for name in VARIABLES},
@@ -205,6 +208,8 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _cupy_cache_directory() -> Path:
+    from pathlib import Path
+
     return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 

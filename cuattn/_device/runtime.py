@@ -4,6 +4,9 @@ A *runtime* is what the public functions need of a device: `address`, `device`, 
 `empty`, `workspace`, `limits`, `tensor_map`, `launch`, its array module `xp`, and `recent`, what it
 knows of earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is the other, put into
 `emulator`.
+
+Plans, the compiler and its cache are imported by the first call that needs them, here and in the
+modules that run calls: no call on NumPy arrays does, and `import cuattn` takes half as long.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.interchange import INSTALL
-from cuattn._device import cache, compiler, tensor_map
+from cuattn._device import tensor_map
 from cuattn._device.host import HOST
 from cuattn._device.kernel import Limits
 from cuattn._device.recent import Recent
@@ -110,6 +113,8 @@ class Cuda:
         function((kernel.grid,), (kernel.block,), (argument,), shared_mem=kernel.smem_bytes)
 
     def _load(self, kernel: Any, device: int) -> Any:
+        from cuattn._device import cache, compiler
+
         key = kernel.name, kernel.suffix, device
         with self._lock:
             function = self._kernels.get(key)
@@ -133,6 +138,8 @@ class Cuda:
             return function
 
     def _check_registers(self, kernel: Any, handle: Any) -> None:
+        from cuattn._device import compiler
+
         found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
         if found < kernel.registers:
             raise RuntimeError(

@@ -18,8 +18,6 @@ from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
 from cuattn._softmax import numpy_segments, numpy_softmax
-from cuattn._softmax.plan import plan_softmax
-from cuattn._softmax.problem import SoftmaxProblem
 from cuattn._softmax.request import (
     NAMES,
     NAMES_OF_GRADIENT,
@@ -111,6 +109,9 @@ def _planned(
 
     `aligned`: the first element of x is on a 16-byte boundary.
     """
+    from cuattn._softmax.plan import plan_softmax
+    from cuattn._softmax.problem import SoftmaxProblem
+
     expected = expect(request)
     x, returned = request.x, RETURNED[request.result]
     reads = [name for name in Operands._fields if getattr(request, name) is not None]

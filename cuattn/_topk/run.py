@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,13 @@ from cuattn._device.params import (
     TOPK_STATE_MERGE,
 )
 from cuattn._softmax import request as softmax_request
-from cuattn._softmax.plan import plan_state_merge
 from cuattn._softmax.run import run as run_softmax
 from cuattn._topk import numpy_topk
-from cuattn._topk.plan import OUTPUTS, plan_topk
-from cuattn._topk.plan_radix import plan_topk_state_merge
-from cuattn._topk.problem import TopKProblem
 from cuattn._topk.request import Call, MergeCall, Operands, Request, expect
 from cuattn.results import SoftmaxState
+
+if TYPE_CHECKING:
+    from cuattn._topk.problem import TopKProblem
 
 UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 NAMES = {name: name for name in Operands._fields}
@@ -93,6 +92,8 @@ def _planned(
     request: Request, renormalize: bool, wants_lse: bool, aligned: bool, limits: Limits
 ) -> Launches | None:
     """Launches of a checked request; None if no kernel can follow the strides of its arrays."""
+    from cuattn._topk.plan import OUTPUTS, plan_topk
+
     problem = _problem(request, aligned)
     if problem is None:
         return None
@@ -131,6 +132,8 @@ def _planned(
 
 def _problem(request: Request, aligned: bool) -> TopKProblem | None:
     """The problem of a checked request; None if no kernel can follow the strides of its arrays."""
+    from cuattn._topk.problem import TopKProblem
+
     expected = expect(request)
     x, axis = request.x, request.axis
     shape, out_shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), expected.shape
@@ -208,6 +211,9 @@ def prepare_merge(call: MergeCall) -> Any:
 @lru_cache(maxsize=4096)
 def _planned_merge(kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...]) -> Launches:
     """The launch that merges two states of these shapes and dtypes."""
+    from cuattn._softmax.plan import plan_state_merge
+    from cuattn._topk.plan_radix import plan_topk_state_merge
+
     made = {field: Made(*spec) for field, spec in zip(kind._fields, specs, strict=True)}
     (shape, dtype), k = specs[0], made["values"].shape[-1] if "values" in made else 0
     fields = kind._fields if k else ("m", "l")  # nothing selected

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import cuattn
+from cuattn._device import cache, compiler
 from cuattn._device import config as device_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,10 +163,11 @@ def test_nothing_raises(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy.cuda", Broken("cupy.cuda"))
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", Broken("cuda.pathfinder"))
     for module, names in (
-        (device_config, ("cache_directory", "source_directory", "toolkit_headers")),
+        (cache, ("cache_directory",)),
+        (compiler, ("source_directory", "toolkit_headers")),
         (importlib.metadata, ("version", "distributions")),
-        (device_config.platform, ("platform",)),
-        (device_config.Path, ("home",)),
+        (platform, ("platform",)),
+        (Path, ("home",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, fail)
