@@ -133,8 +133,15 @@ def test_a_compiler_without_coverage_is_named():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no ziglang")
-def test_cost_with_the_compiler_of_the_ziglang_wheel():
+def test_the_compiler_of_the_ziglang_wheel():
+    """All of it in one test: the first use of that compiler takes minutes."""
     compiler = emulator.build.zig_compiler()
+    body = """
+    __syncthreads();
+    ptx::st_global(p.y + t, __shfl_xor_sync(~0u, ptx::ld_global(p.x + t), 1));
+    """
+    _, y = run(body, compiler=compiler)
+    np.testing.assert_array_equal(y, np.arange(64) ^ 1)
     costs = [cost(LOOP, n, compiler=compiler) for n in (10, 1000, 2000)]
     assert costs[2] - costs[1] == pytest.approx(costs[1] - costs[0], rel=0.05)
     assert cost(LOOP, 10, compiler=compiler, profile=False) == 0

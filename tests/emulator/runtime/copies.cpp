@@ -31,9 +31,9 @@ void cp_async_16(void* smem_ptr, const void* global_ptr, int src_bytes, Site sit
   copy.site = site;
   if (src_bytes != 0) memcpy(copy.bytes, copy.source, src_bytes);
   queue.copies.push_back(copy);
-  const void* caller = __builtin_return_address(0);
-  if (src_bytes != 0) log_access(thread, AccessSite::kGlobalCopy, caller, address + src_bytes - 1, 16);
-  log_access(thread, AccessSite::kShared, caller, copy.offset, 16);
+  const uint64_t place = place_of(thread, __builtin_frame_address(0));
+  if (src_bytes != 0) log_access(thread, AccessSite::kGlobalCopy, place, address + src_bytes - 1, 16);
+  log_access(thread, AccessSite::kShared, place, copy.offset, 16);
 }
 
 void cp_async_commit(Site site) {

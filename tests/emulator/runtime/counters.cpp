@@ -5,19 +5,39 @@
 
 namespace emu {
 
-// Accesses of several lanes are one instruction if they come from the same place in the compiled kernel (the caller's
-// return address tells inlined copies of a helper apart) and it is each lane's n-th time there since the last warp-wide
-// sync.
-void log_access(Thread& thread, AccessSite::Kind kind, const void* caller, uint64_t address, int size) {
+// A place is told by the return addresses from an access up to the kernel: a GPU's compiler inlines every function, so
+// that each call of a helper is code of its own. Kernels are compiled with frame pointers, and frames lie the higher on
+// a stack the earlier they came.
+uint64_t place_of(const Thread& thread, const void* frame) {
+  uint64_t place = 0;
+  const auto* words = static_cast<const uintptr_t*>(frame);  // the caller's frame, and where it goes on
+  for (const uintptr_t* last = nullptr; words > last && words + 2 <= reinterpret_cast<const void*>(thread.stack_top);) {
+    place = (place ^ words[1]) * 0x9e3779b97f4a7c15;
+    last = words;
+    words = reinterpret_cast<const uintptr_t*>(words[0]);
+  }
+  return place;
+}
+
+// Accesses of several lanes are one instruction if they come from the same place in the kernel and it is each lane's
+// n-th time there since the last warp-wide sync.
+void log_access(Thread& thread, AccessSite::Kind kind, uint64_t place, uint64_t address, int size) {
   Warp& warp = *thread.warp;
-  AccessSite* site = nullptr;
-  for (AccessSite& candidate : warp.sites) {
-    if (candidate.caller == caller && candidate.size == size && candidate.kind == kind) site = &candidate;
+  // A thread mostly comes from one place to the next: the search begins behind its last one.
+  const uint32_t count = static_cast<uint32_t>(warp.sites.size());
+  uint32_t at = thread.next_access, passed = 0;
+  for (;; ++at, ++passed) {
+    if (at >= count) at = 0;
+    if (passed >= count) break;
+    const AccessSite& candidate = warp.sites[at];
+    if (candidate.place == place && candidate.size == size && candidate.kind == kind) break;
   }
-  if (!site) {
-    warp.sites.push_back({caller, kind, static_cast<uint8_t>(size), {}, {}, 0});
-    site = &warp.sites.back();
+  if (passed >= count) {
+    at = count;
+    warp.sites.push_back({place, kind, static_cast<uint8_t>(size), {}, {}, 0});
   }
+  thread.next_access = at + 1;
+  AccessSite* const site = &warp.sites[at];
   const uint32_t time = site->times[thread.lane]++;
   if (time >= site->groups.size()) site->groups.resize(time + 1);
   if (time >= site->used) {
@@ -75,7 +95,7 @@ void flush_log(Warp& warp) {
     if (site.used == 0) continue;
     for (uint32_t i = 0; i < site.used; ++i) {
       const AccessGroup& group = site.groups[i];
-      const uint64_t bytes = static_cast<uint64_t>(__builtin_popcount(group.lanes)) * site.size;
+      const uint64_t bytes = static_cast<uint64_t>(count_lanes(group.lanes)) * site.size;
       if (site.kind == AccessSite::kShared) {
         count_wavefronts(group, site.size);
         continue;

@@ -166,7 +166,7 @@ void global_load(const void* ptr, void* out, int size, Site site) {
   Thread& thread = running();
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
   memcpy(out, read_global(thread, address, size, size, site), size);
-  log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
+  log_access(thread, AccessSite::kGlobalLoad, place_of(thread, __builtin_frame_address(0)), address, size);
 }
 
 void global_load_coherent(const void* ptr, void* out, int size, Site site) {
@@ -187,7 +187,7 @@ void global_load_coherent(const void* ptr, void* out, int size, Site site) {
     note_reader(readers[b], stamp_of(thread));
   }
   memcpy(out, region.host + offset, size);
-  log_access(thread, AccessSite::kGlobalLoad, __builtin_return_address(0), address, size);
+  log_access(thread, AccessSite::kGlobalLoad, place_of(thread, __builtin_frame_address(0)), address, size);
 }
 
 // Where to write.
@@ -221,7 +221,7 @@ void global_store(void* ptr, const void* value, int size, Site site) {
   Thread& thread = running();
   const uint64_t address = reinterpret_cast<uint64_t>(ptr);
   memcpy(write_global(thread, address, size, size, false, site), value, size);
-  log_access(thread, AccessSite::kGlobalStore, __builtin_return_address(0), address, size);
+  log_access(thread, AccessSite::kGlobalStore, place_of(thread, __builtin_frame_address(0)), address, size);
 }
 
 void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site);

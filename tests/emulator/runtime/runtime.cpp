@@ -27,12 +27,12 @@ uint64_t next_random() {  // splitmix64
 
 template <class T>
 void shuffle(T* items, size_t count) {
-  for (size_t i = count; i > 1; --i) std::swap(items[i - 1], items[random_below(i)]);
+  for (size_t i = count; i > 1; --i) std::swap(items[i - 1], items[random_below(static_cast<uint32_t>(i))]);
 }
 
 }  // namespace
 
-uint64_t random_below(uint64_t bound) { return next_random() % bound; }
+uint64_t random_below(uint32_t bound) { return (next_random() >> 32) * bound >> 32; }  // a division takes longer
 
 // -- errors -------------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ void thread_exit(Thread& thread) {
   warp.exited |= 1u << thread.lane;
   machine.counters.exps += thread.exp_calls;
   if (++block.exited == machine.block_threads) check_block_exit(thread);
-  if (static_cast<uint32_t>(__builtin_popcount(warp.exited)) == static_cast<uint32_t>(warp.size)) {
+  if (count_lanes(warp.exited) == warp.size) {
     flush_log(warp);
     flush_profile(warp);
   }
@@ -392,7 +392,8 @@ void run_cluster(uint64_t first_block) {
   shuffle_ready(0);
   // Newest first, so that a warp runs on while it can; one time in sixteen any thread.
   while (!machine.ready.empty()) {
-    if (random_below(16) == 0) std::swap(machine.ready.back(), machine.ready[random_below(machine.ready.size())]);
+    if (random_below(16) == 0)
+      std::swap(machine.ready.back(), machine.ready[random_below(static_cast<uint32_t>(machine.ready.size()))]);
     Thread* thread = machine.ready.back();
     machine.ready.pop_back();
     current = thread;
@@ -451,8 +452,7 @@ int block_barrier(Combine op, int value, Site site) {
     block.barrier_site = site;
     block.combine = op;
     block.combined = op == Combine::kAnd;
-  } else if (block.barrier_site.line != site.line || strcmp(block.barrier_site.file, site.file) != 0 ||
-             block.combine != op) {
+  } else if (!same_place(block.barrier_site, site) || block.combine != op) {
     fault(thread, site, "__syncthreads from two places: other threads of the block wait at %s:%d",
           short_name(block.barrier_site.file), block.barrier_site.line);
   }
@@ -637,8 +637,7 @@ bool has_arrived(const Thread& thread, const Thread& other) {
   }
   if (other.state != Thread::kWaiting || other.wait != Thread::kWarpCollective) return false;
   if (other.mask == thread.mask) {
-    if (other.what != thread.what || other.site.line != thread.site.line ||
-        strcmp(other.site.file, thread.site.file) != 0) {
+    if (other.what != thread.what || !same_place(other.site, thread.site)) {
       fault(thread, thread.site, "lanes of one mask in two warp collectives: lane %d waits at %s:%d", other.lane,
             short_name(other.site.file), other.site.line);
     }
@@ -654,7 +653,7 @@ bool has_arrived(const Thread& thread, const Thread& other) {
 
 // Has every lane of the mask arrived? Faults where one never can.
 bool all_have_arrived(const Thread& thread, Warp& warp) {
-  if (thread.mask == 0xffffffff && warp.exited == 0 && warp.waiting == __builtin_popcount(warp.met)) {
+  if (thread.mask == 0xffffffff && warp.exited == 0 && warp.waiting == count_lanes(warp.met)) {
     // Nobody waits but for the whole warp: one of those stands for all.
     const Thread* other = warp.met == 0 ? nullptr : &warp.threads[__builtin_ctz(warp.met)];
     if (!other || has_arrived(thread, *other)) return (warp.met | 1u << thread.lane) == 0xffffffff;
@@ -690,7 +689,7 @@ unsigned long long warp_collective(Collective what, unsigned int mask, unsigned 
   }
   if (all_have_arrived(thread, warp)) {
     complete_collective(warp, thread);
-    warp.waiting -= __builtin_popcount(mask) - 1;
+    warp.waiting -= count_lanes(mask) - 1;
     if (mask == 0xffffffff) warp.met = 0;
     wake_all(Thread::kWarpCollective, static_cast<int>(mask), warp.threads, warp.size);
   } else {

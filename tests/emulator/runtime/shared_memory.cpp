@@ -124,6 +124,7 @@ void check_write(Thread& thread, const Block& target, uint32_t offset, int size,
   check_readings(thread, target, offset, static_cast<uint32_t>(size), site);
   for (uint32_t b = offset; b < offset + size; ++b) {
     const ShadowByte& byte = target.shadow[b];
+    if (b > offset && byte == target.shadow[b - 1]) continue;
     if (byte.writer != 0 && byte.writer != thread.stamp) {
       check_against_writer(thread, byte.writer, b, object, "writes", site);
     }
@@ -237,9 +238,17 @@ void shared_load(const void* ptr, void* out, int size, Site site) {
   Block& block = *thread.block;
   const uint32_t offset = smem_offset(thread, ptr, size, site), me = stamp_of(thread);
   check_read(thread, block, offset, size, kPlainAccess, site);
-  for (uint32_t b = offset; b < offset + size; ++b) keep(thread, block.shadow[b].reader, me);
+  ShadowByte before{};  // the last byte, as it was
+  for (ShadowByte* byte = &block.shadow[offset]; byte < &block.shadow[offset] + size; ++byte) {
+    if (byte > &block.shadow[offset] && *byte == before) {
+      *byte = byte[-1];
+      continue;
+    }
+    before = *byte;
+    keep(thread, byte->reader, me);
+  }
   memcpy(out, ptr, size);
-  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+  log_access(thread, AccessSite::kShared, place_of(thread, __builtin_frame_address(0)), offset, size);
 }
 
 void shared_store(void* ptr, const void* value, int size, Site site) {
@@ -249,7 +258,7 @@ void shared_store(void* ptr, const void* value, int size, Site site) {
   check_write(thread, block, offset, size, kPlainAccess, site);
   begin_anew(block, offset, size, me);
   memcpy(ptr, value, size);
-  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+  log_access(thread, AccessSite::kShared, place_of(thread, __builtin_frame_address(0)), offset, size);
 }
 
 void shared_load_relaxed(const void* ptr, void* out, int size, Site site) {
@@ -258,7 +267,7 @@ void shared_load_relaxed(const void* ptr, void* out, int size, Site site) {
   check_read(thread, *thread.block, offset, size, strong_object(offset, size), site);
   record_strong(thread, offset, size, Strong::kRead);
   memcpy(out, ptr, size);
-  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+  log_access(thread, AccessSite::kShared, place_of(thread, __builtin_frame_address(0)), offset, size);
 }
 
 void shared_store_relaxed(void* ptr, const void* value, int size, Site site) {
@@ -267,7 +276,7 @@ void shared_store_relaxed(void* ptr, const void* value, int size, Site site) {
   check_write(thread, *thread.block, offset, size, strong_object(offset, size), site);
   record_strong(thread, offset, size, Strong::kWrite);
   memcpy(ptr, value, size);
-  log_access(thread, AccessSite::kShared, __builtin_return_address(0), offset, size);
+  log_access(thread, AccessSite::kShared, place_of(thread, __builtin_frame_address(0)), offset, size);
 }
 
 void* shared_atomic_target(Thread& thread, void* ptr, int size, Site site) {
@@ -333,7 +342,7 @@ void write_row(Warp& warp, int lane, void* ptr, const void* value, Site site) {
   Block& block = *thread.block;
   const uint32_t offset = smem_offset(thread, ptr, 16, site);
   for (uint32_t b = offset; b < offset + 16; ++b) {
-    if (b > offset && memcmp(&block.shadow[b], &block.shadow[b - 1], sizeof(ShadowByte)) == 0) continue;
+    if (b > offset && block.shadow[b] == block.shadow[b - 1]) continue;
     check_write(thread, block, b, 1, kPlainAccess, site);
     for (int other = 0; other < 32; ++other) check_write(warp.threads[other], block, b, 1, kPlainAccess, site);
   }

@@ -76,6 +76,8 @@ struct ShadowByte {
   uint32_t writer;     // the last plain one; where there was none, a strong one
   uint32_t reader[2];  // plain ones, of two different warps
   uint32_t strong;     // number of its StrongAccesses in the block; 0: none
+
+  bool operator==(const ShadowByte& other) const { return memcmp(this, &other, sizeof other) == 0; }
 };
 
 // The atomics and relaxed accesses to a byte since the last plain write, of two different warps each.
@@ -203,6 +205,7 @@ struct Thread : ThreadHead {
   uint32_t copy_stamp;        // of the bytes that its copies have in flight
   uint32_t bulk_groups;       // of bulk stores, committed
   int checked_async;          // last AsyncPhase whose bytes it may read
+  uint32_t next_access;       // where log_access begins to search
   uint32_t checked_readings;  // last set of readings by wgmma whose bytes it may write
   // Operands and result of a warp collective.
   Collective what;
@@ -212,7 +215,8 @@ struct Thread : ThreadHead {
   int wait_object;  // the named barrier or the mbarrier it waits for
 };
 
-// Accesses of the lanes of a warp that make up one instruction: equal call, equally often executed since the last sync.
+// Accesses of the lanes of a warp that make up one instruction: equal place, equally often executed since the last
+// sync.
 struct AccessGroup {
   uint32_t lanes;
   uint64_t address[32];
@@ -220,7 +224,7 @@ struct AccessGroup {
 
 struct AccessSite {
   enum Kind : uint8_t { kGlobalLoad, kGlobalStore, kGlobalCopy, kShared };
-  const void* caller;
+  uint64_t place;
   Kind kind;
   uint8_t size;
   uint32_t times[32];  // how often each lane was here
@@ -316,6 +320,14 @@ struct Machine {
 
 extern Machine machine;
 
+inline int count_lanes(uint32_t mask) {  // without the instruction, __builtin_popcount is a call
+  mask -= mask >> 1 & 0x55555555;
+  mask = (mask & 0x33333333) + (mask >> 2 & 0x33333333);
+  return static_cast<int>(((mask + (mask >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24);
+}
+
+inline bool same_place(Site a, Site b) { return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0); }
+
 inline Thread& running() { return *static_cast<Thread*>(current); }
 
 // -- errors -------------------------------------------------------------------------------------------
@@ -330,7 +342,7 @@ const char* short_name(const char* file);
 
 // -- scheduling ---------------------------------------------------------------------------------------
 
-uint64_t random_below(uint64_t bound);
+uint64_t random_below(uint32_t bound);
 void wait(Thread& thread, Thread::Wait what, int object, Site site);     // returns when woken
 void wake_all(Thread::Wait what, int object, Thread* first, int count);  // those of a range that wait so, shuffled
 
@@ -352,7 +364,8 @@ void acquire_from(const std::vector<uint32_t>& row, Thread& thread);
 
 // -- counting -----------------------------------------------------------------------------------------
 
-void log_access(Thread& thread, AccessSite::Kind kind, const void* caller, uint64_t address, int size);
+uint64_t place_of(const Thread& thread, const void* frame);  // of an access, by the frame of what the kernel called
+void log_access(Thread& thread, AccessSite::Kind kind, uint64_t place, uint64_t address, int size);
 void flush_log(Warp& warp);
 void begin_profile();
 void end_profile();

@@ -60,7 +60,7 @@ void complete_warpgroup_collective(Warp& warp, Collective what, Site site) {
 }
 
 const char* difference(const WarpgroupStep& a, const WarpgroupStep& b) {
-  if (strcmp(a.name, b.name) != 0 || a.site.line != b.site.line || strcmp(a.site.file, b.site.file) != 0) {
+  if (strcmp(a.name, b.name) != 0 || !same_place(a.site, b.site)) {
     return "the call";
   }
   if (a.number != b.number) return "the number of columns or registers";
