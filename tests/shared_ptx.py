@@ -21,9 +21,12 @@ from configurations import TARGETS, kernels
 from bench import inside
 from cuattn._device import compiler
 
-# Their conversions ask for the architecture; those of a cache whatever the name says.
-OF_16_BITS = re.compile("half|bfloat16|Half|BFloat")
+# Rounding to them asks for the architecture on sm_75, and bfloat16 to float32 on sm_90.
+OF_16_BITS, BFLOAT16 = re.compile("half|bfloat16|Half|BFloat"), re.compile("bfloat16|BFloat")
+# So do the conversions of a cache of 8 bits.
 ASKING = ("attention/decode.cuh", "attention/wide.cuh", "attention/kv_append.cuh")
+# NVVM orders the code of these otherwise for sm_120.
+ORDERED = ("topk/merge_runs.cuh",)
 # Loops of these are unrolled less where a multiprocessor holds fewer warps than that of sm_80.
 UNROLLED = re.compile(
     r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$|attention_kv_append<"
@@ -33,15 +36,15 @@ UNROLLED = re.compile(
 def head(kernel, arch: str) -> str:
     """The architecture whose PTX of a kernel is this one's."""
     if arch == "sm_120":
-        return "sm_100"
+        return arch if kernel.header in ORDERED else "sm_100"
     if arch in ("sm_90", "sm_100"):
         return arch
-    narrow = OF_16_BITS.search(kernel.name) or kernel.header in ASKING
-    unrolled = UNROLLED.match(kernel.name)
+    asking, unrolled = kernel.header in ASKING, UNROLLED.match(kernel.name)
     if arch == "sm_80":
-        return "sm_80" if narrow or kernel.name not in kernels(90) else "sm_90"
+        own = asking or BFLOAT16.search(kernel.name) or kernel.name not in kernels(90)
+        return "sm_80" if own else "sm_90"
     if arch == "sm_75":
-        arch = arch if narrow else "sm_86"
+        arch = arch if asking or OF_16_BITS.search(kernel.name) else "sm_86"
     own = arch == "sm_75" or unrolled
     return arch if own else head(kernel, "sm_80")
 
