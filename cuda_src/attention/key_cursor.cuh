@@ -1,5 +1,5 @@
-// Which keys a block of a decode kernel attends to: it works out its share of all keys, on the device, and takes one
-// segment of it after the other.
+// Which keys a block of a decode kernel attends to. The block computes its share of all keys on the device, and takes
+// the segments of that share in turn.
 //
 // Units of work lie in the order sequence, key head, tile of rows, tile of columns, part of the keys. A block has
 // consecutive ones: an equal share of all. Of one (sequence, head, rows, columns), a pair, it has a segment of key

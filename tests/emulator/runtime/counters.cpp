@@ -26,13 +26,12 @@ void log_access(Thread& thread, AccessSite::Kind kind, uint64_t place, uint64_t 
   // A thread mostly comes from one place to the next: the search begins behind its last one.
   const uint32_t count = static_cast<uint32_t>(warp.sites.size());
   uint32_t at = thread.next_access, passed = 0;
-  for (;; ++at, ++passed) {
+  for (; passed < count; ++passed, ++at) {
     if (at >= count) at = 0;
-    if (passed >= count) break;
     const AccessSite& candidate = warp.sites[at];
     if (candidate.place == place && candidate.size == size && candidate.kind == kind) break;
   }
-  if (passed >= count) {
+  if (passed == count) {
     at = count;
     warp.sites.push_back({place, kind, static_cast<uint8_t>(size), {}, {}, 0});
   }
