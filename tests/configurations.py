@@ -254,7 +254,7 @@ def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
     """Attention over a KV cache, whose plans together hold every tile of every type."""
     for op in ("float16", "bfloat16", "tf32", "float32", "float64"):
         for dim in (64, 128, 256, 576):
-            for rows in (16, 64):
+            for rows in (16, 32, 64):
                 small = compute_capability in (86, 89, 120, 121)  # 99 KiB a block
                 if not (small and op == "float64" and dim > 256):
                     dtype = "float32" if op == "tf32" else op

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.compiled import sass
@@ -117,17 +118,23 @@ def roles(blocks: list[sass.Block]) -> dict[str, tuple[int, int]]:
     """Of the producer and the consumers: the registers that a thread takes with setmaxnreg, and how
     many its code names from then on."""
     found = {}
+    for instruction, budget, used in budgets(blocks):
+        role = "producer" if ".DEALLOC" in instruction.opcode else "consumers"
+        if role in found:
+            raise ValueError(f"the {role} change their registers twice")
+        found[role] = budget, used
+    return found
+
+
+def budgets(blocks: list[sass.Block]) -> Iterator[tuple[sass.Instruction, int, int]]:
+    """Of each setmaxnreg: the registers that a thread has from there on, and how many it names."""
     for index, block in enumerate(blocks):
         for place, instruction in enumerate(block.instructions):
             if instruction.base == "USETMAXREG":
-                role = "producer" if ".DEALLOC" in instruction.opcode else "consumers"
-                if role in found:
-                    raise ValueError(f"the {role} change their registers twice")
                 code = block.instructions[place + 1 :]
                 code += [i for b in sass.reachable(blocks, index) for i in blocks[b].instructions]
                 budget = int(instruction.operands.split(",")[-1], 0)
-                found[role] = budget, max(map(registers, code), default=0)
-    return found
+                yield instruction, budget, max(map(registers, code), default=0)
 
 
 def registers(instruction: sass.Instruction) -> int:

@@ -24,14 +24,35 @@ def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, i
     if not uses_tensor_cores(kernel):
         return None
 
+    wholes = [(loop, most_work(blocks, loop)) for loop in sass.find_loops(blocks)]
+    loop, whole = max(wholes, key=lambda one: (tensor_flops(one[1]), -len(one[0].members)))
+    path, found = per_tile(blocks, loop, whole, tile_flops(kernel), tile_bytes(kernel))
+    for key in ("async_copy", "read_bytes"):  # some warps of a team may load nothing
+        found[key] = found[key] * _loaders(kernel) // _team(kernel)
+    found["total"] = sum(found[key] for key in sass.CATEGORIES)
+    own = {"keys": kernel.arguments["kKeys"], "converting": _converting(blocks, kernel)}
+    return sass.Region("loop", path, whole), {**found, **own}
+
+
+def most_work(blocks: list[sass.Block], loop: sass.Loop) -> list[sass.Instruction]:
+    """The path through a loop, and once through those inside it, with the most products, then the
+    most copies."""
+
     def score(instructions: list[sass.Instruction]) -> tuple[int, ...]:
         return tensor_flops(instructions), copied(instructions), -len(instructions)
 
-    wholes = [
-        (loop, sass.path_through(blocks, loop, score, nested=True))
-        for loop in sass.find_loops(blocks)
-    ]
-    loop, whole = max(wholes, key=lambda one: (tensor_flops(one[1]), -len(one[0].members)))
+    return sass.path_through(blocks, loop, score, nested=True)
+
+
+def per_tile(
+    blocks: list[sass.Block],
+    loop: sass.Loop,
+    whole: list[sass.Instruction],
+    flops: int,
+    copies: int,
+) -> tuple[list[sass.Instruction], Counter[str]]:
+    """The part of a path that is outside of the loops in `loop`, and what a warp does in a pass:
+    loops of products or of copies run until it has so many FLOPs, and bytes of a thread."""
     # Loops inside it, of products or of copies: how often they run, the tile says.
     nested = [
         {i for b in one.members for i in blocks[b].instructions}
@@ -40,21 +61,17 @@ def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, i
     ]
     inside = set().union(*nested)
     copying = set().union(*(one for one in nested if copied([*one])))
-    path, copies, products = (
+    path, loads, products = (
         [i for i in whole if i in some] for some in (set(whole) - inside, copying, inside - copying)
     )
     found = Counter(sass.mix(path))
     for some, times in (
-        (products, _times(tile_flops(kernel) - tensor_flops(path), tensor_flops(products))),
-        (copies, _times(tile_bytes(kernel) - copied(path), copied(copies))),
+        (products, _times(flops - tensor_flops(path), tensor_flops(products))),
+        (loads, _times(copies - copied(path), copied(loads))),
     ):
         for key, count in sass.mix(some).items():
             found[key] += round(times * count)
-    for key in ("async_copy", "read_bytes"):  # some warps of a team may load nothing
-        found[key] = found[key] * _loaders(kernel) // _team(kernel)
-    found["total"] = sum(found[key] for key in sass.CATEGORIES)
-    own = {"keys": kernel.arguments["kKeys"], "converting": _converting(blocks, kernel)}
-    return sass.Region("loop", path, whole), {**found, **own}
+    return path, found
 
 
 def _converting(blocks: list[sass.Block], kernel: Any) -> int:

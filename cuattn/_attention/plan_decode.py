@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cuattn._attention.plan import OPS
-from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div
+from cuattn._attention.plan_sm90 import REGISTERS
+from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 MOST_PARTS = 128  # of a row's keys, where split_size is "auto": the last block merges them alone
 LEAST_SPLIT = 256  # keys: a part of 16 rows is written and read in 3 % of the time of its keys
@@ -30,6 +31,7 @@ class Tile(NamedTuple):
     why: str  # shared memory, and what else counts
     template: str = "attention_decode"
     shared: bool = False  # V is columns of K
+    capability: int = 0  # the only one that has its instructions; 0: all have
 
     @property
     def is_wide(self) -> bool:
@@ -39,7 +41,7 @@ class Tile(NamedTuple):
     @property
     def teams(self) -> int:
         """With a ring each."""
-        return 1 if self.is_wide else self.warps // self.team
+        return self.warps // self.team if self.template == "attention_decode" else 1
 
 
 def _latent(rows: int, smem_kib: int, warps: int, keys: int, stages: int, why: str) -> Tile:
@@ -83,6 +85,9 @@ HALF_LATENT = (
     _latent(16, 99, 4, 16, 3, "76 KiB"),
     _latent(32, 227, 8, 32, 4, "196 KiB: a loaded key feeds 32 rows; more would spill"),
     _latent(32, 163, 8, 16, 4, "116 KiB"),
+    _latent(64, 227, 12, 64, 2, "224 KiB: wgmma, as mma takes longer than HBM")._replace(
+        template="attention_latent_sm90", capability=90
+    ),
 )
 FLOAT_LATENT = (
     _latent(16, 163, 4, 16, 2, "112 KiB"),
@@ -106,6 +111,7 @@ class DecodeProblem:
     value_dim: int
     split_size: int | None = None  # keys of a part; None: equal shares
     values_in_keys: bool = False  # values are the first columns of the keys
+    plain: bool = True  # numbers of the cache are q's, and scores are scaled and cut, but no more
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,16 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     if problem.values_in_keys and not any(t.dims[0] == t.dims[1] for t in fitting):
         # float64 with 99 KiB a block: none fits, and keys are read once per 64 columns of values.
         latent = LATENT_TABLES.get(op, HALF_LATENT)
-        fitting = [t for t in latent if kib >= t.smem_kib] or fitting
+        own = (0, compute_capability) if problem.plain else (0,)
+        fitting = [t for t in latent if kib >= t.smem_kib and t.capability in own] or fitting
     if not fitting:
         raise ValueError(
             f"q must have at most 256 columns of {problem.dtype} on a device of compute capability "
             f"{compute_capability / 10}, whose blocks have too little shared memory for more, but "
             f"it has {problem.head_dim}"
         )
-    rows = max(t.rows for t in fitting) if problem.rows > 16 else 16
+    rows = max(t.rows for t in fitting)
+    rows = min((t.rows for t in fitting if t.rows >= problem.rows), default=rows)
     tile = next(t for t in fitting if t.rows == rows)
     dim, value_dim = tile.dims
     row_tiles = ceil_div(problem.rows, rows)
@@ -175,15 +183,14 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     smem = (rows * dim + tile.teams * tile.stages * tile.keys * columns) * item
     if tile.is_wide:
         smem += tile.warps * 16 * tile.keys * acc  # parts of the scores
-    arguments = {
-        "Op": OPS[op],
-        "kWarps": tile.warps,
-        "kColumnWarps" if tile.is_wide else "kTeam": tile.team,
-        "kKeys": tile.keys,
-        "kDim": dim,
-        "kValueDim": value_dim,
-        "kStages": tile.stages,
-    }
+    elif tile.capability:
+        smem += rows * tile.keys * item  # P
+    sizes = {"kKeys": tile.keys, "kDim": dim, "kValueDim": value_dim}
+    arguments: dict[str, object] = {"T": CTYPES[problem.dtype], **sizes}
+    if not tile.capability:
+        team = "kColumnWarps" if tile.is_wide else "kTeam"
+        arguments = {"Op": OPS[op], "kWarps": tile.warps, team: tile.team, **sizes}
+        arguments["kStages"] = tile.stages
     if tile.is_wide:
         arguments["kShared"] = tile.shared
     pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
@@ -193,7 +200,9 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     grid = max(1, min(num_sms, pairs * each))
     part_rows = min(rows, problem.rows)
     record = (part_rows * value_dim + ceil_div(3 * part_rows, 4) * 4) * acc
-    kernel = Kernel(tile.template, arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    block = 32 * tile.warps
+    hopper = {"suffix": "a", "registers": REGISTERS // block // 8 * 8} if tile.capability else {}
+    kernel = Kernel(tile.template, arguments, grid, block, smem_bytes=smem, **hopper)
     return DecodePlan(
         kernel,
         row_tiles,

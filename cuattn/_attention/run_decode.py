@@ -64,6 +64,7 @@ def decode_launch(
         value_dim=sizes.value_dim,
         split_size=auto_split(sizes.capacity) if isinstance(size, str) else size,
         values_in_keys=names.get("v") == "k_cache",
+        plain=not (rule or eight),
     )
     plan = plan_decode(problem, *limits)
     # Of no room there is no page, and an array without elements may have any address.

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
   int slot = 0;  // of this team's next tile
   while (cursor.left > 0) {
     const RowTile rows(p, cursor, kRows);
-    load_queries<kThreads>(q_tile, rows);
+    load_queries<kThreads, kRows>(q_tile, rows);
     if (warp < kTeam && lane < 16) Rule::put(rules, rows, 16 * warp + lane);
     if (threadIdx.x == 0) put_shared(of_block, cursor);
     __syncthreads();  // Q, the rules of its rows and the cursor, for every warp

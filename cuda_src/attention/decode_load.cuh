@@ -97,9 +97,9 @@ struct Sharing {
 
 // Rows row, row + kAtOnce, … of a tile, asynchronously in chunks of 16 bytes: those of one thread. The swizzle repeats
 // every 8 rows, so that addresses in shared memory differ by constants from those of the first of them.
-template <int kAtOnce, class T, int kKeys, int kCols>
+template <int kAtOnce, class Rows, int kKeys>
 struct ChunkCopies {
-  using Rows = Tile<T, kKeys, kCols>;
+  using T = typename Rows::Element;
   static constexpr int kColumns = Rows::kChunks / Rows::kRepeat, kBases = kAtOnce < 8 ? 8 / kAtOnce : 1;
   T* to[kBases];
   KeyBits<kKeys> exist[kColumns];  // from this thread's row on; of chunks beyond the last column none
@@ -114,11 +114,10 @@ struct ChunkCopies {
   }
   // `from`: this thread's first chunk of the row.
   __device__ __forceinline__ void copy(int step, const char* from) const {
-    T* row = to[step / kAtOnce % kBases] + (step - step / kAtOnce % kBases * kAtOnce) * kCols;
+    T* row = to[step / kAtOnce % kBases] + (step - step / kAtOnce % kBases * kAtOnce) * Rows::kRowPitch;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const int chunks = i * Rows::kRepeat;
-      ptx::cp_async_16(row + chunks * Rows::kPerChunk, from + chunks * 16,
+      ptx::cp_async_16(row + i * Rows::kRepeatPitch, from + i * Rows::kRepeat * 16,
                        (exist[i] & KeyBits<kKeys>(1) << step) != 0 ? 16 : 0);
     }
   }
@@ -130,27 +129,28 @@ struct NoCopies {
   __device__ __forceinline__ void copy(int, const char*) const {}
 };
 
-// K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes. kValueDim = 0: K alone.
-template <int kTeamThreads, class T, int kKeys, int kDim, int kValueDim>
-__device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys, kDim> k, Tile<T, kKeys, kValueDim> v,
-                                            const LoadSegment* of, const TileKeys<kKeys>& keys, int first,
-                                            KeyBits<kKeys> exist) {
-  using Share = Sharing<Tile<T, kKeys, kDim>, kKeys, kTeamThreads>;
+// K and V of a tile, by the threads of a team, where rows are whole chunks of 16 bytes. V of no columns: K alone.
+template <int kTeamThreads, int kKeys, class KRows, class VRows>
+__device__ __forceinline__ void load_chunks(const DecodeParams& p, KRows k, VRows v, const LoadSegment* of,
+                                            const TileKeys<kKeys>& keys, int first, KeyBits<kKeys> exist) {
+  using T = typename KRows::Element;
+  using Share = Sharing<KRows, kKeys, kTeamThreads>;
   using Keys = TileKeys<kKeys>;
-  static_assert(Share::kRepeat == Tile<T, kKeys, kValueDim>::kRepeat, "K and V are shared out alike");
+  constexpr bool kIsWide = KRows::kChunks * KRows::kPerChunk > 128;
+  static_assert(Share::kRepeat == VRows::kRepeat, "K and V are shared out alike");
   const Share share;
   const char *k_base = ptx::ld_shared(&of->k.base), *v_base = ptx::ld_shared(&of->v.base);
   const int own = share.column * 16;  // bytes
   const int value_columns = ptx::ld_shared(&of->value_columns), old = ptx::ld_shared(&of->old);
-  const ChunkCopies<Share::kAtOnce, T, kKeys, kDim> k_copies(k, share.row, share.column, p.head_dim, exist);
-  using ValueCopies = ChunkCopies<Share::kAtOnce, T, kKeys, kValueDim>;
-  const typename Select<(kValueDim > 0), ValueCopies, NoCopies>::Type v_copies(v, share.row, share.column,
-                                                                               value_columns, exist);
+  const ChunkCopies<Share::kAtOnce, KRows, kKeys> k_copies(k, share.row, share.column, p.head_dim, exist);
+  using ValueCopies = ChunkCopies<Share::kAtOnce, VRows, kKeys>;
+  const typename Select<(VRows::kChunks > 0), ValueCopies, NoCopies>::Type v_copies(v, share.row, share.column,
+                                                                                    value_columns, exist);
   long long at[Keys::kEach];  // bytes from the base to the rows of this lane's keys
 #pragma unroll
   for (int i = 0; i < Keys::kEach; ++i) at[i] = keys.places[i].offset(p.k_stride) * static_cast<int>(sizeof(T));
   if (p.same_strides && (p.k_new == nullptr || first + kKeys <= old)) {
-#pragma unroll(kDim > 128 ? 2 : kKeys)  // of wide rows there are few registers
+#pragma unroll(kIsWide ? 2 : kKeys)  // of wide rows there are few registers
     for (int step = 0; step < kKeys; step += Share::kAtOnce) {
       const long long offset = Keys::of_row(at, share.row + step);
       k_copies.copy(step, k_base + own + offset);
@@ -170,7 +170,7 @@ __device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys
     k_at[i] = reinterpret_cast<unsigned long long>(k_new + fresh * p.k_new_stride[2] * static_cast<int>(sizeof(T)));
     v_at[i] = reinterpret_cast<unsigned long long>(v_new + fresh * p.v_new_stride[2] * static_cast<int>(sizeof(T)));
   }
-#pragma unroll(kDim > 128 ? 2 : kKeys)  // of wide rows there are few registers
+#pragma unroll(kIsWide ? 2 : kKeys)  // of wide rows there are few registers
   for (int step = 0; step < kKeys; step += Share::kAtOnce) {
     k_copies.copy(step, reinterpret_cast<const char*>(Keys::of_row(k_at, share.row + step)) + own);
     v_copies.copy(step, reinterpret_cast<const char*>(Keys::of_row(v_at, share.row + step)) + own);
@@ -178,12 +178,12 @@ __device__ __forceinline__ void load_chunks(const DecodeParams& p, Tile<T, kKeys
 }
 
 // Rows of a tile of K or V, element by element: any strides, and caches of 8 bits, which become T.
-template <int kTeamThreads, class T, int kKeys, int kCols>
-__device__ __forceinline__ void load_elements(const DecodeParams& p, Tile<T, kKeys, kCols> tile, const CacheRows* of,
+template <int kTeamThreads, int kKeys, class Rows>
+__device__ __forceinline__ void load_elements(const DecodeParams& p, Rows tile, const CacheRows* of,
                                               const long long (&stride)[4], const long long (&new_stride)[4],
                                               const long long (&scale_stride)[3], int columns,
                                               const TileKeys<kKeys>& keys, int fresh, KeyBits<kKeys> exist) {
-  using Rows = Tile<T, kKeys, kCols>;
+  using T = typename Rows::Element;
   using Acc = typename Select<kIsSame<T, double>, double, float>::Type;
   using Share = Sharing<Rows, kKeys, kTeamThreads>;
   using Keys = TileKeys<kKeys>;
@@ -229,9 +229,9 @@ __device__ __forceinline__ void load_elements(const DecodeParams& p, Tile<T, kKe
 }
 
 // Q of a tile of rows, by all threads of the block.
-template <int kThreads, class T, int kRows, int kDim>
-__device__ __forceinline__ void load_queries(Tile<T, kRows, kDim> tile, const RowTile& rows) {
-  using Rows = Tile<T, kRows, kDim>;
+template <int kThreads, int kRows, class Rows>
+__device__ __forceinline__ void load_queries(Rows tile, const RowTile& rows) {
+  using T = typename Rows::Element;
   const DecodeParams& p = rows.p;
 #pragma unroll 1
   for (int index = static_cast<int>(threadIdx.x); index < kRows * Rows::kChunks; index += kThreads) {

@@ -74,6 +74,14 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
   store_left(out, values, columns, p.out_stride[3], p.out_is_vector);
 }
 
+template <class Acc>
+__device__ __forceinline__ void put_stat(PartStat<Acc>* stat, const RowShift<Acc>& shift, Acc total) {
+  const bool none = shift.limit == -Limits<Acc>::infinity();
+  ptx::st_shared(&stat->base, none ? -Limits<Acc>::infinity() : shift.base);
+  ptx::st_shared(&stat->center, shift.center);
+  ptx::st_shared(&stat->l, total);
+}
+
 // O of a warp's 16 rows -> `own`, rows of kValueDim; and their statistics. Columns are swizzled in groups of 8, so that
 // what a warp stores, and what it reads by rows, meets every bank once.
 template <bool kSumsRows, class Acc, int kDTiles>
@@ -84,13 +92,8 @@ __device__ __forceinline__ void put_part(Acc* own, PartStat<Acc>* stats, int war
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = warp_row + lane / 4 + 8 * half;
-    const bool none = shift[half].limit == -Limits<Acc>::infinity();
     const Acc total = kSumsRows ? l[half] : group_sum<4>(l[half]);
-    if (lane % 4 == 0) {
-      ptx::st_shared(&stats[row].base, none ? -Limits<Acc>::infinity() : shift[half].base);
-      ptx::st_shared(&stats[row].center, shift[half].center);
-      ptx::st_shared(&stats[row].l, total);
-    }
+    if (lane % 4 == 0) put_stat(stats + row, shift[half], total);
 #pragma unroll
     for (int low = 0; low < 4; ++low) {
       Acc* to = own + row * 8 * kDTiles + (low ^ row % 4) * 8 + lane % 4 * 2;
@@ -162,10 +165,11 @@ struct PairParts {
       ptx::st_global(stat_of + 2 * part_rows, sum.total);
     }
   }
-  // All parts -> out and lse, where this block is the last of the pair to come. All threads of the block call it.
-  template <int kThreads>
-  __device__ __forceinline__ void merge(Acc fold) const {
-    if (whole || !ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1))) return;
+  // All parts -> out and lse, where this block is the last of the pair to come. The first kThreads threads of the block
+  // call it, all of them or by `barrier`.
+  template <int kThreads, class... Barrier>
+  __device__ __forceinline__ void merge(Acc fold, Barrier... barrier) const {
+    if (whole || !ptx::arrive_is_last(counter, static_cast<unsigned int>(last - first + 1), barrier...)) return;
     for (int index = static_cast<int>(threadIdx.x); index < rows.count * kGroups; index += kThreads) {
       const int row = index / kGroups, group = index % kGroups;
       const auto stat = [&](long long i) {

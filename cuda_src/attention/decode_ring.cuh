@@ -13,12 +13,13 @@ struct RingState {
 };
 
 // Every kTeams-th tile of each segment, from the team's first one on, by kThreads threads. A slot holds kKeys rows of
-// K, and behind them those of V; kValueDim = 0: V is columns of K.
-template <class T, int kTeams, int kThreads, int kKeys, int kDim, int kValueDim, int kStages>
+// K, and behind them those of V; kValueDim = 0: V is columns of K. Rows: as Tile.
+template <class T, int kTeams, int kThreads, int kKeys, int kDim, int kValueDim, int kStages,
+          template <class, int, int> class Rows = Tile>
 struct Ring {
   using Bits = KeyBits<kKeys>;
-  using KTile = Tile<T, kKeys, kDim>;
-  using VTile = Tile<T, kKeys, kValueDim>;
+  using KTile = Rows<T, kKeys, kDim>;
+  using VTile = Rows<T, kKeys, kValueDim>;
   using State = RingState<kKeys, kStages>;
   static constexpr int kSlot = kKeys * (kDim + kValueDim);  // elements
   static constexpr int kScales = 2 * kKeys;                 // of a slot

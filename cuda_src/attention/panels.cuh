@@ -2,6 +2,7 @@
 // each with kSpan bytes of every row. Within a row of a panel, chunk c of 16 bytes lies at chunk c ^ swizzle(row).
 #pragma once
 
+#include <primitives/vector.cuh>
 #include <ptx/cp_async_bulk.cuh>
 
 template <class T, int kRows, int kCols>
@@ -40,5 +41,22 @@ struct Panels {
   static __device__ __forceinline__ unsigned char* beyond(unsigned char* chunk, int columns) {
     const auto address = reinterpret_cast<unsigned long long>(chunk) ^ columns % kChunks * 16;
     return reinterpret_cast<unsigned char*>(address) + columns / kChunks * kPanelBytes;
+  }
+};
+
+// The same for threads that write it: as Tile (attention/tile.cuh).
+template <class T, int kRows, int kCols>
+struct PanelTile {
+  using Layout = Panels<T, kRows, kCols>;
+  using Element = T;
+  static constexpr int kPerChunk = 8, kChunks = kCols / kPerChunk;  // per row
+  static constexpr int kRepeat = Layout::kChunks, kRowPitch = Layout::kPanelCols, kRepeatPitch = kRows * kRowPitch;
+  using Chunk = Fragment<T, kPerChunk>;
+
+  T* base;
+
+  __device__ __forceinline__ T* chunk(unsigned int row, unsigned int column) const {
+    const unsigned int low = column % kRepeat ^ row / (8 / kRepeat) % kRepeat;
+    return base + column / kRepeat * kRepeatPitch + row * kRowPitch + low * kPerChunk;
   }
 };

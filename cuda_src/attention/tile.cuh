@@ -14,7 +14,9 @@ struct Tile {
   static constexpr int kPerChunk = 16 / sizeof(T);
   static constexpr int kChunks = kCols / kPerChunk;  // per row
   static constexpr int kRepeat = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
+  static constexpr int kRowPitch = kCols, kRepeatPitch = kRepeat * kPerChunk;  // elements: a row, kRepeat chunks on
   static_assert(kCols % kPerChunk == 0, "rows are whole chunks");
+  using Element = T;
   using Chunk = Fragment<T, kPerChunk>;
 
   T* base;

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_wide(const __grid_co
   int slot = 0;  // of the next tile
   while (cursor.left > 0) {
     const RowTile rows(p, cursor, kRows);
-    load_queries<kThreads>(q_tile, rows);
+    load_queries<kThreads, kRows>(q_tile, rows);
     if (warp < kRowWarps && lane < 16) Rule::put(rules, rows, 16 * warp + lane);
     if (threadIdx.x == 0) put_shared(of_block, cursor);
     __syncthreads();  // Q, the rules of its rows and the cursor, for every warp

@@ -498,6 +498,33 @@ def test_options_of_latent_attention(backend, rng, how):
         cached.problem.check(*cached.run(backend, split_size=split_size))
 
 
+MANY_ROWS = {
+    "ends of tiles": {"lens": [63, 64, 65, 1, 0, 129], "heads": (40, 1)},
+    "tiles of rows": {
+        "lens": [70, 130], "heads": (72, 1), "op": "bfloat16", "page_size": None,
+        "sinks": np.linspace(-9, 9, 72, dtype=np.float32),
+    },
+    "new keys": {
+        "lens": [200, 66, 3], "heads": (20, 1), "rows": 3, "new": 3, "is_causal": True,
+        "q_lens": np.array([3, 1, 0]),
+    },
+    "window": {"lens": [300, 99], "rows": 2, "window": (70, 0), "op": "bfloat16", "page_size": 5},
+    "large scores": {"lens": [300, 1, 129], "spread": 30.0},
+    "all columns": {"lens": [99, 200], "heads": (34, 1), "value_dim": 576, "layout": "BSHD"},
+    "few columns": {"lens": [99, 200], "dims": (300, 300), "value_dim": 200, "pool": "columns"},
+    "no page": {"lens": [77, 30, 50], "missing": [(0, 1), (1, 0), (1, 1)], "op": "bfloat16"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MANY_ROWS.values(), ids=MANY_ROWS.keys())
+def test_latent_attention_of_many_rows(backend, rng, how):
+    """Where Hopper has a kernel of its own."""
+    latent = {"heads": (64, 1), "dims": (576, 576), "value_dim": 512, "page_size": 16}
+    cached = Cached(rng, **{**latent, **how})
+    for split_size in ("auto", None, 128):
+        cached.problem.check(*cached.run(backend, split_size=split_size))
+
+
 @pytest.mark.parametrize("dims", [(48, 32), (576, 512)], ids=str)
 @pytest.mark.parametrize("scales", ["number", "head", "token"])
 def test_values_of_keys_of_eight_bits(backend, rng, scales, dims):

@@ -228,20 +228,22 @@ LATENT = {"lens": [230, 3, 0, 300], "heads": (20, 1), "dims": (576, 576), "value
 
 
 @pytest.mark.parametrize(
-    ("num_sms", "how"),
-    [(1, {}), (3, {}), (8, {}), (40, {}), (3, LATENT)],
-    ids=["1", "3", "8", "40", "latent"],
+    ("arch", "num_sms", "how"),
+    [
+        *(("sm_80", n, {}) for n in (1, 3, 8, 40)),
+        ("sm_80", 3, LATENT),
+        ("sm_90", 3, {**LATENT, "heads": (40, 1)}),
+    ],
+    ids=["1", "3", "8", "40", "latent", "many rows"],
 )
-def test_bits_are_the_same_on_every_run(rng, num_sms, how):
+def test_bits_are_the_same_on_every_run(rng, arch, num_sms, how):
     """Also where shares are equal: in whatever order blocks run, and which of them merges."""
     how = {"lens": [530, 3, 0, 700], "heads": (4, 2), "page_size": 16, "rows": 2, **how}
     cached = Cached(rng, capacity=704, **how)
-    runs = [
-        alone(cached, [0, 1, 2, 3], "sm_80", num_sms, seed, split_size=None) for seed in range(4)
-    ]
+    runs = [alone(cached, [0, 1, 2, 3], arch, num_sms, seed, split_size=None) for seed in range(4)]
     assert runs[1:] == runs[:-1]
-    with emulator.activate("sm_80", num_sms) as runtime:
-        cached.problem.check(*cached.run(NumpyBackend("emulator", "sm_80", runtime)))
+    with emulator.activate(arch, num_sms) as runtime:
+        cached.problem.check(*cached.run(NumpyBackend("emulator", arch, runtime)))
 
 
 @pytest.mark.parametrize("dims", [(64, None), (128, None), (200, None), (576, 512)], ids=str)

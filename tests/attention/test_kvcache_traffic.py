@@ -128,6 +128,37 @@ def test_products_are_those_of_the_keys(rng):
         assert call.counters.mma == tiles * (keys // 8 * 128 // 16 + 128 // 8 * keys // 16)
 
 
+@pytest.mark.parametrize("heads", [40, 130])  # a tile of rows, and three
+def test_traffic_of_many_rows(rng, heads):
+    """For each tile of rows: every byte once, every product once, no barrier of the block behind
+    the first, and no bank conflicts, those of wgmma included."""
+    lens = [200, 64, 3]
+    how = {"heads": (heads, 1), "dims": (576, 576), "value_dim": 512}
+    cached = Cached(rng, "bfloat16", lens=lens, **how)
+    call = Counted(cached, split_size=10**6)
+    none = Counted(cached, split_size=10**6, kv_lens=np.zeros(3, np.int32))
+    assert call.kernel.template == "attention_latent_sm90"
+    keys, row_tiles = call.tile["kKeys"], -(-heads // 64)
+    read = call.counters.global_bytes_read - none.counters.global_bytes_read
+    assert read == row_tiles * sum(lens) * 576 * 2
+    tiles = row_tiles * (sum(-(-n // keys) for n in lens) - len(lens))  # none: one tile of each
+    products = call.counters.wgmma - none.counters.wgmma  # of a warp each
+    assert products == 4 * tiles * (576 // 16 + 2 * keys // 16)
+    assert call.counters.barriers == none.counters.barriers == call.kernel.grid
+    assert call.counters.shared_wavefronts == call.counters.shared_wavefronts_ideal > 0
+    of_scores = call.counters.exps - none.counters.exps - len(lens) * heads * 512 // 4  # of results
+    assert 0 <= of_scores - tiles * 64 * keys < 64 * keys  # and where O is rescaled
+
+
+@pytest.mark.parametrize(
+    "more", [{"softcap": 3.0}, {"scale": -1.0}, {"tree": np.eye(1, dtype=bool)}]
+)
+def test_many_rows_of_the_general_kernel(rng, more):
+    """Hopper's own scales scores and cuts them off, but does no more."""
+    how = {"heads": (40, 1), "dims": (576, 576), "value_dim": 512, **more}
+    assert Counted(Cached(rng, "bfloat16", lens=[70], **how)).kernel.template == "attention_wide"
+
+
 @pytest.mark.parametrize("heads", [16, 20])  # one row warp, and two
 def test_products_and_barriers_of_latent_attention(rng, heads):
     """Columns are shared: every product once. A barrier of the block for each tile of keys."""

@@ -15,6 +15,13 @@ CAPABILITIES = (80, 86, 90, 100, 120)
 PROBLEM = DecodeProblem("float16", "float16", 3, 2, 4, 4096, 128, 128)
 
 
+def numbers_of(kernel):
+    """What tells the tiles of a table apart."""
+    found = kernel.arguments
+    dims = found["kKeys"], found["kDim"], found["kValueDim"]
+    return kernel.template, kernel.block, *dims, found.get("kStages", 2)
+
+
 def test_every_tile_is_compiled():
     """Each row of the tables is taken somewhere, and what is taken is among the configurations."""
     taken = set()
@@ -23,15 +30,12 @@ def test_every_tile_is_compiled():
         for problem in decode_problems(capability):
             kernel = plan_decode.plan_decode(problem, capability, 132).kernel
             assert kernel.name in compiled
-            shared = kernel.arguments.get("kShared", False)
-            _, *numbers = kernel.arguments.values()
-            taken.add((problem.op, *numbers[:6], shared))
+            taken.add((problem.op, *numbers_of(kernel)))
     half = (("float16", plan_decode.HALF_TILES), ("float16", plan_decode.HALF_LATENT))
     of_op = (*plan_decode.TABLES.items(), *plan_decode.LATENT_TABLES.items())
     for op, table in half + of_op:
         for tile in table:
-            numbers = tile.warps, tile.team, tile.keys, *tile.dims, tile.stages, tile.shared
-            assert (op, *numbers) in taken, (op, tile)
+            assert (op, tile.template, 32 * tile.warps, tile.keys, *tile.dims, tile.stages) in taken
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -42,7 +46,7 @@ def test_every_problem_has_a_tile_that_fits(capability):
             one = replace(problem, rows=rows, head_dim=dim, value_dim=value_dim)
             plan = plan_decode.plan_decode(one, capability, 132)
             found = plan.kernel.arguments
-            team = found.get("kTeam") or found["kWarps"] // found["kColumnWarps"]
+            team = found.get("kTeam") or found.get("kWarps", 12) // found.get("kColumnWarps", 3)
             tile_rows = 16 * team
             if one.values_in_keys:  # of each key, its values are read with it
                 assert plan.values_in_keys or (problem.op == "float64" and kib < 163)
@@ -51,6 +55,17 @@ def test_every_problem_has_a_tile_that_fits(capability):
             assert plan.column_tiles * found["kValueDim"] >= value_dim
             if problem.op != "float64" or kib > 99:
                 assert plan.column_tiles == 1  # else keys are read again
+
+
+def test_latent_attention_of_many_rows_on_hopper():
+    """wgmma is there alone; of few rows, and of 8 bits, it gains nothing."""
+    latent = DecodeProblem("float16", "float16", 3, 1, 33, 4096, 576, 512, values_in_keys=True)
+    changes = {}, {"rows": 32}, {"plain": False}, {"op": "tf32", "dtype": "float32"}
+    for capability, change in itertools.product(CAPABILITIES, changes):
+        kernel = plan_decode.plan_decode(replace(latent, **change), capability, 132).kernel
+        own = capability == 90 and not change
+        assert kernel.template == ("attention_latent_sm90" if own else "attention_wide")
+        assert (kernel.suffix, kernel.registers) == (("a", 168) if own else ("", 0))
 
 
 @pytest.mark.parametrize("split_size", [None, 128, 256])

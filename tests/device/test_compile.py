@@ -16,7 +16,7 @@ import wgmma_registers
 from configurations import SMS, TARGETS, attention_problem, kernels
 
 from bench import inside
-from bench.compiled import attention_sm90_loop, disassembly, sass
+from bench.compiled import attention_sm90_loop, disassembly, latent_sm90_loop, sass
 from cuattn._attention.plan_sm90 import TILES, plan_attention_sm90
 from cuattn._device import compiler
 
@@ -66,17 +66,19 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
     its warps give each other, a main loop that does not multiply as planned or touches global
     memory, and exponentials that do not run beside the second product."""
     blocks = sass.parse(code.sass)
-    tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
     found = []
-    if any(i.category == "local" for block in blocks for i in block.instructions):
-        found.append("local memory")
     if "BRA.U.ANY" in code.sass:
         found.append("a loop over lanes around an instruction that one thread executes")
     if code.registers < kernel.registers:
         found.append("fewer registers than planned")
     if kernel.smem_bytes + code.smem_bytes > SM90_SMEM:
         found.append("more shared memory than there is")
+    if kernel.header == latent_sm90_loop.HEADER:
+        return found + latent_sm90_loop.faults(blocks, kernel)
 
+    tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
+    if any(i.category == "local" for block in blocks for i in block.instructions):
+        found.append("local memory")
     roles = attention_sm90_loop.roles(blocks)
     for role, (budget, used) in roles.items():
         if used > budget:

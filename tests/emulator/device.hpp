@@ -43,7 +43,8 @@ enum class Combine { kNone, kOr, kAnd, kCount };
 int block_barrier(Combine op, int value, Site site);
 void named_barrier(int id, int threads, bool wait, Site site);
 
-bool arrive_is_last(void* counter, unsigned int count, Site site);  // of the block, among `count` of the launch
+// Of the block, among `count` of the launch. id > 0: by its first `threads` threads alone, with this named barrier.
+bool arrive_is_last(void* counter, unsigned int count, int id, int threads, Site site);
 
 // Warp collectives; every lane of `mask` calls the same one. Only kSync orders memory accesses.
 enum class Collective {

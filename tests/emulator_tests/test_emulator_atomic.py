@@ -89,6 +89,42 @@ def test_wide_loads(kind):
     assert cost.loads_by_size[4 * width] == 2 * BLOCKS
 
 
+# The first warp arrives for both, the other one goes its own way.
+WARP = SUM.replace(ARRIVES, "t < 32 && ptx::arrive_is_last(p.counters, blocks, 1, 32)")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_some_threads_arrive(seed):
+    out, _, cost = run(WARP.replace("t ^ 33", "t ^ 1"), seed=seed)
+    np.testing.assert_array_equal(out[:32], sum(10 * b + (np.arange(32) ^ 1) for b in range(3)))
+    assert cost.barriers == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("t ^ 33", "t ^ 33", r"which thread \d\d of block \d wrote .* and has not released since"),
+        ("t < 32", "t >= 32", "arrives at a counter, which is for the first 32 threads"),
+        ("blocks, 1, 32", "blocks, 16, 32", "named barrier 16"),
+        ("1, 32)", "1, t < 32 ? 32 : 64)", None),
+        (
+            "1, 32)",
+            "1, 32) && ptx::arrive_is_last(p.counters + 1, 1, 1, 64)",
+            "before there were 32",
+        ),
+    ],
+    ids=["others wrote it", "others arrive", "no such barrier", "as before", "more of them"],
+)
+def test_faults_where_some_threads_arrive(old, new, error):
+    assert WARP.count(old) == 1
+    body = WARP.replace(old, new)
+    if error is None:
+        run(body.replace("t ^ 33", "t"))
+        return
+    with pytest.raises(emulator.EmulatorError, match=error):
+        run(body)
+
+
 def test_loads_of_2_bytes_do_not_compile():
     with pytest.raises(RuntimeError, match="4, 8 or 16 bytes"):
         run("ptx::ld_global_cg(reinterpret_cast<const short*>(p.parts));")

@@ -540,6 +540,21 @@ LATENT_DOUBLE = kvcache("test_values_of_keys", "float64-(576, 512)")
 LATENT_BITS = (
     "tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[latent]",
 )
+MANY, MANY_NEW, MANY_COLUMNS, MANY_WINDOW, MANY_GROWS = (
+    kvcache("test_latent_attention_of_many_rows", *names, arch="sm_90")
+    for names in (
+        ("ends of tiles", "tiles of rows"),
+        ("new keys",),
+        ("all columns",),
+        ("window",),
+        ("large scores",),
+    )
+)
+MANY_PARTS = (
+    "tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[many rows]",
+)
+MANY_RACES = (*MANY, *MANY_WINDOW, *MANY_PARTS)
+MANY_TRAFFIC = (KVCACHE_TRAFFIC + "traffic_of_many_rows[40]",)
 LATENT_RULES = kvcache("test_options_of_latent_attention", "softcap", "all")
 LATENT_MASK = kvcache("test_options_of_latent_attention", "all", "tree")
 LATENT_DOUBLE_ROWS = kvcache("test_values_of_keys_of_eight_bits", "token-(576, 512)")
@@ -582,7 +597,10 @@ TO_FLOAT16 = wrapper("two_values_in_a_word", "__half")
 TO_BFLOAT16 = wrapper("two_values_in_a_word", "__nv_bfloat16")
 RELAXED_4 = wrapper("relaxed_accesses_may_race", "u4-unsigned int")
 RELAXED_8 = wrapper("relaxed_accesses_may_race", "u8-unsigned long long")
-LAST_4, LAST_8, LAST_16 = (wrapper("last_block_reads_what_all_wrote", n) for n in (1, 2, 4))
+LAST_4, LAST_8, LAST_16, LAST_SOME = (
+    wrapper("last_block_reads_what_all_wrote", case)
+    for case in ("1-all", "2-all", "4-all", "1-some")
+)
 ONE_WORD = wrapper("values_sent_in_a_cluster", 1)
 FOUR_WORDS = wrapper("values_sent_in_a_cluster", 4)
 SS_64, SS_80, SS_96, SS_112, SS_128, SS_192, SS_256 = (

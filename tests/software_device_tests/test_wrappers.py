@@ -145,8 +145,8 @@ extern "C" __global__ void k(unsigned int* counters, Value* parts, Value* y, uns
   const int t = threadIdx.x, three = blockIdx.x / 3;
   Value value;
   for (int i = 0; i < WORDS; ++i) value.word[i] = 100000 * blockIdx.x + 10 * t + i;
-  parts[blockIdx.x * 64 + t] = value;
-  if (!ptx::arrive_is_last(counters + three, 3)) return;
+  if (t < 64) parts[blockIdx.x * 64 + t] = value;
+  if (t >= 64 || !ptx::arrive_is_last(counters + three, 3 SOME)) return;
   Value sum = {};
   for (int part = 3 * three; part < 3 * three + 3; ++part) {
     value = ptx::ld_global_cg(parts + part * 64 + (t ^ 33));
@@ -157,14 +157,16 @@ extern "C" __global__ void k(unsigned int* counters, Value* parts, Value* y, uns
 }"""
 
 
+@pytest.mark.parametrize("some", ["", ", 1, 64"], ids=["all", "some"])
 @pytest.mark.parametrize("words", [1, 2, 4])
-def test_last_block_reads_what_all_wrote(words):
-    """In two launches, between which nobody touches the counters."""
-    ptx = compile_with_headers(LAST.replace("WORDS", str(words)))
+def test_last_block_reads_what_all_wrote(words, some):
+    """In two launches, between which nobody touches the counters; by all threads, or by some."""
+    ptx = compile_with_headers(LAST.replace("WORDS", str(words)).replace("SOME", some))
     counters, lasts = np.zeros(4, np.uint32), np.zeros(4, np.uint32)
     for seed in range(2):
         parts, y = (np.zeros((n, 64, words), np.uint32) for n in (12, 4))
-        assert run(ptx, counters, parts, y, lasts, grid=12, block=64, seed=seed) is None
+        block = 96 if some else 64
+        assert run(ptx, counters, parts, y, lasts, grid=12, block=block, seed=seed) is None
         assert not counters.any() and (lasts == seed + 1).all()
         three, t, word = np.ogrid[:4, :64, :words]
         assert np.array_equal(y, 100000 * (9 * three + 3) + 3 * (10 * (t ^ 33) + word))

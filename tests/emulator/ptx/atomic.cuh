@@ -4,7 +4,10 @@
 namespace ptx {
 
 __forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, EMU_SITE) {
-  return ::emu::arrive_is_last(counter, count, site);
+  return ::emu::arrive_is_last(counter, count, 0, 0, site);
+}
+__forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, int id, int threads, EMU_SITE) {
+  return ::emu::arrive_is_last(counter, count, id, threads, site);
 }
 
 template <class T>

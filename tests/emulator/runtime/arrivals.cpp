@@ -58,16 +58,32 @@ bool arrive(Thread& thread, void* ptr, uint32_t count, Site site) {
 
 }  // namespace
 
-bool arrive_is_last(void* counter, unsigned int count, Site site) {
+bool arrive_is_last(void* counter, unsigned int count, int id, int threads, Site site) {
   Thread& thread = running();
   check_arch(thread, 700, "arrive_is_last", site);
-  block_barrier(Combine::kNone, 0, site);
+  const int arriving = id == 0 ? machine.block_threads : threads;
+  if (thread.index >= arriving) {
+    fault(thread, site, "arrives at a counter, which is for the first %d threads of the block", arriving);
+  }
+  if (machine.arriving != 0 && machine.arriving != arriving) {
+    fault(thread, site, "arrives at a counter with %d threads of the block, but before there were %d", arriving,
+          machine.arriving);
+  }
+  machine.arriving = arriving;
+  if (id == 0) {
+    block_barrier(Combine::kNone, 0, site);
+  } else {
+    named_barrier(id, threads, true, site);
+  }
   const bool last = thread.index == 0 && arrive(thread, counter, count, site);
+  if (thread.index == 0) thread.block->was_last = last;
   ++thread.arrivals;
   if (machine.writer_arrivals.empty()) {
     for (const std::vector<uint32_t>& writers : machine.writers) machine.writer_arrivals.emplace_back(writers.size());
   }
-  return block_barrier(Combine::kOr, last, site) != 0;
+  if (id == 0) return block_barrier(Combine::kOr, last, site) != 0;
+  named_barrier(id, threads, true, site);
+  return thread.block->was_last;  // no thread arrives again before all have read it: a barrier is between
 }
 
 bool is_acquired(const Thread& thread, uint32_t block, uint32_t arrival) {

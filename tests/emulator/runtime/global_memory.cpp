@@ -90,14 +90,16 @@ const Region& find(const Thread& thread, uint64_t address, int size, int alignme
 // A byte that another thread wrote: did that thread's block release it, and has this one acquired it since?
 void check_acquired(const Thread& thread, const Region& region, uint64_t byte, uint32_t writer, Site site) {
   const uint64_t index = &region - machine.launch.regions;
-  const uint32_t block = ((writer & ~kBulkWriter) - 1) / static_cast<uint32_t>(machine.block_threads);
+  const uint32_t threads = static_cast<uint32_t>(machine.block_threads), index_of = (writer & ~kBulkWriter) - 1;
+  const uint32_t block = index_of / threads;
   const uint32_t arrival = machine.writer_arrivals.empty() ? 0 : machine.writer_arrivals[index][byte];
-  const bool by_bulk_store = writer & kBulkWriter;  // which no arrival waits for
-  if (!by_bulk_store && is_acquired(thread, block, arrival)) return;
+  // No arrival waits for a bulk store, nor for threads that do not call it.
+  const bool apart = (writer & kBulkWriter) != 0 || index_of % threads >= static_cast<uint32_t>(machine.arriving);
+  if (!apart && is_acquired(thread, block, arrival)) return;
   fault(thread, site, "reads byte %llu of %s, which %s wrote in the same launch and %s",
         static_cast<unsigned long long>(byte), region.label, WriterName(writer).text,
-        !by_bulk_store && is_released(block, arrival) ? "released at no counter where this block was the last"
-                                                      : "has not released since");
+        !apart && is_released(block, arrival) ? "released at no counter where this block was the last"
+                                              : "has not released since");
 }
 
 // Of the readers of a byte the last one is known, and whether there were any in another cluster.
@@ -117,6 +119,7 @@ void begin_global_memory() {
   machine.readers.assign(count, {});
   machine.writer_arrivals.clear();
   machine.arrivals.clear();
+  machine.arriving = 0;
   for (uint64_t i = 0; i < count; ++i) {
     const Region& region = machine.launch.regions[i];
     uint8_t every = static_cast<uint8_t>(region.uniform_access);
