@@ -34,23 +34,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from bench import inside
-from bench.compiled import (
-    attention_loop,
-    attention_sm90_loop,
-    decode_loop,
-    disassembly,
-    latent_sm90_loop,
-    sass,
-)
+from bench.compiled import disassembly, sass
 from bench.compiled.disassembly import WHEEL, find_nvdisasm
+from bench.compiled.loops import LOOPS
 from bench.report import attention as report_attention
 
 ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 MUFU_LANES = 16  # a cycle and SM
 L2_BYTES = 64  # a cycle and SM, at most
-OF_ATTENTION = (attention_loop, attention_sm90_loop, decode_loop, latent_sm90_loop)
-LOOPS = {module.HEADER: module for module in OF_ATTENTION}
-LOOPS[decode_loop.WIDE] = decode_loop
 REGISTERS = 65536  # an SM
 REGISTER_UNIT, WARP_UNIT = 256, 4  # registers of a warp, warps of an SM: what is allocated at once
 

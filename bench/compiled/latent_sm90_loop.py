@@ -100,6 +100,8 @@ def faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
             found.append(f"global memory in the loop of {role}")
         if attention_sm90_loop.products([i for i, _ in passed]) != wanted:
             found.append(f"other products than planned in {role}")
-        if any(n != {0} for i, n in passed if i.category == "tensor"):
+        behind = [n for i, n in passed if i.category == "tensor" and n != {0}]
+        # The last third of the columns of Q waits for the others' sums, and for P V before them.
+        if behind != [{2}] * (role == "scores") * (kernel.arguments["kDim"] // 48):
             found.append(f"a product behind a wait in {role}")
     return found

@@ -109,6 +109,7 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
   constexpr Bits kAll = static_cast<Bits>(~0ULL >> (64 - kKeys));
   static_assert(kHalf % KTile::kRowPitch == 0, "halves of V are whole panels");
   static_assert((kDim - kValueDim) % KTile::kRowPitch == 0, "and so are the last columns of K");
+  static_assert(kDim % 48 == 0, "three chains of whole steps");
   auto& own = smem.own;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = 16 * warp + lane / 4;  // of elements 0, 1, 4, 5 …; the others are 8 further down
@@ -147,7 +148,7 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
       ptx::wgmma_commit();
     };
     if constexpr (kScores) {
-      float s[kKeys / 2];
+      float s[kKeys / 2], s_last[kKeys / 2];
       OnlineSoftmax online;
       int low[2], high[2];  // this lane's rows see keys low … high - 1; those that are padding, all
 #pragma unroll
@@ -157,15 +158,32 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
         low[half] = none ? 0 : rows.lengths.low(p, query);
         high[half] = none ? 0x7fffffff : rows.lengths.high(p, query);
       }
-      const auto start_scores = [&](int slot) {  // S = Q K^T
+      // S = Q K^T in three chains of products: each adds up a third of the columns, as tensor cores truncate every sum.
+      constexpr int kChain = kDim / 16 / 3;
+      const auto chain = [&](float (&sum)[kKeys / 2], int slot, int third) {
         const unsigned int q = ptx::ld_shared(&own.q_descriptor);
 #pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) {
-          const int panel = i / kPanelSteps, in_panel = i % kPanelSteps * 32;
-          ptx::wgmma_ss<T, kKeys, kSpan>(s, q + (panel * kQPanel + in_panel) / 16,
+        for (int i = 0; i < kChain; ++i) {
+          const int step = third * kChain + i, panel = step / kPanelSteps, in_panel = step % kPanelSteps * 32;
+          ptx::wgmma_ss<T, kKeys, kSpan>(sum, q + (panel * kQPanel + in_panel) / 16,
                                          k_descriptor + slot * kSlot + (panel * kPanel + in_panel) / 16, i > 0);
         }
+      };
+      const auto start_scores = [&](int slot) {
+        chain(s, slot, 0);
+        chain(s_last, slot, 1);
         ptx::wgmma_commit();
+      };
+      const auto finish_scores = [&](int slot) {
+        ptx::wgmma_wait<0>();  // two chains are complete
+#pragma unroll
+        for (int r = 0; r < kKeys / 2; ++r) s[r] += s_last[r];
+        ptx::wgmma_fence(s);  // hands s_last to the tensor cores
+        chain(s_last, slot, 2);
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();  // S is complete
+#pragma unroll
+        for (int r = 0; r < kKeys / 2; ++r) s[r] += s_last[r];
       };
       const auto softmax = [&](int j) {  // S of tile j -> P; O = O exp(m - m')
         const int key = (first + j) * kKeys;
@@ -210,20 +228,20 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
       await(0);
       ptx::wgmma_fence();  // hands S to the tensor cores
       start_scores(0);
-      ptx::wgmma_wait<0>();  // S is complete
+      finish_scores(0);
       softmax(0);
 #pragma unroll 1
       for (int j = 1; j < tiles; ++j) {
-        ptx::wgmma_fence();  // hands P, O and S to the tensor cores
+        ptx::wgmma_fence(o);  // hands P, O and S to the tensor cores
         start_values((j - 1) % 2);
         await(j % 2);
         start_scores(j % 2);
         ptx::wgmma_wait<1>();  // O is complete, and V is read
         release((j - 1) % 2);
-        ptx::wgmma_wait<0>();  // S is complete
+        finish_scores(j % 2);
         softmax(j);
       }
-      ptx::wgmma_fence();  // hands P and O to the tensor cores
+      ptx::wgmma_fence(o);  // hands P and O to the tensor cores
       start_values((tiles - 1) % 2);
       ptx::wgmma_wait<0>();  // O is complete, and V is read
       release((tiles - 1) % 2);
@@ -282,7 +300,7 @@ template <class T, int kKeys, int kDim, int kValueDim>
 __global__ void __launch_bounds__(384, 1) attention_latent_sm90(const __grid_constant__ DecodeParams p) {
   using Smem = LatentSmem<T, kKeys, kDim, kValueDim>;
   // Of 64 K registers: what each role needs. Above them ptxas would spill.
-  constexpr int kScoresRegisters = 224, kValuesRegisters = 176, kLoaderRegisters = 104;
+  constexpr int kScoresRegisters = 240, kValuesRegisters = 176, kLoaderRegisters = 88;
 
   const Smem smem{ptx::dynamic_smem<T, 1024>(), *ptx::static_smem<typename Smem::Static, 1>()};
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0);

@@ -3,37 +3,33 @@
 
 namespace ptx {
 
-// Thread 0's arrival for its block; the last one of `count`? A counter is 0 before the first arrival and after the
-// last, at which atom.inc wraps around: no launch has to clear it.
+// Arrival of the block at `counter`: is it the last one of `count`? All threads call it; or, with barrier `id`, the
+// first `threads` of the block, whole warps. What they wrote to global memory before is released, and the last arrival
+// acquires what all released; ld_global_cg reads it. A counter is 0 before the first arrival and after the last, at
+// which atom.inc wraps around: no launch has to clear it.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-atom
-__device__ __forceinline__ bool arrive_at_counter(unsigned int* counter, unsigned int count) {
-  unsigned int before;
-  // Before the counter moves, the whole GPU sees the block's writes. The atom's own release promises the same, but
-  // TensorRT-LLM found a fence necessary on sm_121.
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-  // Its acquire: the last block sees the writes of those that arrived before it.
-  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(__cvta_generic_to_global(counter)), "r"(count - 1)
-               : "memory");
-  return before == count - 1;
-}
-
-// Arrival of the block at `counter`: is it the last one of `count`? All threads call it. What they wrote to global
-// memory before is released, and the last arrival acquires what all released; ld_global_cg reads it.
-__device__ __forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count) {
-  __syncthreads();  // every thread's writes come before what thread 0 does
-  bool last = false;
-  if (threadIdx.x == 0) last = arrive_at_counter(counter, count);
-  return __syncthreads_or(last) != 0;  // what every thread reads next comes after what thread 0 acquired
-}
-
-// The same of the first `threads` threads of the block, whole warps, alone: they call it, by barrier `id`.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
-__device__ __forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, int id, int threads) {
-  asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");  // as __syncthreads above
+__device__ __forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, int id = 0, int threads = 0) {
+  // Every thread's writes come before what thread 0 does.
+  if (threads == 0) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  }
   int last = 0;
-  if (threadIdx.x == 0) last = arrive_at_counter(counter, count);
+  if (threadIdx.x == 0) {
+    unsigned int before;
+    // Before the counter moves, the whole GPU sees the block's writes. The atom's own release promises the same, but
+    // TensorRT-LLM found a fence necessary on sm_121.
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+    // Its acquire: the last block sees the writes of those that arrived before it.
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(counter)), "r"(count - 1)
+                 : "memory");
+    last = before == count - 1;
+  }
+  // What every thread reads next comes after what thread 0 acquired.
+  if (threads == 0) return __syncthreads_or(last) != 0;
   asm volatile(
       "{\n .reg .pred last;\n"
       " setp.ne.s32 last, %0, 0;\n"

@@ -506,9 +506,12 @@ MANY_ROWS = {
     },
     "new keys": {
         "lens": [200, 66, 3], "heads": (20, 1), "rows": 3, "new": 3, "is_causal": True,
-        "q_lens": np.array([3, 1, 0]),
+        "q_lens": np.array([3, 1, 3]),
     },
-    "window": {"lens": [300, 99], "rows": 2, "window": (70, 0), "op": "bfloat16", "page_size": 5},
+    "window": {  # of 17 queries, some see all keys of a tile
+        "lens": [277, 256, 5], "heads": (4, 1), "rows": 17, "window": (70, 0), "op": "bfloat16",
+        "page_size": 5,
+    },
     "large scores": {"lens": [300, 1, 129], "spread": 30.0},
     "all columns": {"lens": [99, 200], "heads": (34, 1), "value_dim": 576, "layout": "BSHD"},
     "few columns": {"lens": [99, 200], "dims": (300, 300), "value_dim": 200, "pool": "columns"},

@@ -717,7 +717,7 @@ def test_keys_that_hold_values_are_bound_by_memory(nvdisasm, arch, rows, warps):
     assert warps * mix["tensor_flops"] == pytest.approx(flops, rel=1e-5)
     if rows == 64:  # one exponential for each score; others where O is rescaled
         assert warps * (mix["mufu"] - 1) <= rows * keys / 32 <= warps * mix["mufu"]
-        assert mix["local"] == mix["global_load"] == 0 and warps * mix["total"] < 3000
+        assert mix["local"] == mix["global_load"] == 0 and warps * mix["total"] < 3200
 
 
 def test_no_mix_without_tensor_cores(nvdisasm):

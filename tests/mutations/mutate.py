@@ -540,14 +540,15 @@ LATENT_DOUBLE = kvcache("test_values_of_keys", "float64-(576, 512)")
 LATENT_BITS = (
     "tests/attention/test_kvcache_device.py::test_bits_are_the_same_on_every_run[latent]",
 )
-MANY, MANY_NEW, MANY_COLUMNS, MANY_WINDOW, MANY_GROWS = (
-    kvcache("test_latent_attention_of_many_rows", *names, arch="sm_90")
+MANY, MANY_NEW, MANY_COLUMNS, MANY_WINDOW, MANY_GROWS, MANY_PAGES = (
+    kvcache("test_latent_attention_of_many_rows", *names, arch="sm_90a")
     for names in (
         ("ends of tiles", "tiles of rows"),
         ("new keys",),
         ("all columns",),
         ("window",),
         ("large scores",),
+        ("no page",),
     )
 )
 MANY_PARTS = (

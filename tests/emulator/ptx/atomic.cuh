@@ -3,10 +3,7 @@
 
 namespace ptx {
 
-__forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, EMU_SITE) {
-  return ::emu::arrive_is_last(counter, count, 0, 0, site);
-}
-__forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, int id, int threads, EMU_SITE) {
+__forceinline__ bool arrive_is_last(unsigned int* counter, unsigned int count, int id = 0, int threads = 0, EMU_SITE) {
   return ::emu::arrive_is_last(counter, count, id, threads, site);
 }
 

@@ -30,6 +30,10 @@ constexpr void check_wgmma() {
 namespace ptx {
 
 __forceinline__ void wgmma_fence(EMU_SITE) { ::emu::wgmma_fence(site); }
+template <int kCount>
+__forceinline__ void wgmma_fence(float (&)[kCount], EMU_SITE) {
+  ::emu::wgmma_fence(site);
+}
 __forceinline__ void wgmma_commit(EMU_SITE) { ::emu::wgmma_commit(site); }
 
 template <int kPending>
