@@ -201,8 +201,10 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     part_rows = min(rows, problem.rows)
     record = (part_rows * value_dim + ceil_div(3 * part_rows, 4) * 4) * acc
     block = 32 * tile.warps
-    hopper = {"suffix": "a", "registers": REGISTERS // block // 8 * 8} if tile.capability else {}
-    kernel = Kernel(tile.template, arguments, grid, block, smem_bytes=smem, **hopper)
+    suffix, registers = ("a", REGISTERS // block // 8 * 8) if tile.capability else ("", 0)
+    kernel = Kernel(
+        tile.template, arguments, grid, block, 1, smem, suffix=suffix, registers=registers
+    )
     return DecodePlan(
         kernel,
         row_tiles,

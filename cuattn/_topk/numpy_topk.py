@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cuattn._arrays.blocks import FLOAT32, FLOAT64, quiet
+from cuattn._arrays.blocks import FLOAT32, FLOAT64, pieces, quiet
 from cuattn._softmax.numpy_states import row_states
+from cuattn._topk.numpy_large import best_columns, is_large
 from cuattn._topk.numpy_ranking import Place, Ranked, cut, select_rows
 from cuattn._topk.request import Call
 
@@ -60,13 +61,32 @@ class Task:
 
     def run(self) -> None:
         """Write the results."""
-        if self.values.size:
-            select_rows(self.ranked, self.values.shape[-1], self.store)
+        if not self.values.size:
+            return
+        k = self.values.shape[-1]
+        if not is_large(self.ranked.x.shape[-1], k):
+            select_rows(self.ranked, k, self.store)
+            return
+        for place in pieces(self.values.shape[:-1], 1):
+            columns = self.indices[place].reshape(-1)  # of one row, and no copy
+            best_columns(self.ranked, place, columns)
+            self.finish(place, None, columns[None])
 
     def store(self, place: Place, x: np.ndarray, columns: np.ndarray) -> None:
         """Those of a block of rows, whose k best elements are x."""
-        put(self.values[place], x)
         put(self.indices[place], columns)
+        self.finish(place, x, columns)
+
+    def finish(self, place: Place, x: np.ndarray | None, columns: np.ndarray) -> None:
+        """The values at these columns: `x`, where it is at hand."""
+        for piece in cut_up(columns):
+            found = x if x is not None else self.ranked.read(place, columns[:, piece])[0]
+            put(self.values[place][..., piece], found[:, piece] if x is not None else found)
+
+
+def cut_up(columns: np.ndarray) -> list[slice]:
+    """Pieces of rows of this length."""
+    return [slice(i, i + PIECE) for i in range(0, columns.shape[1], PIECE)]
 
 
 def put(out: np.ndarray, found: np.ndarray) -> None:
@@ -97,18 +117,16 @@ class SoftmaxTask(Task):
             self.scale, factor = scale.astype(FLOAT64), np.ldexp(factor, -self.unit)
         super().__init__(Ranked(rows_last(x, axis), True, factor, where), values, indices)
 
-    def store(self, place: Place, x: np.ndarray, columns: np.ndarray) -> None:
-        """Those of a block of rows, whose k best elements are x."""
-        put(self.indices[place], columns)
-        where = None if self.ranked.where is None else cut(self.ranked.where, place, columns)
-        best = Best(self, place, x, where)
+    def finish(self, place: Place, x: np.ndarray | None, columns: np.ndarray) -> None:
+        """Values of a block of rows, of what is at these columns."""
+        best = Best(self, place, x, columns)
         if self.result in ("prob", "log_prob"):
             best.prepare()
         finish = {"prob": best.prob, "log_prob": best.log_prob}.get(self.result, best.logit)
         for piece in best.pieces:
             found = finish(piece)
-            if where is not None:
-                found[~where[:, piece]] = 0 if self.result == "prob" else -np.inf
+            if self.ranked.where is not None:
+                found[~best.where(piece)] = 0 if self.result == "prob" else -np.inf
             put(self.values[place][..., piece], found)
 
 
@@ -119,9 +137,11 @@ class Best:
     finite: Any
     own: Any = None
 
-    def __init__(self, task: SoftmaxTask, place: Place, x: np.ndarray, where: Any) -> None:
-        self.task, self.place, self.x, self.where = task, place, x, where
-        self.pieces = [slice(i, i + PIECE) for i in range(0, x.shape[1], PIECE)]
+    def __init__(
+        self, task: SoftmaxTask, place: Place, x: np.ndarray | None, columns: np.ndarray
+    ) -> None:
+        self.task, self.place, self.x, self.columns = task, place, x, columns
+        self.pieces = cut_up(columns)
         self.ready: Any = None  # scores that are one piece
 
     def prepare(self) -> None:
@@ -140,13 +160,23 @@ class Best:
             rest += np.add.reduce(others, -1, keepdims=True)
         self.own = m, 1 + rest, np.log1p(rest), m  # which is their lse where it is not finite
 
+    def elements(self, piece: slice) -> np.ndarray:
+        """Some of them."""
+        if self.x is not None:
+            return self.x[:, piece]
+        return self.task.ranked.read(self.place, self.columns[:, piece])[0]
+
+    def where(self, piece: slice) -> np.ndarray:
+        """Which of them take part."""
+        return cut(self.task.ranked.where, self.place, self.columns[:, piece])
+
     def sums(self, i: int) -> Any:
         """m, l, log(l) or lse of the rows, or of the k best themselves."""
         return self.own[i] if self.own is not None else cut(self.task.sums[i], self.place)
 
     def logit(self, piece: slice) -> np.ndarray:
         """The scores as they rank."""
-        t = self.x[:, piece].astype(self.task.acc)
+        t = self.elements(piece).astype(self.task.acc)
         if self.task.unit is None:
             return t
         t *= cut(self.task.ranked.factor, self.place)
@@ -156,11 +186,11 @@ class Best:
         """The scores, of any size; those that do not take part are -inf."""
         if self.ready is not None:
             return self.ready
-        s = self.x[:, piece].astype(FLOAT64)
+        s = self.elements(piece).astype(FLOAT64)
         if self.task.scale is not None:
             s *= cut(self.task.scale, self.place)
-        if self.where is not None:
-            s[~self.where[:, piece]] = -np.inf
+        if self.task.ranked.where is not None:
+            s[~self.where(piece)] = -np.inf
         return s
 
     def prob(self, piece: slice) -> np.ndarray:

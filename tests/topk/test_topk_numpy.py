@@ -16,6 +16,7 @@ from tolerance import FLOATS, dtype_of
 import cuattn
 from cuattn import reference
 from cuattn._arrays import blocks
+from cuattn._topk import numpy_large as large
 from cuattn._topk import numpy_ranking as ranking
 from cuattn._topk import numpy_selection as selection
 from cuattn._topk import numpy_topk as topk
@@ -118,6 +119,42 @@ def test_segments_of_scores(rng, short_blocks, k):
                 np.testing.assert_allclose(got.values, values, rtol=2e-5, atol=1e-37)
 
 
+@pytest.fixture
+def large_from_10(monkeypatch):
+    monkeypatch.setattr(large, "LEAST", 10)
+    monkeypatch.setattr(large, "MOST", 97)
+    monkeypatch.setattr(topk, "PIECE", 50)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(11, 11), (500, 499), (1000, 300), (1000, 1000)])
+def test_large_k(rng, large_from_10, dtype, n, k):
+    x = hard_rows(rng, 6, n, k, dtype)
+    if dtype == "float64":  # long runs that differ in their lower halves alone, and short ones
+        x[4] = 1 + rng.integers(0, 50, n) * 2.0**-52
+        x[4, ::3] += rng.integers(0, 99, len(x[4, ::3]))
+    if dtype == "uint64":
+        x[4] = rng.integers(0, 2**33, n)
+        x[5] = rng.integers(2**64 - 500, 2**64, n, np.uint64)
+    for mode in MODES:
+        check(x, k, mode)
+    check(np.asfortranarray(x).T[::-1], k, axis=0)
+
+
+@pytest.mark.parametrize("output", ["logit", "prob", "log_prob"])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_scores_of_large_k(rng, large_from_10, output, renormalize):
+    """Bit by bit as in one piece."""
+    x = draw(rng, (3, 700), "float32")
+    where = rng.random(x.shape) < 0.9
+    options = {"scale": 3.0, "where": where, "output": output, "renormalize": renormalize}
+    got = cuattn.softmax_topk(x, 400, **options, return_lse=True)
+    large.LEAST = 1 << 19
+    want = cuattn.softmax_topk(x, 400, **options, return_lse=True)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_digits_of_a_sum_near_one(rng):
     """Whatever the maximum is, and however few of the row are selected."""
     rest = rng.uniform(-18, -16, (4, 300)).astype(np.float32)
@@ -181,7 +218,8 @@ BEYOND = 64 << 20  # bytes, beside the result
 @pytest.mark.parametrize(
     "shape, axis, k",
     [((16_000_000,), 0, 50), ((2, 8_000_000), 1, 100_000), ((16_000, 1000), 0, 5)]
-    + [((125_000, 128), 1, 8), ((2_000_000, 8), 0, 3), ((16_000_000,), 0, 500_000)],
+    + [((125_000, 128), 1, 8), ((2_000_000, 8), 0, 3), ((16_000_000,), 0, 500_000)]
+    + [((6_000_000,), 0, 3_000_000)],
 )
 def test_memory(rng, shape, axis, k):
     """The worst that a block may need, times the threads that there are: ties, NaN, a mask."""

@@ -315,7 +315,7 @@ struct Machine {
   // How many arrivals the writer's block had made; empty before the first of the launch.
   std::vector<std::vector<uint32_t>> writer_arrivals;
   std::map<uint64_t, ArrivalCounter> arrivals;  // by address
-  int arriving;  // threads of a block that arrive there; 0: none yet
+  int arriving;                                 // threads of a block that arrive there; 0: none yet
 
   int total_threads() const { return block_threads * cluster_blocks; }
 };
