@@ -183,7 +183,7 @@ FAULTS = [
     ("relaxed", "memory", "st.relaxed.cta.shared.u32", "st.shared.u32", RACE),
     ("last", "atomic", "atom.acq_rel.gpu", "atom.release.gpu", "but this warp has not acquired it"),
     ("last", "atomic", "atom.acq_rel.gpu", "atom.acq_rel.cta", "and has not released since"),
-    ("last", "atomic", "  __syncthreads();  //", "  //", "and has not released since"),
+    ("last", "atomic", "  __syncthreads();\n", "\n", "and has not released since"),
     ("last", "atomic", "ld.global.cg.u32", "ld.global.nc.u32", "as read-only memory"),
     ("last", "atomic", "inc.u32", "add.u32", WRONG),
     ("last", "atomic", '"r"(count - 1)', '"r"(count)', WRONG),

@@ -146,7 +146,7 @@ extern "C" __global__ void k(unsigned int* counters, Value* parts, Value* y, uns
   Value value;
   for (int i = 0; i < WORDS; ++i) value.word[i] = 100000 * blockIdx.x + 10 * t + i;
   if (t < 64) parts[blockIdx.x * 64 + t] = value;
-  if (t >= 64 || !ptx::arrive_is_last(counters + three, 3 SOME)) return;
+  if (t >= 64 || !ptx::arrive_is_last(counters + three, 3)) return;
   Value sum = {};
   for (int part = 3 * three; part < 3 * three + 3; ++part) {
     value = ptx::ld_global_cg(parts + part * 64 + (t ^ 33));
@@ -157,15 +157,15 @@ extern "C" __global__ void k(unsigned int* counters, Value* parts, Value* y, uns
 }"""
 
 
-@pytest.mark.parametrize("some", ["", ", 1, 64"], ids=["all", "some"])
+@pytest.mark.parametrize(("count", "block"), [("3", 64), ("3, 1, 64", 96)], ids=["all", "some"])
 @pytest.mark.parametrize("words", [1, 2, 4])
-def test_last_block_reads_what_all_wrote(words, some):
+def test_last_block_reads_what_all_wrote(words, count, block):
     """In two launches, between which nobody touches the counters; by all threads, or by some."""
-    ptx = compile_with_headers(LAST.replace("WORDS", str(words)).replace("SOME", some))
+    source = LAST.replace("WORDS", str(words)).replace("three, 3)", f"three, {count})")
+    ptx = compile_with_headers(source)
     counters, lasts = np.zeros(4, np.uint32), np.zeros(4, np.uint32)
     for seed in range(2):
         parts, y = (np.zeros((n, 64, words), np.uint32) for n in (12, 4))
-        block = 96 if some else 64
         assert run(ptx, counters, parts, y, lasts, grid=12, block=block, seed=seed) is None
         assert not counters.any() and (lasts == seed + 1).all()
         three, t, word = np.ogrid[:4, :64, :words]
