@@ -16,7 +16,7 @@ import numpy as np
 from cuattn._topk.numpy_order import order_of, ranks
 from cuattn._topk.numpy_ranking import MOST, Place, Ranked
 
-LEAST = 1 << 19  # k from which on this is the way: before, 70 bytes for each of the k are few
+LEAST = 1 << 19  # up to this k the other ways are faster, and take less than 64 MB
 MOST_COLUMNS = 1 << 32
 LOW = 0xFFFFFFFF
 
@@ -75,11 +75,11 @@ def _kth(
     for shift in range(bits - width, -1, -width):
         counts = np.zeros(1 << width, np.int64)
         for _, found in blocks():
-            upper = found >> shift >> width if shift + width < bits else np.zeros_like(found)
             digits = (found >> shift).astype(np.int64) & ((1 << width) - 1)
             if shift + width == bits:
                 digits ^= 1 << (width - 1)  # the sign
             else:
+                upper = found >> shift >> width
                 digits = digits[upper == known - (1 << (bits - shift - width - 1))]
             counts += np.bincount(digits, minlength=counts.size)
         ends = counts.cumsum()
@@ -112,11 +112,11 @@ def _settle_run(at: Elements, columns: np.ndarray, most: int) -> int:
     while size < columns.size:
         piece = columns[size : size + MOST]
         count = int(piece.searchsorted(most, "right"))
+        if count == 0:
+            break
         some = piece[:count] & LOW
         lower = (at(some) & LOW) - (1 << 31)
         columns[size : size + count] = lower << 32 | some
         size += count
-        if count < piece.size:
-            break
     columns[:size].sort()
     return size

@@ -1,7 +1,7 @@
 """Rows of any layout, block by block: what ranks their elements, and the k best of each.
 
 A row that is longer than a block is cut into segments, and the k best of each are merged. Beside
-the result that takes less than 64 MB for k up to half a million.
+the result that takes less than 64 MB for k up to half a million; beyond, see numpy_large.py.
 """
 
 from __future__ import annotations

@@ -80,8 +80,14 @@ class Task:
     def finish(self, place: Place, x: np.ndarray | None, columns: np.ndarray) -> None:
         """The values at these columns: `x`, where it is at hand."""
         for piece in cut_up(columns):
-            found = x if x is not None else self.ranked.read(place, columns[:, piece])[0]
-            put(self.values[place][..., piece], found[:, piece] if x is not None else found)
+            put(self.values[place][..., piece], elements(self.ranked, place, x, columns, piece))
+
+
+def elements(
+    ranked: Ranked, place: Place, x: np.ndarray | None, columns: np.ndarray, piece: slice
+) -> np.ndarray:
+    """A piece of the elements at these columns: of `x`, where they are at hand."""
+    return ranked.read(place, columns[:, piece])[0] if x is None else x[:, piece]
 
 
 def cut_up(columns: np.ndarray) -> list[slice]:
@@ -162,9 +168,7 @@ class Best:
 
     def elements(self, piece: slice) -> np.ndarray:
         """Some of them."""
-        if self.x is not None:
-            return self.x[:, piece]
-        return self.task.ranked.read(self.place, self.columns[:, piece])[0]
+        return elements(self.task.ranked, self.place, self.x, self.columns, piece)
 
     def where(self, piece: slice) -> np.ndarray:
         """Which of them take part."""

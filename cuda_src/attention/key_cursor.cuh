@@ -1,5 +1,5 @@
-// Which keys a block of a decode kernel attends to. The block computes its share of all keys on the device, and takes
-// the segments of that share in turn.
+// Which keys a block of a decode kernel attends to. Each block computes its own share, on the device, from the lengths.
+// A share consists of segments, one after another.
 //
 // Units of work lie in the order sequence, key head, tile of rows, tile of columns, part of the keys. A block has
 // consecutive ones: an equal share of all. Of one (sequence, head, rows, columns), a pair, it has a segment of key

@@ -56,7 +56,7 @@ struct PanelTile {
   T* base;
 
   __device__ __forceinline__ T* chunk(unsigned int row, unsigned int column) const {
-    const unsigned int low = column % kRepeat ^ row / (8 / kRepeat) % kRepeat;
-    return base + column / kRepeat * kRepeatPitch + row * kRowPitch + low * kPerChunk;
+    const Layout panels{reinterpret_cast<unsigned char*>(base)};
+    return reinterpret_cast<T*>(panels.chunk(static_cast<int>(row), static_cast<int>(column)));
   }
 };

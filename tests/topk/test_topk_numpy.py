@@ -141,6 +141,16 @@ def test_large_k(rng, large_from_10, dtype, n, k):
     check(np.asfortranarray(x).T[::-1], k, axis=0)
 
 
+@pytest.mark.parametrize("size", [96, 97, 98, 193, 194, 195])
+def test_runs_of_equal_upper_halves(rng, large_from_10, size):
+    """One ends with a block of 97, or beside its end; and with the row."""
+    run = 1 + rng.permutation(size) * 2.0**-52
+    for rest in (-rng.random(300), np.zeros(0)):
+        x = np.concatenate([rest, run])
+        for mode in MODES:
+            check(x, len(x), mode)
+
+
 @pytest.mark.parametrize("output", ["logit", "prob", "log_prob"])
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_scores_of_large_k(rng, large_from_10, output, renormalize):
