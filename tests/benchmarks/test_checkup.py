@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench import grids
+from bench import grids, inside
 from bench.checkup import __main__ as checkup
 from bench.checkup import parts, processes
 from bench.report import markdown as report
@@ -289,6 +289,26 @@ def test_a_check_up_leaves_a_valid_result_and_a_report(tmp_path, capsys):
     assert len(result["import_time"]["cuattn"]) == parts.IMPORTS
     assert "cuattn" in path.with_suffix(".md").read_text()
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_compilations_end_with_their_time(monkeypatch, tmp_path):
+    """A kernel of each source file, in turn; there is a result in any case."""
+    compiled = []
+    monkeypatch.setenv("CUATTN_CACHE_DIR", str(tmp_path))  # put back what the part sets
+    monkeypatch.setattr(parts, "target", lambda: "sm_90")
+    monkeypatch.setattr(inside, "load_or_compile", lambda header, *_: compiled.append(header))
+    whole = parts.compile_time_part(1e9)
+    files = len(set(compiled))
+    assert len(set(compiled[: 2 * files])) == files  # each file once, before any a second time
+    assert whole["detail"] == "" and len(whole["compile_time"]) == 2 * files
+    assert {len(row["seconds"]) for row in whole["compile_time"]} == {parts.COMPILATIONS}
+    late = parts.compile_time_part(-1)
+    left_out = parts.COMPILATIONS * files - 1
+    assert late["detail"] == f"{left_out} compilations left out: out of time"
+    assert [(row["what"], len(row["seconds"])) for row in late["compile_time"]] == [
+        ("cold", 1),
+        ("warm", 1),
+    ]
 
 
 def test_without_the_software_device_the_report_has_the_reason(tmp_path, capsys, monkeypatch):
