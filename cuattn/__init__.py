@@ -13,7 +13,7 @@ from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
 from cuattn._softmax.backward import log_softmax_backward, softmax_backward
 from cuattn._softmax.logsumexp import logsumexp
-from cuattn._softmax.segments import segment_softmax
+from cuattn._softmax.segments import segment_softmax, segment_softmax_backward
 from cuattn._softmax.softmax import log_softmax, softmax
 from cuattn._softmax.state import softmax_state
 from cuattn._topk.state import merge, softmax_topk_state
@@ -47,6 +47,7 @@ __all__ = [
     "merge_attention_states",
     "reference",
     "segment_softmax",
+    "segment_softmax_backward",
     "show_config",
     "softmax",
     "softmax_backward",

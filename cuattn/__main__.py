@@ -62,30 +62,30 @@ def find_device() -> Device:
     return Device(name, f"Running on {name}.", cupy, cupy.cuda.runtime.deviceSynchronize)
 
 
+def case(device: Device, operation: str, *arrays: np.ndarray, **options: Any) -> Case:
+    call = functools.partial(getattr(cuattn, operation), *map(device.xp.asarray, arrays), **options)
+    return Case(operation, arrays[0], call, getattr(reference, operation)(*arrays, **options))
+
+
 def row_cases(data: np.ndarray, device: Device) -> Iterator[Case]:
     """The operations on rows along the last axis, with a fresh gradient for the backward ones."""
-
-    def case(operation: str, *arrays: np.ndarray) -> Case:
-        call = functools.partial(getattr(cuattn, operation), *map(device.xp.asarray, arrays), -1)
-        return Case(operation, data, call, getattr(reference, operation)(*arrays, -1))
-
     grad = np.random.default_rng(0).standard_normal(data.shape).astype(data.dtype)
-    yield case("softmax", data)
-    yield case("log_softmax", data)
-    yield case("logsumexp", data)
-    yield case("softmax_backward", grad, reference.softmax(data).astype(data.dtype))
-    yield case("log_softmax_backward", grad, reference.log_softmax(data).astype(data.dtype))
+    for name in ("softmax", "log_softmax"):
+        yield case(device, name, data)
+        y = getattr(reference, name)(data).astype(data.dtype)
+        yield case(device, f"{name}_backward", grad, y)
+    yield case(device, "logsumexp", data, axis=-1)
 
 
-def segment_case(scores: np.ndarray, tokens: np.ndarray, device: Device) -> Case:
+def segment_cases(scores: np.ndarray, tokens: np.ndarray, device: Device) -> Iterator[Case]:
     """Ragged rows: every token attends to the words of its own sentence, the heads side by side."""
     sentence = np.cumsum(tokens == ".") - (tokens == ".")
     same = sentence[:, None] == sentence
     x = np.ascontiguousarray(scores[:, same].T)
     cu_seqlens = np.concatenate([[0], np.cumsum(same.sum(axis=1))])
-    arrays = device.xp.asarray(x), device.xp.asarray(cu_seqlens)
-    call = functools.partial(cuattn.segment_softmax, *arrays)
-    return Case("segment_softmax", x, call, reference.segment_softmax(x, cu_seqlens))
+    yield case(device, "segment_softmax", x, cu_seqlens)
+    y = reference.segment_softmax(x, cu_seqlens).astype(x.dtype)
+    yield case(device, "segment_softmax_backward", x, y, cu_seqlens)  # x for a gradient
 
 
 def topk_cases(logits: np.ndarray, device: Device) -> Iterator[Case]:
@@ -162,7 +162,7 @@ def all_cases(sample: dict[str, np.ndarray], scores: np.ndarray, device: Device)
     for dtype in dtypes:
         yield from row_cases(sample["logits"].astype(dtype), device)
     yield from row_cases(scores, device)
-    yield segment_case(scores, sample["tokens"], device)
+    yield from segment_cases(scores, sample["tokens"], device)
     for dtype in dtypes:
         yield from attention_cases(sample, dtype, device)
         yield from cache_cases(sample, dtype, device)

@@ -41,6 +41,7 @@ SMS = 132
 # Row lengths on both sides of every border of the plan tables.
 LENGTHS = sorted({n for p in range(20) for n in (2**p, 2**p + 1)} | {2**20})
 FEW_LENGTHS = (5, 200, 1000, 3000, 30_000, 300_000)
+RAGGED_GRADIENTS = (("float32", "int32"), ("bfloat16", "int64"), ("float64", "int64"))
 
 
 def layout(
@@ -103,6 +104,8 @@ def problems() -> Iterator[SoftmaxProblem]:
             for result in ("prob", "log_prob"):
                 yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
         for cols in FEW_LENGTHS:
+            for result in ("grad", "log_grad") if dtype == "float32" else ("log_grad",):
+                yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), masked=True)
             for masked in (False, True):
                 lse = SoftmaxProblem("lse", dtype, acc, dtype, layout(64, cols), masked=masked)
                 yield lse
@@ -117,13 +120,16 @@ def problems() -> Iterator[SoftmaxProblem]:
                     shape = (1000, mean * 1000, width)
                     strides = (0, width, 1)
                     per_operand = [
-                        strides if name in ("x", "out") else None for name in row_layout.OPERANDS
+                        strides if name in ("x", "y", "out") else None
+                        for name in row_layout.OPERANDS
                     ]
                     ragged = row_layout.join_dimensions(shape, (1,), tuple(per_operand), True)
                     assert ragged is not None
-                    yield SoftmaxProblem(
-                        "prob", dtype, acc, dtype, ragged, offsets=offsets, segments=1000
-                    )
+                    for result in ("prob", "grad"):
+                        if result == "prob" or (dtype, offsets) in RAGGED_GRADIENTS:
+                            yield SoftmaxProblem(
+                                result, dtype, acc, dtype, ragged, offsets=offsets, segments=1000
+                            )
     for cols in (2, 4, 8, 16, 32):  # every other column of short rows
         strides = {"x": (2 * cols, 2), "out": (cols, 1)}
         per_operand = tuple(strides.get(name) for name in row_layout.OPERANDS)
@@ -153,14 +159,15 @@ def problems() -> Iterator[SoftmaxProblem]:
                 "float32",
                 layout(500, 64, axis=0, row_rank=rank, col_rank=rank),
             )
-        yield SoftmaxProblem(
-            "log_prob",
-            "float32",
-            "float32",
-            "float32",
-            layout(500, 64, axis=0, row_rank=rank, col_rank=rank),
-            masked=True,
-        )
+        for result in ("log_prob", "log_grad"):
+            yield SoftmaxProblem(
+                result,
+                "float32",
+                "float32",
+                "float32",
+                layout(500, 64, axis=0, row_rank=rank, col_rank=rank),
+                masked=True,
+            )
 
 
 def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> row_layout.Layout:

@@ -77,10 +77,12 @@ def softmaxes() -> None:
     total = cuattn.logsumexp(x, axis=1, b=0.5, where=part, keepdims=True, dtype=np.float64)
     assert_type(total, Array)
     assert_type(cuattn.logsumexp(x, -1, b=x, out=lse), Array)
-    assert_type(cuattn.softmax_backward(x, y, -1, scale=2.0, out=np.empty_like(x)), Array)
-    assert_type(cuattn.log_softmax_backward(x, y, -1, scale=2.0, out=np.empty_like(x)), Array)
+    dx = np.empty_like(x)
+    assert_type(cuattn.softmax_backward(x, y, -1, scale=2.0, where=part, out=dx), Array)
+    assert_type(cuattn.log_softmax_backward(x, y, -1, scale=2.0, where=part, out=dx), Array)
     ends = np.array([0, 1, 3])
     assert_type(cuattn.segment_softmax(x, ends, scale=2.0, out=np.empty_like(x)), Array)
+    assert_type(cuattn.segment_softmax_backward(x, y, ends, scale=2.0, out=dx), Array)
 
     refused(lambda: cuattn.softmax([1.0, 2.0]))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax(x, scale="2"))  # type: ignore[call-overload]
@@ -237,6 +239,7 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.softmax_backward(x, x, out=x), Any)
     assert_type(cuattn.log_softmax_backward(x, x), Any)
     assert_type(cuattn.segment_softmax(x, x, scale=x), Any)
+    assert_type(cuattn.segment_softmax_backward(x, x, x, scale=x), Any)
     assert_type(cuattn.top_k(x, 2), Any)
     assert_type(cuattn.softmax_topk(x, 2, where=x), Any)
     assert_type(cuattn.softmax_state(x), Any)

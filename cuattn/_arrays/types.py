@@ -86,8 +86,11 @@ class Scaled(TypedDict, total=False):
     out: Array | None
 
 
-class LogSoftmax(Scaled, total=False):
+class Gradient(Scaled, total=False):
     where: Where
+
+
+class LogSoftmax(Gradient, total=False):
     dtype: DTypeLike | None
 
 

@@ -21,11 +21,19 @@ class Gradient(Block):
         self.total = self.rows.spread(total.astype(self.acc))
 
     def terms(self, part: Slices) -> Any:
-        """What is summed: grad * y, or grad for logarithms."""
-        grad = self.load("x", part)
-        if self.task.result == "log_grad":
+        """What is summed: grad * y, or grad for logarithms; 0 where an element takes no part."""
+        grad, counts = self.load("x", part), self.counts(part)
+        logs = self.task.result == "log_grad"
+        if logs and counts is None:
             return grad
-        return np.multiply(grad, self.load("y", part), out=scratch("t", grad.shape, self.acc))
+        t = scratch("t", grad.shape, self.acc)
+        if logs:
+            np.copyto(t, grad)
+        else:
+            np.multiply(grad, self.load("y", part), out=t)
+        if counts is not None:
+            np.copyto(t.reshape(counts.shape), 0, where=~counts)
+        return t
 
     def write(self) -> None:
         """y * (grad - total), or grad - exp(y) * total; times the scale."""

@@ -1,4 +1,5 @@
-"""Softmax of ragged rows of NumPy arrays: short segments many at a time, long ones alone."""
+"""Softmax of ragged rows of NumPy arrays, and its gradient: short segments many at a time, long
+ones alone."""
 
 from __future__ import annotations
 
@@ -26,24 +27,24 @@ LONG = 4096  # elements of a segment that is worth a call
 
 
 def run(call: Call) -> numpy_softmax.Results:
-    """The results of `segment_softmax`; a new array where none is given."""
-    expected, (x, *_, scale, offsets) = expect(call.request), call.operands
+    """The results of a call; a new array where none is given."""
+    expected, (x, y, *_, scale, offsets) = expect(call.request), call.operands
     out = np.empty_like(x, expected.dtype, subok=False) if call.out is None else call.out
     if x.size:
         scales = None
         if scale is not None or call.scale != 1:
             scales = np.broadcast_to(call.factor, (len(offsets) - 1, *x.shape[1:]))
-        task = Task(x, out, np.asarray(offsets, np.int64), scales, expected.acc)
+        task = Task(x, y, out, np.asarray(offsets, np.int64), scales, expected.acc)
         each(task.run, task.blocks(), x.size)
     return numpy_softmax.Results(out, None, None)
 
 
 class Task:
-    """A call; `scales` has the shape of the segments, or is None."""
+    """A call; x is grad where there is y; `scales` has the shape of the segments, or is None."""
 
-    def __init__(self, x: Any, out: Any, ends: Any, scales: Any, acc: np.dtype) -> None:
-        self.x, self.out, self.ends, self.scales = x, out, ends, scales
-        self.result, self.acc = acc, accumulator(x.dtype, acc)
+    def __init__(self, x: Any, y: Any, out: Any, ends: Any, scales: Any, acc: np.dtype) -> None:
+        self.x, self.y, self.out, self.ends, self.scales = x, y, out, ends, scales
+        self.acc = accumulator(x.dtype, acc)
 
     def blocks(self) -> Iterator[tuple[Any, Slices]]:
         """Segments, none of them empty, and columns that are worked on together."""
@@ -60,7 +61,7 @@ class Task:
             yield np.array([i]), (slice(None),) * len(tail)
 
     def run(self, segments: Any, columns: Slices) -> None:
-        """The softmax of these segments."""
+        """The results of these segments."""
         begins, ends = self.ends[segments], self.ends[segments + 1]
         if ends[0] - begins[0] > LONG:
             self.alone(int(segments[0]))
@@ -69,22 +70,40 @@ class Task:
         x = self.x[at]
         begins = begins - begins[0]
         owner = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(x))))
-        y, m = self.softmax(x, begins, owner, segments, columns, self.acc)
-        odd = ~np.isfinite(m)
-        if self.scales is not None and self.acc != FLOAT64 and odd.any():  # beyond float32
-            wide, _ = self.softmax(x, begins, owner, segments, columns, FLOAT64)
-            np.copyto(y, wide, casting="unsafe", where=odd[owner])
+        own = (segments, *columns)
+        scale = None if self.scales is None else self.scales[own]
+        if self.y is not None:
+            y = self.gradient(x, self.y[at], begins, owner, scale)
+        else:
+            y, m = self.softmax(x, begins, owner, scale, self.acc)
+            odd = ~np.isfinite(m)
+            if scale is not None and self.acc != FLOAT64 and odd.any():  # beyond float32
+                wide, _ = self.softmax(x, begins, owner, scale, FLOAT64)
+                np.copyto(y, wide, casting="unsafe", where=odd[owner])
         narrow(y.reshape(x.shape), self.out[at])
 
+    def load(self, name: str, x: Any, acc: np.dtype) -> Any:
+        """x in scratch (elements, columns), widened."""
+        s = scratch(name, (len(x), x[:1].size), acc)
+        widen(x, s.reshape(x.shape))
+        return s
+
+    def gradient(self, grad: Any, y: Any, begins: Any, owner: Any, scale: Any) -> Any:
+        """y * (grad - sum(grad * y)) times the scale (elements, columns)."""
+        grad, y = self.load("x", grad, self.acc), self.load("y", y, self.acc)
+        t = np.multiply(grad, y, out=scratch("t", grad.shape, self.acc))
+        grad -= np.add.reduceat(t, begins, axis=0)[owner]
+        np.multiply(grad, y, out=t)
+        if scale is not None:
+            t *= scale.reshape(len(begins), -1).astype(self.acc)[owner]
+        return t
+
     def softmax(
-        self, x: Any, begins: Any, owner: Any, segments: Any, columns: Slices, acc: Any
+        self, x: Any, begins: Any, owner: Any, scale: Any, acc: np.dtype
     ) -> tuple[Any, Any]:
         """Probabilities (elements, columns), and the maximum of each segment."""
-        s = scratch(acc.name, (len(x), x[:1].size), acc)
-        widen(x, s.reshape(x.shape))
-        if self.scales is not None:
-            at = (segments, *columns)
-            scale = self.scales[at]
+        s = self.load(acc.name, x, acc)
+        if scale is not None:
             s *= scale.reshape(len(begins), -1).astype(acc)[owner]
         m = np.maximum.reduceat(s, begins, axis=0)
         s -= m[owner]
@@ -93,8 +112,16 @@ class Task:
         return s, m
 
     def alone(self, i: int) -> None:
-        """A long segment: a softmax along axis 0."""
+        """A long segment: a call along axis 0."""
         own = slice(int(self.ends[i]), int(self.ends[i + 1]))
-        x, scale = self.x[own], None if self.scales is None else self.scales[i][None]
-        request = Request("prob", (0,), spec_of(x), scale=spec_of(scale), dtype=self.out.dtype)
-        numpy_softmax.run(Call(None, request, Operands(x, scale=scale), out=self.out[own]))
+        x, y = self.x[own], None if self.y is None else self.y[own]
+        scale = None if self.scales is None else self.scales[i][None]
+        request = Request(
+            "prob" if y is None else "grad",
+            (0,),
+            spec_of(x),
+            spec_of(y),
+            scale=spec_of(scale),
+            dtype=self.out.dtype,
+        )
+        numpy_softmax.run(Call(None, request, Operands(x, y, scale=scale), out=self.out[own]))

@@ -51,8 +51,8 @@ class SoftmaxProblem:
         x, acc = CTYPES[self.x], CTYPES[self.acc]
         ranks = {"kRowRank": len(self.layout.row_size), "kColRank": len(self.layout.col_size)}
         if self.backward:
-            log = self.result == "log_grad"
-            return Instance("SoftmaxBackward", {"T": x, "Acc": acc, "kLog": log, **ranks})
+            of_backward = {"kLog": self.result == "log_grad", "kMasked": self.masked}
+            return Instance("SoftmaxBackward", {"T": x, "Acc": acc, **of_backward, **ranks})
         arguments = {
             "In": x,
             "Acc": acc,

@@ -118,46 +118,59 @@ def transform(
         ]
         y, lse = (*as_outputs(out, shapes, [owner, ("scale", factors), ("where", where)]), None)[:2]
     runtime = runtime_of(x)
-    if runtime is not None and where is not None and not where.ndim and expect(request):
-        where = placed(where, runtime, x)
-    operands = Operands(x, None, where, None, factors)
+    operands = Operands(x, None, _placed(where, runtime, x, request), None, factors)
     return Call(runtime, request, operands, factor, y, lse, return_lse)
 
 
-def gradient(result: str, grad: Any, y: Any, axis: Any, scale: Any, out: Any) -> Call:
+def gradient(result: str, grad: Any, y: Any, axis: Any, scale: Any, where: Any, out: Any) -> Call:
     """A call of `softmax_backward` ("grad") or `log_softmax_backward` ("log_grad")."""
     grad, y = as_arrays({"grad": grad, "y": y}).values()
     owner = ("grad", grad)
     factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
+    if where is not None:
+        where = as_where(where, owner)
     request = Request(
         result,
         scalars.axes(axis, grad.ndim, "grad"),
         spec_of(grad),
         spec_of(y),
+        where=spec_of(where),
         scale=spec_of(factors),
     )
     if out is not None:
         expect(request)
-        inputs = [owner, ("y", y), ("scale", factors)]
+        inputs = [owner, ("y", y), ("scale", factors), ("where", where)]
         (out,) = as_outputs(out, [(grad.shape, grad.dtype)], inputs)
-    return Call(runtime_of(grad), request, Operands(grad, y, None, None, factors), factor, out)
+    runtime = runtime_of(grad)
+    operands = Operands(grad, y, _placed(where, runtime, grad, request), None, factors)
+    return Call(runtime, request, operands, factor, out)
 
 
-def segments(x: Any, cu_seqlens: Any, scale: Any, out: Any) -> Call:
-    """A call of `segment_softmax`."""
-    x, offsets = as_arrays({"x": x, "cu_seqlens": cu_seqlens}).values()
-    owner = ("x", x)
-    checks.at_least_1d("x", x.shape)
+def segments(given: dict[str, Any], cu_seqlens: Any, scale: Any, out: Any) -> Call:
+    """A call of `segment_softmax` (of x), or of its gradient (of grad and y)."""
+    *rows, offsets = as_arrays({**given, "cu_seqlens": cu_seqlens}).values()
+    x, y = (*rows, None)[:2]
+    owner, *others = zip(given, rows, strict=True)
+    name, _ = owner
+    checks.at_least_1d(name, x.shape)
     checks.ends_spec("cu_seqlens", offsets.shape, offsets.dtype, "segments")
     if isinstance(offsets, np.ndarray):
-        checks.ends("cu_seqlens", offsets, x.shape[0], "x")
+        checks.ends("cu_seqlens", offsets, x.shape[0], name)
     factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
-    request = Request("prob", (0,), spec_of(x), scale=spec_of(factors), offsets=spec_of(offsets))
+    request = Request(
+        "prob" if y is None else "grad",
+        (0,),
+        spec_of(x),
+        spec_of(y),
+        scale=spec_of(factors),
+        offsets=spec_of(offsets),
+    )
     expected = expect(request)
     if out is not None:
-        inputs = [owner, ("cu_seqlens", offsets), ("scale", factors)]
+        inputs = [owner, *others, ("cu_seqlens", offsets), ("scale", factors)]
         (out,) = as_outputs(out, [(x.shape, expected.dtype)], inputs)
-    return Call(runtime_of(x), request, Operands(x, scale=factors, offsets=offsets), factor, out)
+    operands = Operands(x, y, scale=factors, offsets=offsets)
+    return Call(runtime_of(x), request, operands, factor, out)
 
 
 def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, out: Any) -> Call:
@@ -187,8 +200,7 @@ def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, 
         if weight is not None and not weight.ndim:
             weight = placed(weight, runtime, x)
             request = request._replace(weight=spec_of(weight), dtype=expected.dtype)
-        if where is not None and not where.ndim:
-            where = placed(where, runtime, x)
+        where = _placed(where, runtime, x, request)
     return Call(runtime, request, Operands(x, where=where, weight=weight), stat=out)
 
 
@@ -200,14 +212,23 @@ def state(x: Any, axis: Any, scale: Any) -> Call:
     return Call(runtime_of(x), request, Operands(x, scale=factors), factor)
 
 
+def _placed(where: Any, runtime: Any, x: Any, request: Request) -> Any:
+    """`where`, on the device of x; errors of the request win over what that allocates."""
+    if runtime is None or where is None or where.ndim:
+        return where
+    expect(request)
+    return placed(where, runtime, x)
+
+
 # ---- What comes out ----
 
 
 @lru_cache(maxsize=4096)
 def expect(request: Request) -> Expected:
     """Check specs and options, and say what comes out."""
-    x = request.x
+    x, name = request.x, "x"
     if request.y is not None:
+        name = "grad"
         checks.floating("grad", x.dtype)
         checks.same_shape_and_dtype("y", request.y.shape, request.y.dtype, "grad", x.shape, x.dtype)
     else:
@@ -221,7 +242,7 @@ def expect(request: Request) -> Expected:
         checks.broadcastable("scale", request.scale.shape, row_shape, "one value per row")
     if request.where is not None:
         checks.bool_dtype("where", request.where.dtype, "compare with 0")
-        checks.broadcastable("where", request.where.shape, x.shape, "the shape of x")
+        checks.broadcastable("where", request.where.shape, x.shape, f"the shape of {name}")
     if request.weight is not None:
         checks.broadcastable("b", request.weight.shape, x.shape, "the shape of x")
     acc = FLOAT64 if dtype == FLOAT64 else FLOAT32

@@ -137,7 +137,7 @@ def _planned(
         scale = scale and row_layout.expanded(
             row_layout.padded(scale, len(expected.row_shape)), axes
         )
-        operands = [x, None, None, None, scale, out, None]
+        operands = [x, request.y, None, None, scale, out, None]
     steps = [row_layout.element_strides(operand, shape) for operand in operands]
     if any(s is False for s in steps):
         return None

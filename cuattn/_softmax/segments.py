@@ -1,4 +1,4 @@
-"""Softmax of ragged rows."""
+"""Softmax of ragged rows, and its gradient."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     See Also
     --------
     softmax : Rows of one length.
+    segment_softmax_backward : The gradient.
 
     Examples
     --------
@@ -53,4 +54,52 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     >>> cuattn.segment_softmax(x, numpy.array([0, 1, 3]))
     array([1.  , 0.25, 0.75])
     """
-    return prepare(request.segments(x, cu_seqlens, scale, out))
+    return prepare(request.segments({"x": x}, cu_seqlens, scale, out))
+
+
+@overload
+def segment_softmax_backward(
+    grad: Host, y: Host, cu_seqlens: Host, /, **options: Unpack[Scaled]
+) -> NDArray[Any]: ...
+@overload
+def segment_softmax_backward(
+    grad: Other, y: Other, cu_seqlens: Other, /, **options: Unpack[Scaled]
+) -> Any: ...
+@remembered("scale")
+def segment_softmax_backward(
+    grad: Any, y: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any = None
+) -> Any:
+    """Gradient of `segment_softmax` with respect to x, that of `softmax` in each segment.
+
+    Parameters
+    ----------
+    grad : cupy.ndarray or numpy.ndarray, shape (total, ...)
+        Gradient with respect to the result; float16, bfloat16, float32 or float64, any strides.
+    y : array, shape and dtype of grad
+        The result, ``segment_softmax(x, cu_seqlens, scale=scale)``.
+    cu_seqlens, scale
+        As in the forward call.
+    out : array, optional
+        Where to write; grad or y itself is allowed.
+
+    Returns
+    -------
+    dx : array, shape and dtype of grad
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    See Also
+    --------
+    segment_softmax : The forward pass.
+    softmax_backward : The formula, and the same of rows of one length.
+
+    Examples
+    --------
+    >>> y, cu_seqlens = numpy.array([1.0, 0.5, 0.5]), numpy.array([0, 1, 3])
+    >>> cuattn.segment_softmax_backward(numpy.array([2.0, 1.0, 0.0]), y, cu_seqlens)
+    array([ 0.  ,  0.25, -0.25])
+    """
+    return prepare(request.segments({"grad": grad, "y": y}, cu_seqlens, scale, out))

@@ -88,22 +88,42 @@ def logsumexp(
 
 @quiet
 def softmax_backward(
-    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
+    grad: ArrayLike,
+    y: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Option = None,
+    where: Option = None,
+    out: Any = None,
 ) -> Any:
-    """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x)."""
-    grad, y = wide(grad), wide(y)
-    dx = y * (grad - np.sum(grad * y, axis=axis, keepdims=True))
-    return result(dx if scale is None else wide(scale) * dx, out=out)
+    """Gradient of `softmax` in x: ``scale * y * (grad - sum(grad * y))``, y = softmax(x), over the
+    elements that take part; the others are 0.
+    """
+    grad, y, where = wide(grad), wide(y), where is None or where
+    total = np.sum(np.where(where, grad * y, 0), axis=axis, keepdims=True)
+    dx = wide(1 if scale is None else scale) * (y * (grad - total))
+    return result(np.where(where, dx, 0), out=out)
 
 
 @quiet
 def log_softmax_backward(
-    grad: ArrayLike, y: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
+    grad: ArrayLike,
+    y: ArrayLike,
+    /,
+    axis: Axis = -1,
+    *,
+    scale: Option = None,
+    where: Option = None,
+    out: Any = None,
 ) -> Any:
-    """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``."""
-    grad, y = wide(grad), wide(y)
-    dx = grad - np.exp(y) * np.sum(grad, axis=axis, keepdims=True)
-    return result(dx if scale is None else wide(scale) * dx, out=out)
+    """Gradient of `log_softmax` in x: ``scale * (grad - exp(y) * sum(grad))``; `where` as in
+    `softmax_backward`.
+    """
+    grad, y, where = wide(grad), wide(y), where is None or where
+    total = np.sum(np.where(where, grad, 0), axis=axis, keepdims=True)
+    dx = wide(1 if scale is None else scale) * (grad - np.exp(y) * total)
+    return result(np.where(where, dx, 0), out=out)
 
 
 @quiet
@@ -120,6 +140,25 @@ def segment_softmax(
     for begin, end, segment_scale in zip(ends[:-1], ends[1:], scales, strict=True):
         y[begin:end] = softmax(x[begin:end], axis=0, scale=segment_scale)
     return result(y, out=out)
+
+
+@quiet
+def segment_softmax_backward(
+    grad: ArrayLike,
+    y: ArrayLike,
+    cu_seqlens: ArrayLike,
+    /,
+    *,
+    scale: Option = None,
+    out: Any = None,
+) -> Any:
+    """Gradient of `segment_softmax` in x: `softmax_backward` over axis 0 of each segment."""
+    grad, y, ends = wide(grad), wide(y), np.asarray(cu_seqlens)
+    dx = np.zeros_like(grad)
+    scales = np.broadcast_to(1 if scale is None else scale, (len(ends) - 1, *grad.shape[1:]))
+    for begin, end, factor in zip(ends[:-1], ends[1:], scales, strict=True):
+        dx[begin:end] = softmax_backward(grad[begin:end], y[begin:end], 0, scale=factor)
+    return result(dx, out=out)
 
 
 @quiet

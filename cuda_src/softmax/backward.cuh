@@ -6,7 +6,8 @@
 // Gradient of x from the gradient g of the output and the forward result y (Milakov & Gimelshein do not give it):
 //   y = softmax(scale x):      scale y (g - sum(g y))
 //   y = log_softmax(scale x):  scale (g - exp(y) sum(g))
-template <class T, class Acc, bool kLog, int kRowRank, int kColRank>
+// over the elements that take part; the gradient of the others is 0, whatever g and y hold there.
+template <class T, class Acc, bool kLog, bool kMasked, int kRowRank, int kColRank>
 struct SoftmaxBackward {
   using State = SumState<Acc>;
   using Part = State;
@@ -19,17 +20,20 @@ struct SoftmaxBackward {
   struct Loaded {
     Packed<T, kCount> g;
     Packed<T, kCount> y;
+    bool where[kCount];  // kMasked
   };
 
   template <int kCount>
   struct Items {
     Acc g[kCount];
-    Acc y[kCount];  // probabilities, once accumulated
+    Acc y[kCount];     // probabilities, once accumulated
+    unsigned present;  // bit i: element i takes part (kMasked)
   };
 
   const Params& params;
   const T* grad;
   const T* y;
+  const bool* where;
   T* out;
   Acc scale;
   Acc sum;
@@ -38,6 +42,7 @@ struct SoftmaxBackward {
       : params(p),
         grad(static_cast<const T*>(p.x) + p.row_offset(kX, row)),
         y(static_cast<const T*>(p.y) + p.row_offset(kY, row)),
+        where(static_cast<const bool*>(p.where) + (kMasked ? p.row_offset(kWhere, row) : 0)),
         out(static_cast<T*>(p.out) + p.row_offset(kOut, row)),
         scale(static_cast<Acc>(p.scale_value)) {
     if (p.scale) scale = ptx::ld_global(static_cast<const Acc*>(p.scale) + p.row_offset(kScale, row));
@@ -60,15 +65,25 @@ struct SoftmaxBackward {
         if (inside) loaded.y.set(0, ptx::ld_global(y_ptr));
       }
     }
+    if constexpr (kMasked) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const bool inside = col + i >= begin && col + i < end;
+        loaded.where[i] = inside && ptx::ld_global(where + params.col_offset(kWhere, col + i));
+      }
+    }
   }
 
   template <int kCount, class Index>
   __device__ __forceinline__ void unpack(Items<kCount>& items, const Loaded<kCount>& loaded, Index, Index,
                                          Index) const {
+    items.present = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      items.g[i] = to_acc<Acc>(loaded.g.element(i));  // zeros outside the row
-      items.y[i] = to_acc<Acc>(loaded.y.element(i));
+      const bool present = !kMasked || loaded.where[i];
+      items.g[i] = present ? to_acc<Acc>(loaded.g.element(i)) : Acc(0);  // zeros outside the row
+      items.y[i] = present ? to_acc<Acc>(loaded.y.element(i)) : Acc(0);
+      items.present |= unsigned(present) << i;
     }
   }
 
@@ -110,6 +125,7 @@ struct SoftmaxBackward {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       value[j] = scale * (kLog ? ptx::fma_rn(-items.y[j], sum, items.g[j]) : items.y[j] * (items.g[j] - sum));
+      if (kMasked && !(items.present >> j & 1)) value[j] = 0;
     }
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }

@@ -8,8 +8,8 @@
 // Shared memory: kShares * kLanes states.
 #pragma once
 
+#include <softmax/backward.cuh>
 #include <softmax/columns.cuh>
-#include <softmax/ops.cuh>
 
 template <class Op, class Offset, int kLanes, int kWarps, int kItems>
 __global__ void __launch_bounds__(32 * kWarps, 1) softmax_segments(const __grid_constant__ typename Op::Params params) {

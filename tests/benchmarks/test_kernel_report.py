@@ -344,7 +344,8 @@ REAL = [  # kernel, region, elements a thread, bytes read and written of each, M
      " 8, 16, 2, 1>", "body", 16, 2, 2, 16),
     ("softmax_rows<SoftmaxForward<float, float, float, kProb, true, false, 1, 1>, 32, 4, 4, 1>",
      "body", 16, 4 + 1, 4, 16),
-    ("softmax_rows<SoftmaxBackward<float, float, false, 1, 1>, 512, 1, 8, 8>", "body", 32, 8, 4, 0),
+    ("softmax_rows<SoftmaxBackward<float, float, false, false, 1, 1>, 512, 1, 8, 8>",
+     "body", 32, 8, 4, 0),
     ("softmax_rows<SoftmaxForward<double, double, double, kProb, false, false, 1, 1>, 32, 4, 4, 1>",
      "body", 8, 8, 8, 0),
     ("softmax_split<SoftmaxForward<float, float, float, kProb, false, false, 1, 1>,"
@@ -381,7 +382,10 @@ FORWARD = "SoftmaxForward<{0}, float, {0}, {1}, {2}, false, 1, 1>"
         (f"softmax_rows<{FORWARD.format('__nv_bfloat16', 'kProb', 'false')}, 512, 1, 4, 1>", 4),
         (f"softmax_rows<{FORWARD.format('__nv_bfloat16', 'kLogProb', 'false')}, 512, 1, 4, 8>", 4),
         (f"softmax_rows<{FORWARD.format('float', 'kProb', 'true')}, 32, 4, 4, 1>", 8),
-        ("softmax_rows<SoftmaxBackward<__nv_bfloat16, float, false, 1, 1>, 512, 1, 2, 1>", 4),
+        (
+            "softmax_rows<SoftmaxBackward<__nv_bfloat16, float, false, false, 1, 1>, 512, 1, 2, 1>",
+            4,
+        ),
         (
             f"softmax_split<{FORWARD.format('__nv_bfloat16', 'kLse', 'false')}, "
             "kReduce, 256, 1, 4>",

@@ -198,7 +198,7 @@ def shapes(name, call):
     lse = bool(call.get("return_lse", False))
     if name in ("softmax", "log_softmax", "softmax_backward", "log_softmax_backward"):
         return [first, without(first, call.get("axis", -1))][: 1 + lse]
-    if name == "segment_softmax":
+    if name in ("segment_softmax", "segment_softmax_backward"):
         return [first]
     if name == "logsumexp":
         return [without(first, call.get("axis"), bool(call.get("keepdims", False)))]

@@ -18,7 +18,8 @@ from cuattn import SoftmaxState
 FORWARD = ["softmax", "log_softmax", "logsumexp"]
 TRANSFORMS = ["softmax", "log_softmax"]
 BACKWARD = ["softmax_backward", "log_softmax_backward"]
-ALL = [*FORWARD, *BACKWARD, "segment_softmax", "softmax_state"]
+SEGMENTS = ["segment_softmax", "segment_softmax_backward"]
+ALL = [*FORWARD, *BACKWARD, *SEGMENTS, "softmax_state"]
 
 
 class Refusing:
@@ -49,12 +50,11 @@ class Refusing:
 
     def arguments(self, name, x):
         """Valid positional arguments of `name` around `x`, of its library."""
-        if name in BACKWARD:
-            return x, x
-        if name == "segment_softmax":
+        arrays = (x, x) if name.endswith("_backward") else (x,)
+        if name in SEGMENTS:
             offsets = np.array([0, 1, 3])
-            return x, offsets if isinstance(x, np.ndarray) else self.array(offsets)
-        return (x,)
+            arrays += (offsets if isinstance(x, np.ndarray) else self.array(offsets),)
+        return arrays
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def refusing(backend):
 
 def first(name):
     """The name of the first argument."""
-    return "grad" if name in BACKWARD else "x"
+    return "grad" if name.endswith("_backward") else "x"
 
 
 # ---- what is not an array ----------------------------------------------------------------------
@@ -118,9 +118,12 @@ def test_not_an_array(refusing, name, value):
 @pytest.mark.parametrize("value", NOT_ARRAYS, ids=lambda value: type(value).__name__)
 def test_second_argument_is_not_an_array(refusing, value):
     words = f"convert it with {refusing.xp.__name__}.asarray"  # of no other library
-    for name in BACKWARD:
-        refusing.refuses(TypeError, "y", name, refusing.x, value, words=f"{words}(y)")
-    refusing.refuses(TypeError, "cu_seqlens", "segment_softmax", refusing.x, value, words=words)
+    for name in (*BACKWARD, "segment_softmax_backward"):
+        args = (refusing.x, value, *refusing.arguments(name, refusing.x)[2:])
+        refusing.refuses(TypeError, "y", name, *args, words=f"{words}(y)")
+    for name in SEGMENTS:
+        args = (*refusing.arguments(name, refusing.x)[:-1], value)
+        refusing.refuses(TypeError, "cu_seqlens", name, *args, words=words)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -166,7 +169,7 @@ def test_swapped_bytes_are_refused_or_right(refusing, name):
 # ---- axis --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "segment_softmax"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in SEGMENTS])
 def test_axis(refusing, name):
     args = refusing.arguments(name, refusing.x)
     for axis in (2, -3, 10**30, (0, 2), (-3,)):
@@ -177,7 +180,7 @@ def test_axis(refusing, name):
         refusing.refuses(TypeError, "axis", name, *args, axis)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "segment_softmax"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in SEGMENTS])
 def test_axis_of_zero_dimensions(refusing, name):
     """0 and -1 are the axis of a number, as in NumPy; there is no other."""
     x = refusing.array(np.array(1.0, np.float32))
@@ -193,7 +196,7 @@ def test_axis_of_an_empty_array(refusing):
 # ---- out and dtype -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "segment_softmax"])
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, *SEGMENTS])
 def test_out(refusing, name):
     args, xp = refusing.arguments(name, refusing.x), refusing.xp
     for shape in [(4, 3), (3,), (3, 4, 1), (1, 3, 4), (3, 5), (), (12,)]:
@@ -247,7 +250,7 @@ def test_out_is_read_only(refusing, name):
     refusing.refuses(ValueError, "out", name, *refusing.arguments(name, refusing.x), out=out)
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "segment_softmax"])
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, *SEGMENTS])
 def test_out_overlaps_an_input(refusing, name):
     """Exactly the same array is in place; anything between that and apart is a race."""
     memory = refusing.array(np.arange(20, dtype=np.float32).reshape(4, 5))
@@ -259,10 +262,17 @@ def test_out_overlaps_an_input(refusing, name):
         (memory[:4, :4], memory[:4, :4].T),
     ]:
         args = refusing.arguments(name, given)
-        if name == "segment_softmax":
-            args = given, refusing.array(np.array([0, 1, given.shape[0]]))
+        if name in SEGMENTS:
+            args = (*args[:-1], refusing.array(np.array([0, 1, given.shape[0]])))
         refusing.refuses(ValueError, "out", name, *args, out=out)
     np.testing.assert_array_equal(refusing.backend.asnumpy(memory), before)
+
+
+@pytest.mark.parametrize("name", [*BACKWARD, "segment_softmax_backward"])
+def test_out_overlaps_the_result(refusing, name):
+    memory = refusing.array(np.arange(20, dtype=np.float32).reshape(4, 5))
+    _, *args = refusing.arguments(name, memory[:3, :4])
+    refusing.refuses(ValueError, "out", name, refusing.x, *args, out=memory[:3, 1:])
 
 
 def test_the_two_outs_overlap(refusing):
@@ -282,15 +292,17 @@ def test_dtype_option(refusing, name):
 # ---- where, scale and b ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
 def test_where(refusing, name):
-    x, xp = refusing.x, refusing.xp
+    args, xp = refusing.arguments(name, refusing.x), refusing.xp
     for dtype in (np.int32, np.float32, np.uint8):
-        refusing.refuses(TypeError, "where", name, x, where=xp.ones((3, 4), dtype))
+        refusing.refuses(TypeError, "where", name, *args, where=xp.ones((3, 4), dtype))
     for where in ([True] * 4, "yes", 1, 1.0):
-        refusing.refuses(TypeError, "where", name, x, where=where)
+        refusing.refuses(TypeError, "where", name, *args, where=where)
     for shape in [(3,), (4, 3), (2, 4), (1, 3, 4), (2, 3, 4), (0,)]:
-        refusing.refuses(ValueError, "where", name, x, where=xp.ones(shape, bool))
+        words = f"the shape of {first(name)} (3, 4)"
+        where = xp.ones(shape, bool)
+        refusing.refuses(ValueError, "where", name, *args, where=where, words=words)
 
 
 @pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD, "softmax_state"])
@@ -305,9 +317,9 @@ def test_scale(refusing, name):
     refusing.refuses(ValueError, "scale", name, *args, 0, scale=xp.ones((3, 1), np.float32))
 
 
-def test_scale_of_segments(refusing):
-    args, xp = refusing.arguments("segment_softmax", refusing.x), refusing.xp
-    name = "segment_softmax"
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_scale_of_segments(refusing, name):
+    args, xp = refusing.arguments(name, refusing.x), refusing.xp
     for scale in ("2", 1j, [1.0]):
         refusing.refuses(TypeError, "scale", name, *args, scale=scale)
     refusing.refuses(TypeError, "scale", name, *args, scale=xp.ones(4, bool))
@@ -327,28 +339,32 @@ def test_weights(refusing):
 # ---- two arrays that must agree ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize("name", [*BACKWARD, "segment_softmax_backward"])
 def test_gradient_and_result_agree(refusing, name):
     x, xp = refusing.x, refusing.xp
+    _, _, *offsets = refusing.arguments(name, x)
     for shape in [(4, 3), (3,), (1, 4), (3, 1), (3, 4, 1), ()]:
-        with pytest.raises(ValueError, match=r"^(grad|y) must .+, but .+"):
-            refusing.call(name, xp.zeros(shape, np.float32), x)
+        with pytest.raises(ValueError, match=r"^(grad|y|cu_seqlens) must .+, but .+"):
+            refusing.call(name, xp.zeros(shape, np.float32), x, *offsets)
+        refusing.refuses(ValueError, "y", name, x, xp.zeros(shape, np.float32), *offsets)
     for dtype in (np.float64, np.float16, np.int32):
         with pytest.raises(TypeError, match=r"^(grad|y) must .+, but .+"):
-            refusing.call(name, x.astype(dtype), x)
+            refusing.call(name, x.astype(dtype), x, *offsets)
     for dtype in (bool, np.complex64):
-        refusing.refuses(TypeError, "y", name, x, x.astype(dtype))
+        refusing.refuses(TypeError, "y", name, x, x.astype(dtype), *offsets)
 
 
-def test_offsets(refusing):
-    name, x = "segment_softmax", refusing.x
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_offsets(refusing, name):
+    *rows, _ = refusing.arguments(name, refusing.x)
     for dtype in (np.float32, np.float64, np.int8, np.int16, np.uint32, np.uint64, bool):
         bad = refusing.array(np.array([0, 1, 3]).astype(dtype))
-        refusing.refuses(TypeError, "cu_seqlens", name, x, bad)
+        refusing.refuses(TypeError, "cu_seqlens", name, *rows, bad)
     for bad in (np.array(0), np.array([[0, 3]]), np.array([], np.int64)):
-        refusing.refuses(ValueError, "cu_seqlens", name, x, refusing.array(bad))
-    number = refusing.array(np.array(1.0, np.float32))
-    refusing.refuses(ValueError, "x", name, number, refusing.array(np.array([0, 1])))
+        refusing.refuses(ValueError, "cu_seqlens", name, *rows, refusing.array(bad))
+    numbers = [refusing.array(np.array(1.0, np.float32))] * len(rows)
+    ends = refusing.array(np.array([0, 1]))
+    refusing.refuses(ValueError, first(name), name, *numbers, ends)
 
 
 @pytest.mark.host("offsets on the device are trusted")
@@ -360,8 +376,9 @@ def test_offsets(refusing):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_values_of_offsets(refusing, dtype, bad):
     """Only where they lie on the host: reading a device array would wait for it."""
-    offsets = np.array(bad, dtype)
-    refusing.refuses(ValueError, "cu_seqlens", "segment_softmax", refusing.x, offsets)
+    for name in SEGMENTS:
+        *rows, _ = refusing.arguments(name, refusing.x)
+        refusing.refuses(ValueError, "cu_seqlens", name, *rows, np.array(bad, dtype))
 
 
 def test_merge(refusing):
@@ -402,10 +419,15 @@ def test_address_between_elements(refusing):
     ends = x.view(np.int32)[0, :2]
     if not refusing.backend.on_device:  # where the values of offsets are not looked at
         ends[1] = 3
-    refusing.refuses(ValueError, "cu_seqlens", "segment_softmax", good, ends)
+    for name in SEGMENTS:
+        *rows, _ = refusing.arguments(name, good)
+        refusing.refuses(ValueError, "cu_seqlens", name, *rows, ends)
+    ends = refusing.arguments("segment_softmax", good)[-1]
+    refusing.refuses(ValueError, "grad", "segment_softmax_backward", x, good, ends)
+    refusing.refuses(ValueError, "y", "segment_softmax_backward", good, x, ends)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", [*TRANSFORMS, *BACKWARD])
 def test_two_homes(refusing, name):
     """One array on the host and one on a device: the message names both."""
     if refusing.backend.on_device:
@@ -413,22 +435,26 @@ def test_two_homes(refusing, name):
         out = np.zeros((3, 4), np.float32)
     else:
         ones, where, out = DeviceArray((3, 1)), DeviceArray((3, 4), "|b1"), DeviceArray()
+    args = refusing.arguments(name, refusing.x)
     for key, value in {"scale": ones, "where": where, "out": out}.items():
         with pytest.raises(TypeError) as caught:
-            refusing.call(name, refusing.x, **{key: value})
-        assert re.search(r"\bx\b", str(caught.value)) and key in str(caught.value)
+            refusing.call(name, *args, **{key: value})
+        assert re.search(rf"\b{first(name)}\b", str(caught.value)) and key in str(caught.value)
 
 
 def test_two_homes_of_required_arguments(refusing):
     gpu = refusing.backend.on_device
     other = np.ones((3, 4), np.float32) if gpu else DeviceArray()
-    for name in BACKWARD:
+    for name in (*BACKWARD, "segment_softmax_backward"):
+        _, _, *offsets = refusing.arguments(name, refusing.x)
         for args in ((refusing.x, other), (other, refusing.x)):
             with pytest.raises(TypeError) as caught:
-                refusing.call(name, *args)
+                refusing.call(name, *args, *offsets)
             assert re.search(r"\bgrad\b.*\by\b|\by\b.*\bgrad\b", str(caught.value))
     if not gpu:
-        refusing.refuses(TypeError, None, "segment_softmax", refusing.x, DeviceArray((3,), "<i8"))
+        for name in SEGMENTS:
+            *rows, _ = refusing.arguments(name, refusing.x)
+            refusing.refuses(TypeError, None, name, *rows, DeviceArray((3,), "<i8"))
 
 
 # ---- how arguments are passed ------------------------------------------------------------------
@@ -437,11 +463,11 @@ def test_two_homes_of_required_arguments(refusing):
 @pytest.mark.parametrize("name", ALL)
 def test_how_arguments_are_passed(refusing, name):
     args = refusing.arguments(name, refusing.x)
-    names = {"segment_softmax": ["x", "cu_seqlens"]}.get(name, [first(name), "y"])[: len(args)]
+    names = [first(name), *["y"] * name.endswith("_backward"), *["cu_seqlens"] * (name in SEGMENTS)]
     refusing.refuses(TypeError, None, name)
     refusing.refuses(TypeError, None, name, **dict(zip(names, args, strict=True)))
     refusing.refuses(TypeError, None, name, *args, no_such_option=1)
-    extra = (None,) if name == "segment_softmax" else (-1, None)
+    extra = (None,) if name in SEGMENTS else (-1, None)
     refusing.refuses(TypeError, None, name, *args, *extra)
 
 

@@ -139,9 +139,19 @@ CALLS = {
     "softmax": ((ones((3, 4)),), {"scale": ones((3, 1)), "where": np.ones((3, 4), bool)}),
     "log_softmax": ((ones((3, 4)),), {"where": np.ones(4, bool)}),
     "logsumexp": ((ones((3, 4)),), {"b": ones(4), "where": np.ones((), bool)}),
-    "softmax_backward": ((ones((3, 4)), ones((3, 4))), {"scale": ones(())}),
-    "log_softmax_backward": ((ones((3, 4)), ones((3, 4))), {"scale": ones((3, 1))}),
+    "softmax_backward": (
+        (ones((3, 4)), ones((3, 4))),
+        {"scale": ones(()), "where": np.ones((3, 1), bool)},
+    ),
+    "log_softmax_backward": (
+        (ones((3, 4)), ones((3, 4))),
+        {"scale": ones((3, 1)), "where": np.ones((), bool)},
+    ),
     "segment_softmax": ((ones((3, 4)), np.array([0, 1, 3])), {"scale": ones((2, 1))}),
+    "segment_softmax_backward": (
+        (ones((3, 4)), ones((3, 4)), np.array([0, 1, 3])),
+        {"scale": ones((2, 1))},
+    ),
     "top_k": ((ones((3, 4)), 2), {}),
     "softmax_topk": ((ones((3, 4)), 2), {"scale": ones((3, 1)), "where": np.ones(4, bool)}),
     "softmax_state": ((ones((3, 4)),), {"scale": ones(())}),

@@ -146,6 +146,7 @@ def wrong(module, name):
         "logsumexp",
         "softmax_backward",
         "segment_softmax",
+        "segment_softmax_backward",
         "top_k",
         "softmax_topk",
         "attention",
