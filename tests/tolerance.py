@@ -152,30 +152,39 @@ def naive_logsumexp(x, axis=None, *, b=None, where=None, scale=None, keepdims=Fa
     return lse if keepdims else np.squeeze(lse, axis)
 
 
+def _shown(a, where):
+    """0 where an element does not take part."""
+    return a if where is None else np.where(where, a, np.asarray(0, a.dtype))
+
+
 @np.errstate(all="ignore")
-def naive_softmax_backward(grad, y, axis=-1, *, scale=None):
+def naive_softmax_backward(grad, y, axis=-1, *, scale=None, where=None):
+    grad, y = _shown(grad, where), _shown(y, where)
     dx = y * (grad - _sum(grad * y, axis))
-    return dx if scale is None else np.asarray(scale).astype(dx.dtype) * dx
+    return _shown(dx if scale is None else np.asarray(scale).astype(dx.dtype) * dx, where)
 
 
 @np.errstate(all="ignore")
-def naive_log_softmax_backward(grad, y, axis=-1, *, scale=None):
+def naive_log_softmax_backward(grad, y, axis=-1, *, scale=None, where=None):
+    grad, y = _shown(grad, where), _shown(y, where)
     dx = grad - np.exp(y) * _sum(grad, axis)
-    return dx if scale is None else np.asarray(scale).astype(dx.dtype) * dx
+    return _shown(dx if scale is None else np.asarray(scale).astype(dx.dtype) * dx, where)
 
 
-def terms_of_softmax_backward(grad, y, axis=-1, *, scale=None):
+@np.errstate(all="ignore")
+def terms_of_softmax_backward(grad, y, axis=-1, *, scale=None, where=None):
     """Upper bound of what is added and taken off in an element of `softmax_backward`."""
-    grad, y = abs(exact(grad)), abs(exact(y))
+    grad, y = (abs(_shown(exact(a), where)) for a in (grad, y))
     terms = y * (grad + np.sum(grad * y, axis=axis, keepdims=True))
-    return terms if scale is None else abs(exact(scale)) * terms
+    return _shown(terms if scale is None else abs(exact(scale)) * terms, where)
 
 
-def terms_of_log_softmax_backward(grad, y, axis=-1, *, scale=None):
+@np.errstate(all="ignore")
+def terms_of_log_softmax_backward(grad, y, axis=-1, *, scale=None, where=None):
     """Upper bound of what is added and taken off in an element of `log_softmax_backward`."""
-    grad, y = abs(exact(grad)), exact(y)
+    grad, y = abs(_shown(exact(grad), where)), _shown(exact(y), where)
     terms = grad + np.exp(y) * np.sum(grad, axis=axis, keepdims=True)
-    return terms if scale is None else abs(exact(scale)) * terms
+    return _shown(terms if scale is None else abs(exact(scale)) * terms, where)
 
 
 NAIVE = {
