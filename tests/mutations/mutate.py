@@ -197,6 +197,15 @@ BACK_STRIDES = (
     of("softmax_backward", "test_out", "misaligned", "softmax"),
 )
 BACK_SCALE = (of("softmax_backward", "test_scale", "softmax"),)
+BACK_WHERE = (
+    of("softmax_backward_where", "test_dtype", "float32", 33, "softmax"),
+    of("softmax_backward_where", "test_dtype", "float32", 33, "log_softmax"),
+    of("softmax_backward_where", "test_broadcast", "log_softmax"),
+    of("softmax_backward_where", "test_first_axis", "shape1", "softmax"),
+)
+BACK_WHERE_SHIFTED = tuple(
+    of("softmax_backward_where", "test_layout", "misaligned", n, "softmax") for n in (33, 128)
+)
 # Costs.
 TRAFFIC = "tests/softmax/test_traffic.py::test_"
 VECTORS = (
