@@ -279,6 +279,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     """Of every function."""
     x, y = gpus.ndarray((8, 64), "float32", 1), gpus.ndarray((8, 64), "float32", 1)
     lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
+    where = gpus.ndarray((8, 64), "bool", 1)
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
     lens, cache = gpus.ndarray((1,), "int64", 1), gpus.ndarray((1, 1, 9, 64), "float32", 1)
@@ -296,8 +297,9 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.log_softmax(x, axis=(0, 1)),
         lambda: cuattn.logsumexp(x, axis=-1),
         lambda: cuattn.softmax_backward(x, y),
-        lambda: cuattn.log_softmax_backward(x, y),
+        lambda: cuattn.log_softmax_backward(x, y, where=where),
         lambda: cuattn.segment_softmax(x, ends),
+        lambda: cuattn.segment_softmax_backward(x, y, ends),
         lambda: cuattn.top_k(x, 3),
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
         lambda: cuattn.softmax_state(x),
@@ -329,7 +331,7 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
         lambda: cuattn.softmax(x, scale=2.0),
         lambda: cuattn.log_softmax(x, where=x > 0),
         lambda: cuattn.logsumexp(x, axis=-1),
-        lambda: cuattn.softmax_backward(x, x),
+        lambda: cuattn.softmax_backward(x, x, where=x > 0),
         lambda: cuattn.top_k(x, 3),
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
         lambda: cuattn.softmax_state(x),

@@ -234,8 +234,11 @@ def calls_of_cuattn():
         "log_softmax": lambda: cuattn.log_softmax(x, axis=0),
         "logsumexp": lambda: cuattn.logsumexp(x, axis=-1, b=2.0),
         "softmax_backward": lambda: cuattn.softmax_backward(x, x),
-        "log_softmax_backward": lambda: cuattn.log_softmax_backward(x, x),
+        "log_softmax_backward": lambda: cuattn.log_softmax_backward(x, x, where=x > 0),
         "segment_softmax": lambda: cuattn.segment_softmax(flat[:, 0, 0], offsets),
+        "segment_softmax_backward": lambda: cuattn.segment_softmax_backward(
+            flat[:, 0, 0], flat[:, 0, 1], offsets
+        ),
         "top_k": lambda: cuattn.top_k(x, 3),
         "softmax_topk": lambda: cuattn.softmax_topk(x, 3),
         "softmax_state": lambda: cuattn.softmax_state(x),
