@@ -30,6 +30,7 @@ ORDERED = ("topk/merge_runs.cuh",)
 # Loops of these are unrolled less where a multiprocessor holds fewer warps than that of sm_80.
 UNROLLED = re.compile(
     r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$|attention_kv_append<"
+    r"|softmax_segments<SoftmaxBackward<.*, 1, 1, \d+>$"
 )
 
 
