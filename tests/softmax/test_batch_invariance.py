@@ -23,8 +23,8 @@ def softmax_backward(x, axis):
     return cuattn.softmax_backward(x, np.exp(-abs(x.astype(np.float32))).astype(x.dtype), axis)
 
 
-def log_softmax_backward(x, axis):
-    return cuattn.log_softmax_backward(x, -abs(x), axis)
+def log_softmax_backward(x, axis, **options):
+    return cuattn.log_softmax_backward(x, -abs(x), axis, **options)
 
 
 def weighted_logsumexp(x, axis):
@@ -57,6 +57,7 @@ OPERATIONS = {
     ],
     "softmax_backward": softmax_backward,
     "log_softmax_backward": log_softmax_backward,
+    "masked log_softmax_backward": lambda x, axis: log_softmax_backward(x, axis, where=x > -1),
     "softmax_topk": softmax_topk,
     "renormalized softmax_topk": lambda x, axis: softmax_topk(x, axis, renormalize=True),
     "softmax_topk_state": softmax_topk_state,
@@ -149,7 +150,8 @@ def test_company_of_unaligned_rows(rng, operation, n):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [None, 1, 3, 40])
-def test_segments(rng, arch, dtype, width):
+@pytest.mark.parametrize("name", ["segment_softmax", "segment_softmax_backward"])
+def test_segments(rng, arch, dtype, width, name):
     """The company decides how many warps a segment gets."""
     lengths = [int(n) for n in rng.permutation([0, 3, 100, 257, 1000, 2500])]
     tail = () if width is None else (width,)
@@ -157,9 +159,9 @@ def test_segments(rng, arch, dtype, width):
 
     def of_company(others):
         rows = [*own, *others]
-        ends = np.cumsum([0, *map(len, rows)])
+        ends, x = np.cumsum([0, *map(len, rows)]), np.concatenate(rows)
         with emulator.activate(arch=arch) as runtime:
-            y = cuattn.segment_softmax(np.concatenate(rows), ends)
+            y = getattr(cuattn, name)(*[x] * (1 + name.endswith("_backward")), ends)
             blocks = {kernel.block for kernel in runtime.kernels}
         return [y[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)][: len(own)], blocks
 
