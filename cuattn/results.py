@@ -58,3 +58,14 @@ class SoftmaxTopKState(NamedTuple):
     def lse(self) -> NDArray[Any]:
         """Natural log-sum-exp of the row."""
         return SoftmaxState(self.m, self.l).lse
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of attention; None for what was not given or not asked for."""
+
+    dq: NDArray[Any]
+    dk: NDArray[Any]
+    dv: NDArray[Any]
+    dbias: NDArray[Any] | None = None
+    dalibi_slopes: NDArray[Any] | None = None
+    dsinks: NDArray[Any] | None = None

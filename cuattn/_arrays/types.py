@@ -191,6 +191,18 @@ class VarlenWithLse(_Varlen, OutWithLse): ...
 class VarlenOpen(_Varlen, OutOpen): ...
 
 
+class _Gradients(TypedDict, total=False):
+    grad_lse: Array | None
+    return_dbias: bool
+    out: tuple[Array, Array, Array] | tuple[Array, Array, Array, Array] | None
+
+
+class Backward(_Attention, _Gradients): ...
+
+
+class VarlenBackward(_Varlen, _Gradients): ...
+
+
 class _Cached(_Placed, total=False):
     page_table: Array | None
     k_new: Array | None

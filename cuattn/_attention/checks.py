@@ -232,6 +232,11 @@ def lse(
         )
 
 
+def no_bias() -> ValueError:
+    """The error for a gradient of a bias that was not given."""
+    return ValueError("bias must be given for return_dbias=True, but it is None")
+
+
 def states(name: str, shape: Shape, layout: str) -> None:
     """ValueError unless an array has the dimensions of parts."""
     if not 3 <= len(shape) <= 5:

@@ -147,11 +147,12 @@ def options_of(
 
 def check_alignment(runtime: Any, inputs: list[Owner], outs: Any) -> None:
     """Check what only a device asks of the arrays' addresses."""
-    names = ("out",) if outs is None or len(outs) == 1 else ("out[0]", "out[1]")
-    for name, array in (*inputs, *zip(names, outs or (), strict=False)):
+    outs = outs or ()
+    results = [("out" if len(outs) == 1 else f"out[{i}]", one) for i, one in enumerate(outs)]
+    for name, array in (*inputs, *results):
         if array is not None and runtime.address(array) % array.itemsize:
             raise misaligned(name, array)
-    for name, array in zip(names, outs or (), strict=False):
+    for name, array in results:
         if fractional(spec_of(array)):
             raise checks.fractional(name, array.strides, array.itemsize)
 

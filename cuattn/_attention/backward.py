@@ -1,0 +1,244 @@
+"""Gradients of attention, for sequences of one or of many lengths."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex, overload
+
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.types import (
+    Backward,
+    Host,
+    Layout,
+    Other,
+    Precision,
+    Unpack,
+    VarlenBackward,
+    Window,
+)
+from cuattn._attention import checks, request_backward
+from cuattn._attention.run_backward import prepare
+from cuattn.results import AttentionGradients
+
+
+@overload
+def attention_backward(
+    grad: Host, q: Host, k: Host, v: Host, y: Host, lse: Host, /, **options: Unpack[Backward]
+) -> AttentionGradients: ...
+@overload
+def attention_backward(
+    grad: Other, q: Other, k: Other, v: Other, y: Other, lse: Other, /, **options: Unpack[Backward]
+) -> Any: ...
+@explained
+def attention_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    y: Any,
+    lse: Any,
+    /,
+    *,
+    grad_lse: Any = None,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: Any = None,
+    softcap: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    layout: Layout = "BHSD",
+    precision: Precision | None = None,
+    return_dbias: bool = False,
+    out: Any = None,
+) -> Any:
+    """Gradients of `attention` with respect to its arrays.
+
+    The scores are computed again from q, k and lse, block by block, and never written.
+
+    Parameters
+    ----------
+    grad : cupy.ndarray or numpy.ndarray, shape and dtype of y
+        Gradient with respect to the result; any strides, 0 too.
+    q, k, v : array
+        As in the forward call.
+    y, lse : array
+        What it returned: ``y, lse = attention(q, k, v, return_lse=True)``.
+    grad_lse : array, shape and dtype of lse, optional
+        Gradient with respect to lse. Default: 0.
+    is_causal, q_offset, window, scale, softcap, mask, bias, alibi_slopes, sinks
+        As in the forward call: with others the results are wrong, which cannot be checked.
+    q_lens, kv_lens, layout, precision
+        Likewise.
+    return_dbias : bool, optional
+        Also return the gradient of `bias`, which takes two more products.
+    out : tuple of arrays, optional
+        Where to write dq, dk and dv, and dbias with `return_dbias`: exactly their shapes and
+        dtypes, any strides, apart from every input and from each other.
+
+    Returns
+    -------
+    gradients : AttentionGradients
+        A named tuple of six. dq, dk, dv: shape and dtype of q, k, v. dbias: of bias; None without
+        `return_dbias`. dalibi_slopes, dsinks: shape of the argument, dtype of lse; None where there
+        is no such argument, or it is of integers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention`.
+
+    See Also
+    --------
+    attention : The forward pass.
+    attention_backward_varlen : Sequences of many lengths, without padding.
+
+    Notes
+    -----
+    Keys that no query sees have a gradient of 0, and so have queries that see none and padding;
+    what those arrays hold there may be anything, but grad of a query that sees no key must be
+    finite. NaN in a row that takes part reaches what depends on it, and may reach other rows of
+    the same tile.
+
+    There is no gradient of numbers. That of `scale` is ``sum(q * dq) / scale``. There is no
+    dropout.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
+    Partitioning", arXiv:2307.08691, algorithm 2.
+
+    Examples
+    --------
+    >>> q = k = numpy.zeros((2, 4))
+    >>> v = numpy.array([[1.0], [3.0]])
+    >>> y, lse = cuattn.attention(q, k, v, is_causal=True, return_lse=True)
+    >>> grad = numpy.ones((2, 1))
+    >>> dq, dk, dv, *_ = cuattn.attention_backward(grad, q, k, v, y, lse, is_causal=True)
+    >>> dv
+    array([[1.5],
+           [0.5]])
+    """
+    arrays = {"grad_lse": grad_lse, "mask": mask, "bias": bias, "alibi_slopes": alibi_slopes}
+    arrays |= {"sinks": sinks, "q_lens": q_lens, "kv_lens": kv_lens}
+    numbers = is_causal, window, scale, softcap, precision
+    required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
+    return prepare(
+        request_backward.backward(required, arrays, q_offset, layout, numbers, return_dbias, out)
+    )
+
+
+@overload
+def attention_backward_varlen(
+    grad: Host,
+    q: Host,
+    k: Host,
+    v: Host,
+    y: Host,
+    lse: Host,
+    cu_seqlens_q: Host,
+    cu_seqlens_k: Host,
+    /,
+    **options: Unpack[VarlenBackward],
+) -> AttentionGradients: ...
+@overload
+def attention_backward_varlen(
+    grad: Other,
+    q: Other,
+    k: Other,
+    v: Other,
+    y: Other,
+    lse: Other,
+    cu_seqlens_q: Other,
+    cu_seqlens_k: Other,
+    /,
+    **options: Unpack[VarlenBackward],
+) -> Any: ...
+@explained
+def attention_backward_varlen(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    y: Any,
+    lse: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    /,
+    *,
+    max_seqlen_q: SupportsIndex | None = None,
+    max_seqlen_k: SupportsIndex | None = None,
+    grad_lse: Any = None,
+    is_causal: bool = False,
+    q_offset: Any = None,
+    window: Window | None = None,
+    scale: Any = None,
+    softcap: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_lens: Any = None,
+    kv_lens: Any = None,
+    precision: Precision | None = None,
+    return_dbias: bool = False,
+    out: Any = None,
+) -> Any:
+    """Gradients of `attention_varlen` with respect to its arrays.
+
+    Parameters
+    ----------
+    grad : cupy.ndarray or numpy.ndarray, shape and dtype of y
+        Gradient with respect to the result.
+    q, k, v, cu_seqlens_q, cu_seqlens_k
+        As in the forward call.
+    y, lse : array
+        What it returned.
+    max_seqlen_q, max_seqlen_k : int, optional
+        What a caller knows of the longest sequences; no result depends on it.
+    grad_lse : array, shape and dtype of lse, optional
+        Gradient with respect to lse. Default: 0.
+    is_causal, q_offset, window, scale, softcap, mask, bias, alibi_slopes, sinks
+        As in the forward call.
+    q_lens, kv_lens, precision
+        Likewise.
+    return_dbias, out
+        As `attention_backward`.
+
+    Returns
+    -------
+    gradients : AttentionGradients
+        As `attention_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention`.
+
+    See Also
+    --------
+    attention_varlen : The forward pass.
+    attention_backward : Sequences of one length.
+
+    Examples
+    --------
+    >>> q = k = v = numpy.ones((3, 1, 1))  # two sequences, of 1 and of 2 tokens
+    >>> ends = numpy.array([0, 1, 3])
+    >>> y, lse = cuattn.attention_varlen(q, k, v, ends, ends, return_lse=True)
+    >>> gradients = cuattn.attention_backward_varlen(y, q, k, v, y, lse, ends, ends)
+    >>> gradients.dv[:, 0, 0]
+    array([1., 1., 1.])
+    """
+    checks.hint("max_seqlen_q", max_seqlen_q)
+    checks.hint("max_seqlen_k", max_seqlen_k)
+    arrays = {"grad_lse": grad_lse, "mask": mask, "bias": bias, "alibi_slopes": alibi_slopes}
+    arrays |= {"sinks": sinks, "q_lens": q_lens, "kv_lens": kv_lens}
+    numbers = is_causal, window, scale, softcap, precision
+    required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
+    required |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    return prepare(
+        request_backward.backward(required, arrays, q_offset, "BSHD", numbers, return_dbias, out)
+    )
