@@ -16,6 +16,7 @@ from cuattn.reference._attention import (
     merge_attention,
     merge_attention_states,
 )
+from cuattn.reference._attention_backward import attention_backward, attention_backward_varlen
 from cuattn.reference._kvcache import attention_cascade, attention_kvcache, kv_append
 from cuattn.reference._softmax import (
     log_softmax,
@@ -31,6 +32,8 @@ from cuattn.reference._topk import merge, softmax_topk, softmax_topk_state, top_
 
 __all__ = [
     "attention",
+    "attention_backward",
+    "attention_backward_varlen",
     "attention_cascade",
     "attention_kvcache",
     "attention_varlen",

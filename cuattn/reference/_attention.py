@@ -54,12 +54,10 @@ def attention(
     """
     ndim = np.ndim(q)
     queries, keys, values = (canonical(np.asarray(a), layout) for a in (q, k, v))
-    left, right = (None, None) if window is None else window
-    right = 0 if is_causal else right  # a window's is not negative
-    scale = 1 / max(queries.shape[-1], 1) ** 0.5 if scale is None else scale
+    numbers = numbers_of(queries, scale, softcap, window, is_causal)
     full, full_lse = nothing((*queries.shape[:-1], values.shape[-1]), wide(queries[:0]).dtype)
     arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
-    for b, h, head in each_head(*arrays, scale, softcap or 0.0, left, right):
+    for b, h, head in each_head(*arrays, *numbers):
         full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
     return in_layout(full, full_lse, layout, ndim, return_lse, out)
 
@@ -173,7 +171,21 @@ def merge_attention(
     return merge_attention_states(outs, lses, layout=layout, out=out)
 
 
-# -- layouts --------------------------------------------------------------------------------------
+# -- options and layouts --------------------------------------------------------------------------
+
+
+def numbers_of(
+    q: np.ndarray,
+    scale: float | None,
+    softcap: float | None,
+    window: Window | None,
+    is_causal: bool,
+) -> tuple[Any, ...]:
+    """scale, softcap, left and right of a call."""
+    left, right = (None, None) if window is None else window
+    right = 0 if is_causal else right  # a window's is not negative
+    scale = 1 / max(q.shape[-1], 1) ** 0.5 if scale is None else scale
+    return scale, softcap or 0.0, left, right
 
 
 def canonical(array: Any, layout: str) -> Any:
@@ -182,12 +194,16 @@ def canonical(array: Any, layout: str) -> Any:
     return array[(None,) * (4 - array.ndim)]
 
 
+def uncanonical(full: Any, layout: str, ndim: int) -> Any:
+    """A canonical array (B, H, S, D) in `layout`, and with as many axes as the caller's."""
+    y = full[(0,) * (4 - ndim)]
+    return y.swapaxes(-3, -2) if layout == "BSHD" and ndim > 2 else y
+
+
 def in_layout(full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any) -> Any:
     """Canonical results as the caller wants them."""
-    lead = (0,) * (4 - ndim)
-    y = full[lead]
-    y = y.swapaxes(-3, -2) if layout == "BSHD" and ndim > 2 else y
+    y = uncanonical(full, layout, ndim)
     if not return_lse:
         return result(y, out=out)
     out, lse = (None, None) if out is None else out
-    return result(y, out=out), result(full_lse[lead], out=lse)
+    return result(y, out=out), result(full_lse[(0,) * (4 - ndim)], out=lse)

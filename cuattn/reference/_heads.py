@@ -40,12 +40,13 @@ def _distance(head: Head) -> np.ndarray:
     return columns - (rows[:, None] + head.offset)
 
 
-def _scores(head: Head) -> np.ndarray:
-    """The score of every query and key, (M, N)."""
-    s = head.scale * (wide(head.q) @ wide(head.k).T)
+def _scores(head: Head) -> tuple[np.ndarray, Any]:
+    """The score of every query and key, (M, N), and its derivative by what is capped."""
+    s, chain = head.scale * (wide(head.q) @ wide(head.k).T), 1.0
     if head.softcap:
-        s = head.softcap * np.tanh(s / head.softcap)
-    return s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
+        e = np.exp(-2 * abs(s / head.softcap))
+        s, chain = head.softcap * np.tanh(s / head.softcap), 4 * e / (1 + e) ** 2
+    return s + wide(head.bias) - wide(head.slope) * abs(_distance(head)), chain
 
 
 def _sees(head: Head) -> np.ndarray:
@@ -73,13 +74,45 @@ def shift(m: np.ndarray) -> np.ndarray:
 def dense(head: Head) -> tuple[Any, Any]:
     """out (M, D_v) and lse (M,): the formula."""
     visible = _sees(head)
-    s = np.where(visible, _scores(head), -np.inf)
+    s = np.where(visible, _scores(head)[0], -np.inf)
     m = np.max(s, axis=1, keepdims=True, initial=head.sink)
     p = np.exp(s - shift(m))
     l = np.sum(p, axis=1, keepdims=True, where=visible)  # noqa: E741
     l = l + np.exp(head.sink - shift(m))  # noqa: E741
     o = _weigh(p, visible, wide(head.v))
     return np.where(l == 0, 0, o / l), np.where(l == 0, -np.inf, m + np.log(l))[:, 0]
+
+
+class HeadGradients(NamedTuple):
+    """Gradients of one head; k and v have their sums over the heads that share them."""
+
+    dq: Any  # (M, D)
+    dk: Any  # (N, D)
+    dv: Any  # (N, D_v)
+    dbias: Any  # (M, N)
+    dslope: Any
+    dsink: Any
+
+
+def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> HeadGradients:
+    """The formula; grad and y (M, D_v), lse and grad_lse (M,)."""
+    q, k, v, grad, y = map(wide, (head.q, head.k, head.v, grad, y))
+    visible = _sees(head)
+    s, chain = _scores(head)
+    nothing = lse == -np.inf
+    lse = np.where(nothing, np.inf, wide(lse))
+    p = np.where(visible, np.exp(s - lse[:, None]), 0)
+    delta = np.where(nothing, 0, np.sum(grad * y, axis=1) - grad_lse)
+    ds = np.where(visible, p * (grad @ v.T - delta[:, None]), 0)
+    dx = head.scale * ds * chain
+    return HeadGradients(
+        dq=_weigh(dx, visible, k),
+        dk=_weigh(dx.T, visible.T, q),
+        dv=_weigh(p.T, visible.T, grad),
+        dbias=ds,
+        dslope=-np.sum(ds * abs(_distance(head))),
+        dsink=-np.sum(np.exp(head.sink - lse) * delta),
+    )
 
 
 # -- all of them ---------------------------------------------------------------------------------

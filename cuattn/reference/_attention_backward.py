@@ -1,0 +1,192 @@
+"""Gradients of attention in float64.
+
+A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonical, as in
+`cuattn.reference._attention`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cuattn.reference._attention import Window, canonical, numbers_of, uncanonical
+from cuattn.reference._heads import cut, dense_backward, each_head, of_sequence, segments
+from cuattn.reference._numerics import Option, quiet, result, wide
+from cuattn.results import AttentionGradients
+
+
+@quiet
+def attention_backward(
+    grad: ArrayLike,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    y: ArrayLike,
+    lse: ArrayLike,
+    /,
+    *,
+    grad_lse: Option = None,
+    is_causal: bool = False,
+    q_offset: Option = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Option = None,
+    bias: Option = None,
+    alibi_slopes: Option = None,
+    sinks: Option = None,
+    q_lens: Option = None,
+    kv_lens: Option = None,
+    layout: str = "BHSD",
+    precision: str | None = None,
+    return_dbias: bool = False,
+    out: Any = None,
+) -> AttentionGradients:
+    """Gradients of `attention`, whose results are `y` and `lse`."""
+    ndim = np.ndim(q)
+    grad, queries, keys, values, y = (canonical(np.asarray(a), layout) for a in (grad, q, k, v, y))
+    lead = (None,) * (4 - ndim)
+    lse, grad_lse = (
+        np.asarray(a)[lead] for a in (lse, np.zeros_like(lse) if grad_lse is None else grad_lse)
+    )
+    (batch, heads, rows, _), (heads_kv, columns) = queries.shape, keys.shape[1:3]
+    d = [np.zeros(a.shape, wide(a[:0]).dtype) for a in (queries, keys, values)]
+    dbias, dslopes, dsinks = (
+        np.zeros(shape, d[0].dtype)
+        for shape in ((batch, heads, rows, columns), (batch, heads), heads)
+    )
+    arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
+    for b, h, head in each_head(*arrays, *numbers_of(queries, scale, softcap, window, is_causal)):
+        i, j, g = slice(len(head.q)), slice(len(head.k)), h * heads_kv // heads
+        one = dense_backward(head, grad[b, h, i], y[b, h, i], lse[b, h, i], grad_lse[b, h, i])
+        d[0][b, h, i] = one.dq
+        d[1][b, g, j] += one.dk
+        d[2][b, g, j] += one.dv
+        dbias[b, h, i, j], dslopes[b, h] = one.dbias, one.dslope
+        dsinks[h] += one.dsink
+    d = [uncanonical(one, layout, ndim) for one in d]
+    return _results(
+        d,
+        (bias if return_dbias else None, dbias),
+        (alibi_slopes, dslopes),
+        (sinks, dsinks),
+        out,
+    )
+
+
+@quiet
+def attention_backward_varlen(
+    grad: ArrayLike,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    y: ArrayLike,
+    lse: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike,
+    /,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    grad_lse: Option = None,
+    is_causal: bool = False,
+    q_offset: Option = None,
+    window: Window | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    mask: Option = None,
+    bias: Option = None,
+    alibi_slopes: Option = None,
+    sinks: Option = None,
+    q_lens: Option = None,
+    kv_lens: Option = None,
+    precision: str | None = None,
+    return_dbias: bool = False,
+    out: Any = None,
+) -> AttentionGradients:
+    """`attention_backward` of each sequence."""
+    grad, queries, keys, values, y, lse = map(np.asarray, (grad, q, k, v, y, lse))
+    d = [np.zeros(a.shape, wide(a[:0]).dtype) for a in (queries, keys, values)]
+    ends, heads = (np.asarray(cu_seqlens_q), np.asarray(cu_seqlens_k)), queries.shape[1]
+    slopes = None if alibi_slopes is None else np.asarray(alibi_slopes)
+    added = None if bias is None else np.asarray(bias)[(None,) * (4 - np.ndim(bias))]
+    dbias = None if added is None else np.zeros(added.shape, d[0].dtype)
+    dslopes = np.zeros((len(ends[0]) - 1, heads), d[0].dtype)
+    dsinks = np.zeros(heads, d[0].dtype)
+    for b, (i, j) in enumerate(segments(*ends)):
+        sizes = i.stop - i.start, j.stop - j.start
+        one = attention_backward(
+            grad[i],
+            queries[i],
+            keys[j],
+            values[j],
+            y[i],
+            lse[:, i],
+            grad_lse=None if grad_lse is None else np.asarray(grad_lse)[:, i],
+            is_causal=is_causal,
+            q_offset=of_sequence(q_offset, b),
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            mask=cut(mask, b, *sizes, False),
+            bias=cut(bias, b, *sizes, 0),
+            alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else of_sequence(slopes, b),
+            sinks=sinks,
+            q_lens=of_sequence(q_lens, b),
+            kv_lens=of_sequence(kv_lens, b),
+            layout="BSHD",
+            return_dbias=True,
+        )
+        d[0][i], d[1][j], d[2][j] = one[:3]
+        if dbias is not None:
+            _add(one.dbias, dbias[b : b + 1] if len(dbias) > 1 else dbias)
+        dslopes[b] = 0 if one.dalibi_slopes is None else one.dalibi_slopes
+        dsinks += 0 if one.dsinks is None else one.dsinks
+    return _results(
+        d,
+        (bias if return_dbias else None, dbias),
+        (alibi_slopes, dslopes),
+        (sinks, dsinks),
+        out,
+    )
+
+
+def _add(d: np.ndarray, total: np.ndarray) -> None:
+    """Add the gradient of what `cut` made of a bias to that of the bias, (1, H or 1, M, N)."""
+    for axis in (2, 3):
+        size = total.shape[axis]
+        d = (
+            d.sum(axis, keepdims=True)
+            if size == 1
+            else d.take(range(min(size, d.shape[axis])), axis)
+        )
+    total[:, :, : d.shape[2], : d.shape[3]] += d
+
+
+def _unbroadcast(d: np.ndarray, option: ArrayLike) -> np.ndarray | None:
+    """The sum over all that `option` is repeated for; integers have no gradient."""
+    array = np.asarray(option)
+    if array.dtype.kind in "iu":
+        return None
+    d = d.sum(tuple(range(d.ndim - array.ndim)))
+    return d.sum(tuple(i for i, n in enumerate(array.shape) if n == 1), keepdims=True)
+
+
+def _results(
+    d: list[np.ndarray],
+    bias: tuple[Option, Any],
+    alibi_slopes: tuple[Option, Any],
+    sinks: tuple[Option, Any],
+    out: Any,
+) -> AttentionGradients:
+    """All six; of an option itself and its gradient before what is repeated has been added up."""
+    dbias, dslopes, dsinks = (
+        None if option is None else _unbroadcast(one, option)
+        for option, one in (bias, alibi_slopes, sinks)
+    )
+    large = [*d, *([] if dbias is None else [dbias])]
+    outs = [None] * len(large) if out is None else out
+    large = [result(one, out=to) for one, to in zip(large, outs, strict=True)]
+    return AttentionGradients(*large[:3], *(large[3:] or [None]), dslopes, dsinks)
