@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cuattn import reference
 from cuattn._arrays.keywords import FUNCTIONS
 from cuattn._attention.attention import attention, attention_varlen
+from cuattn._attention.backward import attention_backward, attention_backward_varlen
 from cuattn._attention.cascade import attention_cascade
 from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
@@ -19,6 +20,7 @@ from cuattn._softmax.state import softmax_state
 from cuattn._topk.state import merge, softmax_topk_state
 from cuattn._topk.topk import softmax_topk, top_k
 from cuattn.results import (
+    AttentionGradients,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -29,12 +31,15 @@ from cuattn.results import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionGradients",
     "SoftmaxState",
     "SoftmaxTopK",
     "SoftmaxTopKLse",
     "SoftmaxTopKState",
     "TopK",
     "attention",
+    "attention_backward",
+    "attention_backward_varlen",
     "attention_cascade",
     "attention_kvcache",
     "attention_varlen",

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cuattn
-from cuattn import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
+from cuattn import (
+    AttentionGradients,
+    SoftmaxState,
+    SoftmaxTopK,
+    SoftmaxTopKLse,
+    SoftmaxTopKState,
+    TopK,
+)
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
@@ -176,6 +183,45 @@ def attentions() -> None:
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
+def gradients() -> None:
+    rng = np.random.default_rng(0)
+    q, grad = rng.standard_normal((2, 3, 5, 8)), np.ones((2, 3, 5, 8))
+    bias, ones = np.zeros((5, 5)), np.ones(3)
+    y, lse = cuattn.attention(q, q, q, return_lse=True)
+    found = cuattn.attention_backward(
+        grad, q, q, q, y, lse, grad_lse=lse, is_causal=True, q_offset=0, window=(3, None),
+        scale=0.3, softcap=9, mask=bias == 0, bias=bias, alibi_slopes=ones, sinks=ones,
+        q_lens=np.array([5, 4]), kv_lens=np.array([3, 5]), layout="BHSD", precision="ieee",
+        return_dbias=True, out=None,
+    )  # fmt: skip
+    assert_type(found, AttentionGradients)
+    assert_type(found.dq, Array)
+    assert_type(found.dk, Array)
+    assert_type(found.dv, Array)
+    for optional in (found.dbias, found.dalibi_slopes, found.dsinks):
+        assert optional is not None
+        assert_type(optional, Array)
+    outs = np.empty_like(q), np.empty_like(q), np.empty_like(q)
+    dq, dk, dv, *_ = cuattn.attention_backward(grad, q, q, q, y, lse, out=outs)
+    flat: Array = q[0]
+    ends = np.array([0, 1, 3])
+    y, lse = cuattn.attention_varlen(flat, flat, flat, ends, ends, return_lse=True)
+    found = cuattn.attention_backward_varlen(
+        y, flat, flat, flat, y, lse, ends, ends, max_seqlen_q=2, max_seqlen_k=2, grad_lse=None,
+        is_causal=True, q_offset=np.array([0, 0]), window=(1, 1), scale=np.float32(0.3),
+        softcap=None, mask=np.ones((2, 2), bool), bias=None, alibi_slopes=np.ones(5),
+        sinks=np.ones(5), q_lens=ends[:2], kv_lens=ends[:2], precision=None, return_dbias=False,
+        out=(np.empty_like(flat), np.empty_like(flat), np.empty_like(flat)),
+    )  # fmt: skip
+    assert_type(found, AttentionGradients)
+    loose: Any = flat
+    sums: Any = lse
+    more = cuattn.attention_backward(loose, loose, loose, loose, loose, sums, layout="BSHD")
+    assert_type(more, Any)
+
+    refused(lambda: cuattn.attention_backward(grad, q, q, q, y, out=q))  # type: ignore[call-overload]
+
+
 def caches() -> None:
     rng = np.random.default_rng(0)
     q = rng.standard_normal((2, 3, 2, 8))
@@ -246,6 +292,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.softmax_topk_state(x, 2), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
+    assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)
+    assert_type(cuattn.attention_backward_varlen(x, x, x, x, x, x, x, x, out=(x, x, x)), Any)
     assert_type(cuattn.attention_kvcache(x, x, x, kv_lens=x, page_table=x), Any)
     assert_type(cuattn.attention_cascade(x, [(x, x)], x, x, kv_lens=x), Any)
     cuattn.kv_append(x, x, x, x, kv_lens=x, k_scale=x)
@@ -258,6 +306,7 @@ def main() -> None:
     selections()
     states()
     attentions()
+    gradients()
     caches()
     oracle()
     config()

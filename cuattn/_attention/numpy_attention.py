@@ -112,7 +112,7 @@ def _attend(x: Heads, b: slice, h: slice, i: slice, keys: int) -> None:
 
 def _attend_copies(x: Any, o: Any, b: np.ndarray, lengths: Lengths, keys: int) -> None:
     """Short sequences b from all over the batch, laid side by side."""
-    heads = _heads(x, o, b, lengths)
+    heads = heads_of(x, o, b, lengths)
     _attend(heads, ALL, ALL, ALL, keys)
     for own, one in ((x.out, heads.out), (x.lse, heads.lse)):
         if own is not None:
@@ -132,13 +132,13 @@ def _blocks(x: Any, o: Any) -> Iterator[tuple[Any, ...]]:
     if all(a is None for a in (x.cu_seqlens_q, x.q_offset, x.q_lens, x.kv_lens)):
         m, n = x.q.shape[2], x.k.shape[2]
         place = n - m if o.q_offset is None else o.q_offset
-        yield from _tiles(_heads(x, o, ALL, (m, n, m, n, place)))
+        yield from _tiles(heads_of(x, o, ALL, (m, n, m, n, place)))
         return
-    for lengths, which in alike(_lengths(x, o)):
+    for lengths, which in alike(lengths_of(x, o)):
         borders = np.flatnonzero(np.diff(which) != 1) + 1
         if len(borders):
-            one = _heads(x, o, slice(which[0], which[0] + 1), lengths)
-            rows, keys, matrices = tile(one, _is_copied(one))
+            one = heads_of(x, o, slice(which[0], which[0] + 1), lengths)
+            rows, keys, matrices = tile(one, is_copied(one))
             if rows == one.q.shape[3] and one.k.size + one.v.size <= SHORT:
                 most = COPIED // (1 + one.k.size + one.v.size)
                 step = max(1, min(matrices // one.k.shape[1], most))
@@ -146,12 +146,12 @@ def _blocks(x: Any, o: Any) -> Iterator[tuple[Any, ...]]:
                     yield _attend_copies, x, o, which[first : first + step], lengths, keys
                 continue
         for run in np.split(which, borders):
-            yield from _tiles(_heads(x, o, slice(run[0], run[-1] + 1), lengths))
+            yield from _tiles(heads_of(x, o, slice(run[0], run[-1] + 1), lengths))
 
 
 def _tiles(x: Heads) -> Iterator[tuple[Any, ...]]:
     batch, heads, _, rows, _ = x.q.shape
-    some, keys, matrices = tile(x, _is_copied(x))
+    some, keys, matrices = tile(x, is_copied(x))
     if some == rows and batch * heads <= matrices:
         yield _attend, x, ALL, ALL, ALL, keys
         return
@@ -161,7 +161,7 @@ def _tiles(x: Heads) -> Iterator[tuple[Any, ...]]:
                 yield _attend, x, b, h, i, keys
 
 
-def _is_copied(x: Heads) -> bool:
+def is_copied(x: Heads) -> bool:
     """Whether BLAS takes k or v as a copy."""
     acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
     return not (is_usable(x.k, acc) and is_usable(x.v, acc))
@@ -196,7 +196,7 @@ def alike(lengths: np.ndarray) -> Iterator[tuple[Lengths, np.ndarray]]:
             yield tuple(ordered[first].tolist()), order[first:last]
 
 
-def _lengths(x: Any, o: Any) -> np.ndarray:
+def lengths_of(x: Any, o: Any) -> np.ndarray:
     """`Lengths` of each sequence, (B, 5)."""
     batch = len(x.q) if x.cu_seqlens_q is None else len(x.cu_seqlens_q) - 1
     lengths = np.empty((batch, 5), np.int64)
@@ -211,7 +211,7 @@ def _lengths(x: Any, o: Any) -> np.ndarray:
     return lengths
 
 
-def _heads(x: Any, o: Any, b: slice | np.ndarray, lengths: Lengths) -> Heads:
+def heads_of(x: Any, o: Any, b: slice | np.ndarray, lengths: Lengths) -> Heads:
     """Views of neighbouring sequences, or copies of any."""
     m_all, n_all, m, n, place = lengths
     heads_kv = x.k.shape[1]

@@ -48,7 +48,7 @@ def key_tiles(x: Heads, keys: int) -> list[slice]:
     first = 0 if x.left is None else max(0, x.place - x.left)
     last = columns if x.right is None else min(columns, x.place + rows + x.right)
     tiles = [slice(j, min(j + keys, last)) for j in range(first, last, keys)]
-    return tiles if x.mask is None else [j for j in tiles if _once(x.mask[..., j]).any()]
+    return tiles if x.mask is None else [j for j in tiles if once(x.mask[..., j]).any()]
 
 
 def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
@@ -62,17 +62,17 @@ def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
     if x.bias is not None:
         bias = x.bias[..., j]
         part = by_head[..., : bias.shape[3], : bias.shape[4]]
-        part += _once(bias, s.dtype)
+        part += once(bias, s.dtype)
     if x.slopes is not None:
-        by_head -= x.slopes.astype(s.dtype) * _distances(x, j, by_head)
+        by_head -= x.slopes.astype(s.dtype) * distances(x, j, by_head)
     return _hide(by_head, x, j)
 
 
-def _distances(x: Heads, j: slice, s: np.ndarray) -> np.ndarray:
+def distances(x: Heads, j: slice, s: np.ndarray) -> np.ndarray:
     """How far keys lie from the queries' places, (M, N), laid out as s."""
     rows, columns = np.arange(x.q.shape[3], dtype=s.dtype), np.arange(j.start, j.stop) - x.place
-    distances = np.subtract(columns.astype(s.dtype), rows[:, None], order=_order(s))
-    return np.abs(distances, out=distances)
+    found = np.subtract(columns.astype(s.dtype), rows[:, None], order=_order(s))
+    return np.abs(found, out=found)
 
 
 def _hide(s: np.ndarray, x: Heads, j: slice) -> bool:
@@ -82,7 +82,7 @@ def _hide(s: np.ndarray, x: Heads, j: slice) -> bool:
         mask = x.mask[..., j]
         m, n = mask.shape[3:]
         s[..., m:, :] = s[..., n:] = -np.inf
-        mask = _once(mask)
+        mask = once(mask)
         hides = (m, n) != (rows, columns) or not mask.all()
         if hides:  # a minimum with infinity or -infinity: `where=` takes 30 times as long
             part, limits = s[..., :m, :n], mask.astype(s.dtype)
@@ -121,7 +121,7 @@ def varies(a: np.ndarray | None) -> bool:
     return a is not None and bool(a.strides[3] and a.strides[4])
 
 
-def _once(a: np.ndarray, acc: np.dtype | None = None) -> np.ndarray:
+def once(a: np.ndarray, acc: np.dtype | None = None) -> np.ndarray:
     """Mask or bias with an axis of 1 where it is repeated; in `acc`."""
     a = a[tuple(ALL if stride else slice(0, 1) for stride in a.strides)]
     return a if acc is None else wide(a, acc)

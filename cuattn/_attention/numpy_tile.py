@@ -8,6 +8,7 @@ on together. What decides how a query is added up are the sizes and options of i
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         s -= shift
         np.exp(s, out=s)
         if x.slopes is not None:  # far keys
-            _flush(s)
+            flush(s)
         total = np.matmul(s, _ones(s.shape[3], acc))[..., None]
-        weighed = _weigh(s, usable(x.v[:, :, j], acc), x, j, hides)
+        sees = functools.partial(seen, x, s, j) if hides else None
+        weighed = weigh(s, usable(x.v[:, :, j], acc), sees)
         if old is None:
             l, o = total, weighed  # noqa: E741
         else:
@@ -71,7 +73,7 @@ def _shift(m: np.ndarray) -> np.ndarray:
     return np.where(m == -np.inf, m.dtype.type(0), m)
 
 
-def _flush(p: np.ndarray) -> None:
+def flush(p: np.ndarray) -> None:
     """Subnormal numbers to 0, as kernels have it: products with them take 10 times as long."""
     info = np.finfo(p.dtype)
     unit = p.dtype.type(info.smallest_normal / info.eps)  # its last place is the smallest normal
@@ -110,12 +112,15 @@ def products(q: np.ndarray, k: np.ndarray, by_rows: bool) -> np.ndarray:
     return np.matmul(q, k.swapaxes(2, 3), out=s)
 
 
-def _weigh(p: np.ndarray, v: np.ndarray, x: Heads, j: slice, hides: bool) -> np.ndarray:
-    """``p @ v`` in which nobody multiplies with a key that is not seen: 0 * NaN is not 0."""
+def weigh(p: np.ndarray, v: np.ndarray, seen: Callable[[], np.ndarray] | None) -> np.ndarray:
+    """``p @ v`` in which nobody multiplies with a key that is not seen: 0 * NaN is not 0.
+
+    `seen` tells which keys each row sees; None: all.
+    """
     o = np.matmul(p, v)
-    if not hides or np.isfinite(o).all():
+    if seen is None or np.isfinite(o).all():
         return o
-    finite, sees = np.isfinite(v), seen(x, p, j)
+    finite, sees = np.isfinite(v), seen()
     o = np.matmul(p, np.where(finite, v, v.dtype.type(0)))
     for b, h, key in np.argwhere(~finite.all(axis=3) & sees.any(axis=2)):
         rows, rest = sees[b, h, :, key], np.where(finite[b, h, key], 0, v[b, h, key])

@@ -46,21 +46,22 @@ def attention_backward(
 ) -> AttentionGradients:
     """Gradients of `attention`, whose results are `y` and `lse`."""
     ndim = np.ndim(q)
-    grad, queries, keys, values, y = (canonical(np.asarray(a), layout) for a in (grad, q, k, v, y))
+    arrays = (canonical(np.asarray(a), layout) for a in (grad, y, q, k, v))
+    grads, results, queries, keys, values = arrays
     lead = (None,) * (4 - ndim)
-    lse, grad_lse = (
-        np.asarray(a)[lead] for a in (lse, np.zeros_like(lse) if grad_lse is None else grad_lse)
-    )
-    (batch, heads, rows, _), (heads_kv, columns) = queries.shape, keys.shape[1:3]
+    sums = np.asarray(lse)[lead]
+    grad_sums = np.zeros(sums.shape) if grad_lse is None else np.asarray(grad_lse)[lead]
+    (batch, heads, m, _), (heads_kv, n) = queries.shape, keys.shape[1:3]
     d = [np.zeros(a.shape, wide(a[:0]).dtype) for a in (queries, keys, values)]
     dbias, dslopes, dsinks = (
-        np.zeros(shape, d[0].dtype)
-        for shape in ((batch, heads, rows, columns), (batch, heads), heads)
+        np.zeros(shape, d[0].dtype) for shape in ((batch, heads, m, n), (batch, heads), heads)
     )
-    arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
-    for b, h, head in each_head(*arrays, *numbers_of(queries, scale, softcap, window, is_causal)):
+    options = mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
+    numbers = numbers_of(queries, scale, softcap, window, is_causal)
+    for b, h, head in each_head(queries, keys, values, *options, *numbers):
         i, j, g = slice(len(head.q)), slice(len(head.k)), h * heads_kv // heads
-        one = dense_backward(head, grad[b, h, i], y[b, h, i], lse[b, h, i], grad_lse[b, h, i])
+        rows = (a[b, h, i] for a in (grads, results, sums, grad_sums))
+        one = dense_backward(head, *rows)
         d[0][b, h, i] = one.dq
         d[1][b, g, j] += one.dk
         d[2][b, g, j] += one.dv
@@ -140,7 +141,7 @@ def attention_backward_varlen(
             return_dbias=True,
         )
         d[0][i], d[1][j], d[2][j] = one[:3]
-        if dbias is not None:
+        if dbias is not None and one.dbias is not None:
             _add(one.dbias, dbias[b : b + 1] if len(dbias) > 1 else dbias)
         dslopes[b] = 0 if one.dalibi_slopes is None else one.dalibi_slopes
         dsinks += 0 if one.dsinks is None else one.dsinks
@@ -156,13 +157,9 @@ def attention_backward_varlen(
 def _add(d: np.ndarray, total: np.ndarray) -> None:
     """Add the gradient of what `cut` made of a bias to that of the bias, (1, H or 1, M, N)."""
     for axis in (2, 3):
-        size = total.shape[axis]
-        d = (
-            d.sum(axis, keepdims=True)
-            if size == 1
-            else d.take(range(min(size, d.shape[axis])), axis)
-        )
-    total[:, :, : d.shape[2], : d.shape[3]] += d
+        d = d.sum(axis, keepdims=True) if total.shape[axis] == 1 else d
+    m, n = np.minimum(d.shape[2:], total.shape[2:])
+    total[:, :, :m, :n] += d[:, :, :m, :n]
 
 
 def _unbroadcast(d: np.ndarray, option: ArrayLike) -> np.ndarray | None:
@@ -186,7 +183,7 @@ def _results(
         None if option is None else _unbroadcast(one, option)
         for option, one in (bias, alibi_slopes, sinks)
     )
-    large = [*d, *([] if dbias is None else [dbias])]
-    outs = [None] * len(large) if out is None else out
-    large = [result(one, out=to) for one, to in zip(large, outs, strict=True)]
-    return AttentionGradients(*large[:3], *(large[3:] or [None]), dslopes, dsinks)
+    outs = [None] * 4 if out is None else [*out, None]
+    dq, dk, dv = (result(one, out=to) for one, to in zip(d, outs[:3], strict=True))
+    dbias = None if dbias is None else result(dbias, out=outs[3])
+    return AttentionGradients(dq, dk, dv, dbias, dslopes, dsinks)

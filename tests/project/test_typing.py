@@ -50,4 +50,4 @@ def test_the_program_uses_every_field():
     attributes = {node.attr for node in ast.walk(TREE) if isinstance(node, ast.Attribute)}
     results = [getattr(cuattn, name) for name in cuattn.__all__]
     fields = {f for r in results if isinstance(r, type) for f in (*r._fields, "lse")}
-    assert fields == {"m", "l", "lse", "values", "indices"} and fields <= attributes
+    assert fields <= attributes
