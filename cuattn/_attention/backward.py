@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-from cuattn._arrays.keywords import explained
 from cuattn._arrays.types import (
     Backward,
     Host,
@@ -17,6 +16,7 @@ from cuattn._arrays.types import (
 )
 from cuattn._attention import checks, request_backward
 from cuattn._attention.run_backward import prepare
+from cuattn._device.signatures import remembered
 from cuattn.results import AttentionGradients
 
 
@@ -28,7 +28,7 @@ def attention_backward(
 def attention_backward(
     grad: Other, q: Other, k: Other, v: Other, y: Other, lse: Other, /, **options: Unpack[Backward]
 ) -> Any: ...
-@explained
+@remembered()
 def attention_backward(
     grad: Any,
     q: Any,
@@ -157,7 +157,7 @@ def attention_backward_varlen(
     /,
     **options: Unpack[VarlenBackward],
 ) -> Any: ...
-@explained
+@remembered()
 def attention_backward_varlen(
     grad: Any,
     q: Any,

@@ -96,7 +96,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     most = VALUE_DIM.get(problem.op, MAX_VALUE_DIM)
     if rule:
         most = VALUE_DIM_RULE.get(problem.op, MAX_VALUE_DIM_RULE)
-    dim, value_dim = _whole(problem.head_dim), min(_whole(problem.value_dim), most)
+    dim, value_dim = whole(problem.head_dim), min(whole(problem.value_dim), most)
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
     table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
@@ -135,6 +135,6 @@ def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: 
     return Kernel("attention_merge", arguments, grid, MERGE_THREADS)
 
 
-def _whole(columns: int) -> int:
+def whole(columns: int) -> int:
     """Columns of a tile: whole groups of 4 chunks of 16 bytes for every dtype."""
     return max(32, ceil_div(columns, 32) * 32)

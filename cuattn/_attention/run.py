@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
+
+if TYPE_CHECKING:
+    from cuattn._attention.problem import AttentionProblem
 
 NAMES = {name: name for name in (*Arrays._fields, "out")}
 NAMES_OF_TWO = NAMES | {"out": "out[0]", "lse": "out[1]"}
@@ -108,9 +111,8 @@ def _planned(
     `outs` may be empty. `aligned`: q, k and v, and out, start on 16-byte boundaries, as new memory
     does.
     """
-    from cuattn._attention.plan import MAX_SCALE, UNBOUNDED, plan_attention
+    from cuattn._attention.plan import plan_attention
     from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
-    from cuattn._attention.problem import AttentionProblem
 
     expected = expect(given, layout)
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
@@ -119,34 +121,19 @@ def _planned(
     if not outs:
         made, outs = made_results(expected, results)
     operands = canonical_specs(given, outs, sizes, layout)
-    q, k, v, out, lse, mask, bias, alibi_slopes = operands[:8]
-    ragged, batch = given.cu_seqlens_q is not None, sizes.batch
-    heads, q_rows, head_dim = q.shape[1:]
-    kv_heads, k_rows, value_dim = v.shape[1:]
+    q, k, v, out, lse, *_ = operands
+    batch, heads, q_rows, value_dim = sizes.batch, q.shape[1], q.shape[2], v.shape[3]
     if not batch * heads * q_rows or (not value_dim and lse is None):
         return Launches(reads, writes, made, results, ())
-    # A larger scale is not left to the exponential, whose factor would be infinite.
-    rescored = options.softcap or not 0 < options.scale < MAX_SCALE
-    rescored = rescored or bias is not None or alibi_slopes is not None
-    problem = AttentionProblem(
-        op="tf32" if options.tf32 else q.dtype.name,
-        dtype=q.dtype.name,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        q_rows=q_rows,
-        k_rows=k_rows,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        vector=aligned[0] and all(map(is_vector, (q, k, v))),
-        tma=all(aligned)
+    problem = problem_of(
+        operands,
+        options,
+        batch,
+        given.cu_seqlens_q is not None,
+        aligned[0] and all(map(is_vector, (q, k, v))),
+        all(aligned)
         and options.softcap <= SM90_SOFTCAP
         and all(is_tma(a.shape, a.strides) for a in (q, k, v, out)),
-        modified=bool(rescored),
-        bias=None if bias is None else bias.dtype.name,
-        masked=mask is not None,
-        ragged=ragged,
-        bounded=options.right is not None,
     )
     if problem.is_decode:
         decode, room = _decode(given, operands, options, aligned, limits)
@@ -154,37 +141,7 @@ def _planned(
     sm90 = plan_attention_sm90(problem, *limits)
     plan = sm90 or plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
-    tail = ATTENTION_TAIL.pack(
-        scale=options.scale,
-        softcap=options.softcap,
-        left=UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
-        right=UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
-        offset=max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
-        bottom_right=options.q_offset is None,
-        batch=batch,
-        heads=heads // pack,
-        sharing=heads // pack // kv_heads,
-        q_rows=q_rows,
-        k_rows=k_rows,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        mask_rows=0 if mask is None else mask.shape[2],
-        mask_cols=0 if mask is None else mask.shape[3],
-        bias_rows=0 if bias is None else bias.shape[2],
-        bias_cols=0 if bias is None else bias.shape[3],
-        row_blocks=plan.row_blocks,
-        heads_in_l2=plan.heads_in_l2,
-        descending=problem.bounded,
-        out_is_vector=aligned[1] and is_vector(out),
-        q_stride=strides_of(q, 4),
-        k_stride=strides_of(k, 4),
-        v_stride=strides_of(v, 4),
-        out_stride=strides_of(out, 4),
-        lse_stride=strides_of(lse, 3),
-        mask_stride=strides_of(mask, 4),
-        bias_stride=strides_of(bias, 4),
-        alibi_stride=strides_of(alibi_slopes, 2),
-    )
+    tail = tail_of(operands, options, problem, plan.row_blocks, plan.heads_in_l2, aligned[1], pack)
     block = (ATTENTION_POINTERS, tail)
     if sm90 is None:
         return Launches(reads, writes, made, results, [(plan.kernel, block)])
@@ -202,6 +159,84 @@ def _planned(
     end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
     kernels = [(sm90.kernel, (*block, end))]
     return Launches(reads, writes, made, results, kernels, boxes=boxes)
+
+
+def problem_of(
+    x: Operands, options: Options, batch: int, ragged: bool, vector: bool, tma: bool
+) -> AttentionProblem:
+    """What decides on the kernels of a call, of canonical specs."""
+    from cuattn._attention.plan import MAX_SCALE
+    from cuattn._attention.problem import AttentionProblem
+
+    _, heads, q_rows, head_dim = x.q.shape
+    _, kv_heads, k_rows, value_dim = x.v.shape
+    # A larger scale is not left to the exponential, whose factor would be infinite.
+    rescored = options.softcap or not 0 < options.scale < MAX_SCALE
+    return AttentionProblem(
+        op="tf32" if options.tf32 else x.q.dtype.name,
+        dtype=x.q.dtype.name,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_rows=q_rows,
+        k_rows=k_rows,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        vector=vector,
+        tma=tma,
+        modified=bool(rescored or x.bias is not None or x.alibi_slopes is not None),
+        bias=None if x.bias is None else x.bias.dtype.name,
+        masked=x.mask is not None,
+        ragged=ragged,
+        bounded=options.right is not None,
+    )
+
+
+def tail_of(
+    x: Operands,
+    options: Options,
+    problem: AttentionProblem,
+    row_blocks: int,
+    heads_in_l2: int,
+    aligned: bool,
+    pack: int = 1,
+) -> bytes:
+    """All of AttentionParams but pointers. `aligned`: `out` starts on a 16-byte boundary."""
+    from cuattn._attention.plan import UNBOUNDED
+
+    mask_rows, mask_cols = (0, 0) if x.mask is None else x.mask.shape[2:]
+    bias_rows, bias_cols = (0, 0) if x.bias is None else x.bias.shape[2:]
+    return ATTENTION_TAIL.pack(
+        scale=options.scale,
+        softcap=options.softcap,
+        left=UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
+        right=UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
+        offset=max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
+        bottom_right=options.q_offset is None,
+        batch=problem.batch,
+        heads=problem.heads // pack,
+        sharing=problem.heads // pack // problem.kv_heads,
+        q_rows=problem.q_rows,
+        k_rows=problem.k_rows,
+        head_dim=problem.head_dim,
+        value_dim=problem.value_dim,
+        mask_rows=mask_rows,
+        mask_cols=mask_cols,
+        bias_rows=bias_rows,
+        bias_cols=bias_cols,
+        row_blocks=row_blocks,
+        heads_in_l2=heads_in_l2,
+        descending=problem.bounded,
+        out_is_vector=aligned and is_vector(x.out),
+        q_stride=strides_of(x.q, 4),
+        k_stride=strides_of(x.k, 4),
+        v_stride=strides_of(x.v, 4),
+        out_stride=strides_of(x.out, 4),
+        lse_stride=strides_of(x.lse, 3),
+        mask_stride=strides_of(x.mask, 4),
+        bias_stride=strides_of(x.bias, 4),
+        alibi_stride=strides_of(x.alibi_slopes, 2),
+    )
 
 
 def _decode(

@@ -1,14 +1,163 @@
-"""The calls of attention_backward: plan, and cast what no kernel can read."""
+"""The calls of attention_backward on a device: plan, and cast what no kernel can read."""
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention.numpy_backward import run_numpy
-from cuattn._attention.request_backward import Call
+from cuattn._attention.request import Options, expect
+from cuattn._attention.request_backward import BackwardArrays, Call
+from cuattn._attention.run import INTEGERS, problem_of, tail_of
+from cuattn._attention.views import (
+    Shape,
+    canonical_lse,
+    canonical_spec,
+    canonical_specs,
+    cast,
+    is_vector,
+    strides_of,
+)
+from cuattn._device.kernel import Kernel, Limits
+from cuattn._device.launches import Block, Launches, Made, Prepared
+from cuattn._device.params import (
+    ATTENTION_BACKWARD,
+    ATTENTION_BACKWARD_BIAS,
+    ATTENTION_BACKWARD_SUMS,
+    ATTENTION_POINTERS,
+)
 from cuattn.results import AttentionGradients
 
+LARGE = ("dq", "dk", "dv", "dbias")  # what `out` has
+READ = ("q", "k", "v", "grad", "y")  # 16 bytes at a time, if they can be
+NAMES = {name: name for name in BackwardArrays._fields} | {
+    name: f"out[{i}]" for i, name in enumerate(LARGE)
+}
+Result = tuple[str, Shape, np.dtype]
 
-def prepare(call: Call) -> AttentionGradients:
-    """The results of a call."""
-    if call.runtime is None:
+
+def prepare(call: Call) -> Any:
+    """A call with its launches; of NumPy arrays its results."""
+    runtime, expected, outs = call.runtime, call.expected, call.outs or ()
+    if runtime is None:
         return run_numpy(call)
-    raise NotImplementedError("attention_backward has no kernels yet")
+    device = runtime.device(call.arrays.q)
+    with runtime.on(device):
+        arrays = cast(call.arrays, expected.acc, call.fractional, runtime.xp)
+    given = {**arrays._asdict(), **dict(zip(LARGE, outs, strict=False))}
+    aligned = frozenset(
+        name
+        for name in (*READ, *LARGE[:3])
+        if given.get(name) is None or not runtime.address(given[name]) % 16
+    )
+    launches = _planned(
+        BackwardArrays(*map(spec_of, arrays)),
+        tuple(map(spec_of, outs)),
+        tuple(call.results),
+        call.layout,
+        call.options,
+        aligned,
+        runtime.limits(device),
+    )
+    names = NAMES
+    if runtime.xp is np:  # the values of integers are checked at every call
+        names = names | dict.fromkeys(INTEGERS, "")
+    kind = partial(_gradients, tuple(name for name, *_ in call.results))
+    return Prepared(runtime, launches, given, (), kind, names)
+
+
+def _gradients(names: tuple[str, ...], *results: Any) -> AttentionGradients:
+    return AttentionGradients(**dict(zip(names, results, strict=True)))
+
+
+@lru_cache(maxsize=4096)
+def _planned(
+    given: BackwardArrays,
+    outs: tuple[ArraySpec, ...],
+    results: tuple[Result, ...],
+    layout: str,
+    options: Options,
+    aligned: frozenset[str],
+    limits: Limits,
+) -> Launches:
+    """Launches of a call.
+
+    `outs` may be empty. `aligned`: arrays that start on 16-byte boundaries, as new memory does.
+    """
+    from cuattn._attention import plan_backward as plan
+
+    expected, forward = expect(given.forward, layout), given.forward
+    acc, capability = expected.acc, limits.compute_capability
+    x = canonical_specs(forward, (given.y, given.lse), expected.sizes, layout)
+    reads = [name for name, spec in given._asdict().items() if spec is not None]
+    names = [name for name, *_ in results]
+    made = {name: Made(shape, dtype) for name, shape, dtype in results[len(outs) :]}
+    specs = dict(zip(names, outs, strict=False))
+    for name, one in made.items():
+        specs[name] = ArraySpec(one.shape, packed(one.shape, None, one.dtype.itemsize), one.dtype)
+    grad, dq, dk, dv = (
+        canonical_spec(spec, layout) for spec in (given.grad, *map(specs.get, LARGE[:3]))
+    )
+    vectors = {"q": x.q, "k": x.k, "v": x.v, "grad": grad, "y": x.out, "dq": dq, "dk": dk, "dv": dv}
+    vector = {name for name, spec in vectors.items() if name in aligned and is_vector(spec)}
+    problem = problem_of(
+        x,
+        options,
+        expected.sizes.batch,
+        forward.cu_seqlens_q is not None,
+        vector >= {"q", "k", "v", "grad"},
+        False,
+    )
+    rows = plan.stat_rows(problem)
+    stats = (1 if problem.ragged else problem.batch) * problem.heads * rows
+    has_slopes = "dalibi_slopes" in names
+    made["partial"] = Made(((2 + has_slopes) * stats,), acc)
+    backward = (
+        ATTENTION_BACKWARD,
+        {
+            "stats": "partial",
+            "has_slopes": has_slopes,
+            **{f"{name}_is_vector": name in vector for name in LARGE[:3]},
+            "stat_rows": rows,
+            "grad_stride": strides_of(grad, 4),
+            "dq_stride": strides_of(dq, 4),
+            "dk_stride": strides_of(dk, 4),
+            "dv_stride": strides_of(dv, 4),
+            "grad_lse_stride": strides_of(given.grad_lse and canonical_lse(given.grad_lse), 3),
+        },
+    )
+
+    kernels: list[tuple[Kernel, Block]] = []
+
+    def add(launch: plan.Launch, *end: Any) -> None:
+        tail = tail_of(x, options, problem, launch.row_blocks, launch.heads_in_l2, False)
+        block = (ATTENTION_POINTERS, {"out": "y"}), tail, backward, *end
+        if launch.kernel.grid:
+            kernels.append((launch.kernel, block))
+
+    add(plan.plan_rows(problem, vector >= {"grad", "y"}))
+    add(plan.plan_q(problem, capability))
+    for launch in plan.plan_kv(problem, capability):
+        add(launch)
+    if "dbias" in names:
+        shape = (1,) * (4 - len(specs["dbias"].shape)) + specs["dbias"].shape
+        sizes = plan.BiasSizes(*shape)
+        launch = plan.plan_bias(problem, sizes, capability)
+        fields = {"batches": shape[0], "heads": shape[1], "rows": shape[2], "cols": shape[3]}
+        fields |= {"row_blocks": launch.row_blocks, "col_blocks": launch.heads_in_l2}
+        fields["dbias_stride"] = strides_of(canonical_spec(specs["dbias"], "BHSD"), 4)
+        add(launch, (ATTENTION_BACKWARD_BIAS, fields))
+    sums = {name: int(np.prod(specs[name].shape)) for name in names if name not in LARGE}
+    if sums:
+        slopes = specs.get("dalibi_slopes")
+        fields = {
+            "dsinks": "dsinks" if "dsinks" in sums else 0,
+            "dslopes": "dalibi_slopes" if has_slopes else 0,
+            "slope_batches": slopes.shape[0] if slopes and len(slopes.shape) == 2 else 1,
+        }
+        total = plan.Launch(plan.plan_sums(acc.name, sum(sums.values())), 0, 0)
+        add(total, (ATTENTION_BACKWARD_SUMS, fields))
+    return Launches(reads, names[: len(outs)], made, names, kernels)

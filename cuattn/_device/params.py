@@ -118,7 +118,7 @@ TOPK_STATE_MERGE = Params(
     "q: rows k",
 )
 
-# ---- Attention: attention/params.cuh, attention/merge.cuh ----
+# ---- Attention: attention/params.cuh, attention/merge.cuh, attention/backward_params.cuh ----
 
 ATTENTION_POINTERS = Params(
     "AttentionParams",
@@ -145,6 +145,24 @@ ATTENTION_MERGE = Params(
     "5q: outs_stride",
     "4q: lses_stride out_stride",
     "3q: lse_stride",
+)
+# Each behind AttentionParams, the last two also behind AttentionBackwardParams.
+ATTENTION_BACKWARD = Params(
+    "AttentionBackwardParams",
+    "Q: grad grad_lse dq dk dv stats",
+    "i: has_slopes dq_is_vector dk_is_vector dv_is_vector",
+    "q: stat_rows",
+    "4q: grad_stride dq_stride dk_stride dv_stride",
+    "3q: grad_lse_stride",
+)
+ATTENTION_BACKWARD_BIAS = Params(
+    "AttentionBackwardBiasParams",
+    "Q: dbias",
+    "i: batches heads rows cols row_blocks col_blocks",
+    "4q: dbias_stride",
+)
+ATTENTION_BACKWARD_SUMS = Params(
+    "AttentionBackwardSumsParams", "Q: dsinks dslopes", "q: slope_batches"
 )
 DECODE_POINTERS = Params(
     "DecodeParams",

@@ -87,7 +87,8 @@ struct QueryBlock {
   int rows;            // that exist, padding included
   long long q_start;   // where the sequence begins in q and out: 0 unless ragged
   long long k_start;   // likewise in k and v
-  int kv_len;          // keys that exist
+  int k_rows;          // keys that exist, padding included
+  int kv_len;          // keys from here on are padding
   long long from, to;  // query i sees keys i + from … i + to - 1
 
   __device__ __forceinline__ int low(int i) const { return clamped(i + from); }
@@ -117,20 +118,29 @@ __device__ __forceinline__ long long clamp_index(long long value, long long low,
   return value < low ? low : value < high ? value : high;
 }
 
+// Where sequence b of a ragged batch begins, and how many rows it has, whatever cu_seqlens holds.
+struct Sequence {
+  int batch;
+  long long start;
+  int rows;
+};
+__device__ __forceinline__ Sequence sequence_of(const long long* cu_seqlens, int total, int b) {
+  const long long begin = clamp_index(ptx::ld_global(cu_seqlens + b), 0, total);
+  const long long end = clamp_index(ptx::ld_global(cu_seqlens + b + 1), begin, total);
+  return {b, begin, static_cast<int>(end - begin)};
+}
+
 // Block `rank`, of `count` rows, of all sequences of a ragged batch: its sequence, and the block's number in it. Every
 // warp finds it by itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows,
 // never ones outside.
-__device__ __forceinline__ bool find_ragged(const AttentionParams& params, int count, int rank, QueryBlock& block,
-                                            int& number) {
+__device__ __forceinline__ bool find_ragged(const long long* cu_seqlens, int batch, int total, int count, int rank,
+                                            Sequence& sequence, int& number) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int base = 0; base < params.batch; base += 32) {
+  for (int base = 0; base < batch; base += 32) {
     const int b = base + lane;
-    long long begin = 0, end = 0;
-    if (b < params.batch) {
-      begin = clamp_index(ptx::ld_global(params.cu_seqlens_q + b), 0, params.q_rows);
-      end = clamp_index(ptx::ld_global(params.cu_seqlens_q + b + 1), begin, params.q_rows);
-    }
-    const int blocks = static_cast<int>(static_cast<unsigned int>(end - begin + count - 1) / count);
+    Sequence own{b, 0, 0};
+    if (b < batch) own = sequence_of(cu_seqlens, total, b);
+    const int blocks = static_cast<int>(static_cast<unsigned int>(own.rows + count - 1) / count);
     int up_to = blocks;  // of this sequence and those of lower lanes
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
@@ -141,14 +151,32 @@ __device__ __forceinline__ bool find_ragged(const AttentionParams& params, int c
     if (past != 0) {
       const int owner = __ffs(past) - 1;
       number = rank - __shfl_sync(0xffffffff, up_to - blocks, owner);
-      block.batch = base + owner;
-      block.q_start = __shfl_sync(0xffffffff, begin, owner);
-      block.rows = static_cast<int>(__shfl_sync(0xffffffff, end, owner) - block.q_start);
+      sequence.batch = base + owner;
+      sequence.start = __shfl_sync(0xffffffff, own.start, owner);
+      sequence.rows = __shfl_sync(0xffffffff, own.rows, owner);
       return true;
     }
     rank -= __shfl_sync(0xffffffff, up_to, 31);
   }
   return false;
+}
+
+// What of a sequence is padding, and which keys its queries see.
+__device__ __forceinline__ void find_bounds(const AttentionParams& params, QueryBlock& block) {
+  const int b = block.batch;
+  block.q_len = block.rows;
+  block.kv_len = block.k_rows;
+  if (params.q_lens != nullptr) {
+    block.q_len = static_cast<int>(clamp_index(ptx::ld_global(params.q_lens + b), 0, block.rows));
+  }
+  if (params.kv_lens != nullptr) {
+    block.kv_len = static_cast<int>(clamp_index(ptx::ld_global(params.kv_lens + b), 0, block.k_rows));
+  }
+  constexpr long long kMost = AttentionParams::kUnbounded;
+  long long offset = params.bottom_right ? block.kv_len - block.q_len : params.offset;
+  if (params.q_offset != nullptr) offset = clamp_index(ptx::ld_global(params.q_offset + b), -kMost, kMost);
+  block.from = offset - params.left;
+  block.to = offset + params.right + 1;
 }
 
 // The `count` rows of this block. Heads are taken `heads_in_l2` at a time, so that their K and V stay in L2; among
@@ -165,27 +193,19 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int co
   block.batch = unit / params.heads % params.batch;
   block.q_start = block.k_start = 0;
   block.rows = params.q_rows;
-  block.kv_len = params.k_rows;
+  block.k_rows = params.k_rows;
   if (params.cu_seqlens_q != nullptr) {
-    if (!find_ragged(params, count, number, block, number)) return false;
-    block.k_start = clamp_index(ptx::ld_global(params.cu_seqlens_k + block.batch), 0, params.k_rows);
-    const long long end = ptx::ld_global(params.cu_seqlens_k + block.batch + 1);
-    block.kv_len = static_cast<int>(clamp_index(end, block.k_start, params.k_rows) - block.k_start);
+    Sequence queries;
+    if (!find_ragged(params.cu_seqlens_q, params.batch, params.q_rows, count, number, queries, number)) return false;
+    const Sequence keys = sequence_of(params.cu_seqlens_k, params.k_rows, queries.batch);
+    block.batch = queries.batch;
+    block.q_start = queries.start;
+    block.rows = queries.rows;
+    block.k_start = keys.start;
+    block.k_rows = keys.rows;
   }
   block.first = number * count;
-  block.q_len = block.rows;
-  const int b = block.batch;
-  if (params.q_lens != nullptr) {
-    block.q_len = static_cast<int>(clamp_index(ptx::ld_global(params.q_lens + b), 0, block.rows));
-  }
-  if (params.kv_lens != nullptr) {
-    block.kv_len = static_cast<int>(clamp_index(ptx::ld_global(params.kv_lens + b), 0, block.kv_len));
-  }
-  constexpr long long kMost = AttentionParams::kUnbounded;
-  long long offset = params.bottom_right ? block.kv_len - block.q_len : params.offset;
-  if (params.q_offset != nullptr) offset = clamp_index(ptx::ld_global(params.q_offset + b), -kMost, kMost);
-  block.from = offset - params.left;
-  block.to = offset + params.right + 1;
+  find_bounds(params, block);
   return true;
 }
 
@@ -224,22 +244,39 @@ struct ScoreRule {
   }
 
   __device__ __forceinline__ Acc score(Acc s, int i, int j) const {
+    Acc unused;
+    return score<false>(s, i, j, unused);
+  }
+
+  // With kChain also the derivative of the score by scale (q k): 1 - tanh^2, without its cancellation.
+  template <bool kChain>
+  __device__ __forceinline__ Acc score(Acc s, int i, int j, Acc& chain) const {
+    chain = 1;
     if constexpr (!kModified) return s;
     s *= static_cast<Acc>(params.scale);
     if (params.softcap != 0) {
       const Acc cap = static_cast<Acc>(params.softcap), x = s / cap;
-      if (fabs(x) > Base::kLinear) s = cap * tanh(x);  // else tanh x = x; and x may be subnormal
+      if (fabs(x) > Base::kLinear) {  // else tanh x = x; and x may be subnormal
+        s = cap * tanh(x);
+        if constexpr (kChain) {
+          const Acc e = exp_natural(-2 * fabs(x)), inverse = 1 / (1 + e);
+          chain = 4 * e * inverse * inverse;
+        }
+      }
     }
     if constexpr (!kIsSame<Bias, NoBias>) {
       if (i < params.bias_rows && j < params.bias_cols) {
         s += finite<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
       }
     }
-    if (slope != 0) {
-      const long long distance = i + offset - j;
-      s -= slope * static_cast<Acc>(distance < 0 ? -distance : distance);
-    }
+    if (slope != 0) s -= slope * distance(i, j);
     return s;
+  }
+
+  // Of the place of query i among the keys, and key j.
+  __device__ __forceinline__ Acc distance(int i, int j) const {
+    const long long between = i + offset - j;
+    return static_cast<Acc>(between < 0 ? -between : between);
   }
 
  private:

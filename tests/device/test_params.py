@@ -31,6 +31,12 @@ def rows(row_rank, col_rank=1):
     return [device_params.SOFTMAX_HEAD, device_params.softmax_geometry(row_rank, col_rank)]
 
 
+BACKWARD = [
+    device_params.ATTENTION_POINTERS,
+    device_params.ATTENTION_TAIL,
+    device_params.ATTENTION_BACKWARD,
+]
+
 # Struct -> what the host hands over, one after the other.
 PACKED = {
     **{f"SoftmaxParams<{r}, {c}>": rows(r, c) for r, c in RANKS},
@@ -53,6 +59,9 @@ PACKED = {
         device_params.ATTENTION_TAIL,
         device_params.ATTENTION_SM90,
     ],
+    "AttentionBackwardParams": BACKWARD,
+    "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
+    "AttentionBackwardSumsParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SUMS],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
     "DecodeParams": [device_params.DECODE_POINTERS, device_params.DECODE_TAIL],
     "KvAppendParams": [device_params.KV_APPEND_POINTERS, device_params.KV_APPEND_TAIL],
@@ -217,6 +226,7 @@ def test_every_declaration_is_compared():
     assert declared <= compared
     for name, parts in PACKED.items():
         embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
+        embedded += ["AttentionBackwardParams"]
         assert parts[-1].name == name.partition("<")[0]
         assert {part.name for part in parts} <= {parts[-1].name, *embedded}
 
@@ -248,6 +258,7 @@ def test_a_compiler_lays_them_out_so():
 HEADERS = (
     *("topk/radix", "attention/params"),
     *(
+        "attention/backward_params",
         "attention/merge",
         "attention/decode_params",
         "attention/new_rows",

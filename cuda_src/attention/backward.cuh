@@ -1,0 +1,132 @@
+// What the kernels of attention_backward share. With P = exp(S - lse), and dO and dlse the gradients of out and lse:
+//
+//   D = rowsum(dO o O) - dlse;  dP = dO V^T;  dS = P o (dP - D)
+//   dV = P^T dO;  dQ = scale (dS o chain) K;  dK = scale (dS o chain)^T Q;  dbias = dS
+//
+// `chain` is the derivative of the softcap, else 1 (T. Dao, arXiv:2307.08691, algorithm 2, with every option). Nothing
+// is added up by atomics: dK and dV of a block of keys are summed by one block, as dQ of a block of queries.
+#pragma once
+
+#include <attention/backward_params.cuh>
+#include <attention/matmul.cuh>
+#include <attention/scores.cuh>
+#include <primitives/warp.cuh>
+#include <ptx/smem.cuh>
+
+// Of one query: lse, natural, and infinity where it sees no key or is padding, so that its P is 0; and D.
+template <class Acc>
+struct alignas(2 * sizeof(Acc)) RowStats {
+  Acc lse, delta;
+};
+
+// Row of the statistics that query `row` of a sequence has. Each sequence begins at an even one, which 16 bytes can be
+// copied from, and has room for an even number.
+__device__ __forceinline__ long long stats_row(const AttentionBackwardParams& params, long long batch, long long head,
+                                               int sequence, long long q_start, int row) {
+  const bool ragged = params.attention.cu_seqlens_q != nullptr;
+  const long long first = ragged ? (q_start + sequence + 1) / 2 * 2 : 0;
+  return (batch * params.attention.heads + head) * params.stat_rows + first + row;
+}
+
+// Rows of the statistics of all heads.
+__device__ __forceinline__ long long stats_rows(const AttentionBackwardParams& params) {
+  const AttentionParams& a = params.attention;
+  return (a.cu_seqlens_q != nullptr ? 1LL : a.batch) * a.heads * params.stat_rows;
+}
+
+// P of a score. lse: of kModified scores natural, else in units of ScoreBase, as s fold. It is the rounded sum of a row
+// that P belongs to, so P may seem to exceed 1, by much if the scores are huge; NaN stays.
+template <bool kModified, class Acc>
+__device__ __forceinline__ Acc probability(Acc s, Acc fold, Acc lse) {
+  const Acc x = kModified ? (s - lse) * fold : ::fma(s, fold, -lse);
+  return ScoreBase<Acc>::exp(x > 0 ? Acc(0) : x);
+}
+
+// A block of keys, `first` … of the keys of one sequence and head of K; `head` is that one.
+struct KeyBlock : QueryBlock {
+  // Key j is seen by the queries from first_query(j) to last_query(j) - 1.
+  __device__ __forceinline__ int first_query(int j) const { return query(j - to + 1); }
+  __device__ __forceinline__ int last_query(int j) const { return query(j - from + 1); }
+
+  // The queries that some of `count` keys are seen by, and those that all of them are; tiles of kQueries begin at
+  // multiples of kQueries.
+  struct Queries {
+    int end, all_begin, all_end;
+    int tiles, first;
+  };
+  template <int kQueries>
+  __device__ __forceinline__ Queries queries(int count) const {
+    const int last = min(first + count, kv_len) - 1;
+    const int begin = first_query(first), end = last < first ? 0 : last_query(last), tile = begin / kQueries * kQueries;
+    const int tiles = end > begin ? (end - tile + kQueries - 1) / kQueries : 0;
+    return {end, first_query(last), last_query(first), tiles, tile};
+  }
+
+ private:
+  __device__ __forceinline__ int query(long long i) const {
+    return i < 0 ? 0 : i < q_len ? static_cast<int>(i) : q_len;
+  }
+};
+
+// The `count` keys of this block: of all heads of K, `heads_in_l2` at a time, so that Q and dO that they share stay in
+// L2; first the first keys, which most queries see where attention is causal.
+__device__ __forceinline__ bool find_key_block(const AttentionParams& params, int count, int heads, unsigned int index,
+                                               KeyBlock& block) {
+  const unsigned int blocks = static_cast<unsigned int>(params.heads_in_l2) * params.row_blocks;
+  const int base = static_cast<int>(index / blocks) * params.heads_in_l2;
+  const int together = min(params.heads_in_l2, heads - base);
+  const int unit = base + static_cast<int>(index % blocks) % together, kv_heads = params.heads / params.sharing;
+  int number = static_cast<int>(index % blocks) / together;
+  block.head = unit % kv_heads;
+  block.batch = unit / kv_heads % params.batch;
+  block.q_start = block.k_start = 0;
+  block.rows = params.q_rows;
+  block.k_rows = params.k_rows;
+  if (params.cu_seqlens_k != nullptr) {
+    Sequence keys;
+    if (!find_ragged(params.cu_seqlens_k, params.batch, params.k_rows, count, number, keys, number)) return false;
+    const Sequence queries = sequence_of(params.cu_seqlens_q, params.q_rows, keys.batch);
+    block.batch = keys.batch;
+    block.k_start = keys.start;
+    block.k_rows = keys.rows;
+    block.q_start = queries.start;
+    block.rows = queries.rows;
+  }
+  block.first = number * count;
+  find_bounds(params, block);
+  return true;
+}
+
+// The rows of a warp from accumulators to global memory, through its rows of a tile: `good` rows of the block times
+// `factor`, zeros up to `rows`.
+template <int kMTiles, int kDTiles, class T, class Acc, class OutTile>
+__device__ __forceinline__ void store_gradient(const Acc (&acc)[kMTiles][kDTiles][4], Acc factor, OutTile tile,
+                                               int warp_row, int good, int rows, T* out, long long row_stride,
+                                               long long col_stride, int columns, bool vector) {
+  const int lane = static_cast<int>(lane_index());
+#pragma unroll
+  for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp_row + lane / 4 + 16 * i + 8 * half;
+#pragma unroll
+      for (int d = 0; d < kDTiles; ++d) {
+        Fragment<T, 2> pair;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          pair.element[e] = from_acc<T>(row < good ? acc[i][d][2 * half + e] * factor : Acc(0));
+        }
+        ptx::st_shared(reinterpret_cast<Fragment<T, 2>*>(tile.at(row, 8 * d + lane % 4 * 2)), pair);
+      }
+    }
+  }
+  __syncwarp();  // the rows of this warp are whole
+  for (int index = lane; index < 16 * kMTiles * OutTile::kChunks; index += 32) {
+    using Chunk = typename OutTile::Chunk;
+    const int row = warp_row + index / OutTile::kChunks, column = index % OutTile::kChunks;
+    const int left = row < rows ? columns - column * OutTile::kPerChunk : 0;
+    if (left <= 0) continue;
+    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(tile.chunk(row, column)));
+    store_left(out + row * row_stride + column * OutTile::kPerChunk * col_stride, values, left, col_stride, vector);
+  }
+}

@@ -1,0 +1,147 @@
+// dbias, in the shape of the bias: dS, added up over what shares a value (attention/backward.cuh has the formulas).
+//
+//   for each batch and head that share the block's part of the bias, and where its rows or columns are one, each tile
+//   of them:
+//     S = Q K^T;  dP = dO V^T;  P = exp(S - lse);  sum += P (dP - D) where visible
+//   dbias = sum, over all its rows or columns where they are one
+//
+// A block has 16 kWarps rows and kKeys columns of one matrix of the bias, or all rows or columns if they are one: it
+// adds in one order, whatever else runs. Tiles are not loaded ahead.
+#pragma once
+
+#include <attention/backward.cuh>
+
+template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector, class Bias, bool kMasked>
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    attention_backward_bias(const __grid_constant__ AttentionBackwardBiasParams params) {
+  using T = typename Op::Element;
+  using Acc = typename Op::Acc;
+  using Stats = RowStats<Acc>;
+  constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps, kNTiles = kKeys / 8;
+  using QTile = Tile<T, kRows, kDim>;
+  using GradTile = Tile<T, kRows, kValueDim>;
+  using KTile = Tile<T, kKeys, kDim>;
+  using VTile = Tile<T, kKeys, kValueDim>;
+  const AttentionBackwardParams& p = params.backward;
+  const AttentionParams& a = p.attention;
+  const bool one_row = params.rows == 1, one_col = params.cols == 1, ragged = a.cu_seqlens_q != nullptr;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index()), warp_row = 16 * warp;
+
+  // Columns, rows, head and batch of the bias.
+  int index = static_cast<int>(blockIdx.x);
+  const int own_col = index % params.col_blocks * kKeys;
+  index /= params.col_blocks;
+  const int own_row = index % params.row_blocks * kRows;
+  index /= params.row_blocks;
+  const int own_head = index % params.heads, own_batch = index / params.heads;
+  const int batch_end = params.batches == 1 ? a.batch : own_batch + 1;
+  const int head_end = params.heads == 1 ? a.heads : own_head + 1;
+
+  T* smem = ptx::dynamic_smem<T>();
+  const QTile q_tile{smem};
+  const GradTile grad_tile{smem + kRows * kDim};
+  const KTile k_tile{smem + kRows * (kDim + kValueDim)};
+  const VTile v_tile{k_tile.base + kKeys * kDim};
+  Acc sum[kNTiles][4] = {};
+  QueryBlock block;
+  const auto add = [&](const QueryBlock::Keys& keys, int key) {
+    const long long batch = ragged ? 0 : block.batch, head = block.head, k_head = head / a.sharing;
+    const long long first_row = block.q_start + block.first, first_key = block.k_start + key;
+    const int rows = block.q_len - block.first, from = keys.begin - key, to = keys.end - key;
+    __syncthreads();  // every warp has read the last tiles
+    q_tile.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, head, first_row), a.q_stride[2],
+                                            a.q_stride[3], 0, rows, a.head_dim);
+    grad_tile.template load<kVector, kThreads>(row_of<const T>(p.grad, p.grad_stride, batch, head, first_row),
+                                               p.grad_stride[2], p.grad_stride[3], 0, rows, a.value_dim);
+    k_tile.template load<kVector, kThreads>(row_of<const T>(a.k, a.k_stride, batch, k_head, first_key), a.k_stride[2],
+                                            a.k_stride[3], from, to, a.head_dim);
+    v_tile.template load<kVector, kThreads>(row_of<const T>(a.v, a.v_stride, batch, k_head, first_key), a.v_stride[2],
+                                            a.v_stride[3], from, to, a.value_dim);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // every thread's part of the tiles
+    Acc s[1][kNTiles][4] = {}, dp[1][kNTiles][4] = {};
+    Op::template scores<kDim>(s, q_tile, warp_row, k_tile);
+    Op::template scores<kValueDim>(dp, grad_tile, warp_row, v_tile);
+    const ScoreRule<true, Bias, kMasked, Acc> rule(a, block, block.head);
+    const Stats* stats = static_cast<const Stats*>(p.stats) + stats_row(p, batch, head, block.batch, block.q_start, 0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = block.first + warp_row + lane / 4 + 8 * half;
+      if (row >= block.q_len) continue;
+      const int low = block.low(row), high = block.high(row);
+      const Stats own = ptx::ld_global(stats + row);
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int col = key + 8 * n + lane % 4 * 2 + e;
+          if (col < low || col >= high || (kMasked && !rule.allowed(row, col))) continue;
+          const Acc score = rule.score(s[0][n][2 * half + e], row, col);
+          sum[n][2 * half + e] +=
+              probability<true>(score, ScoreBase<Acc>::kUnit, own.lse) * (dp[0][n][2 * half + e] - own.delta);
+        }
+      }
+    }
+  };
+  for (block.batch = own_batch; block.batch < batch_end; ++block.batch) {
+    block.q_start = block.k_start = 0;
+    block.rows = a.q_rows;
+    block.k_rows = a.k_rows;
+    if (ragged) {
+      const Sequence queries = sequence_of(a.cu_seqlens_q, a.q_rows, block.batch);
+      const Sequence keys = sequence_of(a.cu_seqlens_k, a.k_rows, block.batch);
+      block.q_start = queries.start;
+      block.rows = queries.rows;
+      block.k_start = keys.start;
+      block.k_rows = keys.rows;
+    }
+    find_bounds(a, block);
+    for (block.head = own_head; block.head < head_end; ++block.head) {
+      for (block.first = own_row; block.first < (one_row ? block.q_len : own_row + 1); block.first += kRows) {
+        if (block.first >= block.q_len) break;
+        const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
+        const int begin = one_col ? keys.first : max(own_col, keys.first);
+        const int end = one_col ? keys.end : min(own_col + 1, keys.end);
+        for (int key = begin; key < end; key += kKeys) add(keys, key);  // the same for every thread
+      }
+    }
+  }
+
+  // The sums of the block, then over its rows and its columns where these are one.
+  Acc* sums = reinterpret_cast<Acc*>(smem);  // [kRows][kKeys]
+  __syncthreads();                           // every warp has read the last tiles
+#pragma unroll
+  for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = warp_row + lane / 4 + e / 2 * 8, col = 8 * n + lane % 4 * 2 + e % 2;
+      ptx::st_shared(sums + row * kKeys + col, sum[n][e]);
+    }
+  }
+  __syncthreads();  // all sums, before any thread adds them up
+  if (one_row) {
+    for (int col = static_cast<int>(threadIdx.x); col < kKeys; col += kThreads) {
+      Acc total = 0;
+      for (int row = 0; row < kRows; ++row) total += ptx::ld_shared(sums + row * kKeys + col);
+      ptx::st_shared(sums + col, total);
+    }
+    __syncthreads();  // the totals of all columns
+  }
+  const int rows = one_row ? 1 : min(kRows, params.rows - own_row);
+  if (one_col) {
+    for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
+      Acc total = 0;
+      for (int col = 0; col < kKeys; ++col) total += ptx::ld_shared(sums + row * kKeys + col);
+      ptx::st_shared(sums + row * kKeys, total);
+    }
+    __syncthreads();  // the totals of all rows
+  }
+  const int cols = one_col ? 1 : min(kKeys, params.cols - own_col);
+  Bias* out = row_of<Bias>(params.dbias, params.dbias_stride, own_batch, own_head, own_row);
+  for (int i = static_cast<int>(threadIdx.x); i < rows * cols; i += kThreads) {
+    const Acc total = ptx::ld_shared(sums + i / cols * kKeys + i % cols);
+    ptx::st_global(out + i / cols * params.dbias_stride[2] + (own_col + i % cols) * params.dbias_stride[3],
+                   from_acc<Bias>(total));
+  }
+}

@@ -1,0 +1,36 @@
+// What a call of attention_backward hands to its kernels (cuattn/_device/params.py).
+#pragma once
+
+#include <attention/params.cuh>
+
+struct AttentionBackwardParams {
+  AttentionParams attention;                     // of the forward call; `out` and `lse` are read
+  const void* grad;                              // T, as out: the gradient of what was returned
+  const void* grad_lse;                          // Acc, as lse; null: 0
+  void* dq;                                      // T, as q
+  void* dk;                                      // T, as k
+  void* dv;                                      // T, as v
+  void* stats;                                   // Acc, attention/backward.cuh
+  int has_slopes;                                // 1: behind the statistics of all rows lies a share of dslope of each
+  int dq_is_vector, dk_is_vector, dv_is_vector;  // 1: whole chunks of 16 bytes can be stored
+  long long stat_rows;                           // of a head
+  long long grad_stride[4], dq_stride[4], dk_stride[4], dv_stride[4];
+  long long grad_lse_stride[3];
+};
+
+// Of attention/backward_bias.cuh.
+struct AttentionBackwardBiasParams {
+  AttentionBackwardParams backward;
+  void* dbias;                     // Bias [batches, heads, rows, cols]
+  int batches, heads, rows, cols;  // of the bias itself: 1 where it is broadcast
+  int row_blocks, col_blocks;      // of a matrix of it
+  long long dbias_stride[4];
+};
+
+// Of attention/backward_sums.cuh.
+struct AttentionBackwardSumsParams {
+  AttentionBackwardParams backward;
+  void* dsinks;             // Acc [heads]; null: none
+  void* dslopes;            // Acc [slope_batches, heads]; null: none
+  long long slope_batches;  // 1, or the batch
+};
