@@ -6,6 +6,7 @@ query sees them, so that every test that uses one also tests that this changes n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -93,33 +94,50 @@ def visible(shape, is_causal=False, q_offset=None, window=None, mask=None, q_len
     return seen if mask is None else seen & mask
 
 
-@np.errstate(all="ignore")
-def naive(q, k, v, seen, op, *, scale=None, softcap=None, bias=None, alibi_slopes=None, sinks=None,
-          q_offset=None, q_lens=None, kv_lens=None, **_):  # fmt: skip
-    """`Plain` results, where nothing hidden holds NaN.
+class Scores(NamedTuple):
+    """Plain scores of heads that share no keys, and what the rest of an expression needs."""
 
-    Products in float32 (float64 for float64), probabilities and out rounded to the dtype, as
-    FlashAttention's tests have it; for "tf32" what is multiplied is rounded to that.
-    """
+    s: np.ndarray
+    strayed: np.ndarray  # how far the sums of products stray on the way to a score
+    chain: np.ndarray  # the derivative of what is capped
+    distance: np.ndarray  # of queries' places and keys
+    rounded: Callable[[np.ndarray], np.ndarray]
+
+
+def naive_scores(q, k, op, *, scale=None, softcap=None, bias=None, alibi_slopes=None,
+                 q_offset=None, q_lens=None, kv_lens=None, **_):  # fmt: skip
+    """`Scores` of products in float32 (float64 for float64); for "tf32" what is multiplied is
+    rounded to that."""
     dtype, acc = q.dtype, lse_dtype(q.dtype)
     rounded = to_tf32 if op == "tf32" else lambda x: x.astype(dtype).astype(acc)
-    group = q.shape[1] // max(1, k.shape[1])
-    q, k, v = (rounded(a.astype(acc)) for a in (q, k, v))
-    k, v = (np.repeat(a, group, axis=1) for a in (k, v))
+    k = np.repeat(k, q.shape[1] // max(1, k.shape[1]), axis=1)
+    q, k = (rounded(a.astype(acc)) for a in (q, k))
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else scale
-    s = np.matmul(q, k.swapaxes(-1, -2)) * acc.type(scale)
-    # How far the sums of products stray on the way to a score: each step is rounded.
+    s, chain = np.matmul(q, k.swapaxes(-1, -2)) * acc.type(scale), np.ones((), acc)
     squares = (np.square(a, dtype=np.float64) for a in (q, k.swapaxes(-1, -2)))
     strayed = abs(scale) * np.sqrt(np.matmul(*squares))
     if softcap:
-        s = acc.type(softcap) * np.tanh(s / acc.type(softcap))
+        t = np.tanh(s / acc.type(softcap))
+        s, chain = acc.type(softcap) * t, 1 - t * t
     if bias is not None:
         s = s + bias.astype(acc)
+    i, j = np.ogrid[: s.shape[2], : s.shape[3]]
+    distance = abs(offsets(s.shape, q_offset, q_lens, kv_lens)[:, None, None, None] + i - j)
     if alibi_slopes is not None:
-        i, j = np.ogrid[: s.shape[2], : s.shape[3]]
-        place = offsets(s.shape, q_offset, q_lens, kv_lens)[:, None, None, None] + i
         slopes = np.broadcast_to(alibi_slopes, s.shape[:2])[..., None, None]
-        s = s - slopes.astype(acc) * abs(place - j).astype(acc)
+        s = s - slopes.astype(acc) * distance.astype(acc)
+    return Scores(s, strayed, chain, distance, rounded)
+
+
+@np.errstate(all="ignore")
+def naive(q, k, v, seen, op, *, sinks=None, **options):
+    """`Plain` results, where nothing hidden holds NaN.
+
+    Probabilities and out are rounded to the dtype, as FlashAttention's tests have it.
+    """
+    dtype, acc = q.dtype, lse_dtype(q.dtype)
+    s, strayed, _, _, rounded = naive_scores(q, k, op, **options)
+    v = np.repeat(rounded(v.astype(acc)), q.shape[1] // max(1, k.shape[1]), axis=1)
     s = np.where(seen, s, acc.type(-INF))
     sink = acc.type(-INF) if sinks is None else sinks.astype(acc)[:, None, None]
     m = np.maximum(np.max(s, axis=-1, keepdims=True, initial=-INF), sink)
@@ -129,8 +147,8 @@ def naive(q, k, v, seen, op, *, scale=None, softcap=None, bias=None, alibi_slope
     p = rounded(np.where(total == 0, acc.type(0), p / total))
     lse = (shift + np.log(total))[..., 0]
     real = np.ones(lse.shape, bool)
-    if q_lens is not None:
-        real = np.arange(lse.shape[2]) < np.asarray(q_lens)[:, None, None]
+    if options.get("q_lens") is not None:
+        real = np.arange(lse.shape[2]) < np.asarray(options["q_lens"])[:, None, None]
     out = np.where(real[..., None], np.matmul(p, v), acc.type(0)).astype(dtype)
     weighed = np.where(p > 0, p * (1 + abs(s)), 0)
     strayed = abs(s) + 2 * strayed
