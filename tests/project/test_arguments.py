@@ -185,6 +185,10 @@ FLAGS = [
     ("top_k", "sorted"),
     ("attention", "is_causal"),
     ("attention", "return_lse"),
+    ("attention_backward", "is_causal"),
+    ("attention_backward", "return_dbias"),
+    ("attention_backward_varlen", "is_causal"),
+    ("attention_backward_varlen", "return_dbias"),
     ("attention_cascade", "is_causal"),
     ("attention_cascade", "return_lse"),
     ("attention_kvcache", "is_causal"),
@@ -196,8 +200,9 @@ FLAGS = [
 
 @pytest.mark.parametrize(("name", "option"), FLAGS)
 def test_flags(refusing, name, option):
-    args, _ = CALLS[name]
+    args, named = CALLS[name]
     args = each(refusing.array, args)
+    more = {"bias": refusing.array(named["bias"])} if option == "return_dbias" else {}
     for value in (
         None,
         0,
@@ -214,7 +219,8 @@ def test_flags(refusing, name, option):
         refusing.refuses(TypeError, option, name, *args, words="True or False", **{option: value})
     for value in (True, False):
         got, want = (
-            getattr(cuattn, name)(*args, **{option: flag}) for flag in (np.bool_(value), value)
+            getattr(cuattn, name)(*args, **more, **{option: flag})
+            for flag in (np.bool_(value), value)
         )
         assert len(leaves(got)) == len(leaves(want))
         for ours, theirs in zip(leaves(got), leaves(want), strict=True):

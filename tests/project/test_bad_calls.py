@@ -192,6 +192,12 @@ def selected(call, k):
     return (*shape[:axis], k, *shape[axis + 1 :]), shape[:axis] + shape[axis + 1 :]
 
 
+def has_gradient(option):
+    """Whether there is an array, and not of integers."""
+    array = getattr(option, "array", option)
+    return array is not None and np.asarray(array).dtype.kind not in "iu"
+
+
 def shapes(name, call):
     """Shapes of the results of a call that succeeds."""
     first = shape_of(next(iter(call.values()))) if name != "merge" else None
@@ -219,6 +225,11 @@ def shapes(name, call):
         return [s[:axis] + s[axis + 1 :] for s in (first, shape_of(call["lses"]))]
     if name == "kv_append":
         return [()]  # None
+    if name.startswith("attention_backward"):
+        options = [call.get(n) for n in ("bias", "alibi_slopes", "sinks")]
+        given = [bool(call.get("return_dbias", False)), *map(has_gradient, options[1:])]
+        large = [shape_of(call[n]) for n in "qkv"]
+        return large + [shape_of(a) if b else () for a, b in zip(options, given, strict=True)]
     values = call["v_cache" if "v_cache" in call else "v"]
     out = (*first[:-1], int(call["value_dim"]) if values is None else shape_of(values)[-1])
     if name == "attention_varlen":
