@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
 from cuattn._attention import plan as attention_plan
+from cuattn._attention import plan_backward
 from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_sm90 import plan_attention_sm90
@@ -257,6 +258,33 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("float16", 128, tma=False, modified=True)
 
 
+def backward_problems() -> Iterator[AttentionProblem]:
+    """Gradients whose plans together hold every tile, with and without a rule for scores."""
+    for dim in (64, 128, 256):
+        for op in ("bfloat16", "tf32", "float32", "float64"):
+            yield attention_problem(op, dim)
+            bias = "float64" if op == "float64" else "float32"
+            yield attention_problem(op, dim, vector=False, modified=True, bias=bias, masked=True)
+    for dims in ((96, 96), (192, 192), (64, 256)):
+        yield attention_problem("float16", *dims)
+    for flags in ({"modified": True}, {"masked": True}, {"vector": False}):
+        yield attention_problem("float16", 128, **flags)
+
+
+def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
+    """The kernels of these."""
+    for problem in backward_problems():
+        yield plan_backward.plan_rows(problem, problem.vector).kernel
+        yield plan_backward.plan_q(problem, compute_capability).kernel
+        for launch in plan_backward.plan_kv(problem, compute_capability):
+            yield launch.kernel
+        if problem.bias is not None:
+            sizes = plan_backward.BiasSizes(1, 4, 1000, 1000)
+            yield plan_backward.plan_bias(problem, sizes, compute_capability).kernel
+    for acc in ("float32", "float64"):
+        yield plan_backward.plan_sums(acc, 4)
+
+
 def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
     """Attention over a KV cache, whose plans together hold every tile of every type."""
     for op in ("float16", "bfloat16", "tf32", "float32", "float64"):
@@ -288,6 +316,8 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for decoded in decode_problems(compute_capability) if compute_capability >= 80 else ():
         planned = plan_decode(decoded, compute_capability, SMS).kernel
         found.setdefault(planned.name, planned)
+    for kernel in backward_kernels(compute_capability) if compute_capability >= 80 else ():
+        found.setdefault(kernel.name, kernel)
     for dtype in FLOATS:
         for vector in (False, True):
             acc = accumulator(dtype)

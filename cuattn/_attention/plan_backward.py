@@ -5,9 +5,10 @@ Plain integers in, frozen dataclasses out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cuattn._attention.plan import OPS, whole
 from cuattn._attention.problem import L2_BYTES, AttentionProblem
@@ -39,11 +40,13 @@ class BiasTile(NamedTuple):
     keys: int
 
 
-# Accumulators of dk and dv are registers: (D + D_v) / 2 of a thread for 16 keys of its warp, twice as
-# many of float64. Where these are too many, blocks have dk or dv, and then columns of it.
+AnyTile = TypeVar("AnyTile", Tile, BiasTile)
+
+# Accumulators of dk and dv are registers: (D + D_v) / 2 of a thread for 16 keys of its warp, twice
+# as many of float64. Where these are too many, blocks have dk or dv, and then columns of it.
 KV_TILES = {
     "half": (
-        Tile(64, 99, 4, 2, 32, 2, 64),
+        Tile(64, 99, 4, 2, 16, 2, 64),
         Tile(128, 99, 8, 1, 32, 2, 128),
         Tile(256, 163, 4, 1, 32, 2, 256, False),
         Tile(256, 99, 4, 1, 16, 1, 256, False),
@@ -54,7 +57,7 @@ KV_TILES = {
         Tile(256, 99, 4, 1, 16, 1, 128, False),
     ),
     "tf32": (
-        Tile(64, 99, 4, 1, 32, 2, 64),
+        Tile(64, 99, 4, 1, 16, 2, 64),
         Tile(128, 99, 4, 1, 16, 2, 128, False),
         Tile(256, 163, 4, 1, 16, 1, 128, False),
         Tile(256, 99, 2, 1, 16, 1, 128, False),
@@ -257,7 +260,9 @@ def _acc(problem: AttentionProblem) -> str:
     return CTYPES["float64" if problem.dtype == "float64" else "float32"]
 
 
-def _tile(tables: dict[str, tuple], problem: AttentionProblem, compute_capability: int):
+def _tile(
+    tables: Mapping[str, tuple[AnyTile, ...]], problem: AttentionProblem, compute_capability: int
+) -> AnyTile:
     """The first tile that fits; 16-bit types have tables of their own for a rule of scores."""
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     rule = problem.modified or problem.masked or not problem.vector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -111,6 +112,9 @@ def _planned(
         vector >= {"q", "k", "v", "grad"},
         False,
     )
+    if not problem.heads:  # dk and dv are zeros, as if there were heads without queries
+        heads, keys = max(1, problem.kv_heads), problem.k_rows * bool(problem.kv_heads)
+        problem = replace(problem, heads=heads, kv_heads=heads, q_rows=0, k_rows=keys)
     rows = plan.stat_rows(problem)
     stats = (1 if problem.ragged else problem.batch) * problem.heads * rows
     has_slopes = "dalibi_slopes" in names
@@ -146,8 +150,8 @@ def _planned(
         shape = (1,) * (4 - len(specs["dbias"].shape)) + specs["dbias"].shape
         sizes = plan.BiasSizes(*shape)
         launch = plan.plan_bias(problem, sizes, capability)
-        fields = {"batches": shape[0], "heads": shape[1], "rows": shape[2], "cols": shape[3]}
-        fields |= {"row_blocks": launch.row_blocks, "col_blocks": launch.heads_in_l2}
+        fields: dict[str, Any] = {**asdict(sizes), "row_blocks": launch.row_blocks}
+        fields["col_blocks"] = launch.heads_in_l2
         fields["dbias_stride"] = strides_of(canonical_spec(specs["dbias"], "BHSD"), 4)
         add(launch, (ATTENTION_BACKWARD_BIAS, fields))
     sums = {name: int(np.prod(specs[name].shape)) for name in names if name not in LARGE}

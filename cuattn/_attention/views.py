@@ -100,8 +100,9 @@ def whole_elements(xp: Any, array: Any) -> Any:
     return xp.ascontiguousarray(array) if fractional(spec_of(array)) else array
 
 
-def cast(given: Arrays, acc: np.dtype, fractional: tuple[str, ...], xp: Any) -> Arrays:
-    """Arrays of a call as kernels read them: `fractional` ones copied, small ones cast."""
+def cast(given: Any, acc: np.dtype, fractional: tuple[str, ...], xp: Any) -> Any:
+    """`Arrays` of a call, and whatever lies beside them, as kernels read them: `fractional` ones
+    copied, small ones cast."""
     changed = {name: xp.ascontiguousarray(getattr(given, name)) for name in fractional}
     if given.alibi_slopes is not None:
         changed["alibi_slopes"] = given.alibi_slopes.astype(acc, copy=False)

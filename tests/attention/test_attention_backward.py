@@ -1,0 +1,407 @@
+"""The kernels of attention_backward: against float64, no worse than twice the plain expression.
+
+Every problem has NaN, infinities and garbage wherever no query looks, and in the rows of padding of
+grad, y and lse (`attention_backward_cases.Backward`). One kernel serves all architectures, so that
+one of the emulator's is enough.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from attention_backward_cases import Backward, backward, verify
+from attention_cases import INF, LENGTHS, NAN, OPS, any_options, put, put_options
+from cases import LAYOUTS, Guarded
+from conftest import GPU, NumpyBackend
+from tolerance import dtype_of
+
+import cuattn
+
+pytestmark = pytest.mark.parametrize("backend", ["emulator-sm_80", GPU], indirect=True)
+
+SMALL = {"lengths": (37, 83), "dims": (64, 64)}
+
+
+def bits(gradients):
+    return [None if a is None else np.ascontiguousarray(a).tobytes() for a in gradients]
+
+
+# ---- sizes and dtypes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_lengths(backend, rng, lengths):
+    verify(backend, rng, lengths=lengths, is_causal=bool(rng.integers(2)))
+
+
+# Both sides of whole vectors of 16 bytes and of columns padded to 32; keys and values unlike.
+@pytest.mark.parametrize(
+    "dims",
+    [
+        (1, 1),
+        (40, 40),
+        (59, 59),
+        (96, 96),
+        (160, 160),
+        (192, 192),
+        (256, 256),
+        (192, 128),
+        (64, 200),
+    ],
+    ids=str,
+)
+def test_head_dims(backend, rng, dims):
+    verify(backend, rng, heads=(2, 2), lengths=(41, 70), dims=dims, is_causal=True)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dims", [(64, 64), (59, 59), (128, 128), (250, 256)], ids=str)
+def test_dtypes(backend, rng, op, dims):
+    """Longer than tiles and blocks of any type."""
+    verify(backend, rng, op, heads=(1, 1), lengths=(79, 143), dims=dims, is_causal=True)
+
+
+@pytest.mark.parametrize("heads", [(3, 3), (6, 2), (5, 1)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_groups_of_heads(backend, rng, heads, batch):
+    verify(backend, rng, batch=batch, heads=heads, lengths=(48, 40))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_devices_of_less_shared_memory(backend, rng, op, dim):
+    """Tiles of sm_86, sm_89 and sm_120."""
+    import emulator
+
+    if backend.on_device:
+        pytest.skip("they are planned for another device")
+    for options in ({}, any_options(rng, 1, 2, (37, 50))):
+        with emulator.activate("sm_86", int(rng.integers(100))) as runtime:
+            other = NumpyBackend("emulator", "sm_86", runtime)
+            verify(other, rng, op, lengths=(37, 50), dims=(dim, dim), **options)
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dim", [40, 64, 128, 256])
+def test_every_option_at_once(backend, rng, op, dim):
+    bias = str(rng.choice(["float16", "bfloat16", "float32", "float64"]))
+    options = any_options(rng, 2, 4, (45, 75), bias if op != "float64" else "float64")
+    verify(backend, rng, op, batch=2, heads=(4, 2), lengths=(45, 75), dims=(dim, 32), **options)
+
+
+@pytest.mark.parametrize("q_offset", [-200, -36, 0, 64, 200, 2**39, -(2**39)])
+def test_q_offset(backend, rng, q_offset):
+    """Also where no query sees a key, and where every query sees all."""
+    verify(backend, rng, **SMALL, is_causal=True, q_offset=q_offset)
+    verify(backend, rng, **SMALL, window=(20, 7), q_offset=q_offset)
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 0), (None, 5), (17, None), (9, 12), (64, 64), (10**9, 10**9)], ids=str
+)
+@pytest.mark.parametrize("lengths", [(37, 83), (150, 150), (83, 37)], ids=str)
+def test_window(backend, rng, window, lengths):
+    """Every place of an edge in tiles of queries and of keys."""
+    verify(backend, rng, heads=(1, 1), lengths=lengths, window=window)
+
+
+@pytest.mark.parametrize("op", ["bfloat16", "float32"])
+def test_options_alone(backend, rng, op):
+    """Rules of scores without the others, and one that changes nothing but the tables."""
+    alone = [
+        {"q_lens": np.array([0, 20]), "kv_lens": np.array([83, 41])},
+        {"scale": -0.7},
+        {"scale": 0.0},
+        {"softcap": 0.5},
+        {"alibi_slopes": rng.uniform(0, 0.3, 2).astype(np.float32)},
+        {"sinks": rng.standard_normal(2).astype(np.float32)},
+        {"mask": rng.random((2, 1, 37, 83)) < 0.4},
+    ]
+    for options in alone:
+        verify(backend, rng, op, batch=2, **SMALL, **options)
+
+
+@pytest.mark.parametrize("op", ["float16", "float32", "float64"])
+def test_shapes_of_bias(backend, rng, op):
+    """Whatever a bias is repeated for is added up; hidden scores are not."""
+    for shape in [(2, 4, 21, 40), (1, 4, 21, 1), (4, 1, 40), (2, 1, 1, 1), (21, 40), (1,)]:
+        options = {"bias": rng.standard_normal(shape).astype(op), "sinks": np.ones(4, "f4")}
+        options |= {"is_causal": True, "q_lens": np.array([21, 13]), "mask": rng.random(40) < 0.8}
+        verify(backend, rng, op, batch=2, heads=(4, 2), lengths=(21, 40), dims=(32, 8), **options)
+
+
+# ---- layouts in memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["padded", "strided", "misaligned", "fortran"])
+@pytest.mark.parametrize("op", ["float16", "float64"])
+def test_layouts(backend, rng, op, layout):
+    """Of all that comes in; what goes out is written whole, and nothing beside it."""
+    options = {"bias": rng.standard_normal((4, 37, 83)), "is_causal": True}
+    problem = Backward(rng, op, batch=2, heads=(4, 2), **SMALL, **options)
+    arrays = [LAYOUTS[layout](a) for a in problem.forward]
+    q, k, v = problem.arrays
+    outs = [Guarded(backend, a.shape, a.dtype, layout) for a in (q, k, v, options["bias"])]
+    given = [put(backend, a) for a in arrays]
+    more = put_options(backend, problem.more)
+    got = cuattn.attention_backward(*given, **more, out=tuple(one.out for one in outs))
+    assert all(one is out.out for one, out in zip(got, outs, strict=False))
+    for out in outs:
+        out.check_rim()
+    problem.check_gradients(
+        type(got)(*(None if one is None else backend.asnumpy(one) for one in got))
+    )
+
+
+def test_a_gradient_that_is_broadcast(backend, rng):
+    """What the gradient of a sum is: strides of 0."""
+    problem = Backward(rng, batch=2, heads=(4, 2), **SMALL, is_causal=True)
+    whole = np.full(problem.q.shape, 0.5, np.float16)
+    broadcast = np.broadcast_to(np.float16(0.5), whole.shape)
+    got, want = (
+        backward(backend, (grad, *problem.forward[1:]), problem.more) for grad in (broadcast, whole)
+    )
+    assert bits(got)[1:] == bits(want)[1:] or np.allclose(got.dk, want.dk, atol=1e-3)
+    problem.given["grad"] = whole
+    problem.check_gradients(got)
+
+
+def test_fewer_dimensions(backend, rng):
+    problem = Backward(rng, "float32", batch=2, heads=(2, 2), **SMALL, is_causal=True)
+    whole = backward(backend, problem.forward, problem.more)
+    grad_lse = problem.more["grad_lse"]
+    for lead in [(1,), (1, 1)]:
+        arrays = [a[lead] for a in problem.forward]
+        got = backward(backend, arrays, {"is_causal": True, "grad_lse": grad_lse[lead]})
+        assert bits(got[:3]) == bits(one[lead] for one in whole[:3])
+    swapped = [a.swapaxes(1, 2) for a in problem.forward[:5]]
+    got = backward(backend, (*swapped, problem.forward[5]), problem.more | {"layout": "BSHD"})
+    assert bits(one.swapaxes(1, 2) for one in got[:3]) == bits(whole[:3])
+
+
+@pytest.mark.parametrize(
+    "batch, heads, lengths, dims",
+    [
+        (0, (2, 1), (3, 4), (8, 8)),
+        (2, (0, 3), (3, 4), (8, 8)),
+        (2, (2, 1), (0, 4), (8, 8)),
+        (2, (2, 1), (3, 0), (8, 8)),
+        (2, (2, 1), (3, 4), (0, 8)),
+        (2, (2, 1), (3, 4), (8, 0)),
+        (2, (2, 1), (0, 0), (0, 0)),
+    ],
+)
+def test_empty(backend, rng, batch, heads, lengths, dims):
+    """All results are whole: zeros, where nothing is added up."""
+    options = {"sinks": np.ones(heads[0], "f4"), "bias": np.zeros((heads[0], 1, 1), "f4")}
+    options |= {"alibi_slopes": np.zeros(heads[0], "f4")}
+    for op in ("float16", "float32"):
+        verify(backend, rng, op, batch=batch, heads=heads, lengths=lengths, dims=dims, **options)
+
+
+# ---- sequences of many lengths ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_sequences(backend, rng, op):
+    """Each as it would be alone, bit by bit: of no queries, of no keys, of many."""
+    lengths = [(5, 9), (0, 0), (130, 70), (0, 12), (3, 0), (1, 200), (64, 64), (17, 17)]
+    lengths = [lengths[i] for i in rng.permutation(len(lengths))]
+    ends = [np.cumsum([0, *(one[i] for one in lengths)]) for i in (0, 1)]
+    options = {"sinks": np.array([0.5, -1.0], "f4"), "window": (40, 3), "softcap": 4.0}
+    options |= {"bias": rng.standard_normal((2, 90, 60))}
+    slopes = rng.random((8, 2)).astype("f4")
+    lens = {n: np.array([max(0, one[i] - 1) for one in lengths]) for i, n in
+            enumerate(("q_lens", "kv_lens"))}  # fmt: skip
+    problems, alone = [], []
+    for b, (m, n) in enumerate(lengths):
+        full = np.zeros((2, max(m, 90), max(n, 60)))
+        full[:, :90, :60] = options["bias"]
+        own = {**options, "bias": full[:, :m, :n], "alibi_slopes": slopes[b]}
+        own |= {name: values[b : b + 1] for name, values in lens.items()}
+        problems.append(Backward(rng, op, lengths=(m, n), **own))
+        alone.append(backward(backend, problems[b].forward, problems[b].more))
+    *arrays, lse = (
+        np.concatenate([p.forward[i][0] for p in problems], axis=1).copy() for i in range(6)
+    )
+    grad_lse = np.concatenate([p.more["grad_lse"][0] for p in problems], axis=1)
+    given = [a.swapaxes(0, 1) for a in arrays]
+    more = {**options, **lens, "alibi_slopes": slopes, "grad_lse": grad_lse, "return_dbias": True}
+    more |= {"precision": "tf32"} if op == "tf32" else {}
+    got = backward(backend, (*given, lse, *ends), more, cuattn.attention_backward_varlen)
+    for name, end in zip(("dq", "dk", "dv"), (ends[0], ends[1], ends[1]), strict=True):
+        for b, one in enumerate(alone):
+            part = getattr(got, name)[end[b] : end[b + 1]].swapaxes(0, 1)
+            assert bits([part]) == bits([getattr(one, name)[0]]), name
+    for b, one in enumerate(alone):
+        assert bits([got.dalibi_slopes[b]]) == bits([one.dalibi_slopes])
+    close = {"float64": 1e-12, "float32": 1e-5}.get(op, 1e-3)
+    np.testing.assert_allclose(
+        got.dsinks, sum(one.dsinks for one in alone), rtol=0, atol=100 * close
+    )
+    dbias = np.zeros((2, 200, 200))
+    for (m, n), one in zip(lengths, alone, strict=True):
+        dbias[:, :m, :n] += one.dbias
+    np.testing.assert_allclose(got.dbias, dbias[:, :90, :60], rtol=0, atol=10 * close)
+
+
+def test_ends_that_are_wrong_stay_inside(backend, rng):
+    """Of device arrays nobody has read the values: results may be anything, accesses not."""
+    if backend.name == "numpy":
+        pytest.skip("NumPy arrays are checked")
+    ends = np.array([0, 20, 40]), np.array([0, 30, 60])
+    shapes = (40, 2, 64), (60, 1, 64), (60, 1, 64)
+    q, k, v = (rng.standard_normal(shape).astype("f2") for shape in shapes)
+    lse = np.zeros((2, 40), "f4")
+    if backend.on_device:
+        for bad in ([-5, 70, 10], [10, 5, 2**40], [0, 0, 1]):
+            given = [put(backend, a) for a in (q, q, k, v, q, lse)]
+            wrong = backend.asarray(np.array(bad))
+            cuattn.attention_backward_varlen(*given, wrong, wrong, sinks=put(backend, lse[:, 0]))
+        backend.xp.cuda.Device().synchronize()
+    backward(backend, (q, q, k, v, q, lse, *ends), {}, cuattn.attention_backward_varlen)
+
+
+# ---- properties ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_twice_is_the_same(backend, rng, op):
+    """Bit by bit, in any order of blocks and threads."""
+    options = any_options(rng, 2, 4, (70, 90), "float32")
+    problem = Backward(rng, op, batch=2, heads=(4, 2), lengths=(70, 90), **options)
+    first = bits(backward(backend, problem.forward, problem.more))
+    assert bits(backward(backend, problem.forward, problem.more)) == first
+    if backend.runtime is not None:
+        import emulator
+
+        for seed in range(1, 4):
+            with emulator.activate(backend.arch, int(os.environ["CUATTN_TEST_SEED"]) + seed):
+                assert bits(backward(backend, problem.forward, problem.more)) == first
+
+
+def test_sequences_do_not_meet(backend, rng):
+    """Nor do key heads: the result of one does not depend on what it is computed beside."""
+    problem = Backward(rng, batch=3, heads=(4, 2), **SMALL, is_causal=True)
+    whole = backward(backend, problem.forward, problem.more)
+    grad_lse = problem.more["grad_lse"]
+    for b in range(3):
+        cut = (slice(b, b + 1), slice(2, 4)), (slice(b, b + 1), slice(1, 2))
+        arrays = [a[cut[a.shape[1] == 2]] for a in problem.forward]
+        more = {"is_causal": True, "grad_lse": grad_lse[cut[0]]}
+        got = backward(backend, arrays, more)
+        assert bits(got[:3]) == bits(one[cut[one.shape[1] == 2]] for one in whole[:3])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_nobody_sees_changes_nothing(backend, rng, op):
+    """Bit by bit: zeros, NaN, infinities, anything, in keys and in rows of padding."""
+    mask = rng.random((37, 83)) < 0.5
+    mask[:, ::3] = False
+    cases = [
+        {"is_causal": True, "q_offset": 10},
+        {"window": (15, 3)},
+        {"kv_lens": np.array([30]), "q_lens": np.array([21])},
+        {"mask": mask, "bias": np.zeros((37, 83), "f4")},
+    ]
+    for how in cases:
+        problem, results = Backward(rng, op, **SMALL, **how), []
+        hidden = dict(zip("qkv", problem.hidden, strict=True))
+        for fill in (0, NAN, INF, None):
+            arrays = []
+            for name, a in zip(("q", "q", "k", "v", "q", "lse"), problem.forward, strict=True):
+                unseen = hidden["q"] if name == "lse" else hidden[name][..., None]
+                arrays.append(a if fill is None else np.where(unseen, fill, a).astype(a.dtype))
+            results.append(tuple(bits(backward(backend, arrays, problem.more))))
+        assert len(set(results)) == 1, how
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nan_that_takes_part(backend, rng, op):
+    """In a query it is in its dq and in keys that it sees; in a key, in queries that see it."""
+    problem = Backward(rng, op, heads=(2, 2), **SMALL, is_causal=True)
+    grad, q, k, v, y, lse = (np.where(np.isfinite(a), a, 0) for a in problem.forward)
+    seen = problem.seen[0, 0]
+    for index, name in ((0, "grad"), (1, "q")):
+        arrays = [a.copy() for a in (grad, q, k, v, y, lse)]
+        arrays[index][0, 0, 20, 3] = NAN
+        got = backward(backend, arrays, problem.more)
+        assert np.isnan(got.dq[0, 0, 20]).all(), name
+        assert np.isnan(got.dk[0, 0, seen[20]]).any(axis=1).all(), name
+        assert np.isfinite(got.dk[0, 1]).all() and np.isfinite(got.dq[0, 1]).all()
+        assert np.isfinite(np.delete(got.dq[0, 0], 20, axis=0)).all()
+    for index in (2, 3):
+        arrays = [a.copy() for a in (grad, q, k, v, y, lse)]
+        arrays[index][0, 0, 60, 3] = NAN
+        got = backward(backend, arrays, problem.more)
+        assert np.isnan(got.dq[0, 0, seen[:, 60]]).any(axis=1).all()
+        assert np.isnan(got.dk[0, 0, 60]).all()
+        assert np.isfinite(got.dq[0, 1]).all() and np.isfinite(got.dk[0, 1]).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_scores_of_any_size(backend, rng, op):
+    """Probabilities stay below 1 where lse holds no more than the size of huge scores."""
+    verify(backend, rng, op, heads=(1, 1), **SMALL, spread=30.0)
+    for low in (-1e9, -1e30, float(np.finfo(np.float32).min)):
+        bias = np.zeros((37, 83), "f4")
+        bias[::2, 5:] = low  # hides keys beside others
+        bias[7] = low  # all keys of a query
+        problem = Backward(rng, op, heads=(1, 1), **SMALL, bias=bias)
+        problem.given["grad"][0, 0, 7] = problem.given["grad_lse"][0, 0, 7] = 0
+        problem.given["y"][0, 0, 7] = 0
+        got = backward(backend, problem.forward, problem.more)
+        problem.check_gradients(got)
+        problem.given["grad"][0, 0, 7] = problem.given["grad_lse"][0, 0, 7] = 1
+        got = backward(backend, problem.forward, problem.more)
+        assert all(np.isfinite(one).all() for one in got[:4])
+    sinks = np.array([3000.0], np.float32)
+    _, got = verify(backend, rng, op, heads=(1, 1), **SMALL, sinks=sinks)
+    assert not any(one.any() for one in got[:3])
+
+
+def test_central_differences(backend, rng):
+    """Of the forward kernel's result and lse, through the backward kernels, in float64."""
+    options = {"is_causal": True, "softcap": 3.0, "bias": rng.standard_normal((2, 9, 13))}
+    options |= {"alibi_slopes": rng.random(2), "sinks": rng.standard_normal(2)}
+    shapes = (2, 9, 5), (1, 13, 5), (1, 13, 4)
+    inputs = dict(zip("qkv", (rng.standard_normal(shape) for shape in shapes), strict=True))
+    inputs |= {name: options.pop(name) for name in ("bias", "alibi_slopes", "sinks")}
+    weights = rng.standard_normal((2, 9, 4)), rng.standard_normal((2, 9))
+
+    def forward(inputs):
+        arrays = {name: put(backend, a) for name, a in inputs.items()}
+        q, k, v = (arrays.pop(name) for name in "qkv")
+        return cuattn.attention(q, k, v, return_lse=True, **options, **arrays)
+
+    y, lse = forward(inputs)
+    arrays = [put(backend, inputs[name]) for name in "qkv"]
+    more = {n: put(backend, a) for n, a in inputs.items() if n not in "qkv"}
+    got = cuattn.attention_backward(
+        put(backend, weights[0]), *arrays, y, lse, grad_lse=put(backend, weights[1]),
+        return_dbias=True, **options, **more,
+    )  # fmt: skip
+    for (name, a), gradient in zip(inputs.items(), got, strict=True):
+        direction, h = rng.standard_normal(a.shape), 1e-5
+        ends = []
+        for sign in (1, -1):
+            results = forward({**inputs, name: a + sign * h * direction})
+            ends.append(sum(np.sum(w * backend.asnumpy(one))
+                            for w, one in zip(weights, results, strict=True)))  # fmt: skip
+        slope = (ends[0] - ends[1]) / (2 * h)
+        np.testing.assert_allclose(np.sum(backend.asnumpy(gradient) * direction), slope, rtol=1e-7,
+                                   atol=1e-8)  # fmt: skip
+
+
+def test_dtypes_of_bias(backend, rng):
+    """Whatever the dtype of the call; the gradient is rounded once, into that of the bias."""
+    for op in ("bfloat16", "float64"):
+        for dtype in ("float16", "bfloat16", "float32", "float64"):
+            bias = rng.standard_normal((37, 1)).astype(dtype_of(dtype))
+            _, got = verify(backend, rng, op, **SMALL, bias=bias)
+            assert got.dbias.dtype == bias.dtype
