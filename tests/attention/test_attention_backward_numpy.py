@@ -152,7 +152,7 @@ def test_sequences(backend, rng, tiles, op):
 def test_threads(backend, rng, monkeypatch, op):
     """Bit by bit as without."""
     options = any_options(rng, 2, 4, (300, 500))
-    del options["bias"]
+    options["bias"] = options["bias"][0]  # whose gradient all heads add to
     problem = Backward(rng, op, batch=2, heads=(4, 2), lengths=(300, 500), **options)
     alone = backward(backend, problem.forward, problem.more)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
@@ -183,6 +183,16 @@ def test_empty(backend):
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-14) if other is not None else None
         assert got.dq.any() == bool(got.dq.size and n)
+
+
+def test_no_score(backend, rng):
+    """Of queries whose keys all have a bias of -inf; their lse is -inf, its gradient anything."""
+    bias = np.where(rng.random((19, 1)) < 0.3, -INF, np.zeros((19, 44), "f4"))
+    problem = Backward(rng, "float32", heads=(2, 1), lengths=(19, 44), bias=bias)
+    problem.given["grad_lse"][np.isneginf(problem.given["lse"])] = NAN
+    got = backward(backend, problem.forward, problem.more)
+    for one, want in zip(got[:4], problem.expected_gradients(), strict=False):
+        np.testing.assert_allclose(one, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", ["float16", "float32"])

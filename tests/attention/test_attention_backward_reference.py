@@ -209,8 +209,8 @@ def test_no_visible_key(rng):
     q, k, v = draw(rng, (3, 4))
     for options in ({"mask": np.zeros((3, 4), bool)}, {"bias": np.full((3, 4), -INF)}):
         y, lse = reference.attention(q, k, v, return_lse=True, **options)
-        ones = {"grad_lse": np.ones(lse.shape), "return_dbias": "bias" in options}
-        got = reference.attention_backward(np.ones(y.shape), q, k, v, y, lse, **ones, **options)
+        more = {"grad_lse": np.full(lse.shape, NAN), "return_dbias": "bias" in options}
+        got = reference.attention_backward(np.ones(y.shape), q, k, v, y, lse, **more, **options)
         assert not any(one is not None and one.any() for one in got)
 
 
