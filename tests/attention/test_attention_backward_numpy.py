@@ -150,7 +150,7 @@ def test_sequences(backend, rng, tiles, op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_threads(backend, rng, monkeypatch, op):
-    """Bit by bit as without."""
+    """Bit by bit as without, in whatever order they take their blocks."""
     options = any_options(rng, 2, 4, (300, 500))
     options["bias"] = options["bias"][0]  # whose gradient all heads add to
     problem = Backward(rng, op, batch=2, heads=(4, 2), lengths=(300, 500), **options)
@@ -159,6 +159,8 @@ def test_threads(backend, rng, monkeypatch, op):
     monkeypatch.setattr(blocks, "THREADED", 1)
     monkeypatch.setattr(blocks, "thread_limit", lambda: 3)
     monkeypatch.setattr(blocks, "_pool", None)
+    each = blocks.each
+    monkeypatch.setattr(blocks, "each", lambda f, b, n: each(f, [*b][::-1] if n else b, n))
     got = backward(backend, problem.forward, problem.more)
     assert [bits([a]) for a in got if a is not None] == [bits([a]) for a in alone if a is not None]
 
