@@ -261,14 +261,15 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
 def backward_problems() -> Iterator[AttentionProblem]:
     """Gradients whose plans together hold every tile, with and without a rule for scores."""
     for dim in (64, 128, 256):
-        for op in ("bfloat16", "tf32", "float32", "float64"):
-            yield attention_problem(op, dim)
+        for op in ("float16", "tf32", "float32", "float64"):
             bias = "float64" if op == "float64" else "float32"
+            yield attention_problem(op, dim)
             yield attention_problem(op, dim, vector=False, modified=True, bias=bias, masked=True)
     for dims in ((96, 96), (192, 192), (64, 256)):
         yield attention_problem("float16", *dims)
     for flags in ({"modified": True}, {"masked": True}, {"vector": False}):
         yield attention_problem("float16", 128, **flags)
+    yield attention_problem("bfloat16", 64)
 
 
 def backward_kernels(compute_capability: int) -> Iterator[Kernel]:

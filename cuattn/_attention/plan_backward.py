@@ -59,7 +59,6 @@ KV_TILES = {
     "tf32": (
         Tile(64, 99, 4, 1, 16, 2, 64),
         Tile(128, 99, 4, 1, 16, 2, 128, False),
-        Tile(256, 163, 4, 1, 16, 1, 128, False),
         Tile(256, 99, 2, 1, 16, 1, 128, False),
     ),
     "float32": (
@@ -89,7 +88,6 @@ Q_TILES = {
     "tf32": (
         Tile(64, 99, 4, 1, 32, 2, 64),
         Tile(128, 99, 4, 1, 16, 2, 128),
-        Tile(256, 163, 4, 1, 16, 1, 128),
         Tile(256, 99, 2, 1, 16, 1, 128),
     ),
     "float32": (
@@ -148,7 +146,7 @@ class BiasSizes:
 @lru_cache(maxsize=4096)
 def plan_rows(problem: AttentionProblem, vector: bool) -> Launch:
     """The statistics of all queries. `vector`: grad and y can be read 16 bytes at a time."""
-    arguments = {"T": CTYPES[problem.dtype], "Acc": _acc(problem), "kVector": vector}
+    arguments = {"Op": OPS[problem.op], "kVector": vector}
     row_blocks, units, heads_in_l2 = problem.grid(ROWS)
     kernel = Kernel("attention_backward_rows", arguments, units * row_blocks, 8 * ROWS)
     return Launch(kernel, row_blocks, heads_in_l2)
@@ -254,10 +252,6 @@ def plan_sums(acc: str, results: int) -> Kernel:
 def stat_rows(problem: AttentionProblem) -> int:
     """Rows of the statistics of a head: backward.cuh, stats_row."""
     return (problem.q_rows + (problem.batch + 2 if problem.ragged else 1)) // 2 * 2
-
-
-def _acc(problem: AttentionProblem) -> str:
-    return CTYPES["float64" if problem.dtype == "float64" else "float32"]
 
 
 def _tile(

@@ -5,8 +5,10 @@
 
 #include <attention/backward.cuh>
 
-template <class T, class Acc, bool kVector>
+template <class Op, bool kVector>
 __global__ void __launch_bounds__(128) attention_backward_rows(const __grid_constant__ AttentionBackwardParams params) {
+  using T = typename Op::Element;
+  using Acc = typename Op::Acc;
   constexpr int kLanes = 8, kRows = 16;
   const AttentionParams& a = params.attention;
   const int units = a.cu_seqlens_q != nullptr ? a.heads : a.batch * a.heads;
@@ -31,7 +33,11 @@ __global__ void __launch_bounds__(128) attention_backward_rows(const __grid_cons
       const Chunk x = ptx::ld_global(reinterpret_cast<const Chunk*>(grad + column * params.grad_stride[3]));
       const Chunk y = ptx::ld_global(reinterpret_cast<const Chunk*>(out + column * a.out_stride[3]));
 #pragma unroll
-      for (int e = 0; e < kVec; ++e) sum = ::fma(to_acc<Acc>(x.element[e]), to_acc<Acc>(y.element[e]), sum);
+      for (int e = 0; e < kVec; ++e) {
+        Acc own = to_acc<Acc>(x.element[e]);
+        if constexpr (kIsSame<Op, Tf32Op>) own = __uint_as_float(ptx::cvt_rna_tf32(own));  // as dP is made of it
+        sum = ::fma(own, to_acc<Acc>(y.element[e]), sum);
+      }
     }
   }
   sum = group_sum<kLanes>(sum);
