@@ -132,7 +132,8 @@ def wrong(module, name):
         if not isinstance(result, tuple):
             return result * 1.02
         if not hasattr(result, "values"):
-            return tuple(part * 1.02 for part in result)
+            make = getattr(result, "_make", tuple)
+            return make(part if part is None else part * 1.02 for part in result)
         return result._replace(values=result.values * 1.02)
 
     setattr(stand_in, name, off)
@@ -151,6 +152,8 @@ def wrong(module, name):
         "softmax_topk",
         "attention",
         "attention_varlen",
+        "attention_backward",
+        "attention_backward_varlen",
     ],
 )
 @pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
@@ -162,6 +165,18 @@ def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     assert not result["ok"]
     assert not any(row["ok"] for row in result["operations"] if row["operation"] == name)
     assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
+
+
+def test_a_wrong_gradient_is_an_error(monkeypatch, capsys):
+    """Beside central differences, too: by a millionth."""
+    right = cuattn.attention_backward
+    monkeypatch.setattr(
+        job, "cuattn", types.SimpleNamespace(**{**vars(cuattn), "attention_backward":
+            lambda *args: (got := right(*args))._replace(dq=got.dq * (1 + 1e-5))})
+    )  # fmt: skip
+    assert job.main(["--repeat", "1"]) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("against central differences of attention") and last.endswith("WRONG")
 
 
 def test_a_wrong_index_is_an_error(monkeypatch, capsys):
