@@ -51,15 +51,15 @@ struct KeyBlock : QueryBlock {
   // The queries that some of `count` keys are seen by, and those that all of them are; tiles of kQueries begin at
   // multiples of kQueries.
   struct Queries {
-    int end, all_begin, all_end;
-    int tiles, first;
+    int begin, end, all_begin, all_end;
+    int tiles, first;  // first: where the first tile begins
   };
   template <int kQueries>
   __device__ __forceinline__ Queries queries(int count) const {
     const int last = min(first + count, kv_len) - 1;
     const int begin = first_query(first), end = last < first ? 0 : last_query(last), tile = begin / kQueries * kQueries;
     const int tiles = end > begin ? (end - tile + kQueries - 1) / kQueries : 0;
-    return {end, first_query(last), last_query(first), tiles, tile};
+    return {begin, end, first_query(last), last_query(first), tiles, tile};
   }
 
  private:

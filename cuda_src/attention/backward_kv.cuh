@@ -64,19 +64,19 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   Place next{first_head, queries.first};
   const auto load = [&](int step) {
     if (step < steps) {
-      const int to = queries.end - next.query;
+      const int from = queries.begin - next.query, to = queries.end - next.query;
       const long long row = block.q_start + next.query;
       T* slot = ring + step % kSlots * kSlot;
       QTile{slot}.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, next.head, row),
-                                                   a.q_stride[2], a.q_stride[3], 0, to, a.head_dim);
+                                                   a.q_stride[2], a.q_stride[3], from, to, a.head_dim);
       GradTile{slot + kQueries * kDim}.template load<kVector, kThreads>(
           row_of<const T>(params.grad, params.grad_stride, batch, next.head, row), params.grad_stride[2],
-          params.grad_stride[3], 0, to, a.value_dim);
+          params.grad_stride[3], from, to, a.value_dim);
       constexpr int kTogether = 16 / sizeof(Stats);
       const Stats* stats = static_cast<const Stats*>(params.stats) +
                            stats_row(params, batch, next.head, block.batch, block.q_start, next.query);
       for (int i = static_cast<int>(threadIdx.x) * kTogether; i < kQueries; i += kThreads * kTogether) {
-        ptx::cp_async_16(ring_stats + step % kSlots * kQueries + i, stats + i, i < to ? 16 : 0);
+        ptx::cp_async_16(ring_stats + step % kSlots * kQueries + i, stats + i, i + kTogether > from && i < to ? 16 : 0);
       }
       next.advance(queries);
     }

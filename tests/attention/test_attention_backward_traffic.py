@@ -1,0 +1,97 @@
+"""What attention_backward moves and computes, counted on the emulator: exact formulas."""
+
+from __future__ import annotations
+
+import os
+
+import emulator
+import numpy as np
+import pytest
+from conftest import SEED
+from test_attention_traffic import DTYPES, draw, ranges_of_blocks
+
+import cuattn
+
+
+class Counted:
+    """One call: its counters by the end of the kernels' names, and what is allocated."""
+
+    def __init__(self, rng, op, q_rows, k_rows, dims, heads=(1, 1), **options):
+        options |= {"precision": "tf32"} if op == "tf32" else {}
+        q, k, v = draw(rng, 1, *heads, q_rows, k_rows, *dims, DTYPES[op])
+        grad = rng.standard_normal((*q.shape[:3], dims[1])).astype(q.dtype)
+        lse = np.full(q.shape[:3], 9, np.float64 if op == "float64" else np.float32)
+        with emulator.activate(arch="sm_80", seed=int(os.environ[SEED])) as runtime:
+            self.allocated, empty = [], runtime.empty
+            runtime.empty = lambda shape, dtype: self.allocated.append(shape) or empty(shape, dtype)
+            self.result = cuattn.attention_backward(grad, q, k, v, grad, lse, **options)
+        self.item, self.stats = q.itemsize, 2 * lse.itemsize
+        names = [kernel.template.rpartition("_")[2] for kernel in runtime.kernels]
+        self.kernels = dict(zip(names, runtime.kernels, strict=True))
+        self.counters = dict(zip(names, runtime.counters, strict=True))  # of dk or dv the last
+
+    def block(self, name):
+        """Rows of a block of "q" or "kv"."""
+        tile = self.kernels[name].arguments
+        return 16 * tile["kWarps"] * tile["kMTiles"]
+
+
+@pytest.mark.parametrize("op", ["float16", "float32"])
+@pytest.mark.parametrize(("left", "right"), [(None, None), (None, 0), (100, 0), (70, 90)], ids=str)
+def test_every_byte(rng, op, left, right):
+    """Each block reads its rows once, and once the others that see them or that they see."""
+    q_rows, k_rows = 2 * int(rng.integers(150, 200)), 2 * int(rng.integers(200, 250))
+    call = Counted(rng, op, q_rows, k_rows, (64, 64), window=(left, right))
+    pair = 2 * 64 * call.item  # of Q and dO, of K and V, of y and dO
+    of_rows = q_rows * (pair + 8 * call.stats // 2)  # lse by each of the eight lanes of a row
+    ranges = list(ranges_of_blocks(q_rows, k_rows, call.block("q"), left, right))
+    of_q = q_rows * (pair + 4 * call.stats) + sum(end - begin for begin, end in ranges) * pair
+    # Seen from keys: query i sees key j where j sees i, of a window turned round.
+    back = list(ranges_of_blocks(k_rows, q_rows, call.block("kv"), right, left))
+    queries = sum(end - begin for begin, end in back)
+    rows = call.block("kv")
+    keys = sum(min(rows, k_rows - rows * i) for i, (begin, end) in enumerate(back) if end > begin)
+    read = {name: counters.global_bytes_read for name, counters in call.counters.items()}
+    assert read["rows"] == of_rows and read["q"] == of_q
+    # Statistics come in pairs of queries, from the even one.
+    least = keys * pair + queries * (pair + call.stats)
+    assert least <= read["kv"] <= least + 2 * len(back) * call.stats
+    written = {name: counters.global_bytes_written for name, counters in call.counters.items()}
+    results = call.result.dq.nbytes, call.result.dk.nbytes + call.result.dv.nbytes
+    assert written == {"rows": q_rows * call.stats, "q": results[0], "kv": results[1]}
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)], ids=str)
+def test_products_and_exponentials(rng, heads):
+    """Seven products of each score, one exponential in each of two kernels, and nothing else."""
+    call = Counted(rng, "float16", 256, 384, (64, 96), heads)
+    scores = heads[0] * 256 * 384
+    products = {"rows": 0, "q": 2 * 64 + 96, "kv": 2 * (64 + 96)}
+    for name, columns in products.items():
+        assert call.counters[name].mma == scores * columns // (16 * 8 * 16)
+        assert call.counters[name].exps == (scores if columns else 0)
+    blocks = {name: kernel.grid for name, kernel in call.kernels.items()}
+    tiles = {name: scores // call.block(name) // blocks[name] for name in ("q", "kv")}
+    loops = {"q": "kKeys", "kv": "kQueries"}
+    for name, rows in tiles.items():  # one of each tile, and one before the results
+        steps = rows // call.kernels[name].arguments[loops[name]]
+        assert call.counters[name].barriers == blocks[name] * (steps + 1)
+
+
+@pytest.mark.parametrize("op", DTYPES)
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 256])
+def test_no_bank_conflicts(rng, op, dim):
+    """More of what is looped over adds wavefronts, and none beyond the ideal."""
+    for name, sizes in (("q", ((32, 64), (32, 128))), ("kv", ((64, 32), (128, 32)))):
+        calls = [Counted(rng, op, *size, (dim, dim)).counters[name] for size in sizes]
+        many, few = ((c.shared_wavefronts, c.shared_wavefronts_ideal) for c in reversed(calls))
+        assert many[0] - few[0] == many[1] - few[1] > 0, name
+
+
+def test_no_matrix_of_scores(rng):
+    """Nothing is allocated but the results and two numbers of each query, three with slopes."""
+    for slopes, count in ((None, 2), (np.ones(2, np.float32), 3)):
+        call = Counted(rng, "float32", 201, 300, (64, 32), (2, 1), alibi_slopes=slopes)
+        small = [] if slopes is None else [(2,)]
+        results = [(1, 2, 201, 64), (1, 1, 300, 64), (1, 1, 300, 32), *small]
+        assert call.allocated == [*results, (count * 2 * 202,)]
