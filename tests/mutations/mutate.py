@@ -599,6 +599,38 @@ def wrapper(test, *cases):
     return tuple(on_device(node, 90) for node in nodes)
 
 
+def backward(test, *parameters):
+    """A case of a test of the gradients of attention, on the emulator."""
+    case = "-".join([*map(str, parameters), "emulator", "sm_80"])
+    return f"{FILES['test_attention_backward']}::{test}[{case}]"
+
+
+# Gradients of attention: of one type, of blocks with some columns, of tiles of one slot.
+BACKWARD = (backward("test_dtypes", 64, "float16"), backward("test_dtypes", 128, "float32"))
+BACKWARD_COLUMNS = (backward("test_dtypes", 128, "float64"),)
+BACKWARD_SMALLER = tuple(
+    backward("test_devices_of_less_shared_memory", 256, op) for op in ("float16", "float64")
+)
+BACKWARD_TF32 = tuple(backward("test_every_option_at_once", dim, "tf32") for dim in (64, 256))
+BACKWARD_EVERY = tuple(backward("test_every_option_at_once", 64, op) for op in ATTENTION_OPS[::3])
+BACKWARD_ALONE = (backward("test_options_alone"),)
+BACKWARD_WINDOW = tuple(
+    backward("test_window", lengths, window)
+    for lengths, window in (("(150, 150)", "(9, 12)"), ("(37, 83)", "(17, None)"))
+)
+BACKWARD_GROUPS = (backward("test_groups_of_heads", 3, "(6, 2)"),)
+BACKWARD_MASK = (*BACKWARD_EVERY, backward("test_twice_is_the_same", "float16"))
+BACKWARD_BIAS = tuple(backward("test_shapes_of_bias", op) for op in ("float16", "float32"))
+BACKWARD_LAYOUT = tuple(
+    backward("test_layouts", "float16", layout) for layout in ("strided", "padded")
+)
+BACKWARD_RAGGED = (backward("test_sequences", "float16"),)
+BACKWARD_UNSEEN = (backward("test_what_nobody_sees_changes_nothing", "float16"),)
+BACKWARD_SIZES = (backward("test_scores_of_any_size", "float32"),)
+BACKWARD_BYTES = (
+    "tests/attention/test_attention_backward_traffic.py::test_every_byte[70-90-float16]",
+)
+
 SUBNORMALS = wrapper("exponential_and_reciprocal_flush_subnormals")
 FMA = wrapper("multiply_add_is_rounded_once")
 FMA_DOUBLE = wrapper("multiply_add_of_float64")
