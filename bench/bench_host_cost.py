@@ -137,6 +137,7 @@ CALLS = {
     "attention, return_lse": lambda: cuattn.attention(q, k, k, return_lse=True),
     "attention, out": lambda: cuattn.attention(q, k, k, out=out),
     "attention, sm_80": lambda: cuattn.attention(q, k, k),
+    "attention_backward": lambda: cuattn.attention_backward(q, q, k, k, q, scores_lse),
     "attention_kvcache": lambda: cuattn.attention_kvcache(
         token, pages, pages, kv_lens=lens, page_table=table, out=decoded
     ),
