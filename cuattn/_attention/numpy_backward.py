@@ -145,8 +145,8 @@ def _tile_backward(
     lse, delta = np.where(nothing, acc.type(np.inf), lse), np.where(nothing, acc.type(0), delta)
     if x.sinks is not None:
         by_head = x.q.shape[:4]
-        share = np.exp(x.sinks - lse.reshape(by_head)) * delta.reshape(by_head)
-        sums[1] -= share.sum(axis=3)
+        weight = np.exp(np.minimum(x.sinks - lse.reshape(by_head), 0))
+        sums[1] -= (weight * delta.reshape(by_head)).sum(axis=3)
     dq, by_rows = np.zeros(q.shape, acc), varies(x.mask) or varies(x.bias)
     for j in key_tiles(x, keys):
         k, v = usable(x.k[:, :, j], acc), usable(x.v[:, :, j], acc)
@@ -154,6 +154,8 @@ def _tile_backward(
         chain = _chain(p, x.softcap) if x.softcap else None
         sees = functools.partial(seen, x, p, j) if to_scores(p, x, j) else None
         p -= lse
+        if np.maximum.reduce(p, axis=None, initial=-np.inf) > 0:  # lse has been rounded
+            np.copyto(p, 0, where=(p > 0) & (p < np.inf))  # infinite where a mask meets NaN
         np.exp(p, out=p)
         if x.slopes is not None:  # far keys
             flush(p)

@@ -101,7 +101,7 @@ def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> He
     s, chain = _scores(head)
     nothing = lse == -np.inf
     lse = np.where(nothing, np.inf, wide(lse))
-    p = np.where(visible, np.exp(s - lse[:, None]), 0)
+    p = np.where(visible, np.exp(np.minimum(s - lse[:, None], 0)), 0)  # lse has been rounded
     delta = np.where(nothing, 0, np.sum(grad * y, axis=1) - grad_lse)
     ds = np.where(visible, p * (grad @ v.T - delta[:, None]), 0)
     dx = head.scale * ds * chain
@@ -111,7 +111,7 @@ def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> He
         dv=_weigh(p.T, visible.T, grad),
         dbias=ds,
         dslope=-np.sum(ds * abs(_distance(head))),
-        dsink=-np.sum(np.exp(head.sink - lse) * delta),
+        dsink=-np.sum(np.exp(np.minimum(head.sink - lse, 0)) * delta),
     )
 
 

@@ -34,8 +34,8 @@ __device__ __forceinline__ long long stats_rows(const AttentionBackwardParams& p
   return (a.cu_seqlens_q != nullptr ? 1LL : a.batch) * a.heads * params.stat_rows;
 }
 
-// P of a score. lse: of kModified scores natural, else in units of ScoreBase, as s fold. It is the rounded sum of a row
-// that P belongs to, so P may seem to exceed 1, by much if the scores are huge; NaN stays.
+// P of a score: exp(s - lse), and at most 1, which it exceeds because lse has been rounded: by much if scores are huge.
+// NaN stays. lse: of kModified scores natural, else in units of ScoreBase, as s fold.
 template <bool kModified, class Acc>
 __device__ __forceinline__ Acc probability(Acc s, Acc fold, Acc lse) {
   const Acc x = kModified ? (s - lse) * fold : ::fma(s, fold, -lse);

@@ -348,16 +348,17 @@ def test_scores_of_any_size(backend, rng, op):
     verify(backend, rng, op, heads=(1, 1), **SMALL, spread=30.0)
     for low in (-1e9, -1e30, float(np.finfo(np.float32).min)):
         bias = np.zeros((37, 83), "f8" if op == "float64" else "f4")
-        bias[::2, 5:] = low  # hides keys beside others
-        bias[7] = low  # all keys of a query
-        mask = np.ones((1, 1), bool)
-        problem = Backward(rng, op, heads=(1, 1), **RULE, bias=bias, mask=mask)
-        problem.given["grad"][0, 0, 7] = problem.given["grad_lse"][0, 0, 7] = 0
-        problem.given["y"][0, 0, 7] = 0
-        got = backward(backend, problem.forward, problem.more)
-        problem.check_gradients(got)
-        problem.given["grad"][0, 0, 7] = problem.given["grad_lse"][0, 0, 7] = 1
-        got = backward(backend, problem.forward, problem.more)
+        bias[:36:2, 5:] = low  # hides keys beside others
+        bias[36] = low  # all keys of a query, which has no gradient: as if it were padding
+        options = {"bias": bias, "mask": np.ones((1, 1), bool), "q_lens": np.array([36])}
+        problem = Backward(rng, op, heads=(1, 1), **RULE, **options)
+        grad, q, k, v, y, lse = (a.copy() for a in problem.forward)
+        more = {**problem.more, "q_lens": None, "grad_lse": problem.more["grad_lse"].copy()}
+        last = np.s_[..., 36, :]
+        q[last], grad[last], y[last], lse[..., 36], more["grad_lse"][..., 36] = 1, 0, 0, low, 0
+        problem.check_gradients(backward(backend, (grad, q, k, v, y, lse), more))
+        grad[last] = y[last] = 1
+        got = backward(backend, (grad, q, k, v, y, lse), more)
         assert all(np.isfinite(one).all() for one in got[:4])
     sinks = np.array([3000.0], np.float32)
     _, got = verify(backend, rng, op, heads=(1, 1), **SMALL, sinks=sinks)
@@ -404,3 +405,19 @@ def test_dtypes_of_bias(backend, rng):
         bias = rng.standard_normal((37, 1)).astype(dtype_of(dtype))
         _, got = verify(backend, rng, op, **SMALL, bias=bias)
         assert got.dbias.dtype == bias.dtype
+
+
+@pytest.mark.parametrize("op", ["bfloat16", "float32"])
+def test_weights_are_at_most_one(backend, rng, op):
+    """Where an lse has no digits behind the point, too: no gradient exceeds a sum of its terms."""
+    problem = Backward(rng, op, lengths=(37, 83), dims=(64, 64), grad_lse=False)
+    grad, q, k, v, *_ = (a.astype(np.float64) for a in problem.forward)
+    arrays = [a.astype(problem.q.dtype) for a in (q * 1e4, k * 1e5, v)]
+    y, lse = cuattn.attention(*(put(backend, a) for a in arrays), return_lse=True)
+    y, lse = map(backend.asnumpy, (y, lse))
+    assert (abs(lse) > 1e8).all()
+    got = backward(backend, (problem.given["grad"], *arrays, y, lse), {})
+    assert all(np.isfinite(one).all() for one in got[:3])
+    assert (
+        abs(got.dv.astype(np.float64)) <= 1.01 * abs(grad).sum(axis=(1, 2))[:, None, None]
+    ).all()

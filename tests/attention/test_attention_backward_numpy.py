@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from attention_backward_cases import Backward, backward, verify
-from attention_cases import INF, NAN, OPS, any_options
+from attention_cases import INF, NAN, OPS, any_options, put
 from test_attention_numpy import MEMORY, bits, peak
 from tolerance import dtype_of
 
@@ -238,3 +238,19 @@ def test_memory(backend, monkeypatch, dtype):
     more = {"is_causal": True, "mask": np.ones((3000, 3000), bool), "alibi_slopes": np.ones(2)}
     more |= {"bias": np.zeros((3000, 3000), np.float16)}
     assert peak(lambda: cuattn.attention_backward(q, q, q, q, q, lse, **more)[:3]) < MEMORY
+
+
+@pytest.mark.parametrize("op", ["bfloat16", "float32"])
+def test_weights_are_at_most_one(backend, rng, op):
+    """Where an lse has no digits behind the point, too: no gradient exceeds a sum of its terms."""
+    problem = Backward(rng, op, lengths=(37, 83), dims=(64, 64), grad_lse=False)
+    grad, q, k, v, *_ = (a.astype(np.float64) for a in problem.forward)
+    arrays = [a.astype(problem.q.dtype) for a in (q * 1e4, k * 1e5, v)]
+    y, lse = cuattn.attention(*(put(backend, a) for a in arrays), return_lse=True)
+    y, lse = map(backend.asnumpy, (y, lse))
+    assert (abs(lse) > 1e8).all()
+    got = backward(backend, (problem.given["grad"], *arrays, y, lse), {})
+    assert all(np.isfinite(one).all() for one in got[:3])
+    assert (
+        abs(got.dv.astype(np.float64)) <= 1.01 * abs(grad).sum(axis=(1, 2))[:, None, None]
+    ).all()
