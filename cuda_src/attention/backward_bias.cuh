@@ -133,9 +133,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
       Acc total = 0;
       for (int col = 0; col < kKeys; ++col) total += ptx::ld_shared(sums + row * kKeys + col);
-      ptx::st_shared(sums + row * kKeys, total);
+      ptx::st_shared(sums + row * kKeys, total);  // which the same thread stores
     }
-    __syncthreads();  // the totals of all rows
   }
   const int cols = one_col ? 1 : min(kKeys, params.cols - own_col);
   Bias* out = row_of<Bias>(params.dbias, params.dbias_stride, own_batch, own_head, own_row);

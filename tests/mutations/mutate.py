@@ -626,7 +626,8 @@ BACKWARD_LAYOUT = tuple(
 )
 BACKWARD_RAGGED = (backward("test_sequences", "float16"),)
 BACKWARD_UNSEEN = (backward("test_what_nobody_sees_changes_nothing", "float16"),)
-BACKWARD_SIZES = (backward("test_scores_of_any_size", "float32"),)
+BACKWARD_SIZES = (backward("test_weights_are_at_most_one", "float32"),)
+BACKWARD_LENGTHS = (backward("test_lengths", "(113, 203)"),)
 BACKWARD_BYTES = (
     "tests/attention/test_attention_backward_traffic.py::test_every_byte[70-90-float16]",
 )
