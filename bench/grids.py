@@ -221,18 +221,21 @@ GRIDS = {
     ),
     "flash-attention": Grid(
         "FlashAttention-2 and -3: 16 K tokens, hidden size 2048",
-        {"attention": 1},
+        {"attention": 1, "attention_backward": 1},
         HALF,
         flash_attention_shapes,
     ),
     "llama": Grid(
         "cuDNN's published table: Llama 3.1, 64 query and 8 key heads",
-        {"attention": 1},
+        {"attention": 1, "attention_backward": 2},
         HALF,
         llama_shapes,
     ),
     "small-attention": Grid(
-        "calls that Python and the launch rule", {"attention": 2}, HALF, small_attention_shapes
+        "calls that Python and the launch rule",
+        {"attention": 2, "attention_backward": 3},
+        HALF,
+        small_attention_shapes,
     ),
     "decode": Grid(
         "issues of TileOPs, FlashAttention and FlashInfer: batch 32 and 1, pages of 1 to 64",

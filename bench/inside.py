@@ -21,6 +21,7 @@ from cuattn._device.cache import cache_directory, cache_key, load_or_compile
 # The list of all shipped configurations is the compile test's, the error bound that of all tests.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+import attention_backward_cases
 import attention_cases
 import tolerance
 from configurations import TARGETS, kernels
@@ -161,6 +162,7 @@ __all__ = [
     "source_directory",
     "truth",
     "truth_attention",
+    "truth_attention_backward",
     "truth_topk",
 ]
 
@@ -214,6 +216,24 @@ def truth_attention(
     seen = attention_cases.visible((1, *q.shape[:2], k.shape[1]), **options)
     naive = attention_cases.naive(*arrays, seen, dtype).out[0]
     return expected, allowed(expected, naive, abs(expected), dtype)
+
+
+def truth_attention_backward(
+    arrays: list[np.ndarray], causal: bool, first: int, dtype: str
+) -> list[tuple[np.ndarray, float]]:
+    """Gradients dq, dk and dv in float64 of heads that share keys, grad, q, k, v, y (H or 1, S, D)
+    and lse (H, S), query 0 standing at place `first` among the keys; and the largest error that the
+    contract allows each."""
+    options = {"is_causal": causal, "q_offset": first}
+    expected = reference.attention_backward(*arrays, **options)[:3]
+    shape = (1, *arrays[1].shape[:2], arrays[2].shape[1])
+    seen = attention_cases.visible(shape, **options)
+    whole = [array[None] for array in arrays]
+    naive, _ = attention_backward_cases.naive_backward(*whole, None, seen, dtype, **options)
+    return [
+        (ref, allowed(ref, one[0], abs(ref), dtype))
+        for ref, one in zip(expected, naive, strict=False)
+    ]
 
 
 def allowed(expected: np.ndarray, naive: np.ndarray, size: np.ndarray, dtype: str) -> float:

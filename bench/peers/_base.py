@@ -22,6 +22,7 @@ OPERATIONS = {
     "top_k": ("x",),
     "softmax_topk": ("x",),
     "attention": ("q", "k", "v"),
+    "attention_backward": ("grad", "q", "k", "v", "y", "lse"),
     "attention_kvcache": ("q", "k_cache", "v_cache", "kv_lens", "page_table"),
 }
 

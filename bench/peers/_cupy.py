@@ -32,7 +32,7 @@ class Cupy(Library):
         own, library = getattr(self, operation), getattr(self.special, operation, None)
         if operation in ("top_k", "softmax_topk"):
             own = _with_k(own, k)
-        elif operation in ("attention", "attention_kvcache"):
+        elif operation.startswith("attention"):
             own = _with_causal(own, causal)
         if library is not None:
             yield self._contestant(f"{self.special.__name__}", lambda x: library(x, axis=-1))
@@ -101,6 +101,31 @@ class Cupy(Library):
             visible = xp.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool)
             by_head += xp.where(visible, 0.0, -np.inf).astype(scores.dtype)
         return xp.matmul(self.softmax(scores), v).reshape(*q.shape[:-1], v.shape[-1])
+
+    def attention_backward(
+        self, grad: Any, q: Any, k: Any, v: Any, y: Any, lse: Any, causal: bool
+    ) -> tuple[Any, Any, Any]:
+        """Five products, with the probabilities and their gradients in memory."""
+        xp, (batch, heads, seqlen_q, head_dim), acc = self.xp, q.shape, lse.dtype
+        kv_heads, seqlen_k = k.shape[1:3]
+        require_scores(batch, heads, seqlen_q, seqlen_k, acc.itemsize)
+        scale = head_dim**-0.5
+
+        def by_key_head(a: Any) -> Any:
+            return a.reshape(batch, kv_heads, -1, a.shape[-1])
+
+        scores = xp.matmul(by_key_head(q), k.swapaxes(-1, -2)).astype(acc)
+        p = scores.reshape(batch, heads, seqlen_q, seqlen_k) * scale - lse[..., None]
+        if causal:
+            visible = xp.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool)
+            p += xp.where(visible, 0.0, -np.inf).astype(acc)
+        p = xp.exp(p)
+        delta = (grad.astype(acc) * y.astype(acc)).sum(axis=-1, keepdims=True)
+        dp = xp.matmul(by_key_head(grad), v.swapaxes(-1, -2)).reshape(p.shape)
+        ds, p = (by_key_head(a.astype(q.dtype)) for a in (p * (dp - delta) * scale, p))
+        dq = xp.matmul(ds, k).reshape(q.shape)
+        dk = xp.matmul(ds.swapaxes(-1, -2), by_key_head(q))
+        return dq, dk, xp.matmul(p.swapaxes(-1, -2), by_key_head(grad))
 
     def attention_kvcache(
         self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any, causal: bool

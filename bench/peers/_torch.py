@@ -88,6 +88,12 @@ class Torch(Library):
             for name in ("cuDNN", "flash", "efficient"):
                 call = functools.partial(_sdpa, backend=name, causal=causal)
                 yield Contestant(f"torch SDPA {name}", self, call)
+        elif operation == "attention_backward":
+            eager = functools.partial(_eager_attention, causal=causal)
+            yield Contestant("torch", self, Backward(eager))
+            for name in ("cuDNN", "flash", "efficient"):
+                call = functools.partial(_sdpa, backend=name, causal=causal)
+                yield Contestant(f"torch SDPA {name}", self, Backward(call))
         elif operation == "attention_kvcache":
             for name in ("cuDNN", "flash"):
                 call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
@@ -149,6 +155,29 @@ class Torch(Library):
         result = call()
         self.wait(result)
         return torch.cuda.max_memory_allocated() - before
+
+
+class Backward:
+    """The backward pass of an attention, whose forward pass is that of the first call.
+
+    That one is not timed. Its graph is kept, so that each call has what the forward pass saves.
+    """
+
+    __name__ = "backward"
+
+    def __init__(self, attention: Call) -> None:
+        self._attention = attention
+        self._graphs: dict[tuple[int, ...], tuple[Any, ...]] = {}
+
+    def __call__(self, grad: Any, q: Any, k: Any, v: Any, y: Any, lse: Any) -> Any:
+        """Gradients of q, k and v."""
+        key = tuple(array.data_ptr() for array in (grad, q, k, v))
+        with torch.inference_mode(False), torch.enable_grad():
+            if key not in self._graphs:
+                leaves = tuple(array.clone().requires_grad_() for array in (q, k, v))
+                self._graphs[key] = self._attention(*leaves), leaves, grad.clone()
+            out, leaves, own_grad = self._graphs[key]
+            return torch.autograd.grad(out, leaves, own_grad, retain_graph=True)
 
 
 class DenseCache:

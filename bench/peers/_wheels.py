@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.peers._base import BSHD, Call, Contestant, Unsupported, refusing, require_dtype
-from bench.peers._torch import Torch
+from bench.peers._torch import Backward, Torch
 
 # How these packages say that they do not take an argument.
 REFUSALS = (AssertionError, NotImplementedError, TypeError, ValueError)
@@ -28,17 +28,19 @@ class FlashAttention2(BSHD, Torch):
         self.version, self._function = flash_attn.__version__, flash_attn.flash_attn_func
 
     def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
-        """The forward of attention; its causal mask is aligned as ours."""
+        """Attention and its backward pass; its causal mask is aligned as ours."""
+
+        def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            require_dtype(q, "float16", "bfloat16")
+            if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 8:
+                raise Unsupported(f"head_dim must be 8, 16, ..., {MAX_HEAD_DIM}")
+            result = self._function(q, k, v, causal=causal)
+            return result[0] if isinstance(result, tuple) else result  # (out, lse) in some
+
         if operation == "attention":
-
-            def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-                require_dtype(q, "float16", "bfloat16")
-                if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 8:
-                    raise Unsupported(f"head_dim must be 8, 16, ..., {MAX_HEAD_DIM}")
-                result = self._function(q, k, v, causal=causal)
-                return result[0] if isinstance(result, tuple) else result  # (out, lse) in some
-
             yield Contestant(self.name, self, refusing(call, *REFUSALS))
+        elif operation == "attention_backward":
+            yield Contestant(self.name, self, refusing(Backward(call), *REFUSALS))
 
 
 class FlashAttention3(FlashAttention2):

@@ -45,6 +45,11 @@ def inputs(operation, rng, dtype, shape=(13, 131), causal=False):
             random(rng, 2, heads, seqlen, 32, dtype=dtype)
             for heads, seqlen in ((6, 61), (3, seqlen_k), (3, seqlen_k))
         ]
+    if operation == "attention_backward":
+        q, k, v = inputs("attention", rng, dtype, shape, causal)
+        y, lse = reference.attention(q, k, v, is_causal=causal, return_lse=True)
+        lse = lse.astype(np.float64 if dtype == "float64" else np.float32)
+        return [random(rng, *q.shape, dtype=dtype), q, k, v, y.astype(q.dtype), lse]
     if operation == "attention_kvcache":  # what every contestant takes: dense, of one length
         arrays = [random(rng, 2, h, n, 32, dtype=dtype) for h, n in ((6, 1), (3, 83), (3, 83))]
         return [*arrays, np.full(2, 83, np.int32), np.arange(2, dtype=np.int32)[:, None]]
@@ -87,6 +92,9 @@ def check(operation, got, arrays, causal=False):
         pairs = [(values, np.sort(wanted)[:, : -K - 1 : -1]), (picked, values.astype(np.float64))]
     elif operation == "attention":
         pairs = [(got, attention(*arrays, causal))]
+    elif operation == "attention_backward":
+        wanted = reference.attention_backward(*arrays, is_causal=causal)[:3]
+        pairs = list(zip(got, wanted, strict=True))
     elif operation == "attention_kvcache":
         pairs = [(got, cached_attention(*arrays, causal))]
     else:
@@ -117,7 +125,10 @@ def options(operation, causal=False):
     return K if operation in ("top_k", "softmax_topk") else None, causal
 
 
-CASES = [(name, False) for name in peers.OPERATIONS] + [("attention", True)]
+CASES = [(name, False) for name in peers.OPERATIONS] + [
+    ("attention", True),
+    ("attention_backward", True),
+]
 cases = pytest.mark.parametrize(("operation", "causal"), CASES)
 
 
@@ -489,8 +500,14 @@ def stub_attention(q, k, v, causal=False):
     import torch
 
     assert q.is_contiguous() and k.is_contiguous() and v.is_contiguous()
-    arrays = [a.transpose(1, 2).numpy() for a in (q, k, v)]
-    return torch.from_numpy(attention(*arrays, causal)).transpose(1, 2).to(q.dtype)
+    dtype = q.dtype
+    q, k, v = (a.transpose(1, 2).double() for a in (q, k, v))
+    k, v = (a.repeat_interleave(q.shape[1] // a.shape[1], 1) for a in (k, v))
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    hidden = hidden.triu(1 + k.shape[2] - q.shape[2]) if causal else ~hidden
+    out = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1) @ v
+    return out.transpose(1, 2).to(dtype)
 
 
 def stub_cache(q, k, v, cache_seqlens=None, page_table=None, causal=False):
@@ -596,7 +613,7 @@ def test_wheels_are_called_as_they_are_to_be(stubs, operation, causal, rng):
         one for each in stubs for one in each.contestants(operation, *options(operation, causal))
     ]
     counts = {"softmax": 2, "softmax_backward": 1, "top_k": 2, "softmax_topk": 1, "attention": 4}
-    counts["attention_kvcache"] = 2
+    counts |= {"attention_backward": 3, "attention_kvcache": 2}
     assert len(contestants) == counts.get(operation, 0)
     dtype = "float16" if operation[:9] == "attention" else "float32"
     arrays = inputs(operation, rng, dtype, causal=causal)
