@@ -20,11 +20,16 @@ SUMS_ROWS = ("Tf32Op", "DoubleOp")  # add up each row by a product with eight co
 
 def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, int]]:
     """The loop over tiles of keys, and what a warp does in one pass of it."""
+    return of_tile(blocks, kernel, tile_flops(kernel))
+
+
+def of_tile(blocks: list[sass.Block], kernel: Any, most: int) -> tuple[sass.Region, dict[str, int]]:
+    """The loop over tiles, of `most` FLOPs for a warp, and what it does in one pass."""
     flops = tensor_flops if uses_tensor_cores(kernel) else fma_flops
     loops, body = sass.regions(blocks)
     loop = max(loops, key=lambda region: flops(region.whole), default=body)
     outer, inner = flops(loop.path), flops(loop.whole) - flops(loop.path)
-    times = (tile_flops(kernel) - outer) / inner if inner > 0 else 0
+    times = (most - outer) / inner if inner > 0 else 0
     once, whole = sass.mix(loop.path), sass.mix(loop.whole)
     found = {key: once[key] + round(times * (whole[key] - once[key])) for key in once}
     found["total"] = sum(found[key] for key in sass.CATEGORIES)

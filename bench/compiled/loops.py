@@ -1,8 +1,18 @@
-"""Which module knows the loop over keys of which kernel of attention."""
+"""Which module knows the loop over keys or queries of which kernel of attention."""
 
 from __future__ import annotations
 
-from bench.compiled import attention_loop, attention_sm90_loop, decode_loop, latent_sm90_loop
+from bench.compiled import (
+    attention_loop,
+    attention_sm90_loop,
+    backward_loop,
+    decode_loop,
+    latent_sm90_loop,
+)
 
 OF_ATTENTION = (attention_loop, attention_sm90_loop, decode_loop, latent_sm90_loop)
-LOOPS = {module.HEADER: module for module in OF_ATTENTION} | {decode_loop.WIDE: decode_loop}
+LOOPS = {module.HEADER: module for module in OF_ATTENTION} | {
+    decode_loop.WIDE: decode_loop,
+    backward_loop.Q: backward_loop,
+    backward_loop.KV: backward_loop,
+}

@@ -46,7 +46,7 @@ AnyTile = TypeVar("AnyTile", Tile, BiasTile)
 # as many of float64. Where these are too many, blocks have dk or dv, and then columns of it.
 KV_TILES = {
     "half": (
-        Tile(64, 99, 4, 2, 16, 2, 64),
+        Tile(64, 99, 4, 2, 16, 4, 64),
         Tile(128, 99, 8, 1, 32, 2, 128),
         Tile(256, 163, 4, 1, 32, 2, 256, False),
         Tile(256, 99, 4, 1, 16, 1, 256, False),

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   T* ring = smem + kKeys * (kDim + kValueDim);
   Stats* ring_stats = reinterpret_cast<Stats*>(ring + kSlots * kSlot);
 
-  // A step is a tile of queries of a head; `next` is the one to be loaded.
+  // A step is a tile of queries of a head of the group; `next` is the one to be loaded.
   struct Place {
     int head, query;
     __device__ __forceinline__ void advance(const KeyBlock::Queries& queries) {
@@ -61,22 +61,26 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     }
   };
   const int first_head = block.head * a.sharing;
-  Place next{first_head, queries.first};
+  const T* q = row_of<const T>(a.q, a.q_stride, batch, first_head, block.q_start);
+  const T* grad = row_of<const T>(params.grad, params.grad_stride, batch, first_head, block.q_start);
+  const Stats* stats =
+      static_cast<const Stats*>(params.stats) + stats_row(params, batch, first_head, block.batch, block.q_start, 0);
+  Place next{0, queries.first};
   const auto load = [&](int step) {
     if (step < steps) {
       const int from = queries.begin - next.query, to = queries.end - next.query;
-      const long long row = block.q_start + next.query;
       T* slot = ring + step % kSlots * kSlot;
-      QTile{slot}.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, next.head, row),
+      QTile{slot}.template load<kVector, kThreads>(q + next.head * a.q_stride[1] + next.query * a.q_stride[2],
                                                    a.q_stride[2], a.q_stride[3], from, to, a.head_dim);
       GradTile{slot + kQueries * kDim}.template load<kVector, kThreads>(
-          row_of<const T>(params.grad, params.grad_stride, batch, next.head, row), params.grad_stride[2],
+          grad + next.head * params.grad_stride[1] + next.query * params.grad_stride[2], params.grad_stride[2],
           params.grad_stride[3], from, to, a.value_dim);
       constexpr int kTogether = 16 / sizeof(Stats);
-      const Stats* stats = static_cast<const Stats*>(params.stats) +
-                           stats_row(params, batch, next.head, block.batch, block.q_start, next.query);
-      for (int i = static_cast<int>(threadIdx.x) * kTogether; i < kQueries; i += kThreads * kTogether) {
-        ptx::cp_async_16(ring_stats + step % kSlots * kQueries + i, stats + i, i + kTogether > from && i < to ? 16 : 0);
+      static_assert(kQueries <= kThreads * kTogether, "one copy for each thread");
+      if (const int i = static_cast<int>(threadIdx.x) * kTogether; i < kQueries) {
+        ptx::cp_async_16(ring_stats + step % kSlots * kQueries + i,
+                         stats + next.head * params.stat_rows + next.query + i,
+                         i + kTogether > from && i < to ? 16 : 0);
       }
       next.advance(queries);
     }
@@ -101,8 +105,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     constexpr bool kEdge = decltype(edge)::kValue;
     const QTile q_tile{ring + step % kSlots * kSlot};
     const GradTile grad_tile{q_tile.base + kQueries * kDim};
-    const Stats* stats = ring_stats + step % kSlots * kQueries;
-    const ScoreRule<kModified, Bias, kMasked, Acc> rule(a, block, place.head);
+    const Stats* tile_stats = ring_stats + step % kSlots * kQueries;
+    const ScoreRule<kModified, Bias, kMasked, Acc> rule(a, block, first_head + place.head);
     // S^T = K Q^T;  dP^T = V dO^T
     Acc p[kMTiles][kNTiles][4] = {}, ds[kMTiles][kNTiles][4] = {};
     Op::template scores<kDim>(p, k_tile, warp_row, q_tile);
@@ -114,7 +118,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int c = 8 * n + lane % 4 * 2 + e, query = place.query + c;
-        const Stats own = ptx::ld_shared(stats + c);
+        const Stats own = ptx::ld_shared(tile_stats + c);
         const Acc lse = own.lse * (kModified ? Acc(1) : ScoreBase<Acc>::kUnit);
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     }
     if constexpr (kHasKeys) Op::values(dk, unused, ds, QTile{q_tile.base + (kHasValues ? 0 : part * kKeyColumns)});
   };
-  Place place{first_head, queries.first};
+  Place place{0, queries.first};
   for (int step = 0; step < steps; ++step, place.advance(queries)) {
     if constexpr (kSlots == 1) {
       __syncthreads();  // every warp has read the last tile

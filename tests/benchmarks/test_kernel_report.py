@@ -8,7 +8,14 @@ import json
 import pytest
 
 from bench import inside
-from bench.compiled import attention_sm90_loop, decode_loop, disassembly, kernel_report, sass
+from bench.compiled import (
+    attention_sm90_loop,
+    backward_loop,
+    decode_loop,
+    disassembly,
+    kernel_report,
+    sass,
+)
 from bench.report import attention as report_attention
 from bench.report import formats
 from bench.report import tables as report_tables
@@ -595,6 +602,35 @@ def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
         assert f"| `{kernel.name}` | {mix['total']} | {mix['tensor']} | {mix['mufu']} | " in text
         flops = formats.number(2 * 64 * tile.keys * (dim + value_dim) / 1e6)
         assert f"| 4 | {flops} | {formats.number(row['cycles']['tensor'])} | " in text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "most"),
+    [
+        ("q<HalfOp<__half>, 4, 2, 32, 64, 64, 64, 2", 510),
+        ("kv<HalfOp<__half>, 4, 2, 16, 64, 64, 64, 64, 4", 410),
+        ("kv<HalfOp<__half>, 8, 1, 32, 128, 128, 128, 128, 2", 600),
+        ("kv<DoubleOp, 4, 1, 16, 64, 64, 0, 64, 2", 1000),
+    ],
+)
+def test_instructions_of_gradients(nvdisasm, kernel, most):
+    """Of a warp for a tile: its products, one exponential for each score, no local memory."""
+    row = row_of(80, f"attention_backward_{kernel}, true, false, NoBias, false>")
+    shipped, mix = inside.kernels(80)[row["kernel"]], row["mix"]
+    assert mix["tensor_flops"] == backward_loop.tile_flops(shipped) and mix["total"] <= most
+    tile = shipped.arguments
+    scores = 16 * tile["kMTiles"] * tile.get("kKeys", tile.get("kQueries"))
+    if tile["Op"] != "DoubleOp":  # whose exponential is a polynomial
+        assert mix["mufu"] == scores // 32
+    assert row["spill_bytes"] == mix["local"] == mix["shared_store"] == 0
+    assert row["region"] == "loop" and row["bound"] in ("shared memory", "tensor", "issue")
+
+
+def test_gradients_have_a_tile_of_their_own():
+    kernels = inside.kernels(80).values()
+    other = next(kernel for kernel in kernels if kernel.template == "attention_forward")
+    with pytest.raises(ValueError, match="not a kernel of attention/backward_q"):
+        backward_loop.tile_flops(other)
 
 
 def test_other_kernels_have_no_table_of_tiles(nvdisasm):
