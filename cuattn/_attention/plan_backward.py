@@ -192,7 +192,7 @@ def plan_kv(problem: AttentionProblem, compute_capability: int) -> list[Launch]:
     stats = 2 * (8 if problem.dtype == "float64" else 4)
     smem = (keys + tile.slots * tile.loop) * (dim + value_dim) * item
     smem += tile.slots * tile.loop * stats
-    key_blocks, units, heads_in_l2 = _key_grid(problem, keys)
+    key_blocks, units, heads_in_l2 = key_grid(problem, keys)
     launches = []
     for own_keys, own_values in ((True, True),) if tile.both else ((True, False), (False, True)):
         columns = key_columns if own_keys else value_columns
@@ -276,7 +276,7 @@ def _options(problem: AttentionProblem) -> dict[str, object]:
     }
 
 
-def _key_grid(problem: AttentionProblem, keys: int) -> tuple[int, int, int]:
+def key_grid(problem: AttentionProblem, keys: int) -> tuple[int, int, int]:
     """As `AttentionProblem.grid`, of keys: what stays in L2 are Q and dO of the heads of a unit."""
     key_blocks, units = ceil_div(problem.k_rows, keys), problem.kv_heads
     if problem.ragged:

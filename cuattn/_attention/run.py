@@ -158,7 +158,7 @@ def _planned(
     ]
     end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks)
     kernels = [(sm90.kernel, (*block, end))]
-    return Launches(reads, writes, made, results, kernels, boxes=boxes)
+    return Launches(reads, writes, made, results, kernels, boxes=[boxes])
 
 
 def problem_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -27,13 +28,16 @@ from cuattn._device.launches import Block, Launches, Made, Prepared
 from cuattn._device.params import (
     ATTENTION_BACKWARD,
     ATTENTION_BACKWARD_BIAS,
+    ATTENTION_BACKWARD_SM90,
     ATTENTION_BACKWARD_SUMS,
     ATTENTION_POINTERS,
 )
+from cuattn._device.tensor_map import Boxes
 from cuattn.results import AttentionGradients
 
 LARGE = ("dq", "dk", "dv", "dbias")  # what `out` has
 READ = ("q", "k", "v", "grad", "y")  # 16 bytes at a time, if they can be
+BOXED = READ[:4]  # by TMA, if they can be
 NAMES = {name: name for name in BackwardArrays._fields} | {
     name: f"out[{i}]" for i, name in enumerate(LARGE)
 }
@@ -89,6 +93,8 @@ def _planned(
     `outs` may be empty. `aligned`: arrays that start on 16-byte boundaries, as new memory does.
     """
     from cuattn._attention import plan_backward as plan
+    from cuattn._attention.plan_backward_sm90 import Sm90Launch, plan_kv_sm90, plan_q_sm90
+    from cuattn._attention.plan_sm90 import box_of, is_tma
 
     expected, forward = expect(given.forward, layout), given.forward
     acc, capability = expected.acc, limits.compute_capability
@@ -110,7 +116,8 @@ def _planned(
         expected.sizes.batch,
         forward.cu_seqlens_q is not None,
         vector >= {"q", "k", "v", "grad"},
-        False,
+        aligned >= {"q", "k", "v", "grad"}
+        and all(is_tma(vectors[name].shape, vectors[name].strides) for name in BOXED),
     )
     if not problem.heads:  # dk and dv are zeros, as if there were heads without queries
         heads, keys = max(1, problem.kv_heads), problem.k_rows * bool(problem.kv_heads)
@@ -135,17 +142,33 @@ def _planned(
     )
 
     kernels: list[tuple[Kernel, Block]] = []
+    boxes: list[list[tuple[str, Boxes]]] = []
 
-    def add(launch: plan.Launch, *end: Any) -> None:
+    def add(launch: plan.Launch, *end: Any, maps: Sequence[tuple[str, Boxes]] = ()) -> None:
         tail = tail_of(x, options, problem, launch.row_blocks, launch.heads_in_l2, False)
         block = (ATTENTION_POINTERS, {"out": "y"}), tail, backward, *end
         if launch.kernel.grid:
             kernels.append((launch.kernel, block))
+            boxes.append([*maps])
+
+    def add_sm90(launch: Sm90Launch) -> None:
+        dtype, maps = x.q.dtype.name, []
+        for name in BOXED:
+            spec = vectors[name]
+            size = spec.shape, spec.strides, launch.rows[name], 1, launch.panels[name]
+            maps.append((name, box_of(dtype, *size)))
+        add(launch.launch, ATTENTION_BACKWARD_SM90.pack(), maps=maps)
 
     add(plan.plan_rows(problem, vector >= {"grad", "y"}))
-    add(plan.plan_q(problem, capability))
-    for launch in plan.plan_kv(problem, capability):
-        add(launch)
+    if of_q := plan_q_sm90(problem, capability):
+        add_sm90(of_q)
+    else:
+        add(plan.plan_q(problem, capability))
+    if of_kv := plan_kv_sm90(problem, capability):
+        add_sm90(of_kv)
+    else:
+        for launch in plan.plan_kv(problem, capability):
+            add(launch)
     if "dbias" in names:
         shape = (1,) * (4 - len(specs["dbias"].shape)) + specs["dbias"].shape
         sizes = plan.BiasSizes(*shape)
@@ -164,4 +187,4 @@ def _planned(
         }
         total = plan.Launch(plan.plan_sums(acc.name, sum(sums.values())), 0, 0)
         add(total, (ATTENTION_BACKWARD_SUMS, fields))
-    return Launches(reads, names[: len(outs)], made, names, kernels)
+    return Launches(reads, names[: len(outs)], made, names, kernels, boxes=boxes)

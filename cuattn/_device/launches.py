@@ -46,8 +46,8 @@ class Launches:
         In the order of their launches.
     numbers : sequence of str, optional
         Fields that are given with each call, as addresses are.
-    boxes : sequence of (str, Boxes), optional
-        Arrays whose tensor maps come first among the parameters.
+    boxes : sequence of sequences of (str, Boxes), optional
+        Of each kernel the arrays whose tensor maps come first among its parameters.
     derived : (sequence of str, callable), optional
         Fields that are computed from the addresses of `reads`, `writes` and `made`.
     in_place : bool, optional
@@ -68,7 +68,7 @@ class Launches:
         kernels: Sequence[tuple[Kernel, Block]],
         *,
         numbers: Sequence[str] = (),
-        boxes: Sequence[tuple[str, Boxes]] = (),
+        boxes: Sequence[Sequence[tuple[str, Boxes]]] = (),
         derived: tuple[Sequence[str], Callable[[list[int]], Sequence[int]] | None] = ((), None),
         in_place: bool = False,
         updates: Sequence[str] = (),
@@ -81,7 +81,7 @@ class Launches:
         self._workspace = len(arrays) - (WORKSPACE in made)
         arrays += SHARED if shared else ()
         self._returned = [arrays.index(name) for name in returned]
-        self._boxes = [(arrays.index(name), box) for name, box in boxes]
+        self._boxes = [[(arrays.index(name), box) for name, box in some] for some in boxes]
         self._places = {name: i for i, name in enumerate((*numbers, *arrays, *more))}
         self._constants: list[Any] = []  # behind them
         self.kernels = [(kernel, *self._packer(block)) for kernel, block in kernels]
@@ -121,21 +121,24 @@ class Launches:
                 )
             arrays += shared
             at = [*map(runtime.address, arrays)]
-            maps = self._tensor_maps(runtime, at) if self._boxes else b""
+            maps = self._tensor_maps(runtime, at) if self._boxes else [b""] * len(self.kernels)
             more = self._derived(at) if self._derived else ()
             fields = [*numbers, *at, *more, *self._constants]
             reads = arrays[: self.reads] + arrays[self._workspace :]
             writes = arrays[self.written :]
-            for kernel, pack, pick in self.kernels:
-                runtime.launch(kernel, maps + pack(*pick(fields)), reads, writes)
+            for (kernel, pack, pick), own in zip(self.kernels, maps):  # noqa: B905
+                runtime.launch(kernel, own + pack(*pick(fields)), reads, writes)
         return [*map(arrays.__getitem__, self._returned)]
 
-    def _tensor_maps(self, runtime: Any, at: list[int]) -> bytes:
+    def _tensor_maps(self, runtime: Any, at: list[int]) -> list[bytes]:
         """Those of `boxes`; the driver takes its time to encode one."""
-        key = (self, *[at[i] for i, _ in self._boxes])
+        key = (self, *[at[i] for some in self._boxes for i, _ in some])
         maps = runtime.recent.get(key)
         if maps is None:
-            maps = b"".join([runtime.tensor_map(at[i], *box) for i, box in self._boxes])
+            maps = [
+                b"".join([runtime.tensor_map(at[i], *box) for i, box in some])
+                for some in self._boxes
+            ]
             runtime.recent.put(key, maps)
         return maps
 

@@ -56,7 +56,7 @@ class Params:
             for f, c in self.codes.items()
         ]
         self.pack: Callable[..., bytes] = eval(
-            f"lambda *, {', '.join(self.codes)}: _pack({', '.join(values)})",
+            f"lambda {', '.join(['*', *self.codes] if values else [])}: _pack({', '.join(values)})",
             {"_pack": self.struct.pack, "_wrong": self._wrong},
         )
         self.pack.__qualname__ = f"{name}.pack"
@@ -155,6 +155,8 @@ ATTENTION_BACKWARD = Params(
     "4q: grad_stride dq_stride dk_stride dv_stride",
     "3q: grad_lse_stride",
 )
+# Behind four tensor maps and these two, up to a multiple of 128 bytes.
+ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "96x:")
 ATTENTION_BACKWARD_BIAS = Params(
     "AttentionBackwardBiasParams",
     "Q: dbias",

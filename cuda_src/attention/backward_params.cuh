@@ -34,3 +34,9 @@ struct AttentionBackwardSumsParams {
   void* dslopes;            // Acc [slope_batches, heads]; null: none
   long long slope_batches;  // 1, or the batch
 };
+
+// Of the kernels of Hopper. Boxes have as many columns as a panel (attention/panels.cuh), and as many rows as a tile.
+struct AttentionBackwardSm90Params {
+  TensorMap q, k, v, grad;
+  AttentionBackwardParams backward;
+};

@@ -1,9 +1,8 @@
 """The kernels of attention_backward: against float64, no worse than twice the plain expression.
 
 Every problem has NaN, infinities and garbage wherever no query looks, and in the rows of padding of
-grad, y and lse (`attention_backward_cases.Backward`). One kernel serves all architectures, so that
-one of the emulator's is enough. Sizes and options are those of few kernels: `configurations` has
-most of them.
+grad, y and lse (`attention_backward_cases.Backward`). Sizes and options are those of few kernels:
+`configurations` has most of them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from tolerance import dtype_of
 
 import cuattn
 
-pytestmark = pytest.mark.parametrize("backend", ["emulator-sm_80", GPU], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "backend", ["emulator-sm_80", "emulator-sm_90a", GPU], indirect=True
+)
 
 SMALL = {"lengths": (37, 83), "dims": (64, 64)}
 TYPES = tuple(op for op in OPS if op != "bfloat16")  # whose kernels are float16's

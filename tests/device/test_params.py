@@ -62,6 +62,11 @@ PACKED = {
     "AttentionBackwardParams": BACKWARD,
     "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
     "AttentionBackwardSumsParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SUMS],
+    "AttentionBackwardSm90Params": [
+        *[TENSOR_MAP] * 4,
+        *BACKWARD,
+        device_params.ATTENTION_BACKWARD_SM90,
+    ],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
     "DecodeParams": [device_params.DECODE_POINTERS, device_params.DECODE_TAIL],
     "KvAppendParams": [device_params.KV_APPEND_POINTERS, device_params.KV_APPEND_TAIL],

@@ -1,0 +1,95 @@
+"""The kernels of Hopper for attention_backward: which calls they compute, their tiles and grids."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from cuattn._attention.plan_backward import Launch, key_grid
+from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, HALVES, REGISTERS
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import CTYPES, Kernel
+
+GROUPS, ROWS = 2, 64  # warpgroups of a block, and rows of each
+
+
+class Tile(NamedTuple):
+    """What passes by at a time; of a table the first that fits is taken."""
+
+    max_dim: int  # of heads
+    rows: int
+    stages: int
+    why: str  # shared memory, of which there are 227 KiB, and what else counts
+
+
+Q_TILES = (
+    Tile(64, 128, 3, "128 KiB"),
+    Tile(96, 128, 2, "144 KiB"),
+    Tile(128, 128, 2, "192 KiB"),
+    Tile(192, 64, 2, "192 KiB"),
+)
+KV_TILES = (
+    Tile(64, 128, 3, "131 KiB"),
+    Tile(96, 96, 3, "158 KiB"),
+    Tile(128, 64, 3, "162 KiB; 80 queries would need more registers than there are"),
+)
+
+
+class Sm90Launch(NamedTuple):
+    """A kernel, what its parameters say of the grid, and how many rows its boxes have."""
+
+    launch: Launch
+    rows: dict[str, int]  # of q, k, v and grad
+    panels: dict[str, int]  # columns
+
+
+def plan_q_sm90(problem: AttentionProblem, compute_capability: int) -> Sm90Launch | None:
+    """dq; None: the general kernel computes it."""
+    return _plan(problem, compute_capability, of_keys=False)
+
+
+def plan_kv_sm90(problem: AttentionProblem, compute_capability: int) -> Sm90Launch | None:
+    """dk and dv; None: the general kernel computes them."""
+    return _plan(problem, compute_capability, of_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> Sm90Launch | None:
+    sizes = problem.q_rows, problem.k_rows, problem.head_dim, problem.value_dim
+    special = problem.modified or problem.masked or not problem.tma
+    if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
+        return None
+    table = KV_TILES if of_keys else Q_TILES
+    if max(sizes[2:]) > table[-1].max_dim:
+        return None
+    dim, value_dim = (next(d for d in DIMS if size <= d) for size in sizes[2:])
+    tile = next(tile for tile in table if max(dim, value_dim) <= tile.max_dim)
+    smem = (GROUPS * ROWS + tile.stages * tile.rows) * (dim + value_dim) * HALF_BYTES
+    smem += 8 * (tile.stages * (4 + of_keys * tile.rows) + 1)  # barriers, and statistics
+    arguments = {
+        "T": CTYPES[problem.dtype],
+        "kWarpgroups": GROUPS,
+        "kQueries" if of_keys else "kKeys": tile.rows,
+        "kStages": tile.stages,
+        "kDim": dim,
+        "kValueDim": value_dim,
+    }
+    rows = GROUPS * ROWS
+    row_blocks, units, heads_in_l2 = key_grid(problem, rows) if of_keys else problem.grid(rows)
+    block = 128 * (GROUPS + 1)
+    kernel = Kernel(
+        f"attention_backward_{'kv' if of_keys else 'q'}_sm90",
+        arguments,
+        units * row_blocks,
+        block,
+        smem_bytes=smem,
+        suffix="a",
+        registers=REGISTERS // block // 8 * 8,
+    )
+    of_q, of_k = (tile.rows, ROWS) if of_keys else (ROWS, tile.rows)
+    q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
+    return Sm90Launch(
+        Launch(kernel, row_blocks, heads_in_l2),
+        {"q": of_q, "k": of_k, "v": of_k, "grad": of_q},
+        {"q": q_panel, "k": q_panel, "v": v_panel, "grad": v_panel},
+    )

@@ -1,0 +1,37 @@
+// How the kernels of Hopper for attention_backward store what a warpgroup has added up.
+#pragma once
+
+#include <attention/backward.cuh>
+#include <attention/panels.cuh>
+
+// 64 rows from the accumulators of wgmma to global memory, each warp through its own rows of a tile: `good` rows times
+// `factor`, zeros up to `rows`. Nobody else reads the tile, and TMA does not write it again.
+template <int kCount, class T, int kCols>
+__device__ __forceinline__ void store_accumulators(const float (&d)[kCount], float factor, Panels<T, 64, kCols> tile,
+                                                   int good, int rows, T* out, const long long (&stride)[4],
+                                                   int columns, bool vector) {
+  constexpr int kChunks = kCols / 8;
+  static_assert(kCount == kCols / 2, "the accumulators of a thread");
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row0 = 16 * warp + lane / 4;
+#pragma unroll
+  for (int i = 0; i < kCols / 16; ++i) {
+    unsigned int words[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float pair[2] = {d[8 * i + 2 * j] * factor, d[8 * i + 2 * j + 1] * factor};
+      const bool there = row0 + 8 * (j % 2) < good;
+      words[j] = ptx::cvt_rn_x2<T>(there ? pair[0] : 0, there ? pair[1] : 0);
+    }
+    ptx::stmatrix_x4(tile.chunk(16 * warp + lane % 16, 2 * i + lane / 16), words);
+  }
+  __syncwarp();  // the rows of this warp are whole
+  for (int i = lane; i < 16 * kChunks; i += 32) {
+    const int row = 16 * warp + i / kChunks, column = i % kChunks * 8;
+    const int left = row < rows ? columns - column : 0;
+    if (left <= 0) continue;
+    using Chunk = Fragment<T, 8>;
+    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(tile.chunk(row, column / 8)));
+    store_left(out + row * stride[2] + column * stride[3], values, left, stride[3], vector);
+  }
+}
