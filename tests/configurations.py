@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
 from cuattn._attention import plan as attention_plan
-from cuattn._attention import plan_backward
+from cuattn._attention import plan_backward, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_sm90 import plan_attention_sm90
@@ -274,8 +274,20 @@ def backward_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("bfloat16", 64)
 
 
+def sm90_backward_problems() -> Iterator[AttentionProblem]:
+    """What they lack of the tiles of Hopper's own kernels."""
+    for dims in ((64, 64), (96, 96), (128, 128), (192, 192)):
+        yield attention_problem("bfloat16", *dims)
+    yield attention_problem("float16", 128, 64)
+
+
 def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
     """The kernels of these."""
+    if compute_capability == 90:
+        for problem in [*backward_problems(), *sm90_backward_problems()]:
+            for plan in (plan_backward_sm90.plan_q_sm90, plan_backward_sm90.plan_kv_sm90):
+                if found := plan(problem, compute_capability):
+                    yield found.launch.kernel
     for problem in backward_problems():
         yield plan_backward.plan_rows(problem, problem.vector).kernel
         yield plan_backward.plan_q(problem, compute_capability).kernel

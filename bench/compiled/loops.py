@@ -6,6 +6,7 @@ from bench.compiled import (
     attention_loop,
     attention_sm90_loop,
     backward_loop,
+    backward_sm90_loop,
     decode_loop,
     latent_sm90_loop,
 )
@@ -15,4 +16,6 @@ LOOPS = {module.HEADER: module for module in OF_ATTENTION} | {
     decode_loop.WIDE: decode_loop,
     backward_loop.Q: backward_loop,
     backward_loop.KV: backward_loop,
+    backward_sm90_loop.Q: backward_sm90_loop,
+    backward_sm90_loop.KV: backward_sm90_loop,
 }

@@ -4,10 +4,9 @@
 //                             block: Q, dO -> shared memory; a second warp: lse and D of these queries
 //   consumers, 64 keys each:  for each tile of queries:
 //                               S^T = K Q^T;  dP^T = V dO^T         (the tensor cores, asynchronously)
-//                               P^T = exp(S^T - lse), 0 where hidden (while dP^T is in flight)
-//                               dV += P^T dO
-//                               dS^T = P^T (dP^T - D)               (while dV is in flight)
-//                               dK += dS^T Q
+//                               P^T = exp(S^T - lse), 0 where hidden
+//                               dS^T = P^T (dP^T - D)
+//                               dV += P^T dO;  dK += dS^T Q
 //                             dK = scale dK
 //
 // Rows of a warpgroup are keys: P^T and dS^T are left where the second products want them. Once P^T is rounded, the
@@ -15,7 +14,7 @@
 // which may hold NaN, become 0 in shared memory.
 #pragma once
 
-#include <attention/backward_store_sm90.cuh>
+#include <attention/backward_accumulators_sm90.cuh>
 #include <ptx/elect.cuh>
 #include <ptx/fence.cuh>
 #include <ptx/mbarrier.cuh>
@@ -124,12 +123,12 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       for (int step = 0; step < steps; ++step) {
         const int stage = step % kStages, parity = step / kStages % 2 ^ 1;
         ptx::mbarrier_wait(&barriers.q_free[stage], parity);  // the last statistics here are read
-        for (int i = lane; i < kQueries; i += 32) {
+        for (int first = 0; first < kQueries; first += 16) {  // half of the lanes have lse, the others D
+          const int i = first + lane % 16;
           const Stats own =
               query + i < block.q_len ? ptx::ld_global(stats + query + i) : Stats{Limits<float>::infinity(), 0};
-          float* to = smem.stats(stage) + Smem::place(i);
-          ptx::st_shared(to, own.lse * Base::kUnit);
-          ptx::st_shared(to + 16, own.delta);
+          ptx::st_shared(smem.stats(stage) + Smem::place(i) + lane / 16 * 16,
+                         lane < 16 ? own.lse * Base::kUnit : own.delta);
         }
         __syncwarp();  // those of every lane
         if (lane == 0) ptx::mbarrier_arrive(&barriers.q_full[stage]);
@@ -191,13 +190,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     // P^T = exp(S^T - lse), 0 where hidden
     ptx::wgmma_wait<1>();  // S is complete
     const bool edge = query < queries.all_begin || query + kQueries > queries.all_end;
-    if (edge) {
-#pragma unroll
-      for (int r = 0; r < kQueries / 2; ++r) {
-        const int i = query + 8 * (r / 4) + column0 + r % 2;
-        if (i < low[r / 2 % 2] || i >= high[r / 2 % 2]) s[r] = -Limits<float>::infinity();
-      }
-    }
+    if (edge) hide(s, -Limits<float>::infinity(), low, high, query + column0);
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
       const float4 four = ptx::ld_shared(stats + 8 * i);
@@ -209,7 +202,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
                                           probability<false>(s[r + 1], fold, lse[column + 1]));
       }
     }
-    ptx::wgmma_wait<0>();  // dP is complete
+    ptx::wgmma_wait<0>();                                  // dP is complete
+    if (edge) hide(dp, 0.0f, low, high, query + column0);  // whatever a hidden key holds
     if (padding < query + kQueries) {
       // The padding of Q and dO becomes 0. Every warp of the consumers is here: it is the last tile of a head.
       const int from = padding - query;
@@ -226,14 +220,6 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
       ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
     }
-    // dV += P^T dO
-    ptx::wgmma_fence();  // hands P and dV to the tensor cores
-#pragma unroll
-    for (int i = 0; i < kQueries / 16; ++i) {
-      ptx::wgmma_rs<T, kValueDim, kVSpan>(dv, weights[i],
-                                          grad_columns + stage * (Smem::GradTile::kBytes / 16) + i * kVSpan, true);
-    }
-    ptx::wgmma_commit();
     // dS^T = P^T (dP^T - D)
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
@@ -244,14 +230,18 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
         float pair[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float weight = element<T>(weights[i][j], e), d = dp[8 * i + 2 * j + e] - delta[j / 2 * 2 + e];
-          pair[e] = edge && weight == 0 ? 0 : weight * d;  // whatever a hidden key holds
+          pair[e] = element<T>(weights[i][j], e) * (dp[8 * i + 2 * j + e] - delta[j / 2 * 2 + e]);
         }
         ds[i][j] = ptx::cvt_rn_x2<T>(pair[0], pair[1]);
       }
     }
-    // dK += dS^T Q
-    ptx::wgmma_fence();  // hands dS and dK to the tensor cores
+    // dV += P^T dO;  dK += dS^T Q
+    ptx::wgmma_fence();  // hands P, dS, dV and dK to the tensor cores
+#pragma unroll
+    for (int i = 0; i < kQueries / 16; ++i) {
+      ptx::wgmma_rs<T, kValueDim, kVSpan>(dv, weights[i],
+                                          grad_columns + stage * (Smem::GradTile::kBytes / 16) + i * kVSpan, true);
+    }
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
       ptx::wgmma_rs<T, kDim, kSpan>(dk, ds[i], q_columns + stage * (Smem::QTile::kBytes / 16) + i * kSpan, true);

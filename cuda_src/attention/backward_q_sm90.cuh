@@ -3,7 +3,7 @@
 //   producer, one warp:          Q, dO, and each tile of keys that a row of the block sees: K, V -> shared memory
 //   consumers, 64 queries each:  for each tile of keys:
 //                                  S = Q K^T;  dP = dO V^T          (the tensor cores, asynchronously)
-//                                  P = exp(S - lse)                 (while dP is in flight)
+//                                  P = exp(S - lse)
 //                                  dS = P (dP - D), 0 where hidden
 //                                  dQ += dS K
 //                                dQ = scale dQ
@@ -12,7 +12,7 @@
 // sees become 0 in shared memory, whatever their dP is their dS is 0.
 #pragma once
 
-#include <attention/backward_store_sm90.cuh>
+#include <attention/backward_accumulators_sm90.cuh>
 #include <ptx/elect.cuh>
 #include <ptx/fence.cuh>
 #include <ptx/mbarrier.cuh>
@@ -168,24 +168,13 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     // P = exp(S - lse)
     ptx::wgmma_wait<1>();  // S is complete
     const bool edge = key < keys.all_begin || key + kKeys > keys.all_end;
-    if (edge) {
-#pragma unroll
-      for (int r = 0; r < kKeys / 2; ++r) {
-        const int column = key + 8 * (r / 4) + column0 + r % 2;
-        if (column < low[r / 2 % 2] || column >= high[r / 2 % 2]) s[r] = -Limits<float>::infinity();
-      }
-    }
+    if (edge) hide(s, -Limits<float>::infinity(), low, high, key + column0);
 #pragma unroll
     for (int r = 0; r < kKeys / 2; ++r) s[r] = probability<false>(s[r], fold, lse[r / 2 % 2]);
     ptx::wgmma_wait<0>();  // dP is complete, and V is read
     release(barriers.v_free[stage]);
     // dS = P (dP - D), 0 where hidden
-    if (edge) {
-#pragma unroll
-      for (int r = 0; r < kKeys / 2; ++r) {
-        if (s[r] == 0) dp[r] = delta[r / 2 % 2];
-      }
-    }
+    if (edge) hide(dp, 0.0f, low, high, key + column0);  // whatever a hidden key holds
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
 #pragma unroll

@@ -58,6 +58,13 @@ def test_dtypes(backend, rng, op, dim):
     verify(backend, rng, op, heads=(1, 1), lengths=(79, 143), dims=(dim, dim), is_causal=True)
 
 
+@pytest.mark.parametrize("dim", [64, 128, 192])
+def test_many_tiles(backend, rng, dim):
+    """More than slots of any ring, of queries and of keys, behind a window and without one."""
+    verify(backend, rng, heads=(1, 1), lengths=(530, 540), dims=(dim, dim), window=(200, 100))
+    verify(backend, rng, heads=(2, 1), lengths=(410, 530), dims=(dim, dim))
+
+
 @pytest.mark.parametrize("heads", [(3, 3), (6, 2), (5, 1)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_groups_of_heads(backend, rng, heads, batch):
@@ -307,7 +314,7 @@ def test_what_nobody_sees_changes_nothing(backend, rng, op):
     mask[:, ::3] = False
     cases = [
         {"is_causal": True, "q_offset": 10},
-        {"window": (15, 3)},
+        {"window": (15, 3)},  # leaves keys before those that are seen
         {"kv_lens": np.array([30]), "q_lens": np.array([21])},
         {"mask": mask, "bias": np.zeros((37, 83), "f8" if op == "float64" else "f4")},
     ]

@@ -16,17 +16,17 @@ import cuattn
 class Counted:
     """One call: its counters by the end of the kernels' names, and what is allocated."""
 
-    def __init__(self, rng, op, q_rows, k_rows, dims, heads=(1, 1), **options):
+    def __init__(self, rng, op, q_rows, k_rows, dims, heads=(1, 1), arch="sm_80", **options):
         options |= {"precision": "tf32"} if op == "tf32" else {}
         q, k, v = draw(rng, 1, *heads, q_rows, k_rows, *dims, DTYPES[op])
         grad = rng.standard_normal((*q.shape[:3], dims[1])).astype(q.dtype)
         lse = np.full(q.shape[:3], 9, np.float64 if op == "float64" else np.float32)
-        with emulator.activate(arch="sm_80", seed=int(os.environ[SEED])) as runtime:
+        with emulator.activate(arch=arch, seed=int(os.environ[SEED])) as runtime:
             self.allocated, empty = [], runtime.empty
             runtime.empty = lambda shape, dtype: self.allocated.append(shape) or empty(shape, dtype)
             self.result = cuattn.attention_backward(grad, q, k, v, grad, lse, **options)
         self.item, self.stats = q.itemsize, 2 * lse.itemsize
-        names = [kernel.template.rpartition("_")[2] for kernel in runtime.kernels]
+        names = [kernel.template.split("_")[2] for kernel in runtime.kernels]
         self.kernels = dict(zip(names, runtime.kernels, strict=True))
         self.counters = dict(zip(names, runtime.counters, strict=True))  # of dk or dv the last
 
@@ -95,3 +95,27 @@ def test_no_matrix_of_scores(rng):
         small = [] if slopes is None else [(2,)]
         results = [(1, 2, 201, 64), (1, 1, 300, 64), (1, 1, 300, 32), *small]
         assert call.allocated == [*results, (count * 2 * 202,)]
+
+
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_hopper(rng, dim):
+    """Seven products, one exponential of a score in each of two kernels, tiles by TMA only."""
+    call = Counted(rng, "float16", 384, 768, (dim, dim), (2, 1), "sm_90a")
+    scores = 2 * 384 * 768
+    for name, products in (("q", 3), ("kv", 4)):
+        kernel, counters = call.kernels[name], call.counters[name]
+        assert kernel.template == f"attention_backward_{name}_sm90"
+        tile = kernel.arguments
+        rows = tile["kKeys" if name == "q" else "kQueries"]
+        tiles = scores // (128 * rows)
+        assert counters.exps == scores
+        of_k, of_rows = dim // 16, rows // 16  # steps of 16 of the contraction
+        steps = 2 * of_k + (products - 2) * of_rows
+        assert counters.wgmma == tiles * 2 * 4 * steps
+        blocks = kernel.grid
+        assert counters.bulk_bytes == 2 * dim * 2 * (128 * blocks + rows * tiles)
+    more = []
+    for n in (384, 768):
+        longer = Counted(rng, "float16", n, 384, (dim, dim), arch="sm_90a").counters["kv"]
+        more.append(longer.shared_wavefronts - longer.shared_wavefronts_ideal)
+    assert more[1] - more[0] == 0  # of the statistics, the only ones that threads read

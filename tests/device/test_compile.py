@@ -16,7 +16,13 @@ import wgmma_registers
 from configurations import SMS, TARGETS, attention_problem, kernels
 
 from bench import inside
-from bench.compiled import attention_sm90_loop, disassembly, latent_sm90_loop, sass
+from bench.compiled import (
+    attention_sm90_loop,
+    backward_sm90_loop,
+    disassembly,
+    latent_sm90_loop,
+    sass,
+)
 from cuattn._attention.plan_sm90 import TILES, plan_attention_sm90
 from cuattn._device import compiler
 
@@ -75,6 +81,8 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
         found.append("more shared memory than there is")
     if kernel.header == latent_sm90_loop.HEADER:
         return found + latent_sm90_loop.faults(blocks, kernel)
+    if kernel.header in (backward_sm90_loop.Q, backward_sm90_loop.KV):
+        return found + backward_sm90_loop.faults(blocks, kernel)
 
     tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
     if any(i.category == "local" for block in blocks for i in block.instructions):

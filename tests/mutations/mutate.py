@@ -605,6 +605,11 @@ def backward(test, *parameters):
     return f"{FILES['test_attention_backward']}::{test}[{case}]"
 
 
+def hopper_backward(test, *parameters):
+    """The same by the kernels of Hopper."""
+    return backward(test, *parameters).replace("sm_80]", "sm_90a]")
+
+
 # Gradients of attention: of one type, of blocks with some columns, of tiles of one slot.
 BACKWARD = (backward("test_dtypes", 64, "float16"), backward("test_dtypes", 128, "float32"))
 BACKWARD_COLUMNS = (backward("test_dtypes", 128, "float64"),)
@@ -628,6 +633,23 @@ BACKWARD_RAGGED = (backward("test_sequences", "float16"),)
 BACKWARD_UNSEEN = (backward("test_what_nobody_sees_changes_nothing", "float16"),)
 BACKWARD_SIZES = (backward("test_weights_are_at_most_one", "float32"),)
 BACKWARD_LENGTHS = (backward("test_lengths", "(113, 203)"),)
+HOPPER_BACKWARD = (
+    hopper_backward("test_dtypes", 128, "float16"),
+    hopper_backward("test_dtypes", 64, "float16"),
+)
+HOPPER_BACKWARD_LONG = (
+    hopper_backward("test_lengths", "(300, 799)"),
+    hopper_backward("test_many_tiles", 128),
+)
+HOPPER_BACKWARD_GROUPS = (hopper_backward("test_groups_of_heads", 3, "(6, 2)"),)
+HOPPER_BACKWARD_EDGES = tuple(
+    hopper_backward("test_window", lengths, window)
+    for lengths, window in (("(150, 150)", "(9, 12)"), ("(37, 83)", "(17, None)"))
+)
+HOPPER_BACKWARD_UNSEEN = (
+    hopper_backward("test_what_nobody_sees_changes_nothing", "float16"),
+    hopper_backward("test_sequences", "float16"),
+)
 BACKWARD_BYTES = (
     "tests/attention/test_attention_backward_traffic.py::test_every_byte[70-90-float16]",
 )

@@ -1,8 +1,19 @@
-// How the kernels of Hopper for attention_backward store what a warpgroup has added up.
+// What the kernels of Hopper for attention_backward do with the accumulators of wgmma.
 #pragma once
 
 #include <attention/backward.cuh>
 #include <attention/panels.cuh>
+
+// d = `value` where column c of the lane's row is not one of low[half] … high[half] - 1; column0 is that of d[0].
+template <int kCount>
+__device__ __forceinline__ void hide(float (&d)[kCount], float value, const int (&low)[2], const int (&high)[2],
+                                     int column0) {
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+    const int column = column0 + 8 * (r / 4) + r % 2;
+    if (column < low[r / 2 % 2] || column >= high[r / 2 % 2]) d[r] = value;
+  }
+}
 
 // 64 rows from the accumulators of wgmma to global memory, each warp through its own rows of a tile: `good` rows times
 // `factor`, zeros up to `rows`. Nobody else reads the tile, and TMA does not write it again.
