@@ -16,7 +16,7 @@ CACHED = True  # blocks read the same rows at the same time
 
 def products(kernel: Any) -> tuple[Counter[str], Counter[str]]:
     """How many of which tensor instructions a tile takes: S and dP; then dQ, or dV and dK."""
-    rows, dim, value_dim = _sizes(kernel)
+    rows, dim, value_dim = sizes(kernel)
     sums = Counter({f"64x{dim}x16 tnspB": rows // 16})
     if kernel.header == KV:
         sums += Counter({f"64x{value_dim}x16 tnspB": rows // 16})
@@ -25,7 +25,7 @@ def products(kernel: Any) -> tuple[Counter[str], Counter[str]]:
 
 def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, int]]:
     """The main loop, and what a warp does in one pass of it."""
-    path, (rows, dim, value_dim) = attention_sm90_loop.main_path(blocks), _sizes(kernel)
+    path, (rows, dim, value_dim) = attention_sm90_loop.main_path(blocks), sizes(kernel)
     threads = 128 * kernel.arguments["kWarpgroups"]
     # TMA reads a tile for all rows of the block, and no thread does.
     read = rows * (dim + value_dim) * attention_sm90_loop.ITEMSIZE // threads
@@ -55,7 +55,7 @@ def faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
     return found
 
 
-def _sizes(kernel: Any) -> tuple[int, int, int]:
+def sizes(kernel: Any) -> tuple[int, int, int]:
     """Rows of a tile, columns of Q and K, and of V."""
     if kernel.header not in (Q, KV):
         raise ValueError(f"not a kernel of {Q} or {KV}: {kernel.name}")

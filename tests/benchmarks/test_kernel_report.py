@@ -11,6 +11,7 @@ from bench import inside
 from bench.compiled import (
     attention_sm90_loop,
     backward_loop,
+    backward_sm90_loop,
     decode_loop,
     disassembly,
     kernel_report,
@@ -626,11 +627,35 @@ def test_instructions_of_gradients(nvdisasm, kernel, most):
     assert row["region"] == "loop" and row["bound"] in ("shared memory", "tensor", "issue")
 
 
+@pytest.mark.parametrize(
+    ("kernel", "most"),
+    [
+        ("q_sm90<__half, 2, 128, 3, 64, 64>", 510),
+        ("q_sm90<__half, 2, 128, 2, 128, 128>", 560),
+        ("kv_sm90<__half, 2, 128, 3, 64, 64>", 630),
+        ("kv_sm90<__half, 2, 64, 3, 128, 128>", 420),
+    ],
+)
+def test_instructions_of_gradients_of_hopper(nvdisasm, kernel, most):
+    """Bound by the tensor cores; one exponential for each score, no local or global memory."""
+    row = row_of(90, f"attention_backward_{kernel}")
+    shipped, mix = inside.kernels(90)[row["kernel"]], row["mix"]
+    wanted = backward_sm90_loop.products(shipped)
+    rows, dim, _ = backward_sm90_loop.sizes(shipped)
+    assert mix["total"] <= most and mix["tensor"] == sum(sum(part.values()) for part in wanted)
+    assert mix["mufu"] == rows // 2
+    assert 4 * mix["tensor_flops"] == 2 * 64 * rows * dim * (4 if "kv" in kernel else 3)
+    assert row["spill_bytes"] == mix["local"] == mix["global_load"] == mix["shared_store"] == 0
+    assert (row["region"], row["bound"]) == ("loop", "tensor")
+
+
 def test_gradients_have_a_tile_of_their_own():
     kernels = inside.kernels(80).values()
     other = next(kernel for kernel in kernels if kernel.template == "attention_forward")
     with pytest.raises(ValueError, match="not a kernel of attention/backward_q"):
         backward_loop.tile_flops(other)
+    with pytest.raises(ValueError, match="not a kernel of attention/backward_q_sm90"):
+        backward_sm90_loop.products(other)
 
 
 def test_other_kernels_have_no_table_of_tiles(nvdisasm):
