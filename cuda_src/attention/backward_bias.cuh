@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   const KTile k_tile{smem + kRows * (kDim + kValueDim)};
   const VTile v_tile{k_tile.base + kKeys * kDim};
   Acc sum[kNTiles][4] = {};
-  QueryBlock block;
+  QueryBlock block{};  // of the step
   const auto add = [&](const QueryBlock::Keys& keys, int key) {
     const long long batch = ragged ? 0 : block.batch, head = block.head, k_head = head / a.sharing;
     const long long first_row = block.q_start + block.first, first_key = block.k_start + key;
