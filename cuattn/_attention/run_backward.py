@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
-from cuattn._attention.numpy_backward import run_numpy
 from cuattn._attention.request import Options, expect
 from cuattn._attention.request_backward import BackwardArrays, Call
 from cuattn._attention.run import INTEGERS, problem_of, tail_of
@@ -48,6 +47,8 @@ def prepare(call: Call) -> Any:
     """A call with its launches; of NumPy arrays its results."""
     runtime, expected, outs = call.runtime, call.expected, call.outs or ()
     if runtime is None:
+        from cuattn._attention.numpy_backward import run_numpy
+
         return run_numpy(call)
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
