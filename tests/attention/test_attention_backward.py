@@ -18,6 +18,7 @@ from conftest import GPU, NumpyBackend
 from tolerance import dtype_of
 
 import cuattn
+from cuattn._attention import request_backward
 
 pytestmark = pytest.mark.parametrize(
     "backend", ["emulator-sm_80", "emulator-sm_90a", GPU], indirect=True
@@ -173,7 +174,8 @@ def test_a_gradient_that_is_broadcast(backend, rng):
     got, want = (
         backward(backend, (grad, *problem.forward[1:]), problem.more) for grad in (broadcast, whole)
     )
-    assert bits(got)[1:] == bits(want)[1:] or np.allclose(got.dk, want.dk, atol=1e-3)
+    for one, other in zip(got[:3], want[:3], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-3 * abs(other).max())
     problem.given["grad"] = whole
     problem.check_gradients(got)
 
@@ -258,21 +260,18 @@ def test_sequences(backend, rng, op):
     np.testing.assert_allclose(got.dbias, dbias[:, :90, :60], rtol=0, atol=10 * close)
 
 
-def test_ends_that_are_wrong_stay_inside(backend, rng):
+def test_ends_that_are_wrong_stay_inside(backend, rng, monkeypatch):
     """Of device arrays nobody has read the values: results may be anything, accesses not."""
-    if backend.name == "numpy":
-        pytest.skip("NumPy arrays are checked")
-    ends = np.array([0, 20, 40]), np.array([0, 30, 60])
+    monkeypatch.setattr(request_backward, "check_values", lambda *_: None)  # of the emulator's
     shapes = (40, 2, 64), (60, 1, 64), (60, 1, 64)
     q, k, v = (rng.standard_normal(shape).astype("f2") for shape in shapes)
-    lse = np.zeros((2, 40), "f4")
-    if backend.on_device:
-        for bad in ([-5, 70, 10], [10, 5, 2**40], [0, 0, 1]):
-            given = [put(backend, a) for a in (q, q, k, v, q, lse)]
-            wrong = backend.asarray(np.array(bad))
-            cuattn.attention_backward_varlen(*given, wrong, wrong, sinks=put(backend, lse[:, 0]))
-        backend.xp.cuda.Device().synchronize()
-    backward(backend, (q, q, k, v, q, lse, *ends), {}, cuattn.attention_backward_varlen)
+    arrays, lse = [put(backend, a) for a in (q, q, k, v, q)], put(backend, np.zeros((2, 40), "f4"))
+    sinks, bias = (put(backend, np.zeros(shape, "f4")) for shape in (2, (2, 40, 60)))
+    for bad in ([-5, 70, 10], [10, 5, 2**40], [40, 0, 1]):
+        ends = [put(backend, np.array(bad))] * 2
+        for more in ({"sinks": sinks}, {"bias": bias, "return_dbias": True}):
+            got = cuattn.attention_backward_varlen(*arrays, lse, *ends, **more)
+            backend.asnumpy(got.dq)  # whatever has gone wrong by then
 
 
 # ---- properties ---------------------------------------------------------------------------------
