@@ -1,4 +1,4 @@
-// Which keys a block of a decode kernel attends to. Each block computes its own share, on the device, from the lengths.
+// The keys of a block of a decode kernel: its share of all, which it finds on the device from the lengths.
 // A share consists of segments, one after another.
 //
 // Units of work lie in the order sequence, key head, tile of rows, tile of columns, part of the keys. A block has
