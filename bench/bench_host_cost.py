@@ -150,7 +150,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def bench_host_cost(benchmark, launches, name):
     call = CALLS[name]
-    mapped = name.split(",")[0] == "attention"  # by Hopper's kernel
+    mapped = name.split(",")[0] in ("attention", "attention_backward")  # by Hopper's kernels
     if name.endswith("sm_80"):
         launches.limits, mapped = Limits(80, 108), False
     call()
