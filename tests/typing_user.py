@@ -147,7 +147,7 @@ def attentions() -> None:
     rng = np.random.default_rng(0)
     q = k = v = rng.standard_normal((2, 3, 5, 8))
     lse = np.empty((2, 3, 5))
-    assert_type(cuattn.attention(q, k, v, layout="BHSD", precision="ieee"), Array)
+    assert_type(cuattn.attention(q, k, v, layout="BHSD", precision="ieee", dtype="f4"), Array)
     out = cuattn.attention(
         q, k, v, is_causal=True, q_offset=np.array([0, 1]), window=(3, None), scale=0.3, softcap=9,
         mask=rng.random((5, 5)) < 0.9, bias=q[0, 0, :, :5], alibi_slopes=np.ones(3), sinks=None,

@@ -168,13 +168,17 @@ class _Attention(_Scores, total=False):
     layout: Layout
 
 
-class AttentionAlone(_Attention, OutAlone): ...
+class _Typed(TypedDict, total=False):
+    dtype: DTypeLike | None
 
 
-class AttentionWithLse(_Attention, OutWithLse): ...
+class AttentionAlone(_Attention, _Typed, OutAlone): ...
 
 
-class AttentionOpen(_Attention, OutOpen): ...
+class AttentionWithLse(_Attention, _Typed, OutWithLse): ...
+
+
+class AttentionOpen(_Attention, _Typed, OutOpen): ...
 
 
 class _Varlen(_Scores, total=False):
@@ -182,13 +186,13 @@ class _Varlen(_Scores, total=False):
     max_seqlen_k: SupportsIndex | None
 
 
-class VarlenAlone(_Varlen, OutAlone): ...
+class VarlenAlone(_Varlen, _Typed, OutAlone): ...
 
 
-class VarlenWithLse(_Varlen, OutWithLse): ...
+class VarlenWithLse(_Varlen, _Typed, OutWithLse): ...
 
 
-class VarlenOpen(_Varlen, OutOpen): ...
+class VarlenOpen(_Varlen, _Typed, OutOpen): ...
 
 
 class _Gradients(TypedDict, total=False):
@@ -203,7 +207,7 @@ class Backward(_Attention, _Gradients): ...
 class VarlenBackward(_Varlen, _Gradients): ...
 
 
-class _Cached(_Placed, total=False):
+class _Cached(_Placed, _Typed, total=False):
     page_table: Array | None
     k_new: Array | None
     v_new: Array | None

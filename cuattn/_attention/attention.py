@@ -52,6 +52,7 @@ def attention(
     kv_lens: Any = None,
     layout: Layout = "BHSD",
     precision: Precision | None = None,
+    dtype: Any = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -98,6 +99,9 @@ def attention(
         "BSHD": q, k, v and the result are (B, S, H, D) or (S, H, D).
     precision : {None, "ieee", "tf32"}, optional
         How float32 is multiplied: as such (None and "ieee"), or rounded to 10 bits of mantissa.
+    dtype : dtype, optional
+        That of the result: float32 where q has 16 bits, for what is added up or merged further.
+        Default: dtype of q.
     return_lse : bool, optional
         Also return the log-sum-exp of the scores.
     out : array or tuple of arrays, optional
@@ -106,7 +110,7 @@ def attention(
 
     Returns
     -------
-    out : array, shape of q with D_v for D, dtype of q
+    out : array, shape of q with D_v for D, dtype of q or `dtype`
     lse : array, shape (B, H, S_q) in both layouts (leading axes as q has them)
         Natural logarithm; float32, or float64 where q is float64. Only with `return_lse`.
 
@@ -153,7 +157,7 @@ def attention(
     arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
     numbers = is_causal, window, scale, softcap, precision
     required = {"q": q, "k": k, "v": v}
-    call = request.attention(required, arrays, q_offset, layout, numbers, return_lse, out)
+    call = request.attention(required, arrays, q_offset, layout, numbers, dtype, return_lse, out)
     return prepare(call)
 
 
@@ -210,6 +214,7 @@ def attention_varlen(
     q_lens: Any = None,
     kv_lens: Any = None,
     precision: Precision | None = None,
+    dtype: Any = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -230,14 +235,16 @@ def attention_varlen(
         Must broadcast to (B, H, M, N), M and N their own last two sizes: query i and key j of
         sequence b use ``[b, h, i, j]``. Beyond M and N a mask is False and a bias 0; an axis of
         length 1 is the same for all.
-    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, return_lse, out
+    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks
         As `attention`, where B counts sequences and S_q and S_k are their lengths.
+    precision, dtype, return_lse, out
+        As `attention`.
     q_lens, kv_lens : array of int, shape (B,), optional
         As `attention`: padding at the end of each sequence.
 
     Returns
     -------
-    out : array, shape (total_q, H, D_v), dtype of q
+    out : array, shape (total_q, H, D_v), dtype of q or `dtype`
     lse : array, shape (H, total_q)
         As `attention`.
 
@@ -265,5 +272,5 @@ def attention_varlen(
     numbers = is_causal, window, scale, softcap, precision
     ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     required = {"q": q, "k": k, "v": v, **ends}
-    call = request.attention(required, arrays, q_offset, "BSHD", numbers, return_lse, out)
+    call = request.attention(required, arrays, q_offset, "BSHD", numbers, dtype, return_lse, out)
     return prepare(call)

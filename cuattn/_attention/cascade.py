@@ -80,6 +80,7 @@ def attention_cascade(
     q_lens: Any = None,
     layout: Layout = "BHSD",
     precision: Precision | None = None,
+    dtype: Any = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -99,7 +100,7 @@ def attention_cascade(
         As `attention_kvcache`: what a sequence has behind the prefixes.
     kv_lens, page_table, k_new, v_new, value_dim, k_scale, v_scale, split_size
         As `attention_kvcache`, of the cache alone.
-    is_causal, window, scale, softcap, alibi_slopes, sinks, q_lens, precision, return_lse
+    is_causal, window, scale, softcap, alibi_slopes, sinks, q_lens, precision, dtype, return_lse
         As `attention_kvcache`, over the keys of the prefixes and of the cache as one sequence.
     q_offset : int or array of int32 or int64, shape (B,), optional
         Place of query 0 among all keys, those of the prefixes first. By default the last query
@@ -114,7 +115,7 @@ def attention_cascade(
 
     Returns
     -------
-    out : array, shape of q with D_v for D, dtype of q
+    out : array, shape of q with D_v for D, dtype of q or `dtype`
     lse : array, shape (B, H, S_q) in both layouts (leading axes as q has them)
         As `attention_kvcache`.
 
@@ -164,6 +165,7 @@ def attention_cascade(
         split_size,
         layout,
         (is_causal, window, scale, softcap, precision),
+        dtype,
         return_lse,
         out,
     )

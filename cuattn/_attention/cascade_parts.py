@@ -156,7 +156,12 @@ def _keys(call: Call, k: Any, v: Any) -> tuple[Any, Any]:
 def _options(call: Call) -> dict[str, Any]:
     """What every part over a prefix is told."""
     scores, sizes = call.options.scores, call.expected.sizes
-    options = {"scale": scores.scale, "softcap": scores.softcap or None, "layout": "BSHD"}
+    options: dict[str, Any] = {
+        "scale": scores.scale,
+        "softcap": scores.softcap or None,
+        "layout": "BSHD",
+    }
     options |= {"precision": "tf32" if scores.tf32 else None, "return_lse": True}
+    options["dtype"] = call.expected.dtype
     wide = sizes.head_dim > checks.MAX_HEAD_DIM
     return options | ({"value_dim": sizes.value_dim} if wide else {})

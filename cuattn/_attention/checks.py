@@ -9,7 +9,7 @@ import numpy as np
 from numpy.exceptions import AxisError
 
 from cuattn._arrays.checks import INTEGERS, broadcastable, one_dtype, shown
-from cuattn._arrays.scalars import integer, number
+from cuattn._arrays.scalars import float_dtype, integer, number
 
 Shape = tuple[int, ...]
 MAX_HEAD_DIM = 256
@@ -20,6 +20,18 @@ NORMAL = {  # the least and the largest, by accumulator
     for acc in (np.float32, np.float64)
 }
 LAYOUTS = {"BHSD": ("D", "S", "H", "B"), "BSHD": ("D", "H", "S", "B")}  # last axis first
+
+
+# -- dtypes --------------------------------------------------------------------------------------
+
+
+def result_dtype(dtype: Any, q: np.dtype) -> np.dtype:
+    """The dtype of a result: what was asked for, or that of q."""
+    given = q if dtype is None else float_dtype(dtype)
+    if given != q and (q.itemsize > 2 or given != np.float32):
+        least = f"{q}, that of q" + (", or float32" if q.itemsize == 2 else "")
+        raise TypeError(f"dtype must be {least}, but it is {given}")
+    return given
 
 
 # -- numbers -------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def attention_kvcache(
     q_lens: Any = None,
     layout: Layout = "BHSD",
     precision: Precision | None = None,
+    dtype: Any = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -106,7 +107,7 @@ def attention_kvcache(
         sequence depend on it alone; the workspace grows with the room, and 256 is good up to 32768
         keys, 2048 beyond. None: parts as long as occupies the device best; bits depend on the
         batch.
-    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, return_lse
+    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, dtype, return_lse
         As `attention`. The keys of a sequence are counted with the new ones, so that by default
         its last query stands at its last key. q_offset as an array is of int32 or int64.
     mask : array of bool, optional
@@ -122,7 +123,7 @@ def attention_kvcache(
 
     Returns
     -------
-    out : array, shape of q with D_v for D, dtype of q
+    out : array, shape of q with D_v for D, dtype of q or `dtype`
     lse : array, shape (B, H, S_q) in both layouts (leading axes as q has them)
         Natural logarithm; float32, or float64 where q is float64. Only with `return_lse`.
 
@@ -170,6 +171,7 @@ def attention_kvcache(
         split_size,
         layout,
         (is_causal, window, scale, softcap, precision),
+        dtype,
         return_lse,
         out,
     )

@@ -73,6 +73,7 @@ def attention(
     q_offset: Any,
     layout: Any,
     numbers: tuple[Any, ...],
+    dtype: Any,
     return_lse: Any,
     out: Any,
 ) -> Call:
@@ -86,7 +87,8 @@ def attention(
     specs = specs_of(arrays)
     expected = expect(specs, layout)
     check_values(arrays, expected.sizes)
-    options = options_of(offset, expected.head_dim, expected.dtype, *numbers)
+    options = options_of(offset, expected.head_dim, specs.q.dtype, *numbers)
+    expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
     call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse)

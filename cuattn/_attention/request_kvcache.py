@@ -87,6 +87,7 @@ def attention_kvcache(
     split_size: Any,
     layout: Any,
     numbers: tuple[Any, ...],
+    dtype: Any,
     return_lse: Any,
     out: Any,
 ) -> Call:
@@ -106,7 +107,8 @@ def attention_kvcache(
     expected = expect(specs, layout, value_dim)
     _check_scales(scales, arrays)
     check_values(arrays, expected.sizes)
-    scores = request.options_of(offset, expected.sizes.head_dim, expected.dtype, *numbers)
+    scores = request.options_of(offset, expected.sizes.head_dim, specs.q.dtype, *numbers)
+    expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     options = Options(scores, own_checks.split_size(split_size), *factors)
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)

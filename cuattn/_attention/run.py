@@ -9,7 +9,7 @@ import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_attention, request_kvcache, views_kvcache
-from cuattn._attention.request import Call, Options, expect
+from cuattn._attention.request import Call, Expected, Options
 from cuattn._attention.views import (
     Arrays,
     Operands,
@@ -18,6 +18,7 @@ from cuattn._attention.views import (
     canonical_views,
     cast,
     is_vector,
+    is_widened,
     specs_of,
     strides_of,
 )
@@ -51,6 +52,7 @@ def prepare(call: Call) -> Any:
     launches = _planned(
         call.specs if arrays is call.arrays else specs_of(arrays),
         tuple(map(spec_of, outs)),
+        expected,
         call.layout,
         call.options,
         call.return_lse,
@@ -100,6 +102,7 @@ def made_results(
 def _planned(
     given: Arrays,
     outs: tuple[ArraySpec, ...],
+    expected: Expected,
     layout: str,
     options: Options,
     return_lse: bool,
@@ -114,7 +117,6 @@ def _planned(
     from cuattn._attention.plan import plan_attention
     from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 
-    expected = expect(given, layout)
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     reads = [name for name, spec in given._asdict().items() if spec is not None]
     writes, made = results[: len(outs)], dict[str, Made]()
@@ -125,15 +127,17 @@ def _planned(
     batch, heads, q_rows, value_dim = sizes.batch, q.shape[1], q.shape[2], v.shape[3]
     if not batch * heads * q_rows or (not value_dim and lse is None):
         return Launches(reads, writes, made, results, ())
+    widened = is_widened(q, out)  # which TMA does not store
     problem = problem_of(
         operands,
         options,
         batch,
         given.cu_seqlens_q is not None,
         aligned[0] and all(map(is_vector, (q, k, v))),
-        all(aligned)
+        aligned[0]
         and options.softcap <= SM90_SOFTCAP
-        and all(is_tma(a.shape, a.strides) for a in (q, k, v, out)),
+        and all(is_tma(a.shape, a.strides) for a in (q, k, v))
+        and (widened or (aligned[1] and is_tma(out.shape, out.strides))),
     )
     if problem.is_decode:
         decode, room = _decode(given, operands, options, aligned, limits)
@@ -149,8 +153,8 @@ def _planned(
     boxes = [
         (name, box_of(dtype, array.shape, array.strides, *size, columns))
         for name, array, size, columns in zip(
-            ("q", "k", "v", "out"),
-            (q, k, v, out),
+            ("q", "k", "v", "q" if widened else "out"),  # the last one unused, or of `out`
+            (q, k, v, q if widened else out),
             (rows, keys, keys, rows),
             (sm90.q_panel, sm90.q_panel, sm90.v_panel, sm90.v_panel),
             strict=True,
@@ -228,6 +232,7 @@ def tail_of(
         heads_in_l2=heads_in_l2,
         descending=problem.bounded,
         out_is_vector=aligned and is_vector(x.out),
+        out_is_float=is_widened(x.q, x.out),
         q_stride=strides_of(x.q, 4),
         k_stride=strides_of(x.k, 4),
         v_stride=strides_of(x.v, 4),

@@ -9,7 +9,7 @@ from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.plan import MAX_SCALE, UNBOUNDED
 from cuattn._attention.plan_decode import DecodeProblem, auto_split, divider, plan_decode
 from cuattn._attention.request_kvcache import Options
-from cuattn._attention.views import is_vector, strides_of
+from cuattn._attention.views import is_vector, is_widened, strides_of
 from cuattn._attention.views_kvcache import Arrays, Sizes, wide_bits
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block
@@ -107,6 +107,7 @@ def decode_launch(
         rule=rule,
         vector=vector,
         out_is_vector=aligned.out and is_vector(out),
+        out_is_float=is_widened(x.q, out),
         new_is_vector=fresh_is_vector,
         is_async=vector and fresh_is_vector >= fresh,
         same_strides=(k_stride[0], k_stride[2]) == (v_stride[0], v_stride[2]),

@@ -182,6 +182,11 @@ def strides_of(array: ArraySpec | None, ndim: int) -> tuple[int, ...]:
     return tuple(stride // array.dtype.itemsize for stride in array.strides)
 
 
+def is_widened(q: ArraySpec, out: ArraySpec) -> bool:
+    """Whether the result is float32, and q has 16 bits."""
+    return out.dtype.itemsize > q.dtype.itemsize
+
+
 def is_vector(array: ArraySpec, chunk: int = 16) -> bool:
     """Whether every row is whole chunks of so many bytes, each on a boundary if the first is."""
     *outer, columns = zip(array.shape, array.strides, strict=True)

@@ -131,13 +131,14 @@ ATTENTION_TAIL = Params(
     "q: left right offset",
     "i: bottom_right batch heads sharing q_rows k_rows head_dim value_dim",
     "i: mask_rows mask_cols bias_rows bias_cols row_blocks heads_in_l2 descending out_is_vector",
+    "i: out_is_float",
     "4q: q_stride k_stride v_stride out_stride",
     "3q: lse_stride",
     "4q: mask_stride bias_stride",
     "2q: alibi_stride",
 )
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
-ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks", "56x:")
+ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks", "48x:")
 ATTENTION_MERGE = Params(
     "AttentionMergeParams",
     "Q: outs lses out lse",
@@ -156,7 +157,7 @@ ATTENTION_BACKWARD = Params(
     "3q: grad_lse_stride",
 )
 # Behind four tensor maps and these two, up to a multiple of 128 bytes.
-ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "96x:")
+ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "88x:")
 ATTENTION_BACKWARD_BIAS = Params(
     "AttentionBackwardBiasParams",
     "Q: dbias",
@@ -179,7 +180,8 @@ DECODE_TAIL = Params(
     "i: pages page_size table_cols",
     "I: page_magic",
     "i: page_shift row_tiles column_tiles least_tiles split wide",
-    "i: cache_kind rule vector out_is_vector new_is_vector is_async same_strides values_in_keys",
+    "i: cache_kind rule vector out_is_vector out_is_float new_is_vector is_async same_strides",
+    "i: values_in_keys",
     "4q: q_stride k_stride v_stride out_stride k_new_stride v_new_stride mask_stride",
     "3q: lse_stride k_scale_stride v_scale_stride",
     "2q: alibi_stride table_stride",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from cuattn.reference._heads import (
     cut,
@@ -45,6 +45,7 @@ def attention(
     kv_lens: Option = None,
     layout: str = "BHSD",
     precision: str | None = None,
+    dtype: DTypeLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -59,7 +60,7 @@ def attention(
     arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
     for b, h, head in each_head(*arrays, *numbers):
         full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
-    return in_layout(full, full_lse, layout, ndim, return_lse, out)
+    return in_layout(full, full_lse, layout, ndim, return_lse, out, dtype)
 
 
 @quiet
@@ -85,6 +86,7 @@ def attention_varlen(
     q_lens: Option = None,
     kv_lens: Option = None,
     precision: str | None = None,
+    dtype: DTypeLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -114,7 +116,7 @@ def attention_varlen(
             return_lse=True,
         )
         full[:, i] = one.swapaxes(0, 1)
-    return in_layout(full[None], full_lse[None], "BSHD", 3, return_lse, out)
+    return in_layout(full[None], full_lse[None], "BSHD", 3, return_lse, out, dtype)
 
 
 # -- merging -------------------------------------------------------------------------------------
@@ -200,10 +202,12 @@ def uncanonical(full: Any, layout: str, ndim: int) -> Any:
     return y.swapaxes(-3, -2) if layout == "BSHD" and ndim > 2 else y
 
 
-def in_layout(full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any) -> Any:
+def in_layout(
+    full: Any, full_lse: Any, layout: str, ndim: int, return_lse: bool, out: Any, dtype: Any = None
+) -> Any:
     """Canonical results as the caller wants them."""
     y = uncanonical(full, layout, ndim)
     if not return_lse:
-        return result(y, out=out)
+        return result(y, dtype, out)
     out, lse = (None, None) if out is None else out
-    return result(y, out=out), result(full_lse[(0,) * (4 - ndim)], out=lse)
+    return result(y, dtype, out), result(full_lse[(0,) * (4 - ndim)], out=lse)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from cuattn.reference._attention import Window, attention, canonical, in_layout
 from cuattn.reference._heads import nothing, of_sequence
@@ -44,6 +44,7 @@ def attention_kvcache(
     q_lens: Option = None,
     layout: str = "BHSD",
     precision: str | None = None,
+    dtype: DTypeLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -73,6 +74,7 @@ def attention_kvcache(
         sinks=sinks,
         q_lens=q_lens,
         layout=layout,
+        dtype=dtype,
         return_lse=return_lse,
         out=out,
     )
@@ -105,6 +107,7 @@ def attention_cascade(
     q_lens: Option = None,
     layout: str = "BHSD",
     precision: str | None = None,
+    dtype: DTypeLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -154,7 +157,7 @@ def attention_cascade(
             q_lens=lens[b : b + 1],
             return_lse=True,
         )
-    return in_layout(full, full_lse, layout, np.ndim(q), return_lse, out)
+    return in_layout(full, full_lse, layout, np.ndim(q), return_lse, out, dtype)
 
 
 @quiet

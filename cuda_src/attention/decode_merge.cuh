@@ -62,16 +62,21 @@ __device__ __forceinline__ void store_row(const RowTile& rows, int row, int colu
                    lse);
   }
   constexpr int kColumns = RowSum<Acc>::kColumns;
+  typename RowSum<Acc>::Columns sums;
   Fragment<T, kColumns> values;
 #pragma unroll
   for (int e = 0; e < kColumns; ++e) {
     const bool nothing = padding || total == 0;
-    values.element[e] =
-        from_acc<T>(nothing ? Acc(0) : of.sum.element[e] * weight / total * static_cast<Acc>(p.v_factor));
+    sums.element[e] = nothing ? Acc(0) : of.sum.element[e] * weight / total * static_cast<Acc>(p.v_factor);
+    values.element[e] = from_acc<T>(sums.element[e]);
   }
-  T* out = static_cast<T*>(p.out) + b * p.out_stride[0] + head * p.out_stride[1] + query * p.out_stride[2] +
-           column * p.out_stride[3];
-  store_left(out, values, columns, p.out_stride[3], p.out_is_vector);
+  const long long at =
+      b * p.out_stride[0] + head * p.out_stride[1] + query * p.out_stride[2] + column * p.out_stride[3];
+  if (sizeof(T) < sizeof(Acc) && p.out_is_float) {
+    store_left(static_cast<Acc*>(p.out) + at, sums, columns, p.out_stride[3], p.out_is_vector);
+  } else {
+    store_left(static_cast<T*>(p.out) + at, values, columns, p.out_stride[3], p.out_is_vector);
+  }
 }
 
 template <class Acc>

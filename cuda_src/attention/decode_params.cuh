@@ -11,7 +11,7 @@ struct DecodeParams {
   const void* q;             // T [batch, heads, q_rows, head_dim]
   void* k;                   // T or 8 bits [pages, kv_heads, page_size, head_dim]
   void* v;                   // likewise [pages, kv_heads, page_size, value_dim]
-  void* out;                 // T [batch, heads, q_rows, value_dim]
+  void* out;                 // T or float [batch, heads, q_rows, value_dim]
   void* lse;                 // Acc [batch, heads, q_rows]; null: not wanted
   const void* mask;          // bool [batch, heads, q_rows, mask_cols] of the last keys, true = attend; null: none
   const void* alibi_slopes;  // Acc [batch, heads]; null: none
@@ -47,6 +47,7 @@ struct DecodeParams {
   int rule;            // 1: scores are more than scaled by a positive number, or masked by an array
   int vector;          // 1: rows of q, k and v are whole chunks of 16 bytes
   int out_is_vector;   // 1: whole chunks of 16 bytes can be stored
+  int out_is_float;    // 1: out is float, T has 16 bits
   int new_is_vector;   // 1: `vector`, and rows of k_new and v_new likewise
   int is_async;        // 1: `vector`, and new rows likewise if there are some to read
   int same_strides;    // 1: of pages and rows of k and v

@@ -245,17 +245,27 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       const Acc inverse = weight / total;
 #pragma unroll
       for (int d = 0; d < kDTiles; ++d) {
+        const int column = 8 * d + lane % 4 * 2;
+        Fragment<Acc, 2> sums;
         Fragment<T, 2> pair;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const Acc sum = o[i][d][2 * half + e];
           // Equal values stay exact only if they are divided by what they were added up with.
-          pair.element[e] = from_acc<T>(nothing ? Acc(0) : Op::kSumsRows ? sum * weight / total : sum * inverse);
+          sums.element[e] = nothing ? Acc(0) : Op::kSumsRows ? sum * weight / total : sum * inverse;
+          pair.element[e] = from_acc<T>(sums.element[e]);
         }
-        ptx::st_shared(reinterpret_cast<Fragment<T, 2>*>(out_tile.at(row - block.first, 8 * d + lane % 4 * 2)), pair);
+        if (sizeof(T) < sizeof(Acc) && params.out_is_float) {  // a quad of lanes has whole sectors
+          Acc* ptr = row_of<Acc>(params.out, params.out_stride, q_batch, head, block.q_start + row) +
+                     (first_column + column) * params.out_stride[3];
+          store_left(ptr, sums, row < block.rows ? columns - column : 0, params.out_stride[3], params.out_is_vector);
+        } else {
+          ptx::st_shared(reinterpret_cast<Fragment<T, 2>*>(out_tile.at(row - block.first, column)), pair);
+        }
       }
     }
   }
+  if (sizeof(T) < sizeof(Acc) && params.out_is_float) return;
   __syncwarp();  // the rows of this warp are whole
   T* out = row_of<T>(params.out, params.out_stride, q_batch, head, block.q_start + block.first) +
            first_column * params.out_stride[3];

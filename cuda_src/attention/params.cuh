@@ -8,7 +8,7 @@ struct AttentionParams {
   const void* q;                  // T [batch, heads, q_rows, head_dim]
   const void* k;                  // T [batch, heads / sharing, k_rows, head_dim]
   const void* v;                  // T [batch, heads / sharing, k_rows, value_dim]
-  void* out;                      // T [batch, heads, q_rows, value_dim]
+  void* out;                      // T or float [batch, heads, q_rows, value_dim]
   void* lse;                      // Acc [batch, heads, q_rows]; null: not wanted
   const void* mask;               // bool [batch, heads, mask_rows, mask_cols], true = attend
   const void* bias;               // [batch, heads, bias_rows, bias_cols], added
@@ -31,6 +31,7 @@ struct AttentionParams {
   int heads_in_l2;    // heads whose K and V stay in L2 together
   int descending;     // 1: the last rows first, which see most keys
   int out_is_vector;  // 1: whole chunks of 16 bytes can be stored
+  int out_is_float;   // 1: out is float, T has 16 bits
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, head, row, column
   long long lse_stride[3], mask_stride[4], bias_stride[4], alibi_stride[2];
 

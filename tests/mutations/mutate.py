@@ -383,6 +383,12 @@ ATTENTION_UNSEEN = tuple(
     ampere("attention", "test_what_nobody_sees_changes_nothing", "float16", how)
     for how in ("{'is_causal': True, 'q_offset': 10}", "{'mask': True}", "{'window': (15, 3)}")
 )
+ATTENTION_DTYPE = (
+    *(ampere("attention_dtype", "test_out", dims, layout)
+      for dims, layout in (("(64, 64)", "padded"), ("(128, 35)", "misaligned"))),
+    *(ampere("attention_dtype", "test_kernels", "BHSD", how)
+      for how in ("two blocks of columns", "padding", "few queries, no chunks")),
+)  # fmt: skip
 ATTENTION_BANKS = tuple(
     f"tests/attention/test_attention_traffic.py::test_no_bank_conflicts[{dim}-{op}]"
     for dim, op in ((64, "float16"), (96, "float16"), (64, "float64"), (160, "tf32"))
@@ -406,6 +412,13 @@ def sm90(*cases, test="test_schedules"):
 
 
 SM90 = sm90("three warpgroups", "two warpgroups", "out in the place of Q")
+SM90_DTYPE = (
+    *(of("attention_dtype", "test_out", dims, layout)
+      for dims, layout in (("(64, 64)", "padded"), ("(128, 35)", "misaligned"))),
+    *(of("attention_dtype", "test_kernels", "BHSD", how)
+      for how in ("packed heads", "padding", "in the place of Q")),
+    "tests/attention/test_attention_dtype.py::test_blocks_after_one_another",
+)  # fmt: skip
 SM90_RAGGED = sm90("False-(64, 64)", "False-(192, 192)", test="test_ragged_schedules")
 SM90_UNSEEN = sm90("values that nobody sees", "values beyond a window")
 SM90_PACKED = sm90("packed heads", "packed heads with sinks")
