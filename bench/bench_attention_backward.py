@@ -4,7 +4,8 @@
 
 Cells, contestants and cache states as in bench/bench_attention.py. y and the log-sum-exp are those
 of a forward call, which is not timed, as that of each peer is not. FLOPs are FlashAttention's: five
-products, and half of them where the mask is causal; ours are seven, without a sum by atomics.
+products, and half of them where the mask is causal; ours are seven, without a sum by atomics. What
+a model of these predicts (bench/timing/prediction.py) is stored beside what is measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from bench.bench_attention import ROWS, options, q_shape, some
 from bench.bench_attention import inputs as forward_inputs
 from bench.bench_attention import work as forward_work
 from bench.bench_softmax import normal
+from bench.timing import environment, prediction
 from bench.timing.harness import Operation, Work
 from bench.timing.verification import Sample
 
@@ -73,6 +75,10 @@ def work(cell):
     return Work(2 * forward.bytes + sums, forward.flops // 2 * 5, formula)
 
 
+def predicted(cell, kernels):
+    return prediction.attention_backward(cell.shape, kernels, environment.gpu())
+
+
 OPERATIONS = {
     "attention_backward": Operation(
         ceiling="matmul",
@@ -82,5 +88,6 @@ OPERATIONS = {
         work=work,
         result=None,  # three of them
         options=options,
+        predicted=predicted,
     )
 }

@@ -59,6 +59,7 @@ class Measured:
             {key: entry[key] for key in ("plan", "max_error", "allowed_error", "clock")},
             formula=self._cell["work"]["formula"],
             rate=analysis.rate(*of),
+            rate_predicted_by_model=analysis.predicted_rate(self._cell, self._name),
             unit="FLOP/s" if self._cell["ceiling"] == "matmul" else "B/s",
             percent_of_ceiling=analysis.percent_of_ceiling(self._result, *of),
         )

@@ -5,6 +5,7 @@ The loop and its path are found as in the kernel of the forward pass (attention_
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -21,6 +22,13 @@ def products(kernel: Any) -> tuple[Counter[str], Counter[str]]:
     if kernel.header == KV:
         sums += Counter({f"64x{value_dim}x16 tnspB": rows // 16})
     return Counter({f"64x{rows}x16": (dim + value_dim) // 16}), sums
+
+
+def tile_flops(kernel: Any) -> int:
+    """FLOPs of a warpgroup on one tile."""
+    counted = sum(products(kernel), Counter())
+    shapes = {name: name.partition(" ")[0].split("x") for name in counted}
+    return sum(2 * math.prod(map(int, shapes[name])) * n for name, n in counted.items())
 
 
 def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, int]]:

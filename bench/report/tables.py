@@ -41,12 +41,19 @@ _CELL_HEADER = [
 
 def _cell_table(result: Result, cells: list[Cell]) -> str:
     work = sorted({f"{cell['ceiling']}: {escape(cell['work']['formula'])}" for cell in cells})
-    ours = [found for cell in cells if (found := analysis.entry(cell)) and found["clock"]]
-    clocks = sorted({found["clock"] for found in ours})
+    ours = [found for cell in cells if (found := analysis.entry(cell))]
+    clocks = sorted({found["clock"] for found in ours if found["clock"]})
+    header, rows, note = [*_CELL_HEADER], [_cell_row(result, cell) for cell in cells], ""
+    if any("predicted" in found for found in ours):
+        note = " The prediction is of bench/timing/prediction.py, and not measured."
+        place = header.index(">rate") + 1
+        header.insert(place, ">a model's prediction")
+        for row, cell in zip(rows, cells, strict=True):
+            row.insert(place, formats.rate(analysis.predicted_rate(cell), cell["ceiling"]))
     lines = [
         f"Ceiling and work: {'; '.join(work)}. Clock: {', '.join(clocks) or 'none'}. "
-        "Rate and % of ceiling: cold L2 cache.",
-        table(_CELL_HEADER, [_cell_row(result, cell) for cell in cells]),
+        f"Rate and % of ceiling: cold L2 cache.{note}",
+        table(header, rows),
     ]
     lines += [*_speed_ups(cells), *report_attention.speed_ups(cells), *_not_ok(cells)]
     return "\n\n".join(lines)

@@ -53,8 +53,13 @@ def time(cell: dict[str, Any], name: str = OURS, state: str = "cold") -> float |
 
 def rate(cell: dict[str, Any], name: str = OURS, state: str = "cold") -> float | None:
     """Work a second: FLOP/s if the cell's ceiling is matmul, else B/s."""
-    work = cell["work"]["flops" if cell["ceiling"] == "matmul" else "bytes"]
-    return _divide(work, time(cell, name, state))
+    return _divide(_work(cell), time(cell, name, state))
+
+
+def predicted_rate(cell: dict[str, Any], name: str = OURS) -> float | None:
+    """The rate that a model predicts, not a measured one; None where there is no model."""
+    found = entry(cell, name)
+    return _divide(_work(cell), found.get("predicted")) if found else None
 
 
 def ceiling_rate(result: dict[str, Any], name: str) -> float | None:
@@ -196,6 +201,10 @@ def _comparisons(
         if peer and value is not None:
             found.append(Comparison(cell, peer, value))
     return sorted(found, key=lambda each: each.ratio)
+
+
+def _work(cell: dict[str, Any]) -> int:
+    return cell["work"]["flops" if cell["ceiling"] == "matmul" else "bytes"]
 
 
 def _divide(a: float | None, b: float | None) -> float | None:

@@ -48,6 +48,7 @@ class Operation:
     work: Callable[[Cell], Work]
     result: Callable[[Cell], tuple[int, ...]] | None  # shape of `out`, if our call has that
     options: Callable[[Cell], dict[str, Any]] = field(default=lambda cell: {})  # such as k
+    predicted: Callable[[Cell, list[Any]], float | None] | None = None  # seconds of our kernels
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # on CuPy's arrays
 
 

@@ -36,6 +36,8 @@ def verify_ours(entry, operation, cell, ours, native, samples, device, plan) -> 
     with plan() as kernels:
         result = ours.call(*native, **options)
     entry["plan"] = [kernel.name for kernel in kernels]
+    if operation.predicted is not None:
+        entry["predicted"] = operation.predicted(cell, kernels)
     _verify(entry, ours.library, result, samples, 1)
     if poison is not None and (left := int((poison == np.iinfo(poison.dtype).max).sum())):
         raise WrongResult(f"{left} of {poison.size} elements of the result were not written")

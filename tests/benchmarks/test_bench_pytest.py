@@ -83,6 +83,7 @@ def test_rates_and_the_machine_are_stored(stored):
         extra, warmth = benchmark["extra_info"], 1 + benchmark["group"].endswith("warm")
         assert (extra["rate"], extra["unit"]) == (pytest.approx(warmth * 1000 / 2e-3), "B/s")
         assert extra["percent_of_ceiling"] == pytest.approx(warmth * 25)
+        assert extra["rate_predicted_by_model"] is None  # softmax has no model
         assert extra["formula"] == "read x + write y"
 
 

@@ -645,6 +645,7 @@ def test_instructions_of_gradients_of_hopper(nvdisasm, kernel, most):
     assert mix["total"] <= most and mix["tensor"] == sum(sum(part.values()) for part in wanted)
     assert mix["mufu"] == rows // 2
     assert 4 * mix["tensor_flops"] == 2 * 64 * rows * dim * (4 if "kv" in kernel else 3)
+    assert 4 * mix["tensor_flops"] == backward_sm90_loop.tile_flops(shipped)
     assert row["spill_bytes"] == mix["local"] == mix["global_load"] == mix["shared_store"] == 0
     assert (row["region"], row["bound"]) == ("loop", "tensor")
 
