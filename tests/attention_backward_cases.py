@@ -5,12 +5,17 @@ grad, y, lse and grad_lse have poison in the rows of padding, too.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 from attention_cases import INF, TF32, Problem, naive_scores, poison, put, put_options
 from tolerance import assert_close, exact, lse_dtype
 
 import cuattn
 from cuattn import AttentionGradients, reference
+from cuattn._attention import plan_backward_ds, run_backward
+from cuattn._device import recent
+from cuattn._device import runtime as device_runtime
 
 OPTIONS = {"dbias": "bias", "dalibi_slopes": "alibi_slopes", "dsinks": "sinks"}
 
@@ -142,6 +147,27 @@ def backward(backend, arrays, options, function=cuattn.attention_backward):
     got = function(*(put(backend, a) for a in arrays), **put_options(backend, options))
     assert all(one is None or isinstance(one, backend.xp.ndarray) for one in got)
     return AttentionGradients(*(None if one is None else backend.asnumpy(one) for one in got))
+
+
+@contextlib.contextmanager
+def storing(most=None):
+    """Kernels of Hopper store dS, whatever the sizes are; of so many bytes at most at a time."""
+    own = {"LEAST_ROWS": 1, "LEAST_BLOCKS": 1}
+    own |= {} if most is None else {"WORKSPACE_BYTES": most}
+    before = {name: getattr(plan_backward_ds, name) for name in own}
+
+    def plan_with(values):  # and forget what has been planned
+        vars(plan_backward_ds).update(values)
+        plan_backward_ds.plan_ds.cache_clear()
+        run_backward._planned.cache_clear()
+        if runtime := device_runtime.current():
+            runtime.recent = recent.Recent()
+
+    plan_with(own)
+    try:
+        yield
+    finally:
+        plan_with(before)
 
 
 def verify(backend, rng, op="float16", **how):

@@ -9,12 +9,13 @@ that stress it. float16 is bfloat16 with another conversion: it takes part in th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
 from cuattn._attention import plan as attention_plan
-from cuattn._attention import plan_backward, plan_backward_sm90
+from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_sm90 import plan_attention_sm90
@@ -288,6 +289,9 @@ def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
             for plan in (plan_backward_sm90.plan_q_sm90, plan_backward_sm90.plan_kv_sm90):
                 if found := plan(problem, compute_capability):
                     yield found.launch.kernel
+            many = dataclasses.replace(problem, q_rows=2000, k_rows=2000)
+            if storing := plan_backward_ds.plan_ds(many, compute_capability):
+                yield from (launch.kernel for launch in storing.rounds[0][2:])
     for problem in backward_problems():
         yield plan_backward.plan_rows(problem, problem.vector).kernel
         yield plan_backward.plan_q(problem, compute_capability).kernel

@@ -40,8 +40,8 @@ def mix(blocks: list[sass.Block], kernel: Any) -> tuple[sass.Region, dict[str, i
     return sass.Region("loop", path, path), sass.mix(path) | {"read_bytes": read}
 
 
-def faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
-    """What would make the kernel hang, or slow."""
+def register_faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
+    """Registers that there are not, and what lies in memory for want of them."""
     found = []
     if any(i.category == "local" for block in blocks for i in block.instructions):
         found.append("local memory")
@@ -51,10 +51,23 @@ def faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
     budgets = [budget for budget, _ in roles.values()]
     if len(budgets) != 2 or min(budgets) + groups * max(budgets) > (groups + 1) * kernel.registers:
         found.append(f"setmaxnreg waits for more registers than the block has: {budgets}")
+    return found
+
+
+def stores(kernel: Any) -> int:
+    """How often a thread stores 16 bytes of dS for a tile."""
+    tile = kernel.arguments
+    return tile["kQueries"] // 16 if tile.get("kStoreDs") else 0
+
+
+def faults(blocks: list[sass.Block], kernel: Any) -> list[str]:
+    """What would make the kernel hang, or slow."""
+    found = register_faults(blocks, kernel)
     loop = attention_sm90_loop.main_loop(blocks)
     passed = attention_sm90_loop.waits_before(blocks, loop)
-    if any(i.access for i, _ in passed):
-        found.append("global memory in the main loop")
+    accesses = [(i.access, i.width, n) for i, n in passed if i.access]
+    if accesses != [("store", 16, {2})] * stores(kernel):  # no product has the registers of dS
+        found.append("other accesses to global memory in the main loop than planned")
     # S and dP are started together, and the sums when both are there.
     for wanted, waits in zip(products(kernel), ({0}, {2}), strict=True):
         started = [i for i, n in passed if i.category == "tensor" and n == waits]

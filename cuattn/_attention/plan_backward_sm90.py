@@ -73,6 +73,7 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
         "kStages": tile.stages,
         "kDim": dim,
         "kValueDim": value_dim,
+        **({"kStoreDs": False} if of_keys else {}),
     }
     rows = GROUPS * ROWS
     row_blocks, units, heads_in_l2 = key_grid(problem, rows) if of_keys else problem.grid(rows)

@@ -27,9 +27,11 @@ from cuattn._device.launches import Block, Launches, Made, Prepared
 from cuattn._device.params import (
     ATTENTION_BACKWARD,
     ATTENTION_BACKWARD_BIAS,
+    ATTENTION_BACKWARD_DS,
     ATTENTION_BACKWARD_SM90,
     ATTENTION_BACKWARD_SUMS,
     ATTENTION_POINTERS,
+    SCORE_GRADIENTS,
 )
 from cuattn._device.tensor_map import Boxes
 from cuattn.results import AttentionGradients
@@ -94,6 +96,7 @@ def _planned(
     `outs` may be empty. `aligned`: arrays that start on 16-byte boundaries, as new memory does.
     """
     from cuattn._attention import plan_backward as plan
+    from cuattn._attention.plan_backward_ds import IMAGE, plan_ds
     from cuattn._attention.plan_backward_sm90 import Sm90Launch, plan_kv_sm90, plan_q_sm90
     from cuattn._attention.plan_sm90 import box_of, is_tma
 
@@ -152,22 +155,41 @@ def _planned(
             kernels.append((launch.kernel, block))
             boxes.append([*maps])
 
-    def add_sm90(launch: Sm90Launch) -> None:
-        dtype, maps = x.q.dtype.name, []
-        for name in BOXED:
+    dtype = x.q.dtype.name
+
+    def boxes_of(launch: Sm90Launch, names: Sequence[str]) -> list[tuple[str, Boxes]]:
+        maps = []
+        for name in names:
             spec = vectors[name]
             size = spec.shape, spec.strides, launch.rows[name], 1, launch.panels[name]
             maps.append((name, box_of(dtype, *size)))
-        add(launch.launch, ATTENTION_BACKWARD_SM90.pack(), maps=maps)
+        return maps
+
+    def add_sm90(launch: Sm90Launch) -> None:
+        end = (SCORE_GRADIENTS, {}), ATTENTION_BACKWARD_SM90.pack()
+        add(launch.launch, *end, maps=boxes_of(launch, BOXED))
 
     add(plan.plan_rows(problem, vector >= {"grad", "y"}))
-    if of_q := plan_q_sm90(problem, capability):
+    of_q, of_kv = (one(problem, capability) for one in (plan_q_sm90, plan_kv_sm90))
+    if of_ds := plan_ds(problem, capability):
+        rows, row_bytes = of_ds.images * IMAGE, IMAGE * x.q.dtype.itemsize
+        made["images"] = Made((rows, IMAGE), np.dtype(np.uint16))
+        strides = rows * row_bytes, rows * row_bytes, row_bytes, x.q.dtype.itemsize
+        image = "images", box_of(dtype, (1, 1, rows, IMAGE), strides, IMAGE, 1, IMAGE)
+        for part in of_ds.rounds:
+            fields = {name: getattr(part, name) for name in ("units", "unit")}
+            fields |= {name: getattr(of_ds, name) for name in ("q_tiles", "k_tiles")}
+            end = SCORE_GRADIENTS, fields
+            add(part.kv, end, ATTENTION_BACKWARD_SM90.pack(), maps=boxes_of(of_ds.kv, BOXED))
+            maps = [*boxes_of(of_ds.kv, ("k",)), image]
+            add(part.ds, end, ATTENTION_BACKWARD_DS.pack(), maps=maps)
+    elif of_q:
         add_sm90(of_q)
     else:
         add(plan.plan_q(problem, capability))
-    if of_kv := plan_kv_sm90(problem, capability):
+    if of_kv and not of_ds:
         add_sm90(of_kv)
-    else:
+    elif not of_kv:
         for launch in plan.plan_kv(problem, capability):
             add(launch)
     if "dbias" in names:

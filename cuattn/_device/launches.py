@@ -27,7 +27,7 @@ class Made(NamedTuple):
 # others are those of a call: addresses and numbers, by name; an array that it does not have is 0.
 Block = Sequence[bytes | Params | tuple[Params, Mapping[str, Any]]]
 
-WORKSPACE = "partial"  # of arrays that are made the last one, which kernels also read
+WORKSPACES = "partial", "images"  # of arrays that are made the last ones, which kernels also read
 SHARED = "counters", "parts"  # the arrays of a `workspace.Workspace`
 
 
@@ -78,7 +78,7 @@ class Launches:
         arrays, (more, self._derived) = [*self.given, *made], derived
         self.reads, self._made = len(reads) + len(updates), tuple(made.values())
         self.written, self._shared = len(reads), shared  # the first array that is written
-        self._workspace = len(arrays) - (WORKSPACE in made)
+        self._workspace = len(arrays) - sum(name in made for name in WORKSPACES)
         arrays += SHARED if shared else ()
         self._returned = [arrays.index(name) for name in returned]
         self._boxes = [[(arrays.index(name), box) for name, box in some] for some in boxes]

@@ -156,8 +156,10 @@ ATTENTION_BACKWARD = Params(
     "4q: grad_stride dq_stride dk_stride dv_stride",
     "3q: grad_lse_stride",
 )
-# Behind four tensor maps and these two, up to a multiple of 128 bytes.
-ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "88x:")
+# Behind tensor maps and these two; what is behind it ends at a multiple of 128 bytes.
+SCORE_GRADIENTS = Params("ScoreGradients", "Q: images", "i: units unit q_tiles k_tiles")
+ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "64x:")
+ATTENTION_BACKWARD_DS = Params("AttentionBackwardDsParams", "64x:")
 ATTENTION_BACKWARD_BIAS = Params(
     "AttentionBackwardBiasParams",
     "Q: dbias",

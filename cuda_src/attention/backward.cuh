@@ -69,13 +69,14 @@ struct KeyBlock : QueryBlock {
 };
 
 // The `count` keys of this block: of all heads of K, `heads_in_l2` at a time, so that Q and dO that they share stay in
-// L2; first the first keys, which most queries see where attention is causal.
+// L2; first the first keys, which most queries see where attention is causal. The heads begin with `first_unit`.
 __device__ __forceinline__ bool find_key_block(const AttentionParams& params, int count, int heads, unsigned int index,
-                                               KeyBlock& block) {
+                                               KeyBlock& block, int first_unit = 0) {
   const unsigned int blocks = static_cast<unsigned int>(params.heads_in_l2) * params.row_blocks;
   const int base = static_cast<int>(index / blocks) * params.heads_in_l2;
   const int together = min(params.heads_in_l2, heads - base);
-  const int unit = base + static_cast<int>(index % blocks) % together, kv_heads = params.heads / params.sharing;
+  const int unit = first_unit + base + static_cast<int>(index % blocks) % together;
+  const int kv_heads = params.heads / params.sharing;
   int number = static_cast<int>(index % blocks) / together;
   block.head = unit % kv_heads;
   block.batch = unit / kv_heads % params.batch;

@@ -15,9 +15,27 @@ __device__ __forceinline__ void hide(float (&d)[kCount], float value, const int 
   }
 }
 
+// Images of dS (ScoreGradients), as threads with accumulators of dS^T can store them: thread t of a quad has eight of
+// the queries 32 c … 32 c + 31 of a key, and these are chunk 4 c + t of the key's row.
+constexpr int kImageRows = 64, kImageBytes = 64 * kImageRows * 2;
+
+// The query that is row `row` of an image that has been turned.
+__device__ __forceinline__ int query_of_image(int row) {
+  return row / 32 * 32 + row % 8 / 2 * 8 + row / 8 % 4 * 2 + row % 2;
+}
+
+// Row of the images as a matrix of 64 columns where those of a head, of the keys from `key` and the first queries of
+// its sequence, begin; those of the next 64 queries follow.
+__device__ __forceinline__ long long image_row(const ScoreGradients& ds, bool ragged, long long head,
+                                               const QueryBlock& block, int key) {
+  const long long tile = ragged ? (block.q_start / 128 + block.batch) * 2 : 0;
+  return ((head * ds.k_tiles + key / 64) * ds.q_tiles + tile) * kImageRows;
+}
+
 // 64 rows from the accumulators of wgmma to global memory, each warp through its own rows of a tile: `good` rows times
-// `factor`, zeros up to `rows`. Nobody else reads the tile, and TMA does not write it again.
-template <int kCount, class T, int kCols>
+// `factor`, zeros up to `rows`. Nobody else reads the tile, and TMA does not write it again. kImage: they are products
+// of an image of dS.
+template <bool kImage = false, int kCount, class T, int kCols>
 __device__ __forceinline__ void store_accumulators(const float (&d)[kCount], float factor, Panels<T, 64, kCols> tile,
                                                    int good, int rows, T* out, const long long (&stride)[4],
                                                    int columns, bool vector) {
@@ -25,24 +43,25 @@ __device__ __forceinline__ void store_accumulators(const float (&d)[kCount], flo
   static_assert(kCount == kCols / 2, "the accumulators of a thread");
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
   const int row0 = 16 * warp + lane / 4;
+  const auto place = [](int row) { return kImage ? query_of_image(row) : row; };
 #pragma unroll
   for (int i = 0; i < kCols / 16; ++i) {
     unsigned int words[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float pair[2] = {d[8 * i + 2 * j] * factor, d[8 * i + 2 * j + 1] * factor};
-      const bool there = row0 + 8 * (j % 2) < good;
+      const bool there = place(row0 + 8 * (j % 2)) < good;
       words[j] = ptx::cvt_rn_x2<T>(there ? pair[0] : 0, there ? pair[1] : 0);
     }
     ptx::stmatrix_x4(tile.chunk(16 * warp + lane % 16, 2 * i + lane / 16), words);
   }
   __syncwarp();  // the rows of this warp are whole
   for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = 16 * warp + i / kChunks, column = i % kChunks * 8;
+    const int at = 16 * warp + i / kChunks, row = place(at), column = i % kChunks * 8;
     const int left = row < rows ? columns - column : 0;
     if (left <= 0) continue;
     using Chunk = Fragment<T, 8>;
-    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(tile.chunk(row, column / 8)));
+    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(tile.chunk(at, column / 8)));
     store_left(out + row * stride[2] + column * stride[3], values, left, stride[3], vector);
   }
 }

@@ -57,7 +57,7 @@ __device__ __forceinline__ float element(unsigned int word, int which) {
   return to_acc<float>(reinterpret_cast<const T&>(bits));
 }
 
-template <class T, int kWarpgroups, int kQueries, int kStages, int kDim, int kValueDim>
+template <class T, int kWarpgroups, int kQueries, int kStages, int kDim, int kValueDim, bool kStoreDs>
 __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     attention_backward_kv_sm90(const __grid_constant__ AttentionBackwardSm90Params params) {
   using Smem = BackwardKvSmem<T, kWarpgroups, kQueries, kStages, kDim, kValueDim>;
@@ -87,7 +87,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 
   const int kv_heads = a.heads / a.sharing, units = a.cu_seqlens_k != nullptr ? kv_heads : a.batch * kv_heads;
   KeyBlock block;
-  if (!find_key_block(a, kKeys, units, blockIdx.x, block)) return;  // the same for the whole block
+  const ScoreGradients& images = params.ds;
+  const int count = kStoreDs ? images.units : units, first_unit = kStoreDs ? images.unit : 0;
+  if (!find_key_block(a, kKeys, count, blockIdx.x, block, first_unit)) return;  // the same for the whole block
   const KeyBlock::Queries queries = block.queries<kQueries>(kKeys);
   const int steps = queries.tiles * a.sharing, first_head = block.head * a.sharing;
   const int batch = a.cu_seqlens_k != nullptr ? 0 : block.batch;
@@ -151,14 +153,26 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   const unsigned int grad_columns = ptx::wgmma_descriptor(smem.grad(0).base, Smem::GradTile::kPanelBytes);
   const float scale = static_cast<float>(a.scale), fold = Base::kUnit * scale;
   const int key = block.first + 64 * group + row0;  // of row0
-  const int low[2] = {block.first_query(key), block.first_query(key + 8)};
-  const int high[2] = {block.last_query(key), block.last_query(key + 8)};
+  int low[2], high[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    low[half] = block.first_query(key + 8 * half);
+    high[half] = kStoreDs && key + 8 * half >= block.kv_len ? 0 : block.last_query(key + 8 * half);  // padding: none
+  }
   // Rows of Q and dO from here on are padding that is there.
   const int padding = block.q_start + block.q_len < a.q_rows ? block.q_len : 1 << 30;
 
   float dk[kDim / 2] = {}, dv[kValueDim / 2] = {}, s[kQueries / 2], dp[kQueries / 2];
   unsigned int weights[kQueries / 16][4], ds[kQueries / 16][4];
   if (steps > 0) ptx::mbarrier_wait(&barriers.kv_full, 0);  // K and V have landed
+  // Of an image a thread has four chunks.
+  uint4* image = nullptr;
+  if constexpr (kStoreDs) {
+    const int unit = (a.cu_seqlens_k != nullptr ? 0 : block.batch * kv_heads) + block.head - images.unit;
+    const long long row = image_row(images, a.cu_seqlens_k != nullptr, static_cast<long long>(unit) * a.sharing, block,
+                                    block.first + 64 * group);
+    image = static_cast<uint4*>(images.images) + (row + queries.first + row0) * 8 + lane % 4;
+  }
   int query = queries.first;
   for (int step = 0; step < steps; ++step) {
     const int stage = step % kStages, parity = step / kStages % 2;
@@ -189,7 +203,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     ptx::wgmma_commit();
     // P^T = exp(S^T - lse), 0 where hidden
     ptx::wgmma_wait<1>();  // S is complete
-    const bool edge = query < queries.all_begin || query + kQueries > queries.all_end;
+    const bool edge = query < queries.all_begin || query + kQueries > queries.all_end ||
+                      (kStoreDs && block.first + kKeys > block.kv_len);
     if (edge) hide(s, -Limits<float>::infinity(), low, high, query + column0);
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
@@ -235,6 +250,18 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
         ds[i][j] = ptx::cvt_rn_x2<T>(pair[0], pair[1]);
       }
     }
+    if constexpr (kStoreDs) {
+#pragma unroll
+      for (int i = 0; i < kQueries / 32; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const unsigned int (&left)[4] = ds[2 * i], (&right)[4] = ds[2 * i + 1];
+          ptx::st_global(image + i / 2 * (kImageBytes / 16) + half * 64 + i % 2 * 4,
+                         uint4{left[half], left[2 + half], right[half], right[2 + half]});
+        }
+      }
+      image += kQueries / 64 * (kImageBytes / 16);
+    }
     // dV += P^T dO;  dK += dS^T Q
     ptx::wgmma_fence();  // hands P, dS, dV and dK to the tensor cores
 #pragma unroll
@@ -254,7 +281,12 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       ptx::mbarrier_arrive(&barriers.grad_free[stage]);
     }
     query += kQueries;
-    if (query >= queries.first + queries.tiles * kQueries) query = queries.first;
+    if (query >= queries.first + queries.tiles * kQueries) {
+      query = queries.first;
+      if constexpr (kStoreDs) {  // the next head
+        image += (static_cast<long long>(images.k_tiles) * images.q_tiles * 64 - queries.tiles * kQueries) * 8;
+      }
+    }
   }
 
   // dK = scale dK; both through this group's own K and V

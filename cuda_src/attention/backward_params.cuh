@@ -35,8 +35,24 @@ struct AttentionBackwardSumsParams {
   long long slope_batches;  // 1, or the batch
 };
 
+// Images of dS, and the heads whose they are: some heads after others take the same memory. An image has 64 keys, each
+// a row of 64 queries; one head's are those of its first 64 keys, of all queries, then those of the next keys.
+struct ScoreGradients {
+  void* images;          // T; null: none
+  int units, unit;       // heads of K here, and the first of them
+  int q_tiles, k_tiles;  // of 64 rows, of a head: even numbers; each sequence begins with an even one
+};
+
 // Of the kernels of Hopper. Boxes have as many columns as a panel (attention/panels.cuh), and as many rows as a tile.
 struct AttentionBackwardSm90Params {
   TensorMap q, k, v, grad;
   AttentionBackwardParams backward;
+  ScoreGradients ds;
+};
+
+// Of attention/backward_ds_sm90.cuh: boxes of 64 rows.
+struct AttentionBackwardDsParams {
+  TensorMap k, ds;
+  AttentionBackwardParams backward;
+  ScoreGradients ds_of;
 };

@@ -180,13 +180,13 @@ __device__ __forceinline__ void find_bounds(const AttentionParams& params, Query
 }
 
 // The `count` rows of this block. Heads are taken `heads_in_l2` at a time, so that their K and V stay in L2; among
-// these the rows that see most keys come first.
+// these the rows that see most keys come first. The heads begin with `first_unit`.
 __device__ __forceinline__ bool find_block(const AttentionParams& params, int count, int heads, unsigned int index,
-                                           QueryBlock& block) {
+                                           QueryBlock& block, int first_unit = 0) {
   const unsigned int blocks = static_cast<unsigned int>(params.heads_in_l2) * params.row_blocks;
   const int base = static_cast<int>(index / blocks) * params.heads_in_l2;
   const int together = min(params.heads_in_l2, heads - base);
-  const int unit = base + static_cast<int>(index % blocks) % together;
+  const int unit = first_unit + base + static_cast<int>(index % blocks) % together;
   int number = static_cast<int>(index % blocks) / together;
   if (params.descending) number = params.row_blocks - 1 - number;
   block.head = unit % params.heads;

@@ -57,8 +57,17 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int 
   Wgmma<kColumns>::ss(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzle>, accumulate);
 }
 
-// The same with a in registers, two elements each, the lower k in the low half: a[j] is row 16 w + g + 8 (j % 2), k =
-// 2 t + 8 (j / 2) and the next. b is MN-major.
+// The same with a and b MN-major, each in panels of its own.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
+template <class T, int kColumns, int kSwizzleA, int kSwizzleB>
+__device__ __forceinline__ void wgmma_ss_by_columns(float (&d)[kColumns / 2], unsigned int a, unsigned int b,
+                                                    bool accumulate) {
+  Wgmma<kColumns>::by_columns(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzleA>, kWgmmaUpper<kSwizzleB>,
+                              accumulate);
+}
+
+// As wgmma_ss with a in registers, two elements each, the lower k in the low half: a[j] is row 16 w + g + 8 (j % 2), k
+// = 2 t + 8 (j / 2) and the next. b is MN-major.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
 template <class T, int kColumns, int kSwizzle>
 __device__ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigned int (&a)[4], unsigned int b,
@@ -105,6 +114,19 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigne
                  "}, a, b, p, 1, 1, 0, 0;\n}"                                                                        \
                  : WGMMA_D##half                                                                                     \
                  : "r"(a), "r"(b), "r"(upper), "r"(static_cast<int>(accumulate))                                     \
+                 : "memory");                                                                                        \
+  }                                                                                                                  \
+  static __device__ __forceinline__ void by_columns(const T*, float (&d)[kColumns / 2], unsigned int a,              \
+                                                    unsigned int b, unsigned int upper_a, unsigned int upper_b,      \
+                                                    bool accumulate) {                                               \
+    asm volatile("{\n .reg .pred p;\n .reg .b64 a, b;\n setp.ne.b32 p, %" #n4                                        \
+                 ", 0;\n"                                                                                            \
+                 " mov.b64 a, {%" #n0 ", %" #n1 "};\n mov.b64 b, {%" #n2 ", %" #n3                                   \
+                 "};\n"                                                                                              \
+                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half    \
+                 "}, a, b, p, 1, 1, 1, 1;\n}"                                                                        \
+                 : WGMMA_D##half                                                                                     \
+                 : "r"(a), "r"(upper_a), "r"(b), "r"(upper_b), "r"(static_cast<int>(accumulate))                     \
                  : "memory");                                                                                        \
   }                                                                                                                  \
   static __device__ __forceinline__ void rs(const T*, float (&d)[kColumns / 2], const unsigned int (&a)[4],          \

@@ -7,6 +7,7 @@ import os
 import emulator
 import numpy as np
 import pytest
+from attention_backward_cases import storing
 from conftest import SEED
 from test_attention_traffic import DTYPES, draw, ranges_of_blocks
 
@@ -119,3 +120,46 @@ def test_hopper(rng, dim):
         longer = Counted(rng, "float16", n, 384, (dim, dim), arch="sm_90a").counters["kv"]
         more.append(longer.shared_wavefronts - longer.shared_wavefronts_ideal)
     assert more[1] - more[0] == 0  # of the statistics, the only ones that threads read
+
+
+@pytest.mark.parametrize(("left", "right"), [(None, None), (None, 0), (100, 0), (70, 90)], ids=str)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_hopper_with_stored_gradients_of_scores(rng, dim, left, right):
+    """Five products: dS is written once, in tiles of queries that see a key of a block, and those
+    images of it are read once that hold a score which is seen."""
+    q_rows, k_rows = int(rng.integers(260, 380)), int(rng.integers(390, 630))
+    with storing():
+        args = (rng, "float16", q_rows, k_rows, (dim, dim), (4, 2), "sm_90a")
+        call = Counted(*args, window=(left, right))
+    assert [*call.kernels] == ["rows", "kv", "ds"]
+    kv, ds = (call.counters[name] for name in ("kv", "ds"))
+    rows = call.kernels["kv"].arguments["kQueries"]
+    back = list(ranges_of_blocks(k_rows, q_rows, 128, right, left))
+    tiles = sum(-(-end // rows) - begin // rows for begin, end in back if end > begin)
+    heads, seen = 4, sum(end > begin for begin, end in back)
+    assert kv.exps == heads * tiles * 128 * rows
+    assert kv.wgmma == heads * tiles * 2 * 4 * (2 * dim // 16 + 2 * rows // 16)
+    results = call.result.dk.nbytes + call.result.dv.nbytes
+    assert kv.global_bytes_written == results + heads * tiles * 128 * rows * 2
+    assert kv.bulk_bytes == 2 * dim * 2 * (heads * tiles * rows + 2 * seen * 128)
+
+    ranges = list(ranges_of_blocks(q_rows, k_rows, 64, left, right))
+    images = sum(-(-end // 64) - begin // 64 for begin, end in ranges if end > begin)
+    blocks = list(ranges_of_blocks(q_rows, k_rows, 256, left, right))
+    loads = sum(-(-end // 64) - begin // 64 for begin, end in blocks if end > begin)
+    assert ds.exps == ds.mma == 0 and ds.wgmma == heads * images * 4 * 4
+    assert ds.bulk_bytes == heads * (images * 64 * 64 * 2 + loads * 64 * dim * 2)
+    assert ds.global_bytes_written == call.result.dq.nbytes
+    assert ds.shared_wavefronts == ds.shared_wavefronts_ideal > 0  # of the result's way out
+
+
+def test_workspace_of_gradients_of_scores(rng):
+    """Two bytes of each score of the heads of a round, in blocks of 128 x 128, and no more."""
+    results = [(1, 6, 200, 64), (1, 3, 300, 64), (1, 3, 300, 64)]
+    for heads, most in ((6, None), (4, 4 * 4 * 6 * 8192), (2, 4 * 4 * 6 * 8192 - 1)):
+        with storing(most):
+            call = Counted(rng, "float16", 200, 300, (64, 64), (6, 3), "sm_90a")
+        assert call.allocated == [*results, (2 * 6 * 200,), (heads * 4 * 6 * 64, 64)]
+    with storing(2 * 4 * 6 * 8192 - 1):  # not even a head of K
+        call = Counted(rng, "float16", 200, 300, (64, 64), (6, 3), "sm_90a")
+    assert [*call.kernels] == ["rows", "q", "kv"] and len(call.allocated) == 4

@@ -9,6 +9,7 @@ from attention_cases import OPS
 from configurations import attention_problem, backward_kernels
 
 from cuattn._attention import plan_backward as general
+from cuattn._attention import plan_backward_ds as storing
 from cuattn._attention import plan_backward_sm90 as hopper
 
 COLUMNS = ("kColumns", "kKeyColumns", "kValueColumns")
@@ -70,3 +71,65 @@ def test_every_tile_of_hopper_is_compiled(table):
     for tile in table:
         kernel = plan(attention_problem("float16", tile.max_dim), 90).launch.kernel
         assert (kernel.template, *list(kernel.arguments.values())[1:]) in compiled
+
+
+def long_problem(batch, heads, rows, dim=128, op="float16", **flags):
+    """Of `heads`, query heads and key heads, of as many keys as queries."""
+    problem = attention_problem(op, dim, **flags)
+    sizes = {"batch": batch, "heads": heads[0], "kv_heads": heads[1], "k_rows": rows[-1]}
+    return dataclasses.replace(problem, q_rows=rows[0], **sizes)
+
+
+@pytest.mark.parametrize(
+    ("problem", "rounds"),
+    [
+        (long_problem(1, (16, 16), (1024,)), 1),
+        (long_problem(2, (16, 16), (8192,)), 4),
+        (long_problem(2, (16, 16), (8192,), 64, "bfloat16", bounded=True), 4),
+        (long_problem(3, (5, 5), (8192,)), 2),  # of 8 heads, and of 7
+        (long_problem(1, (16, 16), (16384,)), 8),
+        (long_problem(4, (32, 8), (2048,)), 1),
+        (long_problem(2, (8, 8), (3000, 5000), ragged=True), 1),
+        (long_problem(1, (16, 16), (1023, 4096)), 0),  # few queries
+        (long_problem(1, (16, 16), (4096, 1023)), 0),
+        (long_problem(3, (8, 8), (3000, 5000), ragged=True), 0),
+        (long_problem(1, (16, 16), (32768,)), 0),  # one head is more than fits
+        (long_problem(1, (64, 8), (8192,)), 0),  # one head of K is too few blocks
+        (long_problem(1, (16, 16), (4096,), 96), 0),
+        (long_problem(1, (16, 16), (4096,), 192), 0),
+        (long_problem(1, (16, 16), (4096,), modified=True), 0),
+        (long_problem(1, (16, 16), (4096,), tma=False), 0),
+        (long_problem(1, (16, 16), (4096,), op="tf32"), 0),
+    ],
+    ids=str,
+)
+def test_where_gradients_of_scores_are_stored(problem, rounds):
+    assert all(storing.plan_ds(problem, other) is None for other in (80, 100, 120))
+    plan = storing.plan_ds(problem, 90)
+    assert len(plan.rounds if plan else ()) == rounds
+    if plan is None:
+        return
+    assert plan.images * storing.IMAGE_BYTES <= storing.WORKSPACE_BYTES == 2**30
+    units, sharing = 0, problem.heads // problem.kv_heads
+    kv = hopper.plan_kv_sm90(problem, 90).launch
+    for part in plan.rounds:
+        assert part.unit == units
+        units += part.units
+        assert part.kv.kernel.grid == part.units * kv.row_blocks
+        assert part.ds.kernel.grid == part.units * sharing * part.ds.row_blocks
+        assert part.units * sharing * plan.q_tiles * plan.k_tiles <= plan.images
+        assert part.kv.kernel.arguments == kv.kernel.arguments | {"kStoreDs": True}
+        assert part.kv.kernel.smem_bytes == kv.kernel.smem_bytes
+        assert part.ds.kernel.smem_bytes <= SMEM[90]
+    assert units == problem.kv_heads * (1 if problem.ragged else problem.batch)
+    counts = [part.units for part in plan.rounds]
+    assert len(counts) == 1 or min(counts[:-1]) * kv.row_blocks >= storing.LEAST_BLOCKS
+
+
+@pytest.mark.parametrize("tile", storing.TILES)
+def test_every_tile_of_stored_gradients_is_compiled(tile):
+    compiled = {kernel.name for kernel in backward_kernels(90)}
+    for op in ("float16", "bfloat16"):
+        plan = storing.plan_ds(long_problem(1, (4, 2), (2048,), tile.max_dim, op), 90)
+        (part,) = plan.rounds
+        assert {part.kv.kernel.name, part.ds.kernel.name} <= compiled

@@ -632,8 +632,8 @@ def test_instructions_of_gradients(nvdisasm, kernel, most):
     [
         ("q_sm90<__half, 2, 128, 3, 64, 64>", 510),
         ("q_sm90<__half, 2, 128, 2, 128, 128>", 560),
-        ("kv_sm90<__half, 2, 128, 3, 64, 64>", 630),
-        ("kv_sm90<__half, 2, 64, 3, 128, 128>", 420),
+        ("kv_sm90<__half, 2, 128, 3, 64, 64, false>", 630),
+        ("kv_sm90<__half, 2, 64, 3, 128, 128, false>", 420),
     ],
 )
 def test_instructions_of_gradients_of_hopper(nvdisasm, kernel, most):
@@ -648,6 +648,28 @@ def test_instructions_of_gradients_of_hopper(nvdisasm, kernel, most):
     assert 4 * mix["tensor_flops"] == backward_sm90_loop.tile_flops(shipped)
     assert row["spill_bytes"] == mix["local"] == mix["global_load"] == mix["shared_store"] == 0
     assert (row["region"], row["bound"]) == ("loop", "tensor")
+
+
+@pytest.mark.parametrize(("queries", "dim", "most"), [(128, 64, 680), (64, 128, 440)])
+def test_instructions_of_gradients_of_hopper_that_store(nvdisasm, queries, dim, most):
+    """Two bytes of each score are written; else what `test_instructions_of_gradients_of_hopper`
+    has. Of dS they become dq, bound by reading them."""
+    sizes = f"2, {queries}, 3, {dim}, {dim}"
+    row = row_of(90, f"attention_backward_kv_sm90<__half, {sizes}, true>")
+    without = row_of(90, f"attention_backward_kv_sm90<__half, {sizes}, false>")
+    mix, scores = row["mix"], 64 * queries // 128  # of a thread
+    assert mix["total"] <= min(most, without["mix"]["total"] * 1.1)
+    assert mix["written_bytes"] == 2 * scores and mix["global_store"] == scores // 8
+    assert row["spill_bytes"] == mix["local"] == mix["global_load"] == mix["shared_store"] == 0
+    same = ("tensor_flops", "mufu", "shared_load", "float", "conversion")
+    assert all(mix[name] == without["mix"][name] for name in same)
+    assert (row["region"], row["bound"]) == ("loop", "tensor")
+
+    row = row_of(90, f"attention_backward_ds_sm90<__half, 4, {5 if dim == 64 else 4}, {dim}>")
+    mix = row["mix"]
+    assert mix["total"] <= 95 and mix["mufu"] == mix["shared_load"] == mix["local"] == 0
+    assert 4 * mix["tensor_flops"] == 2 * 64 * 64 * dim
+    assert mix["read_bytes"] == 64 * 64 * 2 // 128 and row["bound"] == "HBM"
 
 
 def test_gradients_have_a_tile_of_their_own():

@@ -22,6 +22,7 @@ from conftest import SEED
 from bench import inside
 from bench.compiled import (
     attention_sm90_loop,
+    backward_ds_loop,
     backward_sm90_loop,
     disassembly,
     latent_sm90_loop,
@@ -87,6 +88,8 @@ def faults(kernel, code: disassembly.Code) -> list[str]:
         return found + latent_sm90_loop.faults(blocks, kernel)
     if kernel.header in (backward_sm90_loop.Q, backward_sm90_loop.KV):
         return found + backward_sm90_loop.faults(blocks, kernel)
+    if kernel.header == backward_ds_loop.HEADER:
+        return found + backward_ds_loop.faults(blocks, kernel)
 
     tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
     if any(i.category == "local" for block in blocks for i in block.instructions):

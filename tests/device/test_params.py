@@ -65,7 +65,14 @@ PACKED = {
     "AttentionBackwardSm90Params": [
         *[TENSOR_MAP] * 4,
         *BACKWARD,
+        device_params.SCORE_GRADIENTS,
         device_params.ATTENTION_BACKWARD_SM90,
+    ],
+    "AttentionBackwardDsParams": [
+        *[TENSOR_MAP] * 2,
+        *BACKWARD,
+        device_params.SCORE_GRADIENTS,
+        device_params.ATTENTION_BACKWARD_DS,
     ],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
     "DecodeParams": [device_params.DECODE_POINTERS, device_params.DECODE_TAIL],
@@ -231,7 +238,7 @@ def test_every_declaration_is_compared():
     assert declared <= compared
     for name, parts in PACKED.items():
         embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
-        embedded += ["AttentionBackwardParams"]
+        embedded += ["AttentionBackwardParams", "ScoreGradients"]
         assert parts[-1].name == name.partition("<")[0]
         assert {part.name for part in parts} <= {parts[-1].name, *embedded}
 

@@ -109,12 +109,14 @@ unsigned int wgmma_descriptor(const void* smem_ptr, unsigned int pitch, Site) {
 void wgmma_fence(Site site) { note("fence", By::kWarp, site); }
 void wgmma_commit(Site site) { note("commit", By::kWarp, site); }
 void wgmma_wait(int pending, Site site) { note("wait", By::kWarp, site, pending); }
-void wgmma(bool, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
-           unsigned int upper, bool accumulate, Site site) {
+void wgmma(bool, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b, unsigned int,
+           unsigned int upper, bool accumulate, bool by_columns, Site site) {
   const bool shared = a_registers == nullptr;
   const unsigned int none[4] = {}, *const words = shared ? none : a_registers;
-  note(shared ? "wgmma ss" : "wgmma rs", By::kWarp, site, columns, a, b, upper, accumulate, words[0], words[1],
-       words[2], words[3]);
+  note(by_columns ? "wgmma ss by columns"
+       : shared   ? "wgmma ss"
+                  : "wgmma rs",
+       By::kWarp, site, columns, a, b, upper, accumulate, words[0], words[1], words[2], words[3]);
   for (int r = 0; r < columns / 2; ++r) d[r] = !shared ? r : r / (r / 2 % 2 == 0 ? -8.0f : -16.0f);
 }
 

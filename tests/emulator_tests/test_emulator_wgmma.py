@@ -84,6 +84,32 @@ void product(const unsigned int* x, unsigned int* y, bool accumulate) {
 }
 """
 
+# a: 64 rows, by columns in panels of kSwizzleA, b by columns in panels of kSwizzleB; 64 steps of k.
+BY_COLUMNS = """
+template <class T, int kColumns, int kSwizzleA, int kSwizzleB>
+__device__ void product(const unsigned int* x, unsigned int* y) {
+  constexpr int kPanels = (2 * kColumns + kSwizzleB - 1) / kSwizzleB;
+  constexpr int kBytesA = 64 * 128, kBytes = kBytesA + kPanels * 64 * kSwizzleB;
+  const int t = threadIdx.x;
+  unsigned char* smem = ptx::dynamic_smem<unsigned char, 1024>();
+  for (int i = t; i < kBytes / 16; i += blockDim.x) {
+    ptx::st_shared((uint4*)smem + i, ptx::ld_global((const uint4*)x + i));
+  }
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float d[kColumns / 2];
+  const unsigned int a = ptx::wgmma_descriptor(smem, 64 * kSwizzleA);
+  const unsigned int b = ptx::wgmma_descriptor(smem + kBytesA, 64 * kSwizzleB);
+  ptx::wgmma_fence();
+  for (int i = 0; i < 4; ++i) {
+    ptx::wgmma_ss_by_columns<T, kColumns, kSwizzleA, kSwizzleB>(d, a + i * kSwizzleA, b + i * kSwizzleB, i > 0);
+  }
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  for (int i = 0; i < kColumns / 2; ++i) ptx::st_global(y + t * (kColumns / 2) + i, __float_as_uint(d[i]));
+}
+"""  # noqa: E501
+
 
 def panels(matrix, span):
     """The bytes of a matrix as TMA writes it, in panels with rows of `span` bytes."""
@@ -170,6 +196,23 @@ def test_product(columns, span, shared, kind):
         d = rng.standard_normal((64 * groups, columns)).astype(np.float32) if accumulate else None
         result = product(a, b, d, span, shared, kind)
         np.testing.assert_array_equal(result, expected(a, b, 0 * (a @ b) if d is None else d))
+
+
+@pytest.mark.parametrize("kind", DTYPE)
+@pytest.mark.parametrize("spans", [(128, 128), (128, 64), (64, 32), (32, 128)], ids=str)
+@pytest.mark.parametrize("columns", [64, 96, 128])
+def test_product_by_columns(columns, spans, kind):
+    rng = np.random.default_rng()
+    a = rng.standard_normal((64, 64)).astype(DTYPE[kind])
+    b = rng.standard_normal((64, columns)).astype(DTYPE[kind])
+    x = np.concatenate([panels(a.T.copy(), spans[0]), panels(b, spans[1])])
+    y = emulator.empty((128, columns // 2), np.float32)
+    call = f"product<{kind}, {columns}, {spans[0]}, {spans[1]}>(p.x, p.y)"
+    body = f"__global__ void kernel(Params p) {{ {call}; }}"
+    launch(BY_COLUMNS + body, x, y, 0, 128, smem_bytes=98304)
+    result = np.empty((64, columns), np.float32)
+    result[positions(128, columns)] = y
+    np.testing.assert_array_equal(result, expected(a, b, np.zeros((64, columns))))
 
 
 def test_special_values():

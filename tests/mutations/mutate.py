@@ -663,6 +663,26 @@ HOPPER_BACKWARD_UNSEEN = (
     hopper_backward("test_what_nobody_sees_changes_nothing", "float16"),
     hopper_backward("test_sequences", "float16"),
 )
+
+
+def storing(test, *parameters):
+    """A case of a test of kernels of Hopper that store gradients of scores."""
+    case = "-".join([*map(str, parameters), "emulator", "sm_90a"])
+    return f"{FILES['test_attention_backward_ds']}::{test}[{case}]"
+
+
+STORING = tuple(storing("test_head_dims", f"({dim}, {dim})", "float16") for dim in (64, 128))
+STORING_LONG = tuple(storing("test_lengths", f"({m}, {n})") for m, n in ((300, 500), (513, 90)))
+STORING_ROUNDS = (storing("test_rounds", "(6, 2)"),)
+STORING_RAGGED = (storing("test_sequences", "at once"),)
+STORING_EDGES = tuple(
+    storing("test_window", lengths, window)
+    for lengths, window in (("(150, 310)", "(64, 64)"), ("(310, 150)", "(17, None)"))
+)
+STORING_UNSEEN = (
+    storing("test_what_nobody_sees_changes_nothing"),
+    storing("test_options"),
+)
 BACKWARD_BYTES = (
     "tests/attention/test_attention_backward_traffic.py::test_every_byte[70-90-float16]",
 )

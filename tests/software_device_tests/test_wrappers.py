@@ -225,6 +225,7 @@ extern "C" __global__ void k(const T* a, const T* b, float* d) {
   T* const smem = ptx::dynamic_smem<T, 1024>();
   T* const of_b = smem + 64 * kSpan;
   const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+  constexpr int kPitchA = 16 * SWIZZLE;  // of panels with 16 steps of k
   float sum[kColumns / 2], first[kColumns / 2];
   for (int i = 0; i < kColumns / 2; ++i) sum[i] = 1;
 #if REGISTERS
@@ -232,6 +233,13 @@ extern "C" __global__ void k(const T* a, const T* b, float* d) {
     const int c = i % kColumns;
     put(of_b + c / kSpan * 16 * kSpan, i / kColumns, c % kSpan, b[i]);
   }
+#endif
+#if REGISTERS == 2
+  for (int i = t; i < 16 * 64; i += 128) {
+    const int r = i / 16;
+    put(smem + r / kSpan * 16 * kSpan, i % 16, r % kSpan, a[i]);
+  }
+#elif REGISTERS
   unsigned int r[4];
   for (int j = 0; j < 4; ++j) {
     r[j] = *reinterpret_cast<const unsigned int*>(a + (row + j % 2 * 8) * 16 + column + j / 2 * 8);
@@ -242,11 +250,13 @@ extern "C" __global__ void k(const T* a, const T* b, float* d) {
 #endif
   ptx::fence_proxy_async();
   __syncthreads();
-  const unsigned int x = ptx::wgmma_descriptor(smem, 16);
+  const unsigned int x = ptx::wgmma_descriptor(smem, REGISTERS ? kPitchA : 16);
   const unsigned int y = ptx::wgmma_descriptor(of_b, REGISTERS ? 16 * SWIZZLE : 16);
   for (int round = 0; round < 2; ++round) {
     ptx::wgmma_fence();
-#if REGISTERS
+#if REGISTERS == 2
+    ptx::wgmma_ss_by_columns<T, kColumns, SWIZZLE, SWIZZLE>(sum, x, y, round > 0);
+#elif REGISTERS
     ptx::wgmma_rs<T, kColumns, SWIZZLE>(sum, r, y, round > 0);
 #else
 #pragma unroll
@@ -273,7 +283,7 @@ def wgmma_source(kind, columns, swizzle, registers):
     return source.replace("TYPE", kind).replace("REGISTERS", str(registers))
 
 
-@pytest.mark.parametrize("registers", [0, 1])
+@pytest.mark.parametrize("registers", [0, 1, 2])
 @pytest.mark.parametrize("kind, columns, swizzle", CASES)
 def test_wgmma(rng, kind, columns, swizzle, registers):
     depth = 16 if registers else swizzle // 2

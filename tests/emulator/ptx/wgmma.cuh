@@ -55,14 +55,25 @@ constexpr unsigned int kWgmmaUpper = kSwizzle / 2 | (kSwizzle == 128  ? 1u
 template <class T, int kColumns, int kSwizzle>
 __forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate, EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
-  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzle>, accumulate, site);
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>,
+               accumulate, false, site);
+}
+
+template <class T, int kColumns, int kSwizzleA, int kSwizzleB>
+__forceinline__ void wgmma_ss_by_columns(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate,
+                                         EMU_SITE) {
+  ::emu::check_wgmma<kColumns, kSwizzleA>();
+  ::emu::check_wgmma<kColumns, kSwizzleB>();
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzleA>, kWgmmaUpper<kSwizzleB>,
+               accumulate, true, site);
 }
 
 template <class T, int kColumns, int kSwizzle>
 __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigned int (&a)[4], unsigned int b, bool accumulate,
                               EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
-  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, a, 0, b, kWgmmaUpper<kSwizzle>, accumulate, site);
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, a, 0, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>, accumulate,
+               false, site);
 }
 
 }  // namespace ptx

@@ -19,7 +19,7 @@ int& held_by(const Thread& thread) { return registers_of(thread).held[thread.ind
 void meet(Collective what, const char* name, int registers, Site site) {
   Thread& thread = running();
   check_warpgroup(thread, name, site);
-  const WarpgroupStep step = {name, registers, false, 0, 0, 0, false, site};
+  const WarpgroupStep step = {name, registers, false, 0, 0, 0, 0, false, false, site};
   warp_collective(what, kWholeWarp, reinterpret_cast<uint64_t>(&step), 0, 32, site);
 }
 

@@ -65,7 +65,7 @@ const char* difference(const WarpgroupStep& a, const WarpgroupStep& b) {
   }
   if (a.number != b.number) return "the number of columns or registers";
   if (a.half != b.half) return "the type";
-  if (a.a != b.a) return "the descriptor of a";
+  if (a.a != b.a || a.upper_a != b.upper_a) return "the descriptor of a";
   if (a.b != b.b || a.upper != b.upper) return "the descriptor of b";
   return a.accumulate != b.accumulate ? "accumulate" : nullptr;
 }

@@ -8,10 +8,10 @@ namespace emu {
 // One of those instructions, as each warp of a warpgroup must execute it.
 struct WarpgroupStep {
   const char* name;
-  int number;  // columns, or registers
-  bool half;   // elements are of float16, else of bfloat16
-  uint32_t a, b, upper;
-  bool accumulate;
+  int number;                     // columns, or registers
+  bool half;                      // elements are of float16, else of bfloat16
+  uint32_t a, b, upper_a, upper;  // descriptors: lower words, then upper ones
+  bool accumulate, by_columns;
   Site site;
 };
 

@@ -157,10 +157,19 @@ void check_lanes_agree(const Warp& warp, Site site) {
   }
 }
 
+// 16 x 16 elements.
+void transpose(uint8_t* bytes) {
+  uint16_t from[16][16], to[16][16];
+  memcpy(from, bytes, sizeof from);
+  for (int i = 0; i < 256; ++i) to[i % 16][i / 16] = from[i / 16][i % 16];
+  memcpy(bytes, to, sizeof to);
+}
+
 // The warp's 16 rows of a, and b, as they are now.
 void copy_operands(const Block& block, const Instruction& instruction, std::vector<uint8_t>& bytes) {
   bytes.resize(kBytesOfA + instruction.b.bytes());
   if (!instruction.a_registers[0]) copy(block, instruction.a, bytes.data());
+  if (instruction.a.mn_major) transpose(bytes.data());
   for (int lane = 0; instruction.a_registers[0] && lane < 32; ++lane) {
     for (int j = 0; j < 4; ++j) {
       const int row = lane / 4 + 8 * (j % 2), word = lane % 4 + 4 * (j / 2);
@@ -184,16 +193,16 @@ void issue(WarpState& state, Warp& warp, Site site) {
   instruction.group = state.committed;
   instruction.reading = begin_reading();
   for (int lane = 0; lane < 32; ++lane) instruction.a_registers[lane] = operands_of(warp.threads[lane]).a;
-  if (first.a) {
-    instruction.b.mn_major = true;
-    instruction.b.lines = 16;
-    instruction.b.chunks = step.number / 8;
-  } else {
-    instruction.a.first_line = thread.index / 32 % 4 * 16;
+  instruction.b.mn_major = first.a || step.by_columns;
+  instruction.b.lines = instruction.b.mn_major ? 16 : step.number;
+  instruction.b.chunks = instruction.b.mn_major ? step.number / 8 : 2;
+  if (!first.a) {
+    const int of_group = thread.index / 32 % 4;
+    instruction.a.mn_major = step.by_columns;
+    (step.by_columns ? instruction.a.first_chunk : instruction.a.first_line) = of_group * (step.by_columns ? 2 : 16);
     instruction.a.lines = 16;
-    instruction.b.lines = step.number;
-    instruction.a.chunks = instruction.b.chunks = 2;
-    decode(thread, "a", step.a, step.upper, instruction.a, site);
+    instruction.a.chunks = 2;
+    decode(thread, "a", step.a, step.upper_a, instruction.a, site);
     begin_reading(warp, instruction.a, instruction.reading, site);
   }
   decode(thread, "b", step.b, step.upper, instruction.b, site);
@@ -282,9 +291,10 @@ void wgmma_wait(int pending, Site site) {
 }
 
 void wgmma(bool half, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
-           unsigned int upper, bool accumulate, Site site) {
-  const char* name = a_registers ? "wgmma_rs" : "wgmma_ss";
-  const WgmmaOperands operands = {{name, columns, half, a, b, upper, accumulate, site}, d, a_registers};
+           unsigned int upper_a, unsigned int upper, bool accumulate, bool by_columns, Site site) {
+  const char* name = a_registers ? "wgmma_rs" : by_columns ? "wgmma_ss_by_columns" : "wgmma_ss";
+  const WgmmaOperands operands = {
+      {name, columns, half, a, b, upper_a, upper, accumulate, by_columns, site}, d, a_registers};
   meet(Collective::kWgmma, name, reinterpret_cast<uint64_t>(&operands), site);
 }
 

@@ -20,7 +20,7 @@ void for_each_chunk(const SharedOperand& operand, Visit visit) {
   const uint32_t chunks_of_span = operand.span / 16;
   for (int i = operand.first_line; i < operand.first_line + operand.lines; ++i) {
     const uint32_t line = operand.start + i / 8 * operand.stride + i % 8 * operand.span;
-    for (int c = 0; c < operand.chunks; ++c) {
+    for (int c = operand.first_chunk; c < operand.first_chunk + operand.chunks; ++c) {
       const uint32_t panel = operand.mn_major ? c / chunks_of_span : 0, inside = c - panel * chunks_of_span;
       visit(swizzle(line + panel * operand.leading + inside * 16, operand.span) - kSharedBase);
     }
@@ -61,7 +61,7 @@ void decode(const Thread& thread, const char* name, uint32_t lower, uint32_t upp
   check(operand.stride % pattern == 0, "has a stride amid a swizzle pattern");
   check(machine.dynamic_alignment % static_cast<int>(pattern) == 0,
         "takes an address of a multiple of the swizzle pattern's bytes, but dynamic_smem was asked for less");
-  const bool panels = operand.mn_major && operand.chunks * 16 > static_cast<int>(operand.span);
+  const bool panels = operand.mn_major && (operand.first_chunk + operand.chunks) * 16 > static_cast<int>(operand.span);
   check(!panels || operand.leading % pattern == 0, "has a pitch of panels amid a swizzle pattern");
 }
 

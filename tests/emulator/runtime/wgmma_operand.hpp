@@ -14,7 +14,7 @@ struct SharedOperand {
   bool mn_major;
   uint32_t start, leading, stride,
       span;  // bytes; the last is that of a line in a panel
-  int first_line, lines, chunks;
+  int first_line, first_chunk, lines, chunks;
 
   size_t bytes() const { return static_cast<size_t>(lines) * chunks * 16; }
 };

@@ -67,6 +67,14 @@ void give_back(Warp& warp, Accumulators* d) {
   state.in_flight.remove_if([d](const Accumulators& other) { return &other == d; });
 }
 
+// 16 x 16 elements.
+void transpose(char* bytes) {
+  unsigned short from[16][16], to[16][16];
+  memcpy(from, bytes, sizeof from);
+  for (int i = 0; i < 256; ++i) to[i % 16][i / 16] = from[i / 16][i % 16];
+  memcpy(bytes, to, sizeof to);
+}
+
 // The warp's 16 rows of a, and b, as they are now.
 void copy_operands(Warp& warp, const PendingWgmma& wgmma, std::vector<char>& bytes) {
   bytes.resize(kBytesOfA + wgmma.b.bytes());
@@ -79,6 +87,7 @@ void copy_operands(Warp& warp, const PendingWgmma& wgmma, std::vector<char>& byt
     }
   } else {
     copy_operand(*warp.block, wgmma.a, bytes.data());
+    if (wgmma.a.mn_major) transpose(bytes.data());
   }
   copy_operand(*warp.block, wgmma.b, bytes.data() + kBytesOfA);
 }
@@ -153,7 +162,9 @@ void execute_wgmma(Warp& warp, const Inst& inst) {
   wgmma.b.lines = wgmma.b.mn_major ? 16 : columns;
   wgmma.b.chunks = wgmma.b.mn_major ? columns / 8 : 2;
   if (!in_registers) {
-    wgmma.a.first_line = static_cast<int>(warp.index % 4 * 16);
+    wgmma.a.mn_major = inst.flag & 8;
+    const int of_group = static_cast<int>(warp.index % 4);
+    (wgmma.a.mn_major ? wgmma.a.first_chunk : wgmma.a.first_line) = of_group * (wgmma.a.mn_major ? 2 : 16);
     wgmma.a.lines = 16;
     wgmma.a.chunks = 2;
     decode(warp, inst, "a", a, wgmma.a);

@@ -13,7 +13,7 @@ namespace soft {
 struct SharedOperand {
   bool mn_major = false;
   u32 start = 0, leading = 0, stride = 0, span = 0;  // bytes; the last is that of a line in a panel
-  int first_line = 0, lines = 0, chunks = 0;
+  int first_line = 0, first_chunk = 0, lines = 0, chunks = 0;
 
   size_t bytes() const { return static_cast<size_t>(lines) * static_cast<size_t>(chunks) * 16; }
 };

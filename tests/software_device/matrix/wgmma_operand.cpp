@@ -18,7 +18,8 @@ void for_each_chunk(const SharedOperand& operand, Visit visit) {
   for (int i = operand.first_line; i < operand.first_line + operand.lines; ++i) {
     const u32 number = static_cast<u32>(i);
     const u32 line = operand.start + number / 8 * operand.stride + number % 8 * operand.span;
-    for (u32 c = 0; c < static_cast<u32>(operand.chunks); ++c) {
+    const u32 first = static_cast<u32>(operand.first_chunk);
+    for (u32 c = first; c < first + static_cast<u32>(operand.chunks); ++c) {
       const u32 panel = operand.mn_major ? c / chunks_of_span : 0, inside = c - panel * chunks_of_span;
       visit(swizzle(line + panel * operand.leading + inside * 16, operand.span));
     }
@@ -46,7 +47,7 @@ void decode(const Warp& warp, const Inst& inst, const char* name, u64 descriptor
   check((operand.start - inside) % pattern == 0, "starts amid a swizzle pattern of eight rows");
   check(operand.mn_major ? inside == 0 : inside % 32 == 0, "starts amid the columns of a step");
   check(operand.stride % pattern == 0, "has a stride amid a swizzle pattern");
-  const bool panels = operand.mn_major && operand.chunks * 16 > static_cast<int>(operand.span);
+  const bool panels = operand.mn_major && (operand.first_chunk + operand.chunks) * 16 > static_cast<int>(operand.span);
   check(!panels || operand.leading % pattern == 0, "has a pitch of panels amid a swizzle pattern");
 }
 

@@ -44,9 +44,9 @@ void wgmma_operands(Builder& builder, Inst& instruction, const Variant& variant,
   whole_warp(instruction);
   instruction.imm = std::stoi(variant.words[4].substr(4));
   if (constant_operand(operands[4]) != 1 || constant_operand(operands[5]) != 1) die("negates an operand");
-  if (!in_registers && constant_operand(operands[6])) die("transposes a");
-  instruction.flag =
-      (variant.has("bf16") ? 1 : 0) | (in_registers ? 2 : 0) | (constant_operand(operands.back()) ? 4 : 0);
+  instruction.flag = (variant.has("bf16") ? 1 : 0) | (in_registers ? 2 : 0) |
+                     (constant_operand(operands.back()) ? 4 : 0) |
+                     (!in_registers && constant_operand(operands[6]) ? 8 : 0);
   std::vector<u32> accumulators(static_cast<size_t>(instruction.imm) / 2);
   register_list(builder, operands[0], kWord, true, accumulators.size(), accumulators.data());
   instruction.extra = static_cast<u32>(builder.function.lists.size());

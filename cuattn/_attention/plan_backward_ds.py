@@ -1,0 +1,120 @@
+"""Gradients of attention on Hopper in five products of the scores: the kernel of dk and dv stores
+dS, of which dq is one more product, instead of S and dP being computed once more for it.
+
+Plain integers in, frozen dataclasses out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from cuattn._attention.plan_backward import Launch, key_grid
+from cuattn._attention.plan_backward_sm90 import Sm90Launch, plan_kv_sm90
+from cuattn._attention.plan_sm90 import HALF_BYTES, REGISTERS
+from cuattn._attention.problem import AttentionProblem
+from cuattn._device.kernel import Kernel, ceil_div
+
+IMAGE = 64  # keys and queries of an image of dS, and rows of a warpgroup
+IMAGE_BYTES = IMAGE * IMAGE * HALF_BYTES
+GROUPS = 4  # warpgroups of a block, which share K: of L2 they read half as much of it as of dS
+
+# Of all devices, whatever memory is free: the bits of a result must not depend on that.
+WORKSPACE_BYTES = 2**30
+LEAST_ROWS = 1024  # queries and keys; fewer are no work for two kernels of this size
+LEAST_BLOCKS = 256  # of a round, unless one is all: two for nearly each of 132 multiprocessors
+
+
+class Tile(NamedTuple):
+    """Of a table the first that fits is taken."""
+
+    max_dim: int  # of heads
+    stages: int  # of K and of dS
+    why: str  # shared memory, of which there are 227 KiB
+
+
+TILES = (
+    Tile(64, 5, "200 KiB"),
+    Tile(128, 4, "192 KiB"),
+)
+
+
+class Round(NamedTuple):
+    """Heads of K whose dS is stored at the same time."""
+
+    unit: int  # the first
+    units: int
+    kv: Launch
+    ds: Launch
+
+
+class DsPlan(NamedTuple):
+    """Two kernels, round by round."""
+
+    kv: Sm90Launch  # its boxes
+    rounds: tuple[Round, ...]
+    q_tiles: int  # images of a head
+    k_tiles: int
+    panel: int  # columns of a box of K
+    images: int  # of a round
+
+
+@lru_cache(maxsize=4096)
+def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None:
+    """dq, dk and dv; None: dq has a kernel of its own, which stores nothing."""
+    kv = plan_kv_sm90(problem, compute_capability)
+    if kv is None or kv.rows["q"] % IMAGE or min(_rows(problem)) < LEAST_ROWS:
+        return None
+    # Blocks of keys and tiles of queries store two images side by side.
+    q_pairs, k_pairs = (ceil_div(rows, 2 * IMAGE) for rows in (problem.q_rows, problem.k_rows))
+    if problem.ragged:  # each sequence may end in images of its own
+        q_pairs = problem.q_rows // (2 * IMAGE) + problem.batch
+    q_tiles, k_tiles = 2 * q_pairs, 2 * k_pairs
+    sharing = problem.heads // problem.kv_heads
+    key_blocks, units, _ = key_grid(problem, kv.launch.kernel.arguments["kWarpgroups"] * IMAGE)
+    most = WORKSPACE_BYTES // (sharing * q_tiles * k_tiles * IMAGE_BYTES)
+    if most == 0:
+        return None
+    together = ceil_div(units, ceil_div(units, most))
+    if together < units and together * key_blocks < LEAST_BLOCKS:
+        return None
+
+    row_blocks, _, heads_in_l2 = problem.grid(GROUPS * IMAGE)
+    arguments = kv.launch.kernel.arguments
+    dim = arguments["kDim"]
+    stages = next(tile.stages for tile in TILES if dim <= tile.max_dim)
+    storing = replace(kv.launch.kernel, arguments=arguments | {"kStoreDs": True})
+    block = 128 * (GROUPS + 1)
+    ds = Kernel(
+        "attention_backward_ds_sm90",
+        {"T": arguments["T"], "kWarpgroups": GROUPS, "kStages": stages, "kDim": dim},
+        0,
+        block,
+        smem_bytes=stages * (IMAGE * dim * HALF_BYTES + GROUPS * IMAGE_BYTES + 16),
+        suffix="a",
+        registers=REGISTERS // block // 8 * 8,
+    )
+    rounds = []
+    for unit in range(0, units, together):
+        count = min(together, units - unit)
+        rounds.append(
+            Round(
+                unit,
+                count,
+                kv.launch._replace(kernel=replace(storing, grid=count * key_blocks)),
+                Launch(
+                    replace(ds, grid=count * sharing * row_blocks),
+                    row_blocks,
+                    min(heads_in_l2, count * sharing),
+                ),
+            )
+        )
+    images = together * sharing * q_tiles * k_tiles
+    return DsPlan(kv, tuple(rounds), q_tiles, k_tiles, kv.panels["k"], images)
+
+
+def _rows(problem: AttentionProblem) -> tuple[int, int]:
+    """Queries and keys of a sequence, on average."""
+    sequences = problem.batch if problem.ragged else 1
+    return problem.q_rows // max(1, sequences), problem.k_rows // max(1, sequences)
