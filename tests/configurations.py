@@ -277,9 +277,10 @@ def backward_problems() -> Iterator[AttentionProblem]:
 
 def sm90_backward_problems() -> Iterator[AttentionProblem]:
     """What they lack of the tiles of Hopper's own kernels."""
-    for dims in ((64, 64), (96, 96), (128, 128), (192, 192)):
+    for dims in ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256)):
         yield attention_problem("bfloat16", *dims)
-    yield attention_problem("float16", 128, 64)
+    for dims in ((128, 64), (256, 64)):
+        yield attention_problem("float16", *dims)
 
 
 def backward_kernels(compute_capability: int) -> Iterator[Kernel]:

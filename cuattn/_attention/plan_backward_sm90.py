@@ -20,6 +20,7 @@ class Tile(NamedTuple):
     rows: int
     stages: int
     why: str  # shared memory, of which there are 227 KiB, and what else counts
+    v_stages: int = 0  # of V, where they are others
 
 
 Q_TILES = (
@@ -27,6 +28,7 @@ Q_TILES = (
     Tile(96, 128, 2, "144 KiB"),
     Tile(128, 128, 2, "192 KiB"),
     Tile(192, 64, 2, "192 KiB"),
+    Tile(256, 64, 2, "224 KiB: V, which is free before K, has one stage", v_stages=1),
 )
 KV_TILES = (
     Tile(64, 128, 3, "131 KiB"),
@@ -64,13 +66,16 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
         return None
     dim, value_dim = (next(d for d in DIMS if size <= d) for size in sizes[2:])
     tile = next(tile for tile in table if max(dim, value_dim) <= tile.max_dim)
-    smem = (GROUPS * ROWS + tile.stages * tile.rows) * (dim + value_dim) * HALF_BYTES
-    smem += 8 * (tile.stages * (4 + of_keys * tile.rows) + 1)  # barriers, and statistics
+    v_stages = tile.v_stages or tile.stages
+    smem = GROUPS * ROWS * (dim + value_dim) * HALF_BYTES
+    smem += tile.rows * (tile.stages * dim + v_stages * value_dim) * HALF_BYTES
+    smem += 8 * (2 * (tile.stages + v_stages) + of_keys * tile.stages * tile.rows + 2)  # barriers, and statistics
     arguments = {
         "T": CTYPES[problem.dtype],
         "kWarpgroups": GROUPS,
         "kQueries" if of_keys else "kKeys": tile.rows,
         "kStages": tile.stages,
+        **({} if of_keys else {"kValueStages": v_stages}),
         "kDim": dim,
         "kValueDim": value_dim,
         **({"kStoreDs": False} if of_keys else {}),

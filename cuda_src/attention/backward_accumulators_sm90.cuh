@@ -3,6 +3,23 @@
 
 #include <attention/backward.cuh>
 #include <attention/panels.cuh>
+#include <ptx/wgmma.cuh>
+
+// Starts d = A B^T on the tensor cores, and puts it into a group.
+template <int kCount, class T, int kRows, int kCols>
+__device__ __forceinline__ void start_product(float (&d)[kCount], Panels<T, 64, kCols> a, Panels<T, kRows, kCols> b) {
+  using A = Panels<T, 64, kCols>;
+  using B = Panels<T, kRows, kCols>;
+  const unsigned int a_descriptor = ptx::wgmma_descriptor(a.base, 16), b_descriptor = ptx::wgmma_descriptor(b.base, 16);
+#pragma unroll
+  for (int i = 0; i < kCols / 16; ++i) {
+    constexpr int kSteps = A::kSpan / 32;  // of a panel
+    const int panel = i / kSteps, in_panel = i % kSteps * 32;
+    ptx::wgmma_ss<T, kRows, A::kSpan>(d, a_descriptor, b_descriptor, i > 0, (panel * A::kPanelBytes + in_panel) / 16,
+                                      (panel * B::kPanelBytes + in_panel) / 16);
+  }
+  ptx::wgmma_commit();
+}
 
 // d = `value` where column c of the lane's row is not one of low[half] … high[half] - 1; column0 is that of d[0].
 template <int kCount>
@@ -30,6 +47,22 @@ __device__ __forceinline__ long long image_row(const ScoreGradients& ds, bool ra
                                                const QueryBlock& block, int key) {
   const long long tile = ragged ? (block.q_start / 128 + block.batch) * 2 : 0;
   return ((head * ds.k_tiles + key / 64) * ds.q_tiles + tile) * kImageRows;
+}
+
+// P of scores, s = probability<false>(s, fold, lse) of the lane's rows. That one exceeds 1 is rare: a warp limits its
+// own only then, and else looks at the signs of the exponents, two an instruction.
+template <int kCount>
+__device__ __forceinline__ void probabilities(float (&s)[kCount], float fold, const float (&lse)[2]) {
+  int signs = -1;
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+    const float x = ::fma(s[r], fold, -lse[r / 2 % 2]);
+    signs &= __float_as_int(x);
+    s[r] = ScoreBase<float>::exp(x);
+  }
+  if (!__any_sync(0xffffffff, signs >= 0)) return;
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) s[r] = s[r] > 1 ? 1.0f : s[r];  // NaN stays
 }
 
 // 64 rows from the accumulators of wgmma to global memory, each warp through its own rows of a tile: `good` rows times

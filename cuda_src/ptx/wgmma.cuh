@@ -50,11 +50,13 @@ constexpr unsigned int kWgmmaUpper = kSwizzle / 2 | (kSwizzle == 128  ? 1u
 template <int kColumns>
 struct Wgmma;
 
-// 64 x kColumns += 64 x 16 * 16 x kColumns; where `accumulate` is false, d is overwritten. a and b are K-major.
+// 64 x kColumns += 64 x 16 * 16 x kColumns; where `accumulate` is false, d is overwritten. a and b are K-major; steps
+// are added to their descriptors, constant ones by one instruction.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
 template <class T, int kColumns, int kSwizzle>
-__device__ __forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate) {
-  Wgmma<kColumns>::ss(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzle>, accumulate);
+__device__ __forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate,
+                                         unsigned int a_step = 0, unsigned int b_step = 0) {
+  Wgmma<kColumns>::ss(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzle>, accumulate, a_step, b_step);
 }
 
 // The same with a and b MN-major, each in panels of its own.
@@ -71,8 +73,8 @@ __device__ __forceinline__ void wgmma_ss_by_columns(float (&d)[kColumns / 2], un
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
 template <class T, int kColumns, int kSwizzle>
 __device__ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigned int (&a)[4], unsigned int b,
-                                         bool accumulate) {
-  Wgmma<kColumns>::rs(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzle>, accumulate);
+                                         bool accumulate, unsigned int b_step = 0) {
+  Wgmma<kColumns>::rs(static_cast<const T*>(nullptr), d, a, b, kWgmmaUpper<kSwizzle>, accumulate, b_step);
 }
 
 // The accumulators as operands, and by their numbers in an asm statement.
@@ -102,43 +104,50 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigne
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// n0 ... n6: the numbers after the accumulators.
-#define WGMMA_TYPE(kColumns, half, T, type, n0, n1, n2, n3, n4, n5, n6)                                              \
-  static __device__ __forceinline__ void ss(const T*, float (&d)[kColumns / 2], unsigned int a, unsigned int b,      \
-                                            unsigned int upper, bool accumulate) {                                   \
-    asm volatile("{\n .reg .pred p;\n .reg .b64 a, b;\n setp.ne.b32 p, %" #n3                                        \
-                 ", 0;\n"                                                                                            \
-                 " mov.b64 a, {%" #n0 ", %" #n2 "};\n mov.b64 b, {%" #n1 ", %" #n2                                   \
-                 "};\n"                                                                                              \
-                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half    \
-                 "}, a, b, p, 1, 1, 0, 0;\n}"                                                                        \
-                 : WGMMA_D##half                                                                                     \
-                 : "r"(a), "r"(b), "r"(upper), "r"(static_cast<int>(accumulate))                                     \
-                 : "memory");                                                                                        \
-  }                                                                                                                  \
-  static __device__ __forceinline__ void by_columns(const T*, float (&d)[kColumns / 2], unsigned int a,              \
-                                                    unsigned int b, unsigned int upper_a, unsigned int upper_b,      \
-                                                    bool accumulate) {                                               \
-    asm volatile("{\n .reg .pred p;\n .reg .b64 a, b;\n setp.ne.b32 p, %" #n4                                        \
-                 ", 0;\n"                                                                                            \
-                 " mov.b64 a, {%" #n0 ", %" #n1 "};\n mov.b64 b, {%" #n2 ", %" #n3                                   \
-                 "};\n"                                                                                              \
-                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half    \
-                 "}, a, b, p, 1, 1, 1, 1;\n}"                                                                        \
-                 : WGMMA_D##half                                                                                     \
-                 : "r"(a), "r"(upper_a), "r"(b), "r"(upper_b), "r"(static_cast<int>(accumulate))                     \
-                 : "memory");                                                                                        \
-  }                                                                                                                  \
-  static __device__ __forceinline__ void rs(const T*, float (&d)[kColumns / 2], const unsigned int (&a)[4],          \
-                                            unsigned int b, unsigned int upper, bool accumulate) {                   \
-    asm volatile("{\n .reg .pred p;\n .reg .b64 b;\n setp.ne.b32 p, %" #n6 ", 0;\n mov.b64 b, {%" #n4 ", %" #n5      \
-                 "};\n"                                                                                              \
-                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half    \
-                 "}, "                                                                                               \
-                 "{%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, b, p, 1, 1, 1;\n}"                                       \
-                 : WGMMA_D##half                                                                                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(upper), "r"(static_cast<int>(accumulate)) \
-                 : "memory");                                                                                        \
+// n0 ... n7: the numbers after the accumulators.
+#define WGMMA_TYPE(kColumns, half, T, type, n0, n1, n2, n3, n4, n5, n6, n7)                                           \
+  static __device__ __forceinline__ void ss(const T*, float (&d)[kColumns / 2], unsigned int a, unsigned int b,       \
+                                            unsigned int upper, bool accumulate, unsigned int a_step,                 \
+                                            unsigned int b_step) {                                                    \
+    asm volatile("{\n .reg .pred p;\n .reg .b64 a, b, step;\n setp.ne.b32 p, %" #n3                                   \
+                 ", 0;\n"                                                                                             \
+                 " mov.b64 a, {%" #n0 ", %" #n2 "};\n cvt.u64.u32 step, %" #n4                                        \
+                 ";\n add.s64 a, a, step;\n"                                                                          \
+                 " mov.b64 b, {%" #n1 ", %" #n2 "};\n cvt.u64.u32 step, %" #n5                                        \
+                 ";\n add.s64 b, b, step;\n"                                                                          \
+                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half     \
+                 "}, a, b, p, 1, 1, 0, 0;\n}"                                                                         \
+                 : WGMMA_D##half                                                                                      \
+                 : "r"(a), "r"(b), "r"(upper), "r"(static_cast<int>(accumulate)), "r"(a_step), "r"(b_step)            \
+                 : "memory");                                                                                         \
+  }                                                                                                                   \
+  static __device__ __forceinline__ void by_columns(const T*, float (&d)[kColumns / 2], unsigned int a,               \
+                                                    unsigned int b, unsigned int upper_a, unsigned int upper_b,       \
+                                                    bool accumulate) {                                                \
+    asm volatile("{\n .reg .pred p;\n .reg .b64 a, b;\n setp.ne.b32 p, %" #n4                                         \
+                 ", 0;\n"                                                                                             \
+                 " mov.b64 a, {%" #n0 ", %" #n1 "};\n mov.b64 b, {%" #n2 ", %" #n3                                    \
+                 "};\n"                                                                                               \
+                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half     \
+                 "}, a, b, p, 1, 1, 1, 1;\n}"                                                                         \
+                 : WGMMA_D##half                                                                                      \
+                 : "r"(a), "r"(upper_a), "r"(b), "r"(upper_b), "r"(static_cast<int>(accumulate))                      \
+                 : "memory");                                                                                         \
+  }                                                                                                                   \
+  static __device__ __forceinline__ void rs(const T*, float (&d)[kColumns / 2], const unsigned int (&a)[4],           \
+                                            unsigned int b, unsigned int upper, bool accumulate,                      \
+                                            unsigned int b_step) {                                                    \
+    asm volatile("{\n .reg .pred p;\n .reg .b64 b, step;\n setp.ne.b32 p, %" #n6                                      \
+                 ", 0;\n"                                                                                             \
+                 " mov.b64 b, {%" #n4 ", %" #n5 "};\n cvt.u64.u32 step, %" #n7                                        \
+                 ";\n add.s64 b, b, step;\n"                                                                          \
+                 " wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." type "." type " {" WGMMA_NUMBERS##half     \
+                 "}, "                                                                                                \
+                 "{%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, b, p, 1, 1, 1;\n}"                                        \
+                 : WGMMA_D##half                                                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(upper), "r"(static_cast<int>(accumulate)), \
+                   "r"(b_step)                                                                                        \
+                 : "memory");                                                                                         \
   }
 #define WGMMA(kColumns, half, ...)                                 \
   template <>                                                      \
@@ -147,13 +156,13 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigne
     WGMMA_TYPE(kColumns, half, __nv_bfloat16, "bf16", __VA_ARGS__) \
   };
 
-WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
-WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
-WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
-WGMMA(112, 56, 56, 57, 58, 59, 60, 61, 62)
-WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
-WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
-WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
+WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38, 39)
+WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46, 47)
+WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54, 55)
+WGMMA(112, 56, 56, 57, 58, 59, 60, 61, 62, 63)
+WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70, 71)
+WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102, 103)
+WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134, 135)
 
 #undef WGMMA
 #undef WGMMA_TYPE

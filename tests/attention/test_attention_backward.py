@@ -44,7 +44,7 @@ def test_lengths(backend, rng, lengths):
 # Both sides of whole vectors of 16 bytes and of columns padded to 32; keys and values unlike.
 @pytest.mark.parametrize(
     "dims",
-    [(1, 1), (40, 40), (111, 125), (96, 96), (160, 160), (192, 192), (256, 256), (64, 249)],
+    [(1, 1), (40, 40), (111, 125), (96, 96), (160, 160), (192, 192), (256, 256), (64, 249), (249, 64)],
     ids=str,
 )
 def test_head_dims(backend, rng, dims):
@@ -59,9 +59,12 @@ def test_dtypes(backend, rng, op, dim):
     verify(backend, rng, op, heads=(1, 1), lengths=(79, 143), dims=(dim, dim), is_causal=True)
 
 
-@pytest.mark.parametrize("dim", [64, 128, 192])
+@pytest.mark.parametrize("dim", [64, 128, 192, 256])
 def test_many_tiles(backend, rng, dim):
-    """More than slots of any ring, of queries and of keys, behind a window and without one."""
+    """More than slots of any ring, of queries and of keys, behind a window and without one; keys
+    that nobody sees in the first and in the last of them."""
+    seen = {"window": (200, 0), "q_offset": 300}
+    verify(backend, rng, heads=(1, 1), lengths=(40, 400), dims=(dim, dim), **seen)
     verify(backend, rng, heads=(1, 1), lengths=(530, 540), dims=(dim, dim), window=(200, 100))
     verify(backend, rng, heads=(2, 1), lengths=(410, 530), dims=(dim, dim))
 

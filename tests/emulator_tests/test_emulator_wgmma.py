@@ -72,9 +72,9 @@ void product(const unsigned int* x, unsigned int* y, bool accumulate) {
     if constexpr (kShared) {
       const unsigned int a_step = (panel * rows * kSwizzle + inside) / 16;
       const unsigned int b_step = (panel * kColumns * kSwizzle + inside) / 16;
-      ptx::wgmma_ss<T, kColumns, kSwizzle>(d, a + a_step, b + b_step, add);
+      ptx::wgmma_ss<T, kColumns, kSwizzle>(d, a, b, add, a_step, b_step);
     } else {
-      ptx::wgmma_rs<T, kColumns, kSwizzle>(d, r[i], b + i * kSwizzle, add);
+      ptx::wgmma_rs<T, kColumns, kSwizzle>(d, r[i], b, add, i * kSwizzle);
     }
   }
   ptx::wgmma_commit();

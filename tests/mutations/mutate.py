@@ -654,6 +654,7 @@ HOPPER_BACKWARD_LONG = (
     hopper_backward("test_lengths", "(300, 799)"),
     hopper_backward("test_many_tiles", 128),
 )
+HOPPER_BACKWARD_WIDE = (hopper_backward("test_many_tiles", 256),)
 HOPPER_BACKWARD_GROUPS = (hopper_backward("test_groups_of_heads", 3, "(6, 2)"),)
 HOPPER_BACKWARD_EDGES = tuple(
     hopper_backward("test_window", lengths, window)

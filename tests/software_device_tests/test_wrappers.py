@@ -257,11 +257,11 @@ extern "C" __global__ void k(const T* a, const T* b, float* d) {
 #if REGISTERS == 2
     ptx::wgmma_ss_by_columns<T, kColumns, SWIZZLE, SWIZZLE>(sum, x, y, round > 0);
 #elif REGISTERS
-    ptx::wgmma_rs<T, kColumns, SWIZZLE>(sum, r, y, round > 0);
+    ptx::wgmma_rs<T, kColumns, SWIZZLE>(sum, r, y - 5, round > 0, 5);
 #else
 #pragma unroll
     for (int step = 0; step < kSpan / 16; ++step) {
-      ptx::wgmma_ss<T, kColumns, SWIZZLE>(sum, x + 2 * step, y + 2 * step, round + step > 0);
+      ptx::wgmma_ss<T, kColumns, SWIZZLE>(sum, x, y - 3, round + step > 0, 2 * step, 2 * step + 3);
     }
 #endif
     ptx::wgmma_commit();

@@ -53,8 +53,10 @@ constexpr unsigned int kWgmmaUpper = kSwizzle / 2 | (kSwizzle == 128  ? 1u
                                                         << 30;
 
 template <class T, int kColumns, int kSwizzle>
-__forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate, EMU_SITE) {
+__forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned int b, bool accumulate,
+                              unsigned int a_step = 0, unsigned int b_step = 0, EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
+  a += a_step, b += b_step;
   ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>,
                accumulate, false, site);
 }
@@ -70,8 +72,9 @@ __forceinline__ void wgmma_ss_by_columns(float (&d)[kColumns / 2], unsigned int 
 
 template <class T, int kColumns, int kSwizzle>
 __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigned int (&a)[4], unsigned int b, bool accumulate,
-                              EMU_SITE) {
+                              unsigned int b_step = 0, EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
+  b += b_step;
   ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, a, 0, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>, accumulate,
                false, site);
 }
