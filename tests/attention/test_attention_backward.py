@@ -7,6 +7,7 @@ grad, y and lse (`attention_backward_cases.Backward`). Sizes and options are tho
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -434,3 +435,6 @@ def test_weights_are_at_most_one(backend, rng, op):
     assert (
         abs(got.dv.astype(np.float64)) <= 1.01 * abs(grad).sum(axis=(1, 2))[:, None, None]
     ).all()
+    k, v = (np.repeat(abs(a), q.shape[1] // a.shape[1], axis=1) for a in (arrays[1], v))
+    sizes = abs(grad) @ np.swapaxes(v, 2, 3) + (abs(grad * y).sum(axis=3))[..., None]
+    assert (abs(got.dq.astype(np.float64)) <= 1.01 * (sizes @ k) / math.sqrt(64)).all()

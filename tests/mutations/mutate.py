@@ -654,7 +654,11 @@ HOPPER_BACKWARD_LONG = (
     hopper_backward("test_lengths", "(300, 799)"),
     hopper_backward("test_many_tiles", 128),
 )
-HOPPER_BACKWARD_WIDE = (hopper_backward("test_many_tiles", 256),)
+HOPPER_BACKWARD_WIDE = (hopper_backward("test_dtypes", 256, "float16"),)
+HOPPER_BACKWARD_SIZES = (
+    hopper_backward("test_weights_are_at_most_one", "bfloat16"),
+    hopper_backward("test_nan_that_takes_part", "float16"),
+)
 HOPPER_BACKWARD_GROUPS = (hopper_backward("test_groups_of_heads", 3, "(6, 2)"),)
 HOPPER_BACKWARD_EDGES = tuple(
     hopper_backward("test_window", lengths, window)
