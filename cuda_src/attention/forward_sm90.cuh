@@ -215,27 +215,6 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       factor[half] = weight * ptx::rcp_approx(total);
     }
 
-    if (attention.out_is_float) {  // past shared memory: a quad of lanes has whole sectors
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float* to = row_of<float>(attention.out, attention.out_stride, batch, rows.head[half],
-                                  block.q_start + rows.query[half]);
-        const int left = rows.query[half] < block.rows ? attention.value_dim : 0;
-#pragma unroll
-        for (int d = 0; d < kValueDim / 8; ++d) {
-          const int column = column0 + 8 * d;
-          Fragment<float, 2> sums{o[4 * d + 2 * half] * factor[half], o[4 * d + 2 * half + 1] * factor[half]};
-          if (nothing[half]) sums = {};
-          store_left(to + column * attention.out_stride[3], sums, left - column, attention.out_stride[3],
-                     attention.out_is_vector);
-        }
-      }
-      if (!kOwnOut) {
-        ptx::named_barrier_sync(kGroupBarrier + group, 128);  // every warp has read its Q
-        if (leads && ptx::elect_one()) ptx::mbarrier_arrive(&barriers.q_free[group]);
-      }
-      continue;
-    }
     if (kOwnOut && leads && ptx::elect_one()) ptx::cp_async_bulk_wait_read<0>();  // the last `out` has left
     ptx::named_barrier_sync(kGroupBarrier + group, 128);  // all warps are done with what is in the place of `out`
     const typename Smem::OutTile out = smem.out(group);
@@ -252,9 +231,24 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     }
     // TMA stores whole chunks of 16 bytes, and whole boxes: where a row ends within a chunk, or a sequence within a
     // box, it would overwrite what follows.
-    const bool whole =
-        attention.value_dim % 8 == 0 && (attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows);
-    if (!whole) {
+    const bool whole = !attention.out_is_float && attention.value_dim % 8 == 0 &&
+                       (attention.cu_seqlens_q == nullptr || block.first + queries <= block.rows);
+    if (attention.out_is_float) {  // from the accumulators: a quad of lanes has whole sectors
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* to = row_of<float>(attention.out, attention.out_stride, batch, rows.head[half],
+                                  block.q_start + rows.query[half]);
+        const int left = rows.query[half] < block.rows ? attention.value_dim : 0;
+#pragma unroll
+        for (int d = 0; d < kValueDim / 8; ++d) {
+          const int column = column0 + 8 * d;
+          Fragment<float, 2> sums{o[4 * d + 2 * half] * factor[half], o[4 * d + 2 * half + 1] * factor[half]};
+          if (nothing[half]) sums = {};
+          store_left(to + column * attention.out_stride[3], sums, left - column, attention.out_stride[3],
+                     attention.out_is_vector);
+        }
+      }
+    } else if (!whole) {
       __syncwarp();  // the rows of this warp
       constexpr int kChunks = kValueDim / 8;
       for (int i = lane; i < 16 * kChunks; i += 32) {
