@@ -73,7 +73,9 @@ def prepare(call: Call) -> Any:
     names = NAMES
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
-    kind = partial(_gradients, tuple(name for name, *_ in call.results))
+    found = tuple(name for name, *_ in call.results)
+    first = found == AttentionGradients._fields[: len(found)]
+    kind = AttentionGradients if first else partial(_gradients, found)
     return Prepared(runtime, launches, given, (), kind, names)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -82,30 +83,35 @@ class Launches:
         arrays += SHARED if shared else ()
         self._returned = [arrays.index(name) for name in returned]
         self._boxes = [[(arrays.index(name), box) for name, box in some] for some in boxes]
+        self._mapped = sorted({i for some in self._boxes for i, _ in some})
         self._places = {name: i for i, name in enumerate((*numbers, *arrays, *more))}
-        self._constants: list[Any] = []  # behind them
+        self._constants: list[bytes] = []  # behind them
         self.kernels = [(kernel, *self._packer(block)) for kernel, block in kernels]
 
     def _packer(self, block: Block) -> tuple[Callable[..., bytes], Callable[[list[Any]], Any]]:
-        """What packs a block, and what picks its fields out of those of a call."""
-        layout, values = "=", list[Any]()
+        """What packs a block, and what picks its fields out of those of a call. What is known
+        between two of these is packed here: a constant."""
+        fields: list[tuple[str, Any]] = []  # code, and name or value
         for piece in block:
             if isinstance(piece, bytes):
-                layout += f"{len(piece)}s"
-                values.append(piece)
+                fields.append((f"{len(piece)}s", piece))
                 continue
             params, known = piece if isinstance(piece, tuple) else (piece, {})
-            layout += "".join(params.codes.values())
-            for field in params.codes:
-                value = known.get(field, field if field in self._places else 0)
-                values += value if isinstance(value, tuple) else (value,)
-        places = []
-        for value in values:
-            if isinstance(value, str):
-                places.append(self._places[value])
+            for name, code in params.codes.items():
+                value = known.get(name, name if name in self._places else 0)
+                values = value if isinstance(value, tuple) else (value,)
+                fields += [(code[-1], one) for one in values]
+        layout, places = "=", []
+        for of_call, run in groupby(fields, lambda field: isinstance(field[1], str)):
+            if of_call:
+                for code, name in run:
+                    layout += code
+                    places.append(self._places[name])
             else:
+                constant = b"".join(struct.pack(f"={code}", value) for code, value in run)
+                layout += f"{len(constant)}s"
                 places.append(len(self._places) + len(self._constants))
-                self._constants.append(value)
+                self._constants.append(constant)
         return struct.Struct(layout).pack, itemgetter(*places)
 
     def run(self, runtime: Any, arrays: list[Any], numbers: tuple[Any, ...] = ()) -> list[Any]:
@@ -132,7 +138,7 @@ class Launches:
 
     def _tensor_maps(self, runtime: Any, at: list[int]) -> list[bytes]:
         """Those of `boxes`; the driver takes its time to encode one."""
-        key = (self, *[at[i] for some in self._boxes for i, _ in some])
+        key = (self, *[at[i] for i in self._mapped])
         maps = runtime.recent.get(key)
         if maps is None:
             maps = [

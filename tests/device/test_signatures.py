@@ -97,6 +97,40 @@ def test_one_address_of_attention(backend, rng, heads):
         np.testing.assert_allclose(backend.asnumpy(out).reshape(shape), want, atol=3e-3)
 
 
+def test_gradients_of_arrays_at_other_addresses(backend, rng):
+    """Of a warm call, one array after the other."""
+
+    def made():
+        return backend.asarray(rng.standard_normal((1, 1, 40, 64)).astype(np.float16))
+
+    given, replaced = [made() for _ in range(5)], []
+    lse = backend.asarray(np.full((1, 1, 40), 6, np.float32))
+    for turn in range(6):
+        got = cuattn.attention_backward(*given, lse)
+        want = cuattn.reference.attention_backward(*map(backend.asnumpy, (*given, lse)))
+        for one, expected in zip(got[:3], want[:3], strict=True):
+            close = {"rtol": 3e-3, "atol": 3e-3 * abs(expected).max()}
+            np.testing.assert_allclose(backend.asnumpy(one).astype(float), expected, **close)
+        assert got[3:] == (None,) * 3
+        if turn < 5:
+            replaced.append(given[turn])
+            given[turn] = made()
+
+
+def test_gradients_have_the_names_of_their_arrays(backend):
+    """Cold and warm; the others are None."""
+    q, lse = (backend.asarray(np.ones((1, 1, 8, *end), np.float32)) for end in ((16,), ()))
+    shapes = {"bias": (8, 8), "alibi_slopes": (1,), "sinks": (1,)}
+    options = {name: backend.asarray(np.ones(n, np.float32)) for name, n in shapes.items()}
+    for names in (("sinks",), ("bias", "sinks"), ("alibi_slopes",), ("bias",), ()):
+        given = {name: options[name] for name in names}
+        for _ in range(2):
+            got = cuattn.attention_backward(*[q] * 5, lse, return_dbias="bias" in names, **given)
+            found = {name: one.shape for name, one in got._asdict().items() if one is not None}
+            expected = {f"d{name}": shapes[name] for name in names}
+            assert found == dict.fromkeys(("dq", "dk", "dv"), q.shape) | expected
+
+
 SAME = [  # what equal or similar keys might take for the same call
     [((), {}), ((0,), {}), ((), {"axis": 0}), ((), {"axis": (0,)}), ((), {"axis": None})],
     [((), {"axis": (0, 1)}), ((), {"axis": (1, 0)}), ((), {"axis": -1}), ((), {"axis": 1})],
