@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from cuattn._attention import plan_backward_sm90 as sm90
 from cuattn._attention.plan_backward import Launch, key_grid
-from cuattn._attention.plan_backward_sm90 import Sm90Launch, plan_kv_sm90
-from cuattn._attention.plan_sm90 import HALF_BYTES, REGISTERS
+from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, REGISTERS
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import Kernel, ceil_div
 
@@ -52,7 +52,7 @@ class Round(NamedTuple):
 class DsPlan(NamedTuple):
     """Two kernels, round by round."""
 
-    kv: Sm90Launch  # its boxes
+    kv: sm90.Sm90Launch  # its boxes
     rounds: tuple[Round, ...]
     q_tiles: int  # images of a head
     k_tiles: int
@@ -63,7 +63,7 @@ class DsPlan(NamedTuple):
 @lru_cache(maxsize=4096)
 def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None:
     """dq, dk and dv; None: dq has a kernel of its own, which stores nothing."""
-    kv = plan_kv_sm90(problem, compute_capability)
+    kv = sm90.plan_kv_sm90(problem, compute_capability)
     if kv is None or kv.rows["q"] % IMAGE or min(_rows(problem)) < LEAST_ROWS:
         return None
     # Blocks of keys and tiles of queries store two images side by side.
@@ -72,7 +72,7 @@ def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None
         q_pairs = problem.q_rows // (2 * IMAGE) + problem.batch
     q_tiles, k_tiles = 2 * q_pairs, 2 * k_pairs
     sharing = problem.heads // problem.kv_heads
-    key_blocks, units, _ = key_grid(problem, kv.launch.kernel.arguments["kWarpgroups"] * IMAGE)
+    key_blocks, units, _ = key_grid(problem, sm90.GROUPS * sm90.ROWS)
     most = WORKSPACE_BYTES // (sharing * q_tiles * k_tiles * IMAGE_BYTES)
     if most == 0:
         return None
@@ -82,9 +82,9 @@ def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None
 
     row_blocks, _, heads_in_l2 = problem.grid(GROUPS * IMAGE)
     arguments = kv.launch.kernel.arguments
-    dim = arguments["kDim"]
+    dim = next(d for d in DIMS if problem.head_dim <= d)
     stages = next(tile.stages for tile in TILES if dim <= tile.max_dim)
-    storing = replace(kv.launch.kernel, arguments=arguments | {"kStoreDs": True})
+    storing = replace(kv.launch.kernel, arguments={**arguments, "kStoreDs": True})
     block = 128 * (GROUPS + 1)
     ds = Kernel(
         "attention_backward_ds_sm90",

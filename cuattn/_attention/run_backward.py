@@ -168,32 +168,31 @@ def _planned(
         return maps
 
     def add_sm90(launch: Sm90Launch) -> None:
-        end = (SCORE_GRADIENTS, {}), ATTENTION_BACKWARD_SM90.pack()
-        add(launch.launch, *end, maps=boxes_of(launch, BOXED))
+        maps = boxes_of(launch, BOXED)
+        add(launch.launch, (SCORE_GRADIENTS, {}), ATTENTION_BACKWARD_SM90.pack(), maps=maps)
 
     add(plan.plan_rows(problem, vector >= {"grad", "y"}))
-    of_q, of_kv = (one(problem, capability) for one in (plan_q_sm90, plan_kv_sm90))
     if of_ds := plan_ds(problem, capability):
         rows, row_bytes = of_ds.images * IMAGE, IMAGE * x.q.dtype.itemsize
         made["images"] = Made((rows, IMAGE), np.dtype(np.uint16))
         strides = rows * row_bytes, rows * row_bytes, row_bytes, x.q.dtype.itemsize
         image = "images", box_of(dtype, (1, 1, rows, IMAGE), strides, IMAGE, 1, IMAGE)
         for part in of_ds.rounds:
-            fields = {name: getattr(part, name) for name in ("units", "unit")}
-            fields |= {name: getattr(of_ds, name) for name in ("q_tiles", "k_tiles")}
-            end = SCORE_GRADIENTS, fields
+            tiles = {"q_tiles": of_ds.q_tiles, "k_tiles": of_ds.k_tiles}
+            end = SCORE_GRADIENTS, {"units": part.units, "unit": part.unit, **tiles}
             add(part.kv, end, ATTENTION_BACKWARD_SM90.pack(), maps=boxes_of(of_ds.kv, BOXED))
             maps = [*boxes_of(of_ds.kv, ("k",)), image]
             add(part.ds, end, ATTENTION_BACKWARD_DS.pack(), maps=maps)
-    elif of_q:
-        add_sm90(of_q)
     else:
-        add(plan.plan_q(problem, capability))
-    if of_kv and not of_ds:
-        add_sm90(of_kv)
-    elif not of_kv:
-        for launch in plan.plan_kv(problem, capability):
-            add(launch)
+        if of_q := plan_q_sm90(problem, capability):
+            add_sm90(of_q)
+        else:
+            add(plan.plan_q(problem, capability))
+        if of_kv := plan_kv_sm90(problem, capability):
+            add_sm90(of_kv)
+        else:
+            for launch in plan.plan_kv(problem, capability):
+                add(launch)
     if "dbias" in names:
         shape = (1,) * (4 - len(specs["dbias"].shape)) + specs["dbias"].shape
         sizes = plan.BiasSizes(*shape)

@@ -25,6 +25,9 @@ struct BackwardDsSmem {
   using KTile = Panels<T, kImageRows, kDim>;
   using DsTile = Panels<T, kImageRows, 64>;
   using OutTile = Panels<T, 64, kDim>;
+  // A warpgroup does not release its last tile, since the block has less than kWarpgroups tiles behind that one: its
+  // last row sees at most 64 (kWarpgroups - 1) keys more than the warpgroup's.
+  static_assert(kStages >= kWarpgroups, "no tile takes the place of a warpgroup's last one");
   static_assert(OutTile::kBytes <= kStages * DsTile::kBytes, "dQ of a warpgroup, in place of its dS");
   struct Barriers {  // full: the load has landed; free: all warps have read it
     unsigned long long full[kStages], free[kStages];
@@ -154,8 +157,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     ptx::wgmma_wait<1>();  // K and dS of the tile before are read
     if (tile > from) release(tile - 1);
   }
-  ptx::wgmma_wait<0>();  // dQ is complete, and the last tile is read
-  if (to > from) release(to - 1);
+  ptx::wgmma_wait<0>();  // dQ is complete; nothing is loaded any more in the place of its last tile
   for (; tile < tiles; ++tile) wait_for(tile), release(tile);
 
   // dQ = scale dQ, through this group's own dS

@@ -6,12 +6,14 @@
 //                               S^T = K Q^T;  dP^T = V dO^T         (the tensor cores, asynchronously)
 //                               P^T = exp(S^T - lse), 0 where hidden
 //                               dS^T = P^T (dP^T - D)
+//                               kStoreDs: dS^T -> global memory
 //                               dV += P^T dO;  dK += dS^T Q
 //                             dK = scale dK
 //
 // Rows of a warpgroup are keys: P^T and dS^T are left where the second products want them. Once P^T is rounded, the
 // rounded one is all that is kept of it, which leaves registers for more queries. Rows of Q and dO that are padding,
-// which may hold NaN, become 0 in shared memory.
+// which may hold NaN, become 0 in shared memory. Stored dS is for attention/backward_ds_sm90.cuh, which makes dQ of it:
+// every tile of queries of the block, with 0 where a score is hidden and for keys that are padding.
 #pragma once
 
 #include <attention/backward_accumulators_sm90.cuh>
@@ -64,6 +66,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   using Base = ScoreBase<float>;
   using Stats = RowStats<float>;
   constexpr int kKeys = 64 * kWarpgroups;
+  static_assert(!kStoreDs || kQueries % kImageRows == 0, "whole images");
   constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32, kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
   constexpr int kGroupBarrier = 1, kClearBarrier = 1 + kWarpgroups;
 
@@ -86,8 +89,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   __syncthreads();  // the barriers are initialised before any warp uses them
 
   const int kv_heads = a.heads / a.sharing, units = a.cu_seqlens_k != nullptr ? kv_heads : a.batch * kv_heads;
-  KeyBlock block;
   const ScoreGradients& images = params.ds;
+  KeyBlock block;
   const int count = kStoreDs ? images.units : units, first_unit = kStoreDs ? images.unit : 0;
   if (!find_key_block(a, kKeys, count, blockIdx.x, block, first_unit)) return;  // the same for the whole block
   const KeyBlock::Queries queries = block.queries<kQueries>(kKeys);
@@ -165,8 +168,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   float dk[kDim / 2] = {}, dv[kValueDim / 2] = {}, s[kQueries / 2], dp[kQueries / 2];
   unsigned int weights[kQueries / 16][4], ds[kQueries / 16][4];
   if (steps > 0) ptx::mbarrier_wait(&barriers.kv_full, 0);  // K and V have landed
-  // Of an image a thread has four chunks.
-  uint4* image = nullptr;
+  uint4* image = nullptr;                                   // the thread's first chunk of the next one
   if constexpr (kStoreDs) {
     const int unit = (a.cu_seqlens_k != nullptr ? 0 : block.batch * kv_heads) + block.head - images.unit;
     const long long row = image_row(images, a.cu_seqlens_k != nullptr, static_cast<long long>(unit) * a.sharing, block,
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
         ds[i][j] = ptx::cvt_rn_x2<T>(pair[0], pair[1]);
       }
     }
-    if constexpr (kStoreDs) {
+    if constexpr (kStoreDs) {  // before the tensor cores have the registers
 #pragma unroll
       for (int i = 0; i < kQueries / 32; ++i) {
 #pragma unroll

@@ -678,6 +678,9 @@ def storing(test, *parameters):
 
 STORING = tuple(storing("test_head_dims", f"({dim}, {dim})", "float16") for dim in (64, 128))
 STORING_LONG = tuple(storing("test_lengths", f"({m}, {n})") for m, n in ((300, 500), (513, 90)))
+STORING_SHORT = tuple(
+    storing("test_lengths", lengths) for lengths in ("(37, 83)", "(64, 65)", "(129, 127)")
+)
 STORING_ROUNDS = (storing("test_rounds", "(6, 2)"),)
 STORING_RAGGED = (storing("test_sequences", "at once"),)
 STORING_EDGES = tuple(
