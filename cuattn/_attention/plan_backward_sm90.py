@@ -69,7 +69,8 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
     v_stages = tile.v_stages or tile.stages
     smem = GROUPS * ROWS * (dim + value_dim) * HALF_BYTES
     smem += tile.rows * (tile.stages * dim + v_stages * value_dim) * HALF_BYTES
-    smem += 8 * (2 * (tile.stages + v_stages) + of_keys * tile.stages * tile.rows + 2)  # barriers, and statistics
+    barriers = 2 * (tile.stages + v_stages) + (1 if of_keys else 2)
+    smem += 8 * (barriers + of_keys * tile.stages * tile.rows)  # and statistics
     arguments = {
         "T": CTYPES[problem.dtype],
         "kWarpgroups": GROUPS,

@@ -21,6 +21,18 @@ __device__ __forceinline__ void start_product(float (&d)[kCount], Panels<T, 64, 
   ptx::wgmma_commit();
 }
 
+// Starts d += A B, with A in registers.
+template <int kCount, int kSteps, class T, int kRows, int kCols>
+__device__ __forceinline__ void start_sum(float (&d)[kCount], const unsigned int (&a)[kSteps][4],
+                                          Panels<T, kRows, kCols> b) {
+  static_assert(kSteps == kRows / 16, "16 rows of B in a step");
+  using B = Panels<T, kRows, kCols>;
+  const unsigned int descriptor = ptx::wgmma_descriptor(b.base, B::kPanelBytes);
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) ptx::wgmma_rs<T, kCols, B::kSpan>(d, a[i], descriptor, true, i * B::kSpan);
+  ptx::wgmma_commit();
+}
+
 // d = `value` where column c of the lane's row is not one of low[half] … high[half] - 1; column0 is that of d[0].
 template <int kCount>
 __device__ __forceinline__ void hide(float (&d)[kCount], float value, const int (&low)[2], const int (&high)[2],

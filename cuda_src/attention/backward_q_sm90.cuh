@@ -1,7 +1,7 @@
 // dQ of a block of queries on Hopper's tensor cores, keys in tiles (attention/backward.cuh has the formulas).
 //
 //   producer, one warp:          Q, dO, and each tile of keys that a row of the block sees: K, V -> shared memory;
-//                                K = 0 where no query of the sequence sees a key
+//                                K = 0 where no query of the sequence sees it
 //   consumers, 64 queries each:  for each tile of keys:
 //                                  S = Q K^T;  dP = dO V^T          (the tensor cores, asynchronously)
 //                                  P = exp(S - lse)
@@ -9,8 +9,7 @@
 //                                  dQ += dS K
 //                                dQ = scale dQ
 //
-// As attention/forward_sm90.cuh. NaN in K or V that no query sees stays out: dS is 0 there, whatever dP is, and so is
-// K.
+// As attention/forward_sm90.cuh. NaN in K or V that no query sees stays out: K is 0 there, and dS, whatever dP is.
 #pragma once
 
 #include <attention/backward_accumulators_sm90.cuh>
@@ -28,7 +27,7 @@ struct BackwardQSmem {
   using GradTile = Panels<T, 64, kValueDim>;
   using KTile = Panels<T, kKeys, kDim>;
   using VTile = Panels<T, kKeys, kValueDim>;
-  struct Barriers {  // full: the load has landed; free: all warps have read it; landed: of a K that is not yet full
+  struct Barriers {  // full: it is there; free: all warps have read it; landed: a K, parts of which are to become 0
     unsigned long long q_full, landed, k_full[kStages], k_free[kStages], v_full[kValueStages], v_free[kValueStages];
   };
 
@@ -174,11 +173,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     }
     // dQ += dS K
     ptx::wgmma_fence();  // hands dS and dQ to the tensor cores
-    constexpr int kSpan = Smem::KTile::kSpan;
-    const unsigned int k_descriptor = ptx::wgmma_descriptor(smem.k(stage).base, Smem::KTile::kPanelBytes);
-#pragma unroll
-    for (int i = 0; i < kKeys / 16; ++i) ptx::wgmma_rs<T, kDim, kSpan>(dq, ds[i], k_descriptor, true, i * kSpan);
-    ptx::wgmma_commit();
+    start_sum(dq, ds, smem.k(stage));
     ptx::wgmma_wait<0>();  // dQ is complete, and K is read
     release(barriers.k_free[stage]);
   }
