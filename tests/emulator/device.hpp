@@ -115,7 +115,7 @@ void wgmma_fence(Site site);
 void wgmma_commit(Site site);
 void wgmma_wait(int pending, Site site);
 void wgmma(bool half, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
-           unsigned int upper_a, unsigned int upper, bool accumulate, bool by_columns, Site site);
+           unsigned int upper, bool accumulate, Site site, bool by_columns = false, unsigned int upper_a = 0);
 void setmaxnreg_dec(int registers, Site site);
 void setmaxnreg_inc(int registers, Site site);
 

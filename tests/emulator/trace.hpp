@@ -109,8 +109,8 @@ unsigned int wgmma_descriptor(const void* smem_ptr, unsigned int pitch, Site) {
 void wgmma_fence(Site site) { note("fence", By::kWarp, site); }
 void wgmma_commit(Site site) { note("commit", By::kWarp, site); }
 void wgmma_wait(int pending, Site site) { note("wait", By::kWarp, site, pending); }
-void wgmma(bool, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b, unsigned int,
-           unsigned int upper, bool accumulate, bool by_columns, Site site) {
+void wgmma(bool, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
+           unsigned int upper, bool accumulate, Site site, bool by_columns, unsigned int) {
   const bool shared = a_registers == nullptr;
   const unsigned int none[4] = {}, *const words = shared ? none : a_registers;
   note(by_columns ? "wgmma ss by columns"

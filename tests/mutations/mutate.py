@@ -716,6 +716,7 @@ RS_64, RS_80, RS_96, RS_112, RS_128, RS_192, RS_256 = (
     wrapper("wgmma", f"__half-{n}-128-1") for n in (64, 80, 96, 112, 128, 192, 256)
 )
 BFLOAT16_64 = wrapper("wgmma", "__nv_bfloat16-64-128-0")
+BY_COLUMNS = wrapper("wgmma", "__half-64-128-2", "__half-96-32-2")
 SWIZZLE_64 = wrapper("wgmma", "__half-64-64-0")
 SWIZZLE_32 = wrapper("wgmma", "__half-96-32-0")
 # What no run can show today.

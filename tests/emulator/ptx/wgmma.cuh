@@ -57,8 +57,7 @@ __forceinline__ void wgmma_ss(float (&d)[kColumns / 2], unsigned int a, unsigned
                               unsigned int a_step = 0, unsigned int b_step = 0, EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
   a += a_step, b += b_step;
-  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>,
-               accumulate, false, site);
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzle>, accumulate, site);
 }
 
 template <class T, int kColumns, int kSwizzleA, int kSwizzleB>
@@ -66,8 +65,8 @@ __forceinline__ void wgmma_ss_by_columns(float (&d)[kColumns / 2], unsigned int 
                                          EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzleA>();
   ::emu::check_wgmma<kColumns, kSwizzleB>();
-  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzleA>, kWgmmaUpper<kSwizzleB>,
-               accumulate, true, site);
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, nullptr, a, b, kWgmmaUpper<kSwizzleB>, accumulate, site, true,
+               kWgmmaUpper<kSwizzleA>);
 }
 
 template <class T, int kColumns, int kSwizzle>
@@ -75,8 +74,7 @@ __forceinline__ void wgmma_rs(float (&d)[kColumns / 2], const unsigned int (&a)[
                               unsigned int b_step = 0, EMU_SITE) {
   ::emu::check_wgmma<kColumns, kSwizzle>();
   b += b_step;
-  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, a, 0, b, kWgmmaUpper<kSwizzle>, kWgmmaUpper<kSwizzle>, accumulate,
-               false, site);
+  ::emu::wgmma(::emu::WgmmaOf<T>::kHalf, kColumns, d, a, 0, b, kWgmmaUpper<kSwizzle>, accumulate, site);
 }
 
 }  // namespace ptx

@@ -291,10 +291,10 @@ void wgmma_wait(int pending, Site site) {
 }
 
 void wgmma(bool half, int columns, float* d, const unsigned int* a_registers, unsigned int a, unsigned int b,
-           unsigned int upper_a, unsigned int upper, bool accumulate, bool by_columns, Site site) {
+           unsigned int upper, bool accumulate, Site site, bool by_columns, unsigned int upper_a) {
   const char* name = a_registers ? "wgmma_rs" : by_columns ? "wgmma_ss_by_columns" : "wgmma_ss";
   const WgmmaOperands operands = {
-      {name, columns, half, a, b, upper_a, upper, accumulate, by_columns, site}, d, a_registers};
+      {name, columns, half, a, b, by_columns ? upper_a : upper, upper, accumulate, by_columns, site}, d, a_registers};
   meet(Collective::kWgmma, name, reinterpret_cast<uint64_t>(&operands), site);
 }
 
