@@ -71,6 +71,14 @@ def test_window(backend, rng, window, lengths):
         check(backend, rng, heads=(1, 1), lengths=lengths, window=window, **options)
 
 
+def test_many_queries_and_keys(backend, rng):
+    """By the plan's own choice."""
+    verify(backend, rng, heads=(1, 1), lengths=(1030, 1100), dims=(64, 64), window=(90, 10))
+    if backend.runtime is not None:
+        names = [kernel.template.split("_")[2] for kernel in backend.runtime.kernels]
+        assert names == ["rows", "kv", "ds"]
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (5, 1)], ids=str)
 def test_rounds(backend, rng, heads):
     """Of one head of K, and of two, of which the last round may have fewer."""
