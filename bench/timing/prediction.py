@@ -6,7 +6,8 @@
     time of a call     the kernels one after the other
 
 Rows of the loop are the queries or keys of the tiles that a block sees: tiles on the diagonal count
-whole, and the products are all that the kernels compute, four and three of the papers' five.
+whole, and the products are all that the kernels compute: four and three, or four and one where dS
+is stored, of the papers' five.
 The statistics of the rows are in START. Nothing is said of other GPUs and other kernels (other
 dtypes, masks, biases, unaligned arrays): None.
 """
@@ -17,11 +18,12 @@ import heapq
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.compiled import backward_loop, backward_sm90_loop
+from bench.compiled import backward_ds_loop, backward_loop, backward_sm90_loop
 
 ROWS = "attention/backward_rows.cuh"
 KV = (backward_loop.KV, backward_sm90_loop.KV)
-Q = (backward_loop.Q, backward_sm90_loop.Q)
+DS = backward_ds_loop.HEADER
+Q = (backward_loop.Q, backward_sm90_loop.Q, DS)
 THREADS = 256  # of an SM: those of the general kernels have up to 255 of its 65536 registers
 
 
@@ -44,9 +46,11 @@ GPUS = {
 EFFICIENCY = {
     # FlashAttention-3's forward pass, whose loop is that of q, reaches 497 and 648 of 989 TFLOP/s
     # at 64 and 128 (arXiv:2407.08608, figure 5). A tile of kv has one product more, and at 128
-    # takes as many cycles of shared memory as of the tensor cores. At 192: assumed.
+    # takes as many cycles of shared memory as of the tensor cores. At 192 and 256: assumed.
     backward_sm90_loop.KV: ((64, 0.50), (128, 0.62)),
-    backward_sm90_loop.Q: ((64, 0.50), (128, 0.65), (192, 0.60)),
+    backward_sm90_loop.Q: ((64, 0.50), (128, 0.65), (256, 0.60)),
+    # 2 dim FLOPs for 2 bytes of dS: 90 % of the 3.35 TB/s of an H100, and of its 989.4 TFLOP/s.
+    DS: ((64, 0.19), (128, 0.38)),
     # Of an A100. At 64 shared memory takes as many cycles as the tensor cores, at 128 one and a
     # half times (kv) and one and a third (q) as many. The loops reach 2/3 of the first bound, 5/6
     # and 7/8 of the second: assumed, as nothing of this kind is published.
@@ -96,7 +100,7 @@ def attention_backward(
 
 def efficiency(kernel: Any, compute_capability: int) -> float:
     """What a kernel reaches of the dense FLOP/s, while its loop runs."""
-    dim = max(kernel.arguments[name] for name in ("kDim", "kValueDim"))
+    dim = max(kernel.arguments["kDim"], kernel.arguments.get("kValueDim", 0))
     found = next(share for most, share in EFFICIENCY[kernel.header] if dim <= most)
     general = kernel.header in (backward_loop.KV, backward_loop.Q)
     return found * (GENERAL_ON_HOPPER if compute_capability == 90 and general else 1)
@@ -127,6 +131,9 @@ def _is_known(kernel: Any) -> bool:
 
 def _tile(kernel: Any) -> Tile:
     arguments = kernel.arguments
+    if kernel.header == DS:
+        groups, rows = arguments["kWarpgroups"], backward_ds_loop.KEYS
+        return Tile(rows * groups, rows, groups * 2 * rows * rows * arguments["kDim"])
     loop = arguments["kQueries" if kernel.header in KV else "kKeys"]
     if "kWarpgroups" in arguments:
         groups = arguments["kWarpgroups"]

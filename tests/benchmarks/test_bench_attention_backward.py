@@ -21,7 +21,7 @@ from bench.peers._cupy import Cupy
 from bench.report import markdown as report
 from bench.report import schema
 from bench.timing import analysis, environment, harness, measure, prediction
-from cuattn._attention import plan_backward, plan_backward_sm90
+from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.problem import AttentionProblem
 
 OPERATION = measure.operations()["attention_backward"]
@@ -117,6 +117,8 @@ def launches(shape, gpu, dtype="float16", **options):
     )
     problem, capability = dataclasses.replace(problem, **options), gpu["compute_capability"]
     found = [plan_backward.plan_rows(problem, True).kernel]
+    if of_ds := plan_backward_ds.plan_ds(problem, capability):
+        return found + [launch.kernel for part in of_ds.rounds for launch in (part.kv, part.ds)]
     of_q = plan_backward_sm90.plan_q_sm90(problem, capability)
     found.append((of_q.launch if of_q else plan_backward.plan_q(problem, capability)).kernel)
     of_kv = plan_backward_sm90.plan_kv_sm90(problem, capability)
@@ -129,23 +131,25 @@ def predicted(shape, gpu, **options):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "head_dim", "tflops", "start"),
+    ("gpu", "head_dim", "rows", "tflops", "start"),
     [
-        (H200, 64, 353, 320),  # 989.4 * 5 / (4 / 0.50 + 3 / 0.50)
-        (H200, 128, 447, 320),  # 989.4 * 5 / (4 / 0.62 + 3 / 0.65)
-        (H200, 256, 178, 320),  # 989.4 * 5 / (5 / 0.28 + 3 / 0.30): kv is two kernels
-        (A100, 64, 149, 160),  # 312 * 5 / (4 / 0.67 + 3 / 0.67)
-        (A100, 128, 133, 160),  # 312 * 5 / (4 / 0.56 + 3 / 0.66)
-        (A100, 256, 112, 160),  # 312 * 5 / (5 / 0.56 + 3 / 0.60)
+        (H200, 64, 768, 353, 320),  # 989.4 * 5 / (4 / 0.50 + 3 / 0.50)
+        (H200, 128, 768, 447, 320),  # 989.4 * 5 / (4 / 0.62 + 3 / 0.65)
+        (H200, 256, 8192, 216, 320),  # 989.4 * 5 / (5 / 0.28 + 3 / 0.60): kv is two kernels
+        (H200, 64, 1024, 373, 320),  # 989.4 * 5 / (4 / 0.50 + 1 / 0.19): dS is stored
+        (H200, 128, 1024, 545, 320),  # 989.4 * 5 / (4 / 0.62 + 1 / 0.38)
+        (A100, 64, 8192, 149, 160),  # 312 * 5 / (4 / 0.67 + 3 / 0.67)
+        (A100, 128, 8192, 133, 160),  # 312 * 5 / (4 / 0.56 + 3 / 0.66)
+        (A100, 256, 8192, 112, 160),  # 312 * 5 / (5 / 0.56 + 3 / 0.60)
     ],
 )
-def test_the_model_s_rate_is_that_of_the_hand(gpu, head_dim, tflops, start):
-    """Of long loops that keep all multiprocessors busy to the end."""
+def test_the_model_s_rate_is_that_of_the_hand(gpu, head_dim, rows, tflops, start):
+    """Of loops that keep all multiprocessors busy to the end."""
     heads = gpu["num_sms"] // 4
-    shape = grids.attention_shape(4, heads, heads, 8192, head_dim, 0)
-    flops = 10 * 4 * heads * 8192**2 * head_dim
+    shape = grids.attention_shape(4, heads, heads, rows, head_dim, 0)
+    flops = 10 * 4 * heads * rows**2 * head_dim
     rate = flops / predicted(shape, gpu) / 1e12
-    assert rate == pytest.approx(tflops * 8192 / (8192 + start), rel=4e-3)
+    assert rate == pytest.approx(tflops * rows / (rows + start), rel=4e-3)
 
 
 def test_the_model_counts_the_blocks_of_a_call_by_hand():
