@@ -147,13 +147,6 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   ptx::setmaxnreg_inc<kConsumerRegisters>();
   const int group = warp / 4 - 1;
   const int row0 = 16 * (warp % 4) + lane / 4, column0 = lane % 4 * 2;  // of d[0]; d[2] and d[3] are 8 rows further
-  constexpr int kSpan = Smem::KTile::kSpan, kVSpan = Smem::VTile::kSpan;
-  const unsigned int k_descriptor = ptx::wgmma_descriptor(smem.k(group).base, 16);
-  const unsigned int v_descriptor = ptx::wgmma_descriptor(smem.v(group).base, 16);
-  const unsigned int q_descriptor = ptx::wgmma_descriptor(smem.q(0).base, 16);
-  const unsigned int grad_descriptor = ptx::wgmma_descriptor(smem.grad(0).base, 16);
-  const unsigned int q_columns = ptx::wgmma_descriptor(smem.q(0).base, Smem::QTile::kPanelBytes);
-  const unsigned int grad_columns = ptx::wgmma_descriptor(smem.grad(0).base, Smem::GradTile::kPanelBytes);
   const float scale = static_cast<float>(a.scale), fold = Base::kUnit * scale;
   const int key = block.first + 64 * group + row0;  // of row0
   int low[2], high[2];
@@ -182,27 +175,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     // S^T = K Q^T;  dP^T = V dO^T
     ptx::mbarrier_wait(&barriers.q_full[stage], parity);  // Q and the statistics have landed
     ptx::wgmma_fence();                                   // hands S and dP to the tensor cores
-#pragma unroll
-    for (int i = 0; i < kDim / 16; ++i) {
-      constexpr int kSteps = kSpan / 32;
-      const int panel = i / kSteps, in_panel = i % kSteps * 32;
-      ptx::wgmma_ss<T, kQueries, kSpan>(
-          s, k_descriptor + (panel * Smem::KTile::kPanelBytes + in_panel) / 16,
-          q_descriptor + stage * (Smem::QTile::kBytes / 16) + (panel * Smem::QTile::kPanelBytes + in_panel) / 16,
-          i > 0);
-    }
-    ptx::wgmma_commit();
+    start_product(s, smem.k(group), smem.q(stage));
     ptx::mbarrier_wait(&barriers.grad_full[stage], parity);  // dO has landed
-#pragma unroll
-    for (int i = 0; i < kValueDim / 16; ++i) {
-      constexpr int kSteps = kVSpan / 32;
-      const int panel = i / kSteps, in_panel = i % kSteps * 32;
-      ptx::wgmma_ss<T, kQueries, kVSpan>(dp, v_descriptor + (panel * Smem::VTile::kPanelBytes + in_panel) / 16,
-                                         grad_descriptor + stage * (Smem::GradTile::kBytes / 16) +
-                                             (panel * Smem::GradTile::kPanelBytes + in_panel) / 16,
-                                         i > 0);
-    }
-    ptx::wgmma_commit();
+    start_product(dp, smem.v(group), smem.grad(stage));
     // P^T = exp(S^T - lse), 0 where hidden
     ptx::wgmma_wait<1>();  // S is complete
     const bool edge = query < queries.all_begin || query + kQueries > queries.all_end ||
@@ -266,16 +241,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     }
     // dV += P^T dO;  dK += dS^T Q
     ptx::wgmma_fence();  // hands P, dS, dV and dK to the tensor cores
-#pragma unroll
-    for (int i = 0; i < kQueries / 16; ++i) {
-      ptx::wgmma_rs<T, kValueDim, kVSpan>(dv, weights[i],
-                                          grad_columns + stage * (Smem::GradTile::kBytes / 16) + i * kVSpan, true);
-    }
-#pragma unroll
-    for (int i = 0; i < kQueries / 16; ++i) {
-      ptx::wgmma_rs<T, kDim, kSpan>(dk, ds[i], q_columns + stage * (Smem::QTile::kBytes / 16) + i * kSpan, true);
-    }
-    ptx::wgmma_commit();
+    start_sum(dv, weights, smem.grad(stage));
+    start_sum(dk, ds, smem.q(stage));
     ptx::wgmma_wait<0>();  // dV and dK are complete; Q and dO are read
     __syncwarp();          // and the statistics, by every lane
     if (lane == 0) {
