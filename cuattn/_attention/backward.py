@@ -103,8 +103,9 @@ def attention_backward(
     finite. NaN in a row that takes part reaches what depends on it, and may reach other rows of
     the same tile.
 
-    On Hopper, gradients of scores of long sequences are stored for a while, 16 bits each and at
-    most 1 GiB at a time: dq takes one product then, not three.
+    On Hopper, gradients of the scores of long sequences (1024 queries and keys or more, but not of
+    `attention_backward_varlen`) are stored for a while, 16 bits each and at most 1 GiB at a time:
+    dq takes one product then, not three. That depends on the sequence, not on the batch.
 
     There is no gradient of numbers. That of `scale` is ``sum(q * dq) / scale``. There is no
     dropout.

@@ -23,7 +23,7 @@ GROUPS = 4  # warpgroups of a block, which share K: of L2 they read half as much
 # Of all devices, whatever memory is free: the bits of a result must not depend on that.
 WORKSPACE_BYTES = 2**30
 LEAST_ROWS = 1024  # queries and keys; fewer are no work for two kernels of this size
-LEAST_BLOCKS = 256  # of a round, unless one is all: two for nearly each of 132 multiprocessors
+LEAST_BLOCKS = 256  # of as many heads as fit: two for nearly each of 132 multiprocessors
 
 
 class Tile(NamedTuple):
@@ -62,23 +62,25 @@ class DsPlan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None:
-    """dq, dk and dv; None: dq has a kernel of its own, which stores nothing."""
+    """dq, dk and dv; None: dq has a kernel of its own, which stores nothing.
+
+    That has other last bits, as its P is not rounded. So the choice depends on nothing but a
+    sequence itself, and nothing is stored of those whose lengths only the device knows.
+    """
     kv = sm90.plan_kv_sm90(problem, compute_capability)
-    if kv is None or kv.rows["q"] % IMAGE or min(_rows(problem)) < LEAST_ROWS:
+    if kv is None or kv.rows["q"] % IMAGE or problem.ragged:
+        return None
+    if min(problem.q_rows, problem.k_rows) < LEAST_ROWS:
         return None
     # Blocks of keys and tiles of queries store two images side by side.
     q_pairs, k_pairs = (ceil_div(rows, 2 * IMAGE) for rows in (problem.q_rows, problem.k_rows))
-    if problem.ragged:  # each sequence may end in images of its own
-        q_pairs = problem.q_rows // (2 * IMAGE) + problem.batch
     q_tiles, k_tiles = 2 * q_pairs, 2 * k_pairs
     sharing = problem.heads // problem.kv_heads
     key_blocks, units, _ = key_grid(problem, sm90.GROUPS * sm90.ROWS)
     most = WORKSPACE_BYTES // (sharing * q_tiles * k_tiles * IMAGE_BYTES)
-    if most == 0:
+    if most * key_blocks < LEAST_BLOCKS:
         return None
-    together = ceil_div(units, ceil_div(units, most))
-    if together < units and together * key_blocks < LEAST_BLOCKS:
-        return None
+    together = min(units, most)
 
     row_blocks, _, heads_in_l2 = problem.grid(GROUPS * IMAGE)
     arguments = kv.launch.kernel.arguments
@@ -112,9 +114,3 @@ def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None
         )
     images = together * sharing * q_tiles * k_tiles
     return DsPlan(kv, tuple(rounds), q_tiles, k_tiles, kv.panels["k"], images)
-
-
-def _rows(problem: AttentionProblem) -> tuple[int, int]:
-    """Queries and keys of a sequence, on average."""
-    sequences = problem.batch if problem.ragged else 1
-    return problem.q_rows // max(1, sequences), problem.k_rows // max(1, sequences)

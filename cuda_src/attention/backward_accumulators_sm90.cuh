@@ -53,12 +53,10 @@ __device__ __forceinline__ int query_of_image(int row) {
   return row / 32 * 32 + row % 8 / 2 * 8 + row / 8 % 4 * 2 + row % 2;
 }
 
-// Row of the images as a matrix of 64 columns where those of a head, of the keys from `key` and the first queries of
-// its sequence, begin; those of the next 64 queries follow.
-__device__ __forceinline__ long long image_row(const ScoreGradients& ds, bool ragged, long long head,
-                                               const QueryBlock& block, int key) {
-  const long long tile = ragged ? (block.q_start / 128 + block.batch) * 2 : 0;
-  return ((head * ds.k_tiles + key / 64) * ds.q_tiles + tile) * kImageRows;
+// Row of the images as a matrix of 64 columns where those of a head, of the keys from `key` and the first queries,
+// begin; those of the next 64 queries follow.
+__device__ __forceinline__ long long image_row(const ScoreGradients& ds, long long head, int key) {
+  return (head * ds.k_tiles + key / 64) * ds.q_tiles * kImageRows;
 }
 
 // P of scores, s = probability<false>(s, fold, lse) of the lane's rows. That one exceeds 1 is rare: a warp limits its

@@ -1,8 +1,7 @@
 // dQ of a block of queries on Hopper's tensor cores, from the dS that attention/backward_kv_sm90.cuh has stored.
 //
-//   producer, one warp:          each tile of keys that a row of the block sees: K, and for each warpgroup whose rows
-//   see
-//                                one of the keys dS^T -> shared memory
+//   producer, one warp:          each tile of keys that a row of the block sees: K, and dS^T of each warpgroup that has
+//                                such a row -> shared memory
 //   consumers, 64 queries each:  for each tile of keys:  dQ += dS K  (the tensor cores, asynchronously)
 //                                dQ = scale dQ
 //
@@ -67,12 +66,11 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   }
   __syncthreads();  // the barriers are initialised before any warp uses them
 
-  const bool ragged = a.cu_seqlens_q != nullptr;
   const int first_head = params.ds_of.unit * a.sharing;
   QueryBlock block;  // find_block: the same for the whole block
   if (!find_block(a, kRows, params.ds_of.units * a.sharing, blockIdx.x, block, first_head)) return;
   const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
-  const int tiles = keys.tiles, batch = ragged ? 0 : block.batch;
+  const int tiles = keys.tiles;
   // The tiles that some row of a warpgroup sees: begin … end - 1.
   int begin[kWarpgroups], end[kWarpgroups];
 #pragma unroll
@@ -87,8 +85,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   if (warp < 4) {
     ptx::setmaxnreg_dec<24>();
     if (warp == 0 && tiles > 0 && ptx::elect_one()) {
-      const int head = (ragged ? 0 : block.batch * a.heads) + block.head - first_head;
-      const int row = static_cast<int>(image_row(params.ds_of, ragged, head, block, keys.first)) + block.first;
+      const int head = block.batch * a.heads + block.head - first_head;
+      const int row = static_cast<int>(image_row(params.ds_of, head, keys.first)) + block.first;
       for (int tile = 0; tile < tiles; ++tile) {
         const int stage = tile % kStages, parity = tile / kStages % 2 ^ 1;
         unsigned long long* full = &barriers.full[stage];
@@ -97,8 +95,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 #pragma unroll
         for (int group = 0; group < kWarpgroups; ++group) images += tile >= begin[group] && tile < end[group];
         ptx::mbarrier_arrive_expect_tx(full, Smem::KTile::kBytes + images * Smem::DsTile::kBytes);
-        smem.k(stage).load(params.k, full, 0, static_cast<int>(block.k_start) + keys.first + tile * kKeys,
-                           block.head / a.sharing, batch);
+        smem.k(stage).load(params.k, full, 0, keys.first + tile * kKeys, block.head / a.sharing, block.batch);
 #pragma unroll
         for (int group = 0; group < kWarpgroups; ++group) {
           if (tile < begin[group] || tile >= end[group]) continue;
@@ -163,7 +160,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   // dQ = scale dQ, through this group's own dS
   ptx::named_barrier_sync(kGroupBarrier + group, 128);  // all warps of the group have read dS
   const int left = block.q_len - block.first - 64 * group, rows = block.rows - block.first - 64 * group;
-  T* out = row_of<T>(p.dq, p.dq_stride, batch, block.head, block.q_start + block.first + 64 * group);
+  T* out = row_of<T>(p.dq, p.dq_stride, block.batch, block.head, block.first + 64 * group);
   store_accumulators<true>(dq, static_cast<float>(a.scale), smem.out(group), left, rows, out, p.dq_stride, a.head_dim,
                            p.dq_is_vector);
 }

@@ -163,9 +163,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   if (steps > 0) ptx::mbarrier_wait(&barriers.kv_full, 0);  // K and V have landed
   uint4* image = nullptr;                                   // the thread's first chunk of the next one
   if constexpr (kStoreDs) {
-    const int unit = (a.cu_seqlens_k != nullptr ? 0 : block.batch * kv_heads) + block.head - images.unit;
-    const long long row = image_row(images, a.cu_seqlens_k != nullptr, static_cast<long long>(unit) * a.sharing, block,
-                                    block.first + 64 * group);
+    const int unit = block.batch * kv_heads + block.head - images.unit;
+    const long long row = image_row(images, static_cast<long long>(unit) * a.sharing, block.first + 64 * group);
     image = static_cast<uint4*>(images.images) + (row + queries.first + row0) * 8 + lane % 4;
   }
   int query = queries.first;

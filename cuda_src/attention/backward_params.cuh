@@ -40,7 +40,7 @@ struct AttentionBackwardSumsParams {
 struct ScoreGradients {
   void* images;          // T; null: none
   int units, unit;       // heads of K here, and the first of them
-  int q_tiles, k_tiles;  // of 64 rows, of a head: even numbers; each sequence begins with an even one
+  int q_tiles, k_tiles;  // of 64 rows, of a head: even numbers
 };
 
 // Of the kernels of Hopper. Boxes have as many columns as a panel (attention/panels.cuh), and as many rows as a tile.

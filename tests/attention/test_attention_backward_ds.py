@@ -12,11 +12,9 @@ import emulator
 import numpy as np
 import pytest
 from attention_backward_cases import Backward, backward, storing, verify
-from attention_cases import INF, NAN, put
+from attention_cases import INF, NAN
 from conftest import GPU
 
-import cuattn
-from cuattn._attention import request_backward
 from cuattn._attention.plan_backward_ds import IMAGE_BYTES
 
 pytestmark = pytest.mark.parametrize("backend", ["emulator-sm_90a", GPU], indirect=True)
@@ -101,41 +99,6 @@ def test_options(backend, rng):
         {"q_offset": np.array([2**39, -(2**39)]), "window": (5, 5)},
     ):
         check(backend, rng, batch=2, heads=(2, 2), lengths=(160, 183), dims=(64, 64), **options)
-
-
-@pytest.mark.parametrize("most", [None, 200 * IMAGE_BYTES], ids=["at once", "in rounds"])
-def test_sequences(backend, rng, most):
-    """Each as it would be alone, bit by bit."""
-    lengths = [(5, 9), (0, 0), (130, 70), (0, 12), (3, 0), (1, 200), (64, 64), (257, 128)]
-    lengths = [lengths[i] for i in rng.permutation(len(lengths))]
-    ends = [np.cumsum([0, *(one[i] for one in lengths)]) for i in (0, 1)]
-    options = {"sinks": np.array([0.5, -1.0], "f4"), "window": (100, 3)}
-    problems = [Backward(rng, heads=(2, 2), lengths=one, **options) for one in lengths]
-    arrays = [np.concatenate([p.forward[i][0] for p in problems], axis=1) for i in range(6)]
-    given = [*(a.swapaxes(0, 1) for a in arrays[:5]), arrays[5]]
-    grad_lse = np.concatenate([p.more["grad_lse"][0] for p in problems], axis=1)
-    more = {**options, "grad_lse": grad_lse}
-    with storing(most):
-        got = backward(backend, (*given, *ends), more, cuattn.attention_backward_varlen)
-    with storing():
-        alone = [backward(backend, p.forward, p.more) for p in problems]
-    for name, end in zip(("dq", "dk", "dv"), (ends[0], ends[1], ends[1]), strict=True):
-        for b, one in enumerate(alone):
-            part = getattr(got, name)[end[b] : end[b + 1]].swapaxes(0, 1)
-            assert bits([part]) == bits([getattr(one, name)[0]]), name
-
-
-def test_ends_that_are_wrong_stay_inside(backend, rng, monkeypatch):
-    """As in test_attention_backward.py: of device arrays nobody has read the values."""
-    monkeypatch.setattr(request_backward, "check_values", lambda *_: None)  # of the emulator's
-    shapes = (40, 2, 64), (60, 1, 64), (60, 1, 64)
-    q, k, v = (rng.standard_normal(shape).astype("f2") for shape in shapes)
-    arrays, lse = [put(backend, a) for a in (q, q, k, v, q)], put(backend, np.zeros((2, 40), "f4"))
-    for bad in ([-5, 70, 10], [10, 5, 2**40], [40, 0, 1]):
-        ends = [put(backend, np.array(bad))] * 2
-        with storing():
-            got = cuattn.attention_backward_varlen(*arrays, lse, *ends)
-            backend.asnumpy(got.dq)  # whatever has gone wrong by then
 
 
 def test_twice_is_the_same(backend, rng):

@@ -682,7 +682,6 @@ STORING_SHORT = tuple(
     storing("test_lengths", lengths) for lengths in ("(37, 83)", "(64, 65)", "(129, 127)")
 )
 STORING_ROUNDS = (storing("test_rounds", "(6, 2)"),)
-STORING_RAGGED = (storing("test_sequences", "at once"),)
 STORING_EDGES = tuple(
     storing("test_window", lengths, window)
     for lengths, window in (("(150, 310)", "(64, 64)"), ("(310, 150)", "(17, None)"))
