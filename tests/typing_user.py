@@ -147,7 +147,7 @@ def attentions() -> None:
     rng = np.random.default_rng(0)
     q = k = v = rng.standard_normal((2, 3, 5, 8))
     lse = np.empty((2, 3, 5))
-    assert_type(cuattn.attention(q, k, v, layout="BHSD", precision="ieee", dtype="f4"), Array)
+    assert_type(cuattn.attention(q, k, v, layout="BHSD", precision="ieee", dtype="f8"), Array)
     out = cuattn.attention(
         q, k, v, is_causal=True, q_offset=np.array([0, 1]), window=(3, None), scale=0.3, softcap=9,
         mask=rng.random((5, 5)) < 0.9, bias=q[0, 0, :, :5], alibi_slopes=np.ones(3), sinks=None,
@@ -163,7 +163,7 @@ def attentions() -> None:
         flat, flat, flat, ends, ends, max_seqlen_q=3, max_seqlen_k=3, is_causal=True, q_offset=0,
         window=(1, 1), scale=np.float32(0.3), softcap=None, mask=np.ones((2, 2), bool),
         bias=np.zeros((2, 2)), alibi_slopes=np.ones(5), sinks=np.ones(5), q_lens=np.array([1, 1]),
-        kv_lens=np.array([1, 2]), precision=None, out=np.empty_like(flat),
+        kv_lens=np.array([1, 2]), precision=None, dtype=None, out=np.empty_like(flat),
     )  # fmt: skip
     assert_type(out, Array)
     lse = np.empty((5, 3))
@@ -238,7 +238,7 @@ def caches() -> None:
     both = cuattn.attention_kvcache(q, k, v, layout="BHSD", out=(out, lse), return_lse=True)
     assert_type(both, Pair)
     loose: Any = q
-    assert_type(cuattn.attention_kvcache(loose, loose, loose, precision="ieee"), Any)
+    assert_type(cuattn.attention_kvcache(loose, loose, loose, precision="ieee", dtype=float), Any)
     prefixes = [(k[0], v[0]), (k[1], v[1])]
     found = cuattn.attention_cascade(
         q, prefixes, k, v, kv_lens=lens, page_table=None, k_new=new[:, :, :2], v_new=new[:, :, :2],
@@ -247,7 +247,9 @@ def caches() -> None:
         q_lens=np.array([2, 1]), layout="BHSD", precision="ieee", out=out,
     )  # fmt: skip
     assert_type(found, Array)
-    both = cuattn.attention_cascade(q, [(k[0], None)], k, None, value_dim=4, return_lse=True)
+    both = cuattn.attention_cascade(
+        q, [(k[0], None)], k, None, value_dim=4, dtype=q.dtype, return_lse=True
+    )
     assert_type(both, Pair)
     assert_type(cuattn.attention_cascade(loose, [(loose[0], loose[0])], loose, loose), Any)
     codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
