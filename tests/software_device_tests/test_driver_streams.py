@@ -228,6 +228,7 @@ def calls_of_cuattn():
     offsets = cupy.array([0, 16, 32], np.int32)
     state, topk_state = cuattn.softmax_state(x), cuattn.softmax_topk_state(x, 3)
     part = cuattn.attention(q, q, q, return_lse=True)
+    flat_lse = cupy.zeros((2, 32), cupy.float32)
     cache, cache_lens = cupy.zeros((1, 2, 64, 64), cupy.float16), offsets[1:2]
     return {
         "softmax": lambda: cuattn.softmax(x, where=x > 0, scale=0.5),
@@ -246,6 +247,10 @@ def calls_of_cuattn():
         "merge": lambda: (cuattn.merge(state, state), cuattn.merge(topk_state, topk_state)),
         "attention": lambda: cuattn.attention(q, q, q, is_causal=True),
         "attention_varlen": lambda: cuattn.attention_varlen(flat, flat, flat, offsets, offsets),
+        "attention_backward": lambda: cuattn.attention_backward(q, q, q, q, *part),
+        "attention_backward_varlen": lambda: cuattn.attention_backward_varlen(
+            flat, flat, flat, flat, flat, flat_lse, offsets, offsets
+        ),
         "merge_attention": lambda: cuattn.merge_attention(*part, *part),
         "merge_attention_states": lambda: cuattn.merge_attention_states(
             cupy.stack([part[0]] * 2), cupy.stack([part[1]] * 2)
