@@ -178,3 +178,14 @@ def verify(backend, rng, op="float16", **how):
     problem.check_gradients(got)
     assert [a.tobytes() for a in problem.forward] == before
     return problem, got
+
+
+def with_other_fills(problem):
+    """grad, q, k, v, y and lse with zeros, NaN, infinities or anything where nobody sees them."""
+    hidden = dict(zip("qkv", problem.hidden, strict=True))
+    for fill in (0, np.nan, np.inf, None):
+        arrays = []
+        for name, a in zip(("q", "q", "k", "v", "q", "lse"), problem.forward, strict=True):
+            unseen = hidden["q"] if name == "lse" else hidden[name][..., None]
+            arrays.append(a if fill is None else np.where(unseen, fill, a).astype(a.dtype))
+        yield arrays

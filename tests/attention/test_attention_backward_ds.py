@@ -11,8 +11,7 @@ import os
 import emulator
 import numpy as np
 import pytest
-from attention_backward_cases import Backward, backward, storing, verify
-from attention_cases import INF, NAN
+from attention_backward_cases import Backward, backward, storing, verify, with_other_fills
 from conftest import GPU
 
 from cuattn._attention.plan_backward_ds import IMAGE_BYTES
@@ -125,12 +124,7 @@ def test_what_nobody_sees_changes_nothing(backend, rng):
         {"kv_lens": np.array([30]), "is_causal": True, "q_offset": 60},
     ):
         problem, results = Backward(rng, lengths=(70, 183), **how), []
-        hidden = dict(zip("qkv", problem.hidden, strict=True))
-        for fill in (0, NAN, INF, None):
-            arrays = []
-            for name, a in zip(("q", "q", "k", "v", "q", "lse"), problem.forward, strict=True):
-                unseen = hidden["q"] if name == "lse" else hidden[name][..., None]
-                arrays.append(a if fill is None else np.where(unseen, fill, a).astype(a.dtype))
+        for arrays in with_other_fills(problem):
             with storing():
                 results.append(tuple(bits(backward(backend, arrays, problem.more))))
         assert len(set(results)) == 1, how
