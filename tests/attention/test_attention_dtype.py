@@ -40,7 +40,7 @@ CASES = {
     "in the place of Q": {"dims": (192, 136), "lengths": (150, 90), "window": (70, 3)},
     "two blocks of columns": {"dims": (40, 200), "lengths": (20, 50), "bias": np.ones((20, 50))},
     "widest": {"dims": (256, 256), "lengths": (30, 100), "softcap": 3.0},
-    "packed heads": {"heads": (8, 2), "lengths": (19, 60), "sinks": np.linspace(-3, 3, 8)},
+    "packed heads": {"heads": (16, 1), "lengths": (9, 60), "sinks": np.linspace(-3, 3, 16)},
     "few queries": {"heads": (4, 2), "lengths": (3, 1100), "sinks": np.linspace(-3, 3, 4)},
     "few queries, no chunks": {"dims": (20, 27), "lengths": (1, 1030)},
     "padding": {
