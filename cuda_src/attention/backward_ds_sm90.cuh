@@ -136,10 +136,15 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   const auto release = [&](int tile) {  // for this warp
     if (lane == 0) ptx::mbarrier_arrive(&barriers.free[tile % kStages]);
   };
+  const auto skip = [&](int tile) {  // one that only other warpgroups see
+    wait_for(tile);
+    __syncwarp();  // every lane has seen it land: the next one here must not land before
+    release(tile);
+  };
 
   float dq[kDim / 2] = {};
   int tile = 0;
-  for (; tile < from; ++tile) wait_for(tile), release(tile);
+  for (; tile < from; ++tile) skip(tile);
   for (; tile < to; ++tile) {
     const int stage = tile % kStages;
     wait_for(tile);
@@ -155,7 +160,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     if (tile > from) release(tile - 1);
   }
   ptx::wgmma_wait<0>();  // dQ is complete; nothing is loaded any more in the place of its last tile
-  for (; tile < tiles; ++tile) wait_for(tile), release(tile);
+  for (; tile < tiles; ++tile) skip(tile);
 
   // dQ = scale dQ, through this group's own dS
   ptx::named_barrier_sync(kGroupBarrier + group, 128);  // all warps of the group have read dS

@@ -182,7 +182,10 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
         convert();
       }
     }
-    if (kOwnOut) release(barriers.q_free[group]);
+    if constexpr (kOwnOut) {
+      __syncwarp();  // every lane has seen Q land, also where it saw no tile: the next Q must not land before
+      release(barriers.q_free[group]);
+    }
     if (tiles > 0) {
       await(barriers.v_full, tile);  // V has landed
       if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);

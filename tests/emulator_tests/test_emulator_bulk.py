@@ -880,6 +880,19 @@ MBARRIER_RULES = {
         + BARRIER
         + "if (t == 40) ptx::mbarrier_wait(bar, 1);\n",
     ),
+    **{
+        f"a phase that may complete before a lane has waited for the one before it: no {name}": (
+            "may come too late|comes too late",
+            f"if (t < {threads}) {{\nif (t == 0) ptx::mbarrier_arrive(bar);\n"
+            f"{WAIT}if (!fault) {sync};\n"
+            "if (t == 0) ptx::mbarrier_arrive(bar);\nptx::mbarrier_wait(bar, 1);\n}\n",
+        )
+        for name, threads, sync in [
+            ("__syncthreads", 64, "__syncthreads()"),
+            ("__syncwarp", 32, "__syncwarp()"),
+            ("__ballot_sync", 32, "__ballot_sync(0xffffffff, 1)"),
+        ]
+    },
     "parity 2": (
         "parity 2",
         "if (t == 0) ptx::mbarrier_arrive(bar);\nptx::mbarrier_wait(bar, 2 * fault);",

@@ -686,6 +686,10 @@ STORING_EDGES = tuple(
     storing("test_window", lengths, window)
     for lengths, window in (("(150, 310)", "(64, 64)"), ("(310, 150)", "(17, None)"))
 )
+STORING_TILES = tuple(
+    f"{FILES['test_attention_backward_traffic']}::test_hopper_with_stored_gradients_of_scores[{case}]"
+    for case in ("64-None-0", "128-None-None")
+)
 STORING_UNSEEN = (
     storing("test_what_nobody_sees_changes_nothing"),
     storing("test_options"),

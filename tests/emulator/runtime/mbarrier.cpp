@@ -39,8 +39,8 @@ MBarrier& local_mbarrier(Thread& thread, void* mbarrier, Site site) {
 
 // How many phases are complete once a wait of `thread` for `parity` returns.
 uint32_t phases_after(const Thread& thread, MBarrier& bar, int parity, Site site) {
-  bar.waited.resize(machine.block_threads, -1);
-  const int64_t last = bar.waited[thread.index];
+  bar.waited.resize(machine.block_threads);
+  const int64_t last = bar.waited[thread.index].phases;
   // The first wait is for phase 0, or at once through for the one before it.
   const int64_t target = last >= 0 ? last + 1 : parity == 1 ? 0 : 1;
   if (parity != (target + 1) % 2) {
@@ -56,6 +56,25 @@ void check_not_late(const Thread& thread, const MBarrier& bar, uint32_t target, 
         "mbarrier_wait comes too late: the mbarrier has completed %u phases, and the thread waits for the %s: it "
         "would hang, or pass by accident",
         bar.phase, target == 0 ? "one before the first" : "one before the last or an earlier one");
+}
+
+// It was not late this time, and never is where an arrival of the phase comes after the thread's last wait: in the
+// order of memory, or of a collective of the warp, which orders no memory but comes after the wait for all its lanes.
+void check_never_late(const Thread& thread, const MBarrier& bar, uint32_t target, Site site) {
+  const Waited& last = bar.waited[thread.index];
+  if (target == 0 || last.phases < 0 || last.epoch < bar.last_epoch) return;
+  const std::vector<uint32_t>& known = bar.last_release;
+  if (!known.empty() && known[thread.index] > last.clock) return;
+  if (!known.empty() && last.meeting < thread.warp->meetings.size()) {
+    const uint32_t* met = thread.warp->meetings[last.meeting].clock;
+    for (int lane = 0; lane < thread.warp->size; ++lane) {
+      if (known[thread.warp->threads[lane].index] > met[lane]) return;
+    }
+  }
+  fault(thread, site,
+        "mbarrier_wait may come too late: no arrival of the mbarrier's phase %u comes after the thread's wait for the "
+        "phase before it",
+        target);
 }
 
 }  // namespace
@@ -194,6 +213,7 @@ void settle_mbarrier(MBarrier& bar) {
   bar.async = -1;
   bar.last_release.swap(bar.release);
   bar.release.clear();
+  bar.last_epoch = bar.epoch;
   bar.tx = bar.in_flight = 0;
   bar.pending = bar.count;
   ++bar.phase;
@@ -209,6 +229,7 @@ void mbarrier_arrive(void* mbarrier, int bytes, Site site) {
   if (bar.pending == 0) fault(thread, site, "more arrivals at an mbarrier than the %d of its phase", bar.count);
   --bar.pending;
   release_into(bar.release, thread);
+  bar.epoch = thread.block->epoch;
   expect_or_send(thread, bar, bytes, 0, site);
 }
 
@@ -226,7 +247,9 @@ void mbarrier_wait(void* mbarrier, int parity, bool of_cluster, Site site) {
   }
   MBarrier& bar = machine.mbarriers[index];
   check_not_late(thread, bar, target, site);
-  bar.waited[thread.index] = target;
+  check_never_late(thread, bar, target, site);
+  bar.waited[thread.index] = {target, thread.clock, thread.block->epoch, thread.warp->meetings.size()};
+  thread.warp->waited = true;
   ++machine.counters.mbarrier_waits;
   acquire_from(bar.last_release, thread);
   if (bar.last_async < 0 || target == 0) return;

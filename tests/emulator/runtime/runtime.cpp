@@ -365,6 +365,8 @@ void begin_block(int rank, uint64_t linear) {
     warp.waiting = 0;
     warp.elected = -1;
     warp.passed.clear();
+    warp.meetings.clear();
+    warp.waited = false;
     warp.async_passed.clear();
     warp.sites.clear();
   }
@@ -586,7 +588,12 @@ void synchronise_lanes(Warp& warp, uint32_t mask) {
 void flush(Warp& warp, uint32_t mask) {
   const uint32_t everyone = warp.size == 32 ? 0xffffffff : (1u << warp.size) - 1;
   if (mask == everyone) flush_log(warp);
-  if ((mask | warp.exited) == everyone) flush_profile(warp);
+  if ((mask | warp.exited) != everyone) return;
+  flush_profile(warp);
+  if (!warp.waited) return;
+  warp.waited = false;
+  WarpClocks& met = warp.meetings.emplace_back();
+  for (int lane = 0; lane < warp.size; ++lane) met.clock[lane] = warp.threads[lane].clock;
 }
 
 void complete_collective(Warp& warp, const Thread& last) {

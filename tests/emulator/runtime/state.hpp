@@ -139,6 +139,13 @@ struct BulkStore : BulkBox {
   uint32_t group;  // groups that its thread committed before
 };
 
+// A thread's last wait for an mbarrier.
+struct Waited {
+  int64_t phases = -1;    // that were complete after it; -1: it never waited
+  uint32_t clock, epoch;  // of the thread, as in a Stamp
+  size_t meeting;         // the next of its warp
+};
+
 struct MBarrier {
   int rank;  // of the block it lies in
   uint32_t offset;
@@ -151,9 +158,10 @@ struct MBarrier {
   int async, last_async;  // AsyncPhase of the current and of the last phase, or -1
   std::vector<Flight> flights;
   std::vector<BulkLoad> loads;
-  int64_t in_flight;            // bytes of both
-  std::vector<int64_t> waited;  // by thread: phases that were complete after its last wait; -1: it never waited
+  int64_t in_flight;                            // bytes of both
+  std::vector<Waited> waited;                   // by thread
   std::vector<uint32_t> release, last_release;  // what a waiter of the current / last phase gets to know
+  uint32_t epoch, last_epoch;                   // block barriers completed before an arrival of that phase
   int waiters;
 };
 
@@ -243,6 +251,9 @@ struct Warp {
   // By stamp: plain reads by all lanes are known to come after it.
   std::vector<bool> passed;
   std::vector<bool> async_passed;  // the same of reads by the async proxy
+  // When all lanes met in a collective, the first time after one had waited for an mbarrier.
+  std::vector<WarpClocks> meetings;
+  bool waited;  // a lane has since the last of them
   std::vector<AccessSite> sites;
   // Since all lanes last met, with a profiled kernel only: how often each lane ran each basic block, and the
   // blocks that any lane ran.
