@@ -2,36 +2,7 @@
 #pragma once
 
 #include <attention/backward.cuh>
-#include <attention/panels.cuh>
-#include <ptx/wgmma.cuh>
-
-// Starts d = A B^T on the tensor cores, and puts it into a group.
-template <int kCount, class T, int kRows, int kCols>
-__device__ __forceinline__ void start_product(float (&d)[kCount], Panels<T, 64, kCols> a, Panels<T, kRows, kCols> b) {
-  using A = Panels<T, 64, kCols>;
-  using B = Panels<T, kRows, kCols>;
-  const unsigned int a_descriptor = ptx::wgmma_descriptor(a.base, 16), b_descriptor = ptx::wgmma_descriptor(b.base, 16);
-#pragma unroll
-  for (int i = 0; i < kCols / 16; ++i) {
-    constexpr int kSteps = A::kSpan / 32;  // of a panel
-    const int panel = i / kSteps, in_panel = i % kSteps * 32;
-    ptx::wgmma_ss<T, kRows, A::kSpan>(d, a_descriptor, b_descriptor, i > 0, (panel * A::kPanelBytes + in_panel) / 16,
-                                      (panel * B::kPanelBytes + in_panel) / 16);
-  }
-  ptx::wgmma_commit();
-}
-
-// Starts d += A B, with A in registers.
-template <int kCount, int kSteps, class T, int kRows, int kCols>
-__device__ __forceinline__ void start_sum(float (&d)[kCount], const unsigned int (&a)[kSteps][4],
-                                          Panels<T, kRows, kCols> b) {
-  static_assert(kSteps == kRows / 16, "16 rows of B in a step");
-  using B = Panels<T, kRows, kCols>;
-  const unsigned int descriptor = ptx::wgmma_descriptor(b.base, B::kPanelBytes);
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) ptx::wgmma_rs<T, kCols, B::kSpan>(d, a[i], descriptor, true, i * B::kSpan);
-  ptx::wgmma_commit();
-}
+#include <attention/products_sm90.cuh>
 
 // d = `value` where column c of the lane's row is not one of low[half] … high[half] - 1; column0 is that of d[0].
 template <int kCount>

@@ -120,10 +120,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   const int seen = tiles > 0 ? block.high(block.q_len - 1) - keys.first : 0;  // no query sees keys from here on
   // Rows of K that no query of the sequence sees, which may hold NaN, become 0. Every warp of the consumers calls it.
   const auto clear_keys = [&](int stage, int first, int last) {
-    constexpr int kChunks = kDim / 8;
-    for (int i = static_cast<int>(threadIdx.x) - 128; i < (last - first) * kChunks; i += 128 * kWarpgroups) {
-      ptx::st_shared(reinterpret_cast<uint4*>(smem.k(stage).chunk(first + i / kChunks, i % kChunks)), uint4{});
-    }
+    clear_rows(smem.k(stage), first, last, static_cast<int>(threadIdx.x) - 128, 128 * kWarpgroups);
     ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
     ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
   };

@@ -199,15 +199,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       // The padding of Q and dO becomes 0. Every warp of the consumers is here: it is the last tile of a head.
       const int from = padding - query;
       ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // every warp has multiplied with Q and dO
-      for (int i = static_cast<int>(threadIdx.x) - 128; i < (kQueries - from) * (kDim / 8); i += 128 * kWarpgroups) {
-        unsigned char* chunk = smem.q(stage).chunk(from + i / (kDim / 8), i % (kDim / 8));
-        ptx::st_shared(reinterpret_cast<uint4*>(chunk), uint4{});
-      }
-      for (int i = static_cast<int>(threadIdx.x) - 128; i < (kQueries - from) * (kValueDim / 8);
-           i += 128 * kWarpgroups) {
-        unsigned char* chunk = smem.grad(stage).chunk(from + i / (kValueDim / 8), i % (kValueDim / 8));
-        ptx::st_shared(reinterpret_cast<uint4*>(chunk), uint4{});
-      }
+      const int thread = static_cast<int>(threadIdx.x) - 128;
+      clear_rows(smem.q(stage), from, kQueries, thread, 128 * kWarpgroups);
+      clear_rows(smem.grad(stage), from, kQueries, thread, 128 * kWarpgroups);
       ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
       ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
     }

@@ -109,12 +109,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       // Rows of K that no query of the sequence sees, which may hold NaN, become 0.
       ptx::mbarrier_wait(&barriers.landed, landed);  // K has landed
       landed ^= 1;
-      constexpr int kChunks = kDim / 8;
-      for (int i = lane; i < kKeys * kChunks; i += 32) {
-        const int row = i / kChunks;
-        if (row >= begin && row < end) continue;
-        ptx::st_shared(reinterpret_cast<uint4*>(smem.k(stage).chunk(row, i % kChunks)), uint4{});
-      }
+      clear_rows(smem.k(stage), 0, begin, lane, 32);
+      clear_rows(smem.k(stage), end, kKeys, lane, 32);
       ptx::fence_proxy_async();  // the zeros, before wgmma reads them
       __syncwarp();              // those of every lane
       if (lane == 0) ptx::mbarrier_arrive(&barriers.k_full[stage]);

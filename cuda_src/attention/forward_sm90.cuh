@@ -16,6 +16,7 @@
 #pragma once
 
 #include <attention/pipeline_sm90.cuh>
+#include <attention/products_sm90.cuh>
 #include <attention/softmax_sm90.cuh>
 #include <primitives/vector.cuh>
 #include <primitives/warp.cuh>
@@ -59,10 +60,6 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   const bool leads = warp % 4 == 0;             // its group: one of its threads does what one thread has to do
   const int row0 = 16 * (warp % 4) + lane / 4;  // of the group's 64, of elements 0, 1, 4, 5 …; the others are 8 further
   const int column0 = lane % 4 * 2;
-  constexpr int kQSteps = Smem::QTile::kSpan / 32, kSpan = Smem::QTile::kSpan, kVSpan = Smem::VTile::kSpan;
-  const unsigned int q_descriptor = ptx::wgmma_descriptor(smem.q(group).base, 16);
-  const unsigned int k_descriptor = ptx::wgmma_descriptor(smem.k(0).base, 16);
-  const unsigned int v_descriptor = ptx::wgmma_descriptor(smem.v(0).base, Smem::VTile::kPanelBytes);
   unsigned int tile = 0;  // of K and of V
   int q_parity = 0, unseen_parity = 0;
   const auto slot = [](unsigned int tile) { return Smem::slot(tile); };
@@ -96,31 +93,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     unsigned int p[kKeys / 16][4];
     OnlineSoftmax online;
 
-    const auto start_scores = [&](int stage) {  // S = Q K^T
-#pragma unroll
-      for (int i = 0; i < kDim / 16; ++i) {
-        const int panel = i / kQSteps, in_panel = i % kQSteps * 32;
-        ptx::wgmma_ss<T, kKeys, kSpan>(
-            s, q_descriptor + (panel * Smem::QTile::kPanelBytes + in_panel) / 16,
-            k_descriptor + stage * (Smem::KTile::kBytes / 16) + (panel * Smem::KTile::kPanelBytes + in_panel) / 16,
-            i > 0);
-      }
-      ptx::wgmma_commit();
-    };
-    const auto start_values = [&](int stage) {  // O += P V
-#pragma unroll
-      for (int i = 0; i < kKeys / 16; ++i) {
-        ptx::wgmma_rs<T, kValueDim, kVSpan>(o, p[i], v_descriptor + stage * (Smem::VTile::kBytes / 16) + i * kVSpan,
-                                            true);
-      }
-      ptx::wgmma_commit();
-    };
     // Rows of V that no query sees, which may hold NaN, become 0. Every warp of the consumers calls it.
     const auto clear_values = [&](int stage, int from, int to) {
-      constexpr int kChunks = kValueDim / 8;
-      for (int i = static_cast<int>(threadIdx.x) - 128; i < (to - from) * kChunks; i += 128 * kWarpgroups) {
-        ptx::st_shared(reinterpret_cast<uint4*>(smem.v(stage).chunk(from + i / kChunks, i % kChunks)), uint4{});
-      }
+      clear_rows(smem.v(stage), from, to, static_cast<int>(threadIdx.x) - 128, 128 * kWarpgroups);
       ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
       ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
     };
@@ -142,10 +117,10 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     ptx::mbarrier_wait(&barriers.q_full[group], q_parity);  // Q has landed
     q_parity ^= 1;
     if (tiles > 0) {
-      await(barriers.k_full, tile);  // K has landed
-      ptx::wgmma_fence();            // hands S to the tensor cores
-      start_scores(slot(tile));
-      ptx::wgmma_wait<0>();  // S is complete, and K is read
+      await(barriers.k_full, tile);                         // K has landed
+      ptx::wgmma_fence();                                   // hands S to the tensor cores
+      start_product(s, smem.q(group), smem.k(slot(tile)));  // S = Q K^T
+      ptx::wgmma_wait<0>();                                 // S is complete, and K is read
       release(barriers.k_free[slot(tile)]);
       softmax(0);
       convert();
@@ -159,10 +134,10 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
         const unsigned int last = tile++;
         // Waits until the warpgroup before has started its products.
         if constexpr (kPingPong) ptx::named_barrier_sync(kPingPongBarrier + group, 256);
-        ptx::wgmma_fence();  // hands S, P and O to the tensor cores
-        start_scores(slot(tile));
-        await(barriers.v_full, last);  // V has landed
-        start_values(slot(last));
+        ptx::wgmma_fence();                                   // hands S, P and O to the tensor cores
+        start_product(s, smem.q(group), smem.k(slot(tile)));  // S = Q K^T
+        await(barriers.v_full, last);                         // V has landed
+        start_sum(o, p, smem.v(slot(last)));                  // O += P V
         ping_pong_next();
         ptx::wgmma_wait<1>();  // S is complete, and K is read
         release(barriers.k_free[slot(tile)]);
@@ -189,9 +164,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     if (tiles > 0) {
       await(barriers.v_full, tile);  // V has landed
       if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);
-      ptx::wgmma_fence();  // hands P and O to the tensor cores
-      start_values(slot(tile));
-      ptx::wgmma_wait<0>();  // O is complete, and V is read
+      ptx::wgmma_fence();                   // hands P and O to the tensor cores
+      start_sum(o, p, smem.v(slot(tile)));  // O += P V
+      ptx::wgmma_wait<0>();                 // O is complete, and V is read
       release(barriers.v_free[slot(tile)]);
       ++tile;
     }

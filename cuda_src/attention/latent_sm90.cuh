@@ -143,7 +143,7 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
     const auto start_values = [&](int slot) {  // O += P V
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
-        ptx::wgmma_rs<T, kHalf, kSpan>(o, weights[i], values + slot * kSlot + i * kSpan, true);
+        ptx::wgmma_rs<T, kHalf, kSpan>(o, weights[i], values + slot * kSlot, true, i * kSpan);
       }
       ptx::wgmma_commit();
     };
@@ -165,8 +165,8 @@ __device__ __forceinline__ void attend_latent(const DecodeParams& p, const Smem&
 #pragma unroll
         for (int i = 0; i < kChain; ++i) {
           const int step = third * kChain + i, panel = step / kPanelSteps, in_panel = step % kPanelSteps * 32;
-          ptx::wgmma_ss<T, kKeys, kSpan>(sum, q + (panel * kQPanel + in_panel) / 16,
-                                         k_descriptor + slot * kSlot + (panel * kPanel + in_panel) / 16, i > 0);
+          ptx::wgmma_ss<T, kKeys, kSpan>(sum, q, k_descriptor + slot * kSlot, i > 0, (panel * kQPanel + in_panel) / 16,
+                                         (panel * kPanel + in_panel) / 16);
         }
       };
       const auto start_scores = [&](int slot) {
