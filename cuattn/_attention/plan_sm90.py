@@ -55,6 +55,7 @@ class Sm90Plan:
     row_blocks: int
     heads_in_l2: int
     blocks: int
+    section: int  # blocks among which those with few keys make up for those with many
     pack: int  # query heads whose rows are computed together
     q_panel: int  # columns of a box
     v_panel: int
@@ -85,6 +86,8 @@ def plan_attention_sm90(
     pack = min(packs, key=lambda p: ceil_div(each * p, rows) * (problem.heads // p))
     row_blocks, units, heads_in_l2 = problem.grid(rows, pack)
     blocks = units * row_blocks
+    together = row_blocks * heads_in_l2  # from the rows with most keys to those with fewest
+    section = together if problem.bounded and together >= num_sms else blocks
 
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
     smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * HALF_BYTES
@@ -111,7 +114,7 @@ def plan_attention_sm90(
         registers=REGISTERS // block // 8 * 8,
     )
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
-    return Sm90Plan(kernel, row_blocks, heads_in_l2, blocks, pack, q_panel, v_panel, keys)
+    return Sm90Plan(kernel, row_blocks, heads_in_l2, blocks, section, pack, q_panel, v_panel, keys)
 
 
 def is_tma(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -138,7 +138,7 @@ ATTENTION_TAIL = Params(
     "2q: alibi_stride",
 )
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
-ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks", "48x:")
+ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section", "44x:")
 ATTENTION_MERGE = Params(
     "AttentionMergeParams",
     "Q: outs lses out lse",

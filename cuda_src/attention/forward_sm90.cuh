@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   if (threadIdx.x == 0) smem.init_barriers();
   __syncthreads();  // the barriers are initialised before any warp uses them
 
-  const int rounds = (params.blocks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int rounds = rounds_of(params);
   const int queries = kRows >> params.pack_log2;
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();

@@ -52,5 +52,6 @@ struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;
   int pack_log2;
-  int blocks;  // of rows, in all rounds
+  int blocks;   // of rows, in all rounds
+  int section;  // of these, among which blocks with few keys make up for those with many, see find_work
 };

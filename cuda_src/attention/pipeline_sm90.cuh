@@ -59,17 +59,28 @@ struct AttentionSmem {
   }
 };
 
+__device__ __forceinline__ unsigned int rounds_of_section(const AttentionSm90Params& params) {
+  return (params.section + gridDim.x - 1) / gridDim.x;
+}
+
+__device__ __forceinline__ int rounds_of(const AttentionSm90Params& params) {
+  return (params.blocks + params.section - 1) / params.section * rounds_of_section(params);
+}
+
 // The rows that this block computes in a round, which every role asks first. False: none.
 template <int kRows>
 __device__ __forceinline__ bool find_work(const AttentionSm90Params& params, int round, QueryBlock& block) {
-  // Serpentine order: odd rounds run backwards, so that the block with the longest rows in one round gets the shortest
-  // in the next.
-  const unsigned int width = gridDim.x, place = round % 2 == 0 ? blockIdx.x : width - 1 - blockIdx.x;
-  const unsigned int index = round * width + place;
+  // In serpentine order, odd rounds of a section running backwards, the block with the longest rows in one round gets
+  // the shortest in the next. It begins where the section before would go on, for blocks that had a round less.
+  const unsigned int width = gridDim.x, rounds = rounds_of_section(params), turn = round % rounds;
+  const unsigned int first = round / rounds * params.section;
+  const unsigned int from_first = (blockIdx.x + width - first % width) % width;
+  const unsigned int place = turn * width + (turn % 2 == 0 ? from_first : width - 1 - from_first);
   const AttentionParams& attention = params.attention;
   const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
-  return index < static_cast<unsigned int>(params.blocks) &&
-         find_block(attention, kRows >> params.pack_log2, units, index, block);
+  return place < static_cast<unsigned int>(params.section) &&
+         first + place < static_cast<unsigned int>(params.blocks) &&
+         find_block(attention, kRows >> params.pack_log2, units, first + place, block);
 }
 
 // All loads of the block, by one warp.

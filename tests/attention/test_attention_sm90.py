@@ -17,6 +17,8 @@ from test_attention_traffic import draw, ranges_of_blocks
 from test_attention_varlen import Ragged
 
 import cuattn
+from cuattn._attention import problem as attention_problem
+from cuattn._attention.plan_sm90 import plan_attention_sm90
 
 SCHEDULES = 8
 
@@ -191,6 +193,18 @@ def test_layouts_and_strides(rng, layout):
         run = Run(cuattn.attention, *arrays, header=header, layout=layout, **problem.options)
         out, lse = run.results
         problem.check(out.swapaxes(1, 2) if swapped else out, lse)
+
+
+@pytest.mark.parametrize("num_sms", [1, 2, 3])
+def test_sections(rng, monkeypatch, num_sms):
+    """Heads that do not fit L2 together come one after the other."""
+    drawn = Problem(rng, heads=(2, 2), batch=2, lengths=(400, 430), is_causal=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention_problem, "L2_BYTES", 1)
+        plan_attention_sm90.cache_clear()
+        run = Run(cuattn.attention, *drawn.arrays, num_sms=num_sms, **drawn.options)
+    plan_attention_sm90.cache_clear()
+    drawn.check(*run.results)
 
 
 def test_what_the_general_kernel_computes(rng):

@@ -246,6 +246,47 @@ def test_grid(num_sms):
         assert found.kernel.grid == min(num_sms, found.blocks) >= 1
 
 
+def work(found):
+    """The indices of each block's rows, in its rounds: find_work (attention/pipeline_sm90.cuh)."""
+    width, section, blocks = found.kernel.grid, found.section, found.blocks
+    rounds = -(-section // width)
+    for block in range(width):
+        own = []
+        for turn, first in itertools.product(range(rounds), range(0, blocks, section)):
+            from_first = (block - first) % width
+            place = turn * width + (width - 1 - from_first if turn % 2 else from_first)
+            if place < min(section, blocks - first):
+                own.append(first + place)
+        yield own
+
+
+@pytest.mark.parametrize("num_sms", [1, 78, 132])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_every_block_of_rows_has_one_turn(bounded, num_sms):
+    for problem in sharing():
+        problem = change(problem, bounded=bounded, k_rows=50_000)
+        found = plan(problem, num_sms=num_sms)
+        assert sorted(itertools.chain(*work(found))) == list(range(found.blocks))
+
+
+@pytest.mark.parametrize("length", [2**n for n in range(9, 15)])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_causal_work_is_shared_out_evenly(dim, length):
+    """Of FlashAttention-3's benchmark, 16 Ki queries of 2048 columns: arXiv:2407.08608, 4.1."""
+    sizes = {"batch": 2**14 // length, "heads": 2048 // dim, "kv_heads": 2048 // dim}
+    sizes |= {"q_rows": length, "k_rows": length, "head_dim": dim, "value_dim": dim}
+    problem = change(**sizes, bounded=True)
+    found = plan(problem)
+    rows, of_section = 64 * found.kernel.arguments["kWarpgroups"], found.heads_in_l2
+    keys = []  # of each block of rows
+    for index in range(found.blocks):
+        base, number = divmod(index, of_section * found.row_blocks)
+        together = min(of_section, problem.batch * problem.heads - base * of_section)
+        keys.append(min(length, (found.row_blocks - number // together) * rows))
+    busiest = max(sum(keys[index] for index in own) for own in work(found))
+    assert busiest <= 1.04 * sum(keys) / SMS
+
+
 # ---- What TMA can move ----
 
 

@@ -419,6 +419,7 @@ SM90_DTYPE = (
       for how in ("packed heads", "padding", "in the place of Q")),
     "tests/attention/test_attention_dtype.py::test_blocks_after_one_another",
 )  # fmt: skip
+SM90_SECTIONS = sm90(2, 3, test="test_sections")
 SM90_RAGGED = sm90("False-(64, 64)", "False-(192, 192)", test="test_ragged_schedules")
 SM90_UNSEEN = sm90("values that nobody sees", "values beyond a window")
 SM90_PACKED = sm90("packed heads", "packed heads with sinks")
