@@ -84,10 +84,14 @@ __device__ __forceinline__ bool find_key_block(const AttentionParams& params, in
   block.rows = params.q_rows;
   block.k_rows = params.k_rows;
   if (params.cu_seqlens_k != nullptr) {
-    Sequence keys;
-    if (!find_ragged(params.cu_seqlens_k, params.batch, params.k_rows, count, number, keys, number)) return false;
-    const Sequence queries = sequence_of(params.cu_seqlens_q, params.q_rows, keys.batch);
-    block.batch = keys.batch;
+    const bool found =
+        is_ranked(params)
+            ? find_ranked(params.cu_seqlens_k, params.batch, params.k_rows, count, number, block.batch, number)
+            : find_ragged(params.cu_seqlens_k, params.batch, params.k_rows, count, number, block.batch, number);
+    if (!found) return false;
+    const Sequence keys = sequence_of(params.cu_seqlens_k, params.k_rows, block.batch);
+    const Sequence queries = sequence_of(params.cu_seqlens_q, params.q_rows, block.batch);
+    if (is_ranked(params)) number = blocks_of(keys, count) - 1 - number;  // most queries see the first keys
     block.k_start = keys.start;
     block.k_rows = keys.rows;
     block.q_start = queries.start;

@@ -120,27 +120,27 @@ __device__ __forceinline__ long long clamp_index(long long value, long long low,
 
 // Where sequence b of a ragged batch begins, and how many rows it has, whatever cu_seqlens holds.
 struct Sequence {
-  int batch;
   long long start;
   int rows;
 };
 __device__ __forceinline__ Sequence sequence_of(const long long* cu_seqlens, int total, int b) {
   const long long begin = clamp_index(ptx::ld_global(cu_seqlens + b), 0, total);
   const long long end = clamp_index(ptx::ld_global(cu_seqlens + b + 1), begin, total);
-  return {b, begin, static_cast<int>(end - begin)};
+  return {begin, static_cast<int>(end - begin)};
+}
+
+__device__ __forceinline__ int blocks_of(const Sequence& sequence, int count) {
+  return static_cast<int>(static_cast<unsigned int>(sequence.rows + count - 1) / count);
 }
 
 // Block `rank`, of `count` rows, of all sequences of a ragged batch: its sequence, and the block's number in it. Every
 // warp finds it by itself, 32 sequences at a time. False: there is no such block. A bad cu_seqlens gives bad rows,
 // never ones outside.
 __device__ __forceinline__ bool find_ragged(const long long* cu_seqlens, int batch, int total, int count, int rank,
-                                            Sequence& sequence, int& number) {
+                                            int& sequence, int& number) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int base = 0; base < batch; base += 32) {
-    const int b = base + lane;
-    Sequence own{b, 0, 0};
-    if (b < batch) own = sequence_of(cu_seqlens, total, b);
-    const int blocks = static_cast<int>(static_cast<unsigned int>(own.rows + count - 1) / count);
+    const int b = base + lane, blocks = b < batch ? blocks_of(sequence_of(cu_seqlens, total, b), count) : 0;
     int up_to = blocks;  // of this sequence and those of lower lanes
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
@@ -151,14 +151,38 @@ __device__ __forceinline__ bool find_ragged(const long long* cu_seqlens, int bat
     if (past != 0) {
       const int owner = __ffs(past) - 1;
       number = rank - __shfl_sync(0xffffffff, up_to - blocks, owner);
-      sequence.batch = base + owner;
-      sequence.start = __shfl_sync(0xffffffff, own.start, owner);
-      sequence.rows = __shfl_sync(0xffffffff, own.rows, owner);
+      sequence = base + owner;
       return true;
     }
     rank -= __shfl_sync(0xffffffff, up_to, 31);
   }
   return false;
+}
+
+// The same in another order, of sequences of which a lane has one: n blocks of a sequence have levels n - 1 … 0, and
+// the highest level comes first, as its blocks take longest where attention is causal.
+constexpr int kRanked = 32;
+__device__ __forceinline__ bool find_ranked(const long long* cu_seqlens, int batch, int total, int count, int rank,
+                                            int& sequence, int& level) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int blocks = lane < batch ? blocks_of(sequence_of(cu_seqlens, total, lane), count) : 0;
+  const auto up_from = [&](int lowest) { return __reduce_add_sync(0xffffffff, max(blocks - lowest, 0)); };
+  if (rank >= up_from(0)) return false;
+  level = 0;
+  for (int above = __reduce_max_sync(0xffffffff, blocks); above - level > 1;) {
+    const int middle = (level + above) / 2;
+    (up_from(middle) > rank ? level : above) = middle;
+  }
+  // Of the sequences that have the level, in their order.
+  rank -= up_from(level + 1);
+  const unsigned int having = __ballot_sync(0xffffffff, blocks > level);
+  const bool is_it = blocks > level && __popc(having & ((1u << lane) - 1)) == rank;
+  sequence = max(__ffs(__ballot_sync(0xffffffff, is_it)) - 1, 0);  // of a bad cu_seqlens there may be none
+  return true;
+}
+
+__device__ __forceinline__ bool is_ranked(const AttentionParams& params) {
+  return params.descending && params.batch <= kRanked;
 }
 
 // What of a sequence is padding, and which keys its queries see.
@@ -188,17 +212,20 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int co
   const int together = min(params.heads_in_l2, heads - base);
   const int unit = first_unit + base + static_cast<int>(index % blocks) % together;
   int number = static_cast<int>(index % blocks) / together;
-  if (params.descending) number = params.row_blocks - 1 - number;
+  const bool ragged = params.cu_seqlens_q != nullptr, ranked = ragged && is_ranked(params);
+  if (params.descending && !ranked) number = params.row_blocks - 1 - number;
   block.head = unit % params.heads;
   block.batch = unit / params.heads % params.batch;
   block.q_start = block.k_start = 0;
   block.rows = params.q_rows;
   block.k_rows = params.k_rows;
-  if (params.cu_seqlens_q != nullptr) {
-    Sequence queries;
-    if (!find_ragged(params.cu_seqlens_q, params.batch, params.q_rows, count, number, queries, number)) return false;
-    const Sequence keys = sequence_of(params.cu_seqlens_k, params.k_rows, queries.batch);
-    block.batch = queries.batch;
+  if (ragged) {
+    const bool found =
+        ranked ? find_ranked(params.cu_seqlens_q, params.batch, params.q_rows, count, number, block.batch, number)
+               : find_ragged(params.cu_seqlens_q, params.batch, params.q_rows, count, number, block.batch, number);
+    if (!found) return false;
+    const Sequence queries = sequence_of(params.cu_seqlens_q, params.q_rows, block.batch);
+    const Sequence keys = sequence_of(params.cu_seqlens_k, params.k_rows, block.batch);
     block.q_start = queries.start;
     block.rows = queries.rows;
     block.k_start = keys.start;

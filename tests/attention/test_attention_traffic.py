@@ -13,6 +13,7 @@ from conftest import SEED
 import cuattn
 from cuattn._attention import plan
 from cuattn._attention.problem import AttentionProblem
+from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_TAIL
 
 DTYPES = {
     "float16": np.float16,
@@ -149,3 +150,47 @@ def test_heads_that_share_keys_are_neighbours():
     for k_rows, heads_in_l2 in ((1024, 32), (16 * 1024, 16), (512 * 1024, 4)):
         problem = AttentionProblem("float16", "float16", **sizes, k_rows=k_rows, value_dim=128)
         assert plan.plan_attention(problem, 90).heads_in_l2 == heads_in_l2
+
+
+FOUND = """
+#include <attention/backward.cuh>
+struct Params { AttentionParams attention; long long* found; };
+__global__ void find(const Params params) {
+  QueryBlock rows = {};
+  KeyBlock keys = {};
+  const bool are_rows = find_block(params.attention, 16, 1, blockIdx.x, rows);
+  const bool are_keys = find_key_block(params.attention, 16, 1, blockIdx.x, keys);
+  if (threadIdx.x > 0) return;
+  const long long values[] = {are_rows, rows.batch, rows.first, are_keys, keys.batch, keys.first};
+  for (int i = 0; i < 6; ++i) ptx::st_global(params.found + 6 * blockIdx.x + i, values[i]);
+}
+"""
+
+
+@pytest.mark.parametrize("descending", [0, 1])
+@pytest.mark.parametrize("batch", [1, 7, 32, 33])
+def test_order_of_ragged_blocks(rng, batch, descending):
+    """Where attention is causal, blocks of rows that see most keys come first, and so do blocks of
+    keys that most rows see, if a lane of a warp has each sequence."""
+    lengths = rng.integers(0, 200, batch) * (rng.random(batch) < 0.9)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    last = {b: -(-int(lengths[b]) // 16) - 1 for b in range(batch)}
+    blocks = [(b, n) for b in range(batch) for n in range(last[b] + 1)]
+    rows, keys, spare = blocks, blocks, [None] * batch
+    if descending and batch <= 32:
+        rows = sorted(blocks, key=lambda block: (-block[1], block[0]))
+        keys = sorted(blocks, key=lambda block: (block[1] - last[block[0]], block[0]))
+    elif descending:
+        rows = [*spare, *reversed(blocks)]
+    rows, keys = ((order + spare)[: len(blocks) + batch] for order in (rows, keys))
+    sizes = {"batch": batch, "q_rows": starts[-1], "k_rows": starts[-1], "heads": 1, "sharing": 1}
+    sizes |= {"row_blocks": len(rows), "heads_in_l2": 1, "descending": descending}
+    tail = {name: (0,) * int(code[:-1] or 1) for name, code in ATTENTION_TAIL.codes.items()}
+    tail = {name: value if len(value) > 1 else 0 for name, value in tail.items()}
+    ends = dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), emulator.address(starts))
+    found = np.zeros((len(rows), 6), np.int64)
+    params = ATTENTION_POINTERS.pack(**dict.fromkeys(ATTENTION_POINTERS.codes, 0) | ends)
+    params += ATTENTION_TAIL.pack(**tail | sizes) + np.int64(emulator.address(found)).tobytes()
+    emulator.launch_source(FOUND, "find", len(rows), 32, params, reads=[starts], writes=[found])
+    for order, got in ((rows, found[:, :3]), (keys, found[:, 3:])):
+        assert [(b, first // 16) if exists else None for exists, b, first in got] == order

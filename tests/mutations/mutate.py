@@ -402,6 +402,10 @@ ATTENTION_VARLEN = (
     ampere("attention_varlen", "test_lens"),
     ampere("attention_varlen", "test_packed"),
 )
+RAGGED_ORDER = tuple(
+    f"{FILES['test_attention_traffic']}::test_order_of_ragged_blocks[{batch}-1]"
+    for batch in (7, 33)
+)
 ATTENTION_BAD = (ampere("attention_varlen", "test_bad_values_on_a_device_stay_inside"),)
 ATTENTION_BAD_LENS = (ampere("attention", "test_bad_lens_on_a_device_are_clamped"),)
 
