@@ -116,6 +116,28 @@ class Guarded:
         assert now.tobytes() == self.host.tobytes()
 
 
+OUTS = ["contiguous", "misaligned", "padded", "strided", "fortran", "mixed"]
+
+
+def check_outs(backend, rng, function, layout="mixed"):
+    """``function(out=...)`` has the bits of ``function()`` in the arrays that it is given, which it
+    returns, and changes nothing else. Mixed: each of a layout of its own."""
+    want = function()
+    host = [backend.asnumpy(part) for part in want]
+    for _ in range(2):  # the second call may be remembered
+        kinds = rng.choice(OUTS[:-1], len(want)) if layout == "mixed" else [layout] * len(want)
+        guards = [
+            Guarded(backend, part.shape, part.dtype, str(kind))
+            for part, kind in zip(host, kinds, strict=True)
+        ]
+        got = function(out=tuple(guard.out for guard in guards))
+        assert type(got) is type(want)
+        for part, guard, one in zip(got, guards, host, strict=True):
+            assert part is guard.out
+            assert backend.asnumpy(part).tobytes() == one.tobytes()
+            guard.check_rim()
+
+
 def special_rows(rng, columns, dtype="float32"):
     """(what, row): rows with NaN, infinities and constants, at the first, middle and last place."""
     places = {"first": 0, "middle": columns // 2, "last": columns - 1}

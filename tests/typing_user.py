@@ -108,6 +108,11 @@ def selections() -> None:
     assert_type(likely.values, Array)
     assert_type(likely.indices, NDArray[np.int64])
     full = assert_type(cuattn.softmax_topk(x, 2, output="logit", return_lse=True), SoftmaxTopKLse)
+    pair = (np.empty((3, 2), np.float32), np.empty((3, 2), np.int64))
+    assert_type(cuattn.top_k(x, 2, out=pair), TopK)
+    assert_type(cuattn.softmax_topk(x, 2, out=SoftmaxTopK(*pair)), SoftmaxTopK)
+    three = (*pair, np.empty(3, np.float32))
+    assert_type(cuattn.softmax_topk(x, 2, out=three, return_lse=True), SoftmaxTopKLse)
     values, indices, lse = full
     assert_type(values, Array)
     assert_type(full.values, Array)
@@ -118,6 +123,8 @@ def selections() -> None:
     assert_type(cuattn.top_k(anything, 2), Any)
 
     refused(lambda: cuattn.top_k(x, 1.5))  # type: ignore[call-overload]
+    refused(lambda: cuattn.top_k(x, 2, out=pair[0]))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax_topk(x, 2, out=three))  # type: ignore[arg-type]
     refused(lambda: cuattn.top_k(x, 1, mode="least"))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax_topk(x, 1, output="probs"))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax_topk(x, 1).lse)  # type: ignore[attr-defined]
@@ -288,8 +295,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.log_softmax_backward(x, x), Any)
     assert_type(cuattn.segment_softmax(x, x, scale=x), Any)
     assert_type(cuattn.segment_softmax_backward(x, x, x, scale=x), Any)
-    assert_type(cuattn.top_k(x, 2), Any)
-    assert_type(cuattn.softmax_topk(x, 2, where=x), Any)
+    assert_type(cuattn.top_k(x, 2, out=(x, x)), Any)
+    assert_type(cuattn.softmax_topk(x, 2, where=x, out=(x, x, x), return_lse=True), Any)
     assert_type(cuattn.softmax_state(x), Any)
     assert_type(cuattn.softmax_topk_state(x, 2), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)

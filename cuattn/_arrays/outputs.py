@@ -25,6 +25,7 @@ def as_outputs(
     `in_place`: an array may be an input itself, as the same view.
     """
     others = [(name, array, extent(array)) for name, array in inputs if array is not None]
+    read = len(others)
     arrays: list[Any] = []
     for i, (given, (shape, dtype)) in enumerate(
         zip(checks.out_count(out, len(expected)), expected, strict=True)
@@ -37,10 +38,10 @@ def as_outputs(
             raise checks.read_only(name)
         checks.out_array(name, array, shape, dtype)
         own = extent(array)
-        for other, input_, (low, high) in others:
+        for j, (other, input_, (low, high)) in enumerate(others):
             if own[0] < high and low < own[1]:
                 checks.same_view(name, array, own, other, input_, (low, high))
-                if not in_place:
+                if not in_place or j >= read:
                     raise checks.apart(name, other)
         others.append((name, array, own))
         arrays.append(array)
@@ -65,6 +66,14 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Ext
         low += min(0, (size - 1) * stride)
         high += max(0, (size - 1) * stride)
     return low, high + itemsize
+
+
+def into(target: Any, value: Any) -> Any:
+    """`value`, written into `target` if there is one, and it is another."""
+    if target is None or target is value:
+        return value
+    target[...] = value
+    return target
 
 
 def rounded(part: Any, dtype: np.dtype) -> Any:

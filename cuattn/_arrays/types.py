@@ -121,6 +121,7 @@ class TopK(TypedDict, total=False):
     axis: SupportsIndex | None
     mode: Mode
     sorted: bool
+    out: tuple[Array, Array] | None
 
 
 class _SoftmaxTopK(TypedDict, total=False):
@@ -131,13 +132,16 @@ class _SoftmaxTopK(TypedDict, total=False):
     output: Output
 
 
-class SoftmaxTopKAlone(_SoftmaxTopK, Alone): ...
+class SoftmaxTopKAlone(_SoftmaxTopK, Alone, total=False):
+    out: tuple[Array, Array] | None
 
 
-class SoftmaxTopKWithLse(_SoftmaxTopK, WithLse): ...
+class SoftmaxTopKWithLse(_SoftmaxTopK, WithLse, total=False):
+    out: tuple[Array, Array, Array] | None
 
 
-class SoftmaxTopKOpen(_SoftmaxTopK, Open): ...
+class SoftmaxTopKOpen(_SoftmaxTopK, Open, total=False):
+    out: tuple[Array, Array] | tuple[Array, Array, Array] | None
 
 
 class SoftmaxTopKState(TypedDict, total=False):

@@ -156,7 +156,7 @@ def _overlaps(given: list[Any], launches: Launches | Computed) -> list[Overlap]:
             j,
             spans[j][0] - spans[i][1],
             spans[j][1] - spans[i][0],
-            launches.in_place and views[i] == views[j],
+            launches.in_place and j < launches.reads and views[i] == views[j],
         )
         for i in range(launches.written, len(given))
         for j in range(i if i >= launches.reads else launches.written)

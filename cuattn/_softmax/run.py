@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays import checks, row_layout
+from cuattn._arrays.outputs import into
 from cuattn._arrays.row_layout import ArraySpec, spec_of
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
@@ -45,6 +46,8 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
     runtime, request, operands, factor, out, stat, _ = call
     returned = RETURNED[request.result]
     names = NAMES if request.y is None else NAMES_OF_GRADIENT
+    if out is not None and stat is not None:
+        names = NAMES_OF_TWO
     if runtime is None:
         if out is not None or stat is not None or operands.offsets is not None:
             return kind(*_compute(call))
@@ -56,8 +59,6 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
             raise checks.misaligned(names[field], array)
-    if out is not None and stat is not None:
-        names = NAMES_OF_TWO
     if isinstance(operands.offsets, np.ndarray):
         names = names | {"offsets": ""}  # its values are checked at every call
     with runtime.on(device):
@@ -67,13 +68,13 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
         if launches is None:
             request, copies = _copied(runtime.xp, request, cast)
             results = run(Call(runtime, request, copies, factor))
-            return kind(*map(_into, (arrays.get(name) for name in returned), results))
+            return kind(*map(into, (arrays.get(name) for name in returned), results))
         if cast is not operands:
             arrays |= cast._asdict()
         prepared = Prepared(runtime, launches, arrays, (factor,), kind, names)
         if launches.kernels:
             return prepared
-        return kind(*map(_into, prepared.results(), (OF_NOTHING[name] for name in returned)))
+        return kind(*map(into, prepared.results(), (OF_NOTHING[name] for name in returned)))
 
 
 def run(call: Call) -> list[Any]:
@@ -193,11 +194,3 @@ def _copied(xp: Any, request: Request, operands: Operands) -> tuple[Request, Ope
             copies[name] = xp.ascontiguousarray(wide).reshape(wide.shape)
     specs: dict[str, Any] = {name: spec_of(array) for name, array in copies.items()}
     return request._replace(**specs), Operands(**copies)
-
-
-def _into(target: Any, value: Any) -> Any:
-    """`value`, written into `target` if there is one."""
-    if target is None:
-        return value
-    target[...] = value
-    return target

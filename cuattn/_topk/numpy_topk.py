@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.blocks import FLOAT32, FLOAT64, pieces, quiet
+from cuattn._arrays.outputs import into
 from cuattn._softmax.numpy_states import row_states
 from cuattn._topk.numpy_large import best_columns, is_large
 from cuattn._topk.numpy_ranking import Place, Ranked, cut, select_rows
-from cuattn._topk.request import Call
+from cuattn._topk.request import INT64, Call
 
 PIECE = 1 << 15  # of the k best of a row, how many are worked on at a time
 
@@ -21,10 +22,12 @@ PIECE = 1 << 15  # of the k best of a row, how many are worked on at a time
 @quiet
 def run(call: Call) -> list[Any]:
     """The results of a call on NumPy arrays: of a state its fields, else values, indices and lse,
-    if it is wanted."""
+    if it is wanted. They are new where none are given."""
     (x, where, _), asked, expected = call.operands, call.request, call.expected
-    values = np.empty(expected.shape, expected.dtype)
-    indices = np.empty(expected.shape, np.int64)
+    values: Any = call.outs.get("out")
+    indices: Any = call.outs.get("indices")
+    if not call.outs:
+        values, indices = np.empty(expected.shape, expected.dtype), np.empty(expected.shape, INT64)
     if asked.result == "top_k":
         ranked = Ranked(rows_last(x, asked.axis), call.options.scale > 0)
         Task(ranked, rows_last(values, asked.axis), rows_last(indices, asked.axis)).run()
@@ -38,8 +41,10 @@ def run(call: Call) -> list[Any]:
     outs = [rows_last(out, asked.axis) for out in (values, indices)]
     if asked.result != "state":
         SoftmaxTask(call, outs[0], outs[1], sums).run()
-        lse = [sums[3].reshape(expected.stat_shape)] if call.options.wants_lse else []
-        return [values, indices, *lse]
+        if not call.options.wants_lse:
+            return [values, indices]
+        lse = call.outs.get("stat")
+        return [values, indices, into(lse, sums[3].reshape(expected.stat_shape))]
     n = x.shape[asked.axis]
     outs = [values[..., :n], indices[..., :n]]
     values[..., n:], indices[..., n:] = -np.inf, -1  # what a row lacks

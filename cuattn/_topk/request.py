@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cuattn._arrays import checks, scalars
-from cuattn._arrays.inputs import as_array, as_scale, as_where, placed
+from cuattn._arrays.inputs import Owner, as_array, as_scale, as_where, placed
+from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
 from cuattn.results import SoftmaxState, SoftmaxTopKState
+
+INT64 = np.dtype(np.int64)
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Operands(NamedTuple):
@@ -59,6 +65,12 @@ class Call(NamedTuple):
     expected: Expected
     operands: Operands
     options: Options
+    outs: Mapping[str, Any] = NONE  # what was given of the fields of results
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What it returns, in this order."""
+        return fields(self.request, self.options.wants_lse)
 
     @property
     def factor(self) -> Any:
@@ -77,16 +89,17 @@ class MergeCall(NamedTuple):
 # ---- The functions ----
 
 
-def top_k(x: Any, k: Any, axis: Any, mode: Any, sorted: Any) -> Call:
+def top_k(x: Any, k: Any, axis: Any, mode: Any, sorted: Any, out: Any) -> Call:
     """A call of `top_k`."""
     x = as_array("x", x)
-    runtime = runtime_of(x)
+    owner, runtime = ("x", x), runtime_of(x)
     x, axis, _, _ = _rows(runtime, x, axis)
     scalars.one_of("mode", mode, ("largest", "smallest"))
     scalars.flag("sorted", sorted)
     request = Request("top_k", axis, _count(k, x, axis), spec_of(x))
-    options = Options(1.0 if mode == "largest" else -1.0)
-    return Call(runtime, request, expect(request), Operands(x), options)
+    options, expected = Options(1.0 if mode == "largest" else -1.0), expect(request)
+    outs = _outs(out, request, options, [owner])
+    return Call(runtime, request, expected, Operands(x), options, outs)
 
 
 def softmax_topk(
@@ -97,6 +110,7 @@ def softmax_topk(
     where: Any,
     renormalize: Any,
     output: Any,
+    out: Any,
     return_lse: Any,
 ) -> Call:
     """A call of `softmax_topk`."""
@@ -104,6 +118,7 @@ def softmax_topk(
     owner, runtime = ("x", x), runtime_of(x)
     factors, factor = as_scale(scale, owner)
     where = as_where(where, owner)
+    inputs = [owner, ("scale", factors), ("where", where)]
     x, axis, factors, where = _rows(runtime, x, axis, factors, where)
     scalars.one_of("output", output, ("prob", "log_prob", "logit"))
     request = Request(
@@ -120,9 +135,10 @@ def softmax_topk(
         wants_lse=scalars.flag("return_lse", return_lse),
     )
     expected = expect(request)
+    outs = _outs(out, request, options, inputs)
     if runtime is not None and where is not None and not where.ndim:
         where = placed(where, runtime, x)
-    return Call(runtime, request, expected, Operands(x, where, factors), options)
+    return Call(runtime, request, expected, Operands(x, where, factors), options, outs)
 
 
 def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any) -> Call:
@@ -160,7 +176,7 @@ def merge(a: Any, b: Any) -> MergeCall:
             if name == "a.values":
                 selected = (*shape, *array.shape[-1:])
             if field in ("values", "indices"):
-                own = dtype if field == "values" else np.dtype(np.int64)
+                own = dtype if field == "values" else INT64
                 like = ("a.m with one more axis", selected, own)
             if (array.shape, array.dtype) != like[1:]:
                 checks.same_shape_and_dtype(name, array.shape, array.dtype, *like)
@@ -194,7 +210,25 @@ def _count(k: Any, x: Any, axis: int) -> int:
     return scalars.count("k", k, x.shape[axis], ", the length of the axis")
 
 
+def _outs(out: Any, request: Request, options: Options, inputs: list[Owner]) -> Mapping[str, Any]:
+    """The arrays of `out` by their fields."""
+    if out is None:
+        return NONE
+    names, expected = fields(request, options.wants_lse), expect(request)
+    stat, found = (expected.stat_shape, expected.acc), (expected.shape, expected.dtype)
+    specs = {"out": found, "indices": (expected.shape, INT64), "stat": stat, "stat_l": stat}
+    arrays = as_outputs(out, [specs[name] for name in names], inputs, in_place=False)
+    return dict(zip(names, arrays, strict=True))
+
+
 # ---- What comes out ----
+
+
+def fields(request: Request, wants_lse: bool) -> tuple[str, ...]:
+    """What a call returns: values are "out", lse or m "stat", and l "stat_l"."""
+    if request.result == "state":
+        return "stat", "stat_l", "out", "indices"
+    return ("out", "indices", "stat")[: 2 + wants_lse]
 
 
 @lru_cache(maxsize=4096)

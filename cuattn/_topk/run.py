@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cuattn._arrays import checks, row_layout
-from cuattn._arrays.row_layout import Layout, spec_of
+from cuattn._arrays.outputs import into
+from cuattn._arrays.row_layout import ArraySpec, Layout, spec_of
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared
@@ -24,55 +25,78 @@ from cuattn._device.params import (
 from cuattn._softmax import request as softmax_request
 from cuattn._softmax.run import run as run_softmax
 from cuattn._topk import numpy_topk
-from cuattn._topk.request import Call, MergeCall, Operands, Request, expect
+from cuattn._topk.request import INT64, Call, MergeCall, Operands, Request, expect, fields
 from cuattn.results import SoftmaxState
 
 if TYPE_CHECKING:
     from cuattn._topk.problem import TopKProblem
 
-UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
+UINT8 = np.dtype(np.uint8)
 NAMES = {name: name for name in Operands._fields}
+PAIR = ("out", "indices")  # values, and where they are
 NUMBERS = ("scale_value", "renormalize", "index_offset")  # the first of Options
 
 
 def prepare(call: Call, kind: Callable[..., Any]) -> Any:
     """A call with its launches; where it takes more than these, or none, its results."""
-    runtime, request, expected, operands, options = call
+    runtime, request, expected, operands, options, outs = call
     if runtime is None:
+        if outs:
+            return kind(*numpy_topk.run(call))
         arrays = {n: array for n, array in operands._asdict().items() if array is not None}
         computed = _computed(call, tuple(arrays))
         return Prepared(HOST, computed, arrays, options[: len(NUMBERS)], kind, NAMES)
     device = runtime.device(operands.x)
-    for name, array in operands._asdict().items():
+    names = NAMES
+    if outs:
+        names = NAMES | {field: f"out[{i}]" for i, field in enumerate(call.fields)}
+    for name, array in (*operands._asdict().items(), *outs.items()):
         if array is not None and runtime.address(array) % array.itemsize:
-            raise checks.misaligned(name, array)
+            raise checks.misaligned(names[name], array)
     with runtime.on(device):
         if operands.scale is not None and operands.scale.dtype != expected.acc:
             operands = operands._replace(scale=operands.scale.astype(expected.acc))
             request = request._replace(scale=spec_of(operands.scale))
-            call = Call(runtime, request, expected, operands, options)
+            call = call._replace(request=request, operands=operands)
         aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
-        launches = _planned(request, options.renormalize, options.wants_lse, aligned, limits)
+        direct = _direct(outs)
+        specs = tuple((name, spec_of(array)) for name, array in direct.items())
+        wants_lse = options.wants_lse
+        launches = _planned(request, options.renormalize, wants_lse, aligned, limits, specs)
         if launches is None:
-            made = prepare(_copied(call), kind)
-            return made.launch() if isinstance(made, Prepared) else made
-        arrays = operands._asdict()
-        made = Prepared(runtime, launches, arrays, options[: len(NUMBERS)], kind, NAMES)
-        state: Any = None
-        if not launches.kernels and 0 not in expected.stat_shape:  # every entry is missing
-            values = runtime.xp.full(expected.shape, -np.inf, expected.dtype)
-            indices = runtime.xp.full(expected.shape, -1, INT64)
-            if options.wants_lse or request.result == "state":
-                state = _state(call)
-        elif "stat" in launches.given:  # by radix, what is relative to the rows comes after them
-            state = _state(call)
-            arrays |= {"stat": state.m, "stat_l": state.l}
-            values, indices = made.results()
-        else:
+            made = prepare(_copied(call), lambda *results: list(results))
+            results = made.launch() if isinstance(made, Prepared) else made
+            return kind(*map(into, map(outs.get, call.fields), results))
+        arrays = {**operands._asdict(), **direct}
+        made = Prepared(runtime, launches, arrays, options[: len(NUMBERS)], kind, names)
+        # By radix, what is relative to the rows comes after their states.
+        by_radix = "stat" in launches.given[: launches.reads]
+        # Nothing is selected, but there are rows: their states alone, and entries that are missing.
+        alone = not launches.kernels and "stat" in call.fields and 0 not in expected.stat_shape
+        if not by_radix and not alone and len(direct) == len(outs):
             return made
-        if request.result == "state":
-            return kind(*state, values, indices)
-        return kind(values, indices, state.lse) if options.wants_lse else kind(values, indices)
+        state: Any = _state(call) if by_radix or alone else None
+        if by_radix:
+            arrays |= {"stat": state.m, "stat_l": state.l}
+        found = dict(zip(PAIR if by_radix else call.fields, made.results(), strict=True))
+        if alone:
+            found["out"] = runtime.xp.full(expected.shape, -np.inf, expected.dtype)
+            found["indices"] = runtime.xp.full(expected.shape, -1, INT64)
+        if state is not None:
+            m_or_lse = state.m if request.result == "state" else state.lse
+            found |= {"stat": m_or_lse, "stat_l": state.l}
+        return kind(*(into(outs.get(name), found[name]) for name in call.fields))
+
+
+def _direct(outs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The given results that kernels can write: the two of a pair have their strides in common."""
+    direct = dict(outs)
+    for pair in (PAIR, ("stat", "stat_l")):
+        arrays = [outs[name] for name in pair if name in outs]
+        strides = {row_layout.element_strides(spec_of(a), a.shape) for a in arrays}
+        if len(strides) > 1 or False in strides:
+            direct = {name: array for name, array in direct.items() if name not in pair}
+    return direct
 
 
 def _computed(call: Call, given: tuple[str, ...]) -> Computed:
@@ -89,34 +113,46 @@ def _computed(call: Call, given: tuple[str, ...]) -> Computed:
 
 @lru_cache(maxsize=4096)
 def _planned(
-    request: Request, renormalize: bool, wants_lse: bool, aligned: bool, limits: Limits
+    request: Request,
+    renormalize: bool,
+    wants_lse: bool,
+    aligned: bool,
+    limits: Limits,
+    outs: tuple[tuple[str, ArraySpec], ...],
 ) -> Launches | None:
-    """Launches of a checked request; None if no kernel can follow the strides of its arrays."""
-    from cuattn._topk.plan import OUTPUTS, plan_topk
+    """Launches of a checked request; None if no kernel can follow the strides of its arrays.
 
-    problem = _problem(request, aligned)
+    `outs`: the results that come in.
+    """
+    from cuattn._topk.plan import MAX_LIST, OUTPUTS, plan_topk
+
+    given = dict(outs)
+    if request.k > MAX_LIST and request.result != "state":  # no kernel of them writes an lse
+        given.pop("stat", None)
+    problem = _problem(request, aligned, given)
     if problem is None:
         return None
     expected = expect(request)
     reads = [name for name in Operands._fields if getattr(request, name) is not None]
-    made = {"out": Made(expected.shape, expected.dtype), "indices": Made(expected.shape, INT64)}
-    returned, stats = ["out", "indices"], ["stat"] if wants_lse else []
-    if request.result == "state":
-        stats = ["stat", "stat_l"]
+    returned: tuple[str, ...] = fields(request, wants_lse)
+    results = {"out": Made(expected.shape, expected.dtype), "indices": Made(expected.shape, INT64)}
+    stats = dict.fromkeys(returned, Made(expected.stat_shape, expected.acc))
     empty = 0 in (problem.layout.rows, problem.layout.cols, problem.k)
     plan = None if empty else plan_topk(problem, limits.compute_capability, limits.num_sms)
     relative = request.result in ("prob", "log_prob") and not renormalize
-    if plan is not None and plan.radix and problem.softmax and (relative or stats):
+    if plan is not None and plan.radix and problem.softmax and (relative or "stat" in returned):
         reads += ["stat", "stat_l"]
+        returned = PAIR
     else:
-        made |= dict.fromkeys(stats, Made(expected.stat_shape, expected.acc))
-        returned = stats + returned if request.result == "state" else returned + stats
+        results = stats | results
+    writes = [name for name, _ in outs if name in results]
+    made = {name: one for name, one in results.items() if name not in writes}
     if plan is None:
-        return Launches(reads, (), made, returned, ())
+        return Launches(reads, writes, made, returned, ())
     if plan.workspace_bytes:
         made["partial"] = Made((plan.workspace_bytes,), UINT8)
-    fields = {"k": problem.k, "output": OUTPUTS.get(request.result, 0)}
-    block: Block = (SOFTMAX_HEAD, plan.geometry, (TOPK, fields))
+    known = {"k": problem.k, "output": OUTPUTS.get(request.result, 0)}
+    block: Block = (SOFTMAX_HEAD, plan.geometry, (TOPK, known))
     if plan.radix:
         workspace = "partial" if plan.workspace_bytes else 0
         block = (*block, (RADIX_WORKSPACE, {"workspace": workspace}))
@@ -126,11 +162,11 @@ def _planned(
         return [(at[-1] if plan.workspace_bytes else 0) + plan.lists_offset]
 
     return Launches(
-        reads, (), made, returned, kernels, numbers=NUMBERS, derived=(("lists",), lists)
+        reads, writes, made, returned, kernels, numbers=NUMBERS, derived=(("lists",), lists)
     )
 
 
-def _problem(request: Request, aligned: bool) -> TopKProblem | None:
+def _problem(request: Request, aligned: bool, given: Mapping[str, ArraySpec]) -> TopKProblem | None:
     """The problem of a checked request; None if no kernel can follow the strides of its arrays."""
     from cuattn._topk.problem import TopKProblem
 
@@ -138,14 +174,20 @@ def _problem(request: Request, aligned: bool) -> TopKProblem | None:
     x, axis = request.x, request.axis
     shape, out_shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), expected.shape
     at = len(shape) - 1 if request.result == "state" else axis  # of the selected elements
-    out = row_layout.packed(out_shape, None, 1)
+    steps: Any = (
+        row_layout.element_strides(given[name], like)
+        if name in given
+        else row_layout.packed(like, None, 1)
+        for name, like in (("out", out_shape), ("stat", expected.stat_shape))
+    )
+    out, stat = steps
     out_rows = (*(out[:at] + out[at + 1 :])[:axis], 0, *(out[:at] + out[at + 1 :])[axis:])
-    stat = row_layout.packed((*expected.stat_shape[:axis], 1, *expected.stat_shape[axis:]), None, 1)
-    given: list[Any] = [row_layout.element_strides(m, x.shape) for m in (x, request.where)]
-    given.append(row_layout.element_strides(request.scale, shape))
-    if any(strides is False for strides in given):
+    stat = (*stat[:axis], 0, *stat[axis:])
+    reads: list[Any] = [row_layout.element_strides(m, x.shape) for m in (x, request.where)]
+    reads.append(row_layout.element_strides(request.scale, shape))
+    if any(strides is False for strides in reads):
         return None
-    x_strides, where, scale = given
+    x_strides, where, scale = reads
     strides = (x_strides, None, where, None, scale, out_rows, stat)
     rows = row_layout.join_dimensions(shape, (axis,), strides)
     if rows is None:
@@ -166,7 +208,7 @@ def _problem(request: Request, aligned: bool) -> TopKProblem | None:
 
 def _state(call: Call) -> SoftmaxState:
     """m and l of each row, by a pass of their own."""
-    runtime, request, expected, operands, options = call
+    runtime, request, expected, operands, options, _ = call
     rows = softmax_request.Request(
         "state",
         (request.axis,),
@@ -181,7 +223,7 @@ def _state(call: Call) -> SoftmaxState:
 
 def _copied(call: Call) -> Call:
     """The same call on C-contiguous copies, for layouts that no kernel follows (RANKS)."""
-    runtime, request, expected, operands, options = call
+    runtime, request, expected, operands, options, _ = call
     copies = {}
     for name, array in operands._asdict().items():
         if array is not None:

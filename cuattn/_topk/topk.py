@@ -25,6 +25,7 @@ def top_k(
     axis: SupportsIndex | None = -1,
     mode: Mode = "largest",
     sorted: bool = True,
+    out: Any = None,
 ) -> TopK:
     """The k largest or smallest elements along an axis, best first, and where they are.
 
@@ -43,6 +44,9 @@ def top_k(
     mode : {"largest", "smallest"}, optional
     sorted : bool, optional
         False permits results in any order; they are sorted all the same.
+    out : tuple of two arrays, optional
+        Where to write values and indices: exactly the shapes and dtypes of the results, any
+        strides, apart from x.
 
     Returns
     -------
@@ -57,7 +61,8 @@ def top_k(
     TypeError
         If x is not an array, its dtype is not supported, or k or axis is not an integer.
     ValueError
-        If k is negative or more than there is, or `mode` is another word.
+        If k is negative or more than there is, `mode` is another word, or `out` does not fit or
+        overlaps x.
     numpy.exceptions.AxisError
         If the axis is out of range.
 
@@ -77,7 +82,7 @@ def top_k(
     >>> cuattn.top_k(numpy.array([3, 1, 3, 2]), 3)
     TopK(values=array([3, 3, 2]), indices=array([0, 2, 3]))
     """
-    call = request.top_k(x, k, axis, mode, sorted)
+    call = request.top_k(x, k, axis, mode, sorted, out)
     return prepare(call, TopK)
 
 
@@ -104,6 +109,7 @@ def softmax_topk(
     where: Any = None,
     renormalize: bool = False,
     output: Output = "prob",
+    out: Any = None,
     return_lse: bool = False,
 ) -> SoftmaxTopK | SoftmaxTopKLse:
     """The k most probable elements of the softmax along an axis, without the softmax.
@@ -125,6 +131,9 @@ def softmax_topk(
         routers of experts call normalised top-k.
     output : {"prob", "log_prob", "logit"}, optional
         Probabilities, their natural logarithms, or ``scale * x``.
+    out : tuple of arrays, optional
+        Where to write values, indices and, with `return_lse`, lse: as in `top_k`, apart from every
+        input.
     return_lse : bool, optional
         Also return the natural log-sum-exp of the whole row.
 
@@ -164,5 +173,5 @@ def softmax_topk(
     >>> cuattn.softmax_topk(numpy.log(numpy.array([1.0, 4.0, 5.0])), 2)
     SoftmaxTopK(values=array([0.5, 0.4]), indices=array([2, 1]))
     """
-    call = request.softmax_topk(x, k, axis, scale, where, renormalize, output, return_lse)
+    call = request.softmax_topk(x, k, axis, scale, where, renormalize, output, out, return_lse)
     return prepare(call, SoftmaxTopKLse if call.options.wants_lse else SoftmaxTopK)

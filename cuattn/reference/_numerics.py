@@ -52,3 +52,9 @@ def result(y: ArrayLike, dtype: DTypeLike | None = None, out: Any = None) -> Any
         return np.asarray(y, dtype)
     np.copyto(out, y, casting="unsafe")
     return out
+
+
+def results(found: tuple[Any, ...], out: Any = None) -> list[Any]:
+    """All of `found`, or written into the arrays of `out`."""
+    outs = (None,) * len(found) if out is None else out
+    return [result(y, out=one) for y, one in zip(found, outs, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cuattn.reference._numerics import Option, quiet, result, scores, shift, wide
+from cuattn.reference._numerics import Option, quiet, result, results, scores, shift, wide
 from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
 from cuattn.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
 
@@ -30,7 +30,14 @@ def merge(a: State, b: State, /) -> State:
 
 @quiet
 def top_k(
-    x: ArrayLike, k: int, /, *, axis: int | None = -1, mode: str = "largest", sorted: bool = True
+    x: ArrayLike,
+    k: int,
+    /,
+    *,
+    axis: int | None = -1,
+    mode: str = "largest",
+    sorted: bool = True,
+    out: Any = None,
 ) -> TopK:
     """The k best of each row, best first: ties in order of index, NaN after every number."""
     x = np.atleast_1d(np.asarray(x))
@@ -39,7 +46,7 @@ def top_k(
     if mode == "largest":
         key = ~key if integer else -key  # ~ turns the order round as - does, without overflow
     indices = np.argsort(key, axis, kind="stable").take(np.arange(k), axis)
-    return TopK(np.take_along_axis(x, indices, axis), indices)
+    return TopK(*results((np.take_along_axis(x, indices, axis), indices), out))
 
 
 def _logits(x: np.ndarray, scale: Option, where: Option) -> np.ndarray:
@@ -66,6 +73,7 @@ def softmax_topk(
     where: Option = None,
     renormalize: bool = False,
     output: str = "prob",
+    out: Any = None,
     return_lse: bool = False,
 ) -> Any:
     """`softmax` or `log_softmax` at the `top_k` of the logits; `renormalize`: of these k only."""
@@ -78,8 +86,9 @@ def softmax_topk(
     values, s_k, part_k = (np.take_along_axis(a, indices, axis) for a in (full, s, part))
     if renormalize and output != "logit":
         values = function(s_k, axis, where=part_k)
-    best = SoftmaxTopK(values, indices)
-    return SoftmaxTopKLse(*best, logsumexp(s, axis)) if return_lse else best
+    if return_lse:
+        return SoftmaxTopKLse(*results((values, indices, logsumexp(s, axis)), out))
+    return SoftmaxTopK(*results((values, indices), out))
 
 
 @quiet

@@ -314,6 +314,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     x, y = gpus.ndarray((8, 64), "float32", 1), gpus.ndarray((8, 64), "float32", 1)
     lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
     where = gpus.ndarray((8, 64), "bool", 1)
+    best = gpus.ndarray((8, 3), "float32", 1), gpus.ndarray((8, 3), "int64", 1)
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
     lens, cache = gpus.ndarray((1,), "int64", 1), gpus.ndarray((1, 1, 9, 64), "float32", 1)
@@ -335,7 +336,9 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.segment_softmax(x, ends),
         lambda: cuattn.segment_softmax_backward(x, y, ends),
         lambda: cuattn.top_k(x, 3),
+        lambda: cuattn.top_k(x, 3, out=best),
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
+        lambda: cuattn.softmax_topk(x, 3, out=(*best, lse), return_lse=True),
         lambda: cuattn.softmax_state(x),
         lambda: cuattn.softmax_topk_state(x, 3),
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),

@@ -281,6 +281,103 @@ def test_the_two_outs_overlap(refusing):
     refusing.refuses(ValueError, "out", "softmax", refusing.x, out=given, return_lse=True)
 
 
+# Functions with several results: what is called, of an array (3, 4) of float32.
+SEVERAL = {
+    "softmax": lambda x, **out: cuattn.softmax(x, return_lse=True, **out),
+    "top_k": lambda x, **out: cuattn.top_k(x, 2, **out),
+    "top_k of all": lambda x, **out: cuattn.top_k(x, 5, axis=None, **out),
+    "softmax_topk": lambda x, **out: cuattn.softmax_topk(x, 2, axis=0, **out),
+    "softmax_topk, lse": lambda x, **out: cuattn.softmax_topk(x, 2, return_lse=True, **out),
+}
+
+
+@pytest.fixture(params=SEVERAL)
+def several(request, refusing):
+    """What refuses an `out` for several results, and arrays that fit."""
+    function, xp = SEVERAL[request.param], refusing.xp
+    outs = [xp.zeros_like(part) for part in function(refusing.x)]
+    refusing.backend.runtime and refusing.backend.runtime.clear()
+    refusing.call = lambda name, *args, **options: function(refusing.x, **options)
+
+    def refuses(error, argument, *out):
+        return refusing.refuses(error, "out", "", words=f"{argument} must ", out=out)
+
+    return refusing, refuses, outs
+
+
+def check_nothing_is_written(outs, backend):
+    assert not any(backend.asnumpy(out).any() for out in outs)
+
+
+def test_out_of_several_is_no_such_tuple(several):
+    refusing, refuses, outs = several
+    for given in (outs, outs[0], 0.0, "abc", (), tuple(outs[:-1]), (*outs, outs[-1])):
+        refusing.refuses(TypeError, "out", "", out=given)
+    for i in range(len(outs)):
+        for bad in (None, 0.0, [0.0], np.float32(0), OtherDevice()):
+            message = refuses(TypeError, f"out[{i}]", *outs[:i], bad, *outs[i + 1 :])
+            assert "asarray" not in message
+    check_nothing_is_written(outs, refusing.backend)
+
+
+def test_shape_and_dtype_of_several(several):
+    refusing, refuses, outs = several
+    for i, out in enumerate(outs):
+        for bad in (out[None], out[:-1], out[..., None], out.reshape(-1, 1, 1)):
+            refuses(ValueError, f"out[{i}]", *outs[:i], bad, *outs[i + 1 :])
+        for dtype in (np.float16, np.float64, np.int32, np.bool_):
+            refuses(TypeError, f"out[{i}]", *outs[:i], out.astype(dtype), *outs[i + 1 :])
+        bad = refusing.xp.broadcast_to(out[:1], out.shape)
+        refuses(ValueError, f"out[{i}]", *outs[:i], bad, *outs[i + 1 :])
+    check_nothing_is_written(outs, refusing.backend)
+
+
+@pytest.mark.host("CuPy has no read-only arrays")
+def test_several_are_read_only(several):
+    _, refuses, outs = several
+    for i in range(len(outs)):
+        outs[i].flags.writeable = False
+        refuses(ValueError, f"out[{i}]", *outs)
+        outs[i].flags.writeable = True
+
+
+def test_several_overlap(several):
+    """Neither an input nor one another, not even as the same view."""
+    refusing, refuses, outs = several
+    memory = refusing.xp.zeros(512, np.uint8)
+
+    def view(i, begin):
+        end = begin + outs[i].nbytes
+        return memory[begin:end].view(outs[i].dtype).reshape(outs[i].shape)
+
+    refusing.x = memory[16:64].view(np.float32).reshape(3, 4)
+    for i in range(len(outs)):
+        for begin in (24, 56):
+            refuses(ValueError, f"out[{i}]", *outs[:i], view(i, begin), *outs[i + 1 :])
+        for j in range(i):
+            given = [*outs]
+            given[j] = view(j, 128)
+            for begin in (128, 128 + (outs[j].nbytes - 1) // 8 * 8):
+                given[i] = view(i, begin)
+                refuses(ValueError, f"out[{i}]", *given)
+    assert not refusing.backend.asnumpy(memory).any()
+
+
+def test_several_between_elements(several):
+    refusing, refuses, outs = several
+    for i, out in enumerate(outs):
+        if refusing.backend.on_device:
+            memory = refusing.xp.zeros(512, np.uint8).data + 1
+            bad = refusing.xp.ndarray(out.shape, out.dtype, memory)
+        else:
+            bad = np.zeros(512, np.uint8)[1 : 1 + out.nbytes].view(out.dtype).reshape(out.shape)
+        given = (*outs[:i], bad, *outs[i + 1 :])
+        if refusing.backend.name == "numpy":
+            assert refusing.call("", out=given)[i] is bad
+        else:
+            refuses(ValueError, f"out[{i}]", *given)
+
+
 @pytest.mark.parametrize("name", FORWARD)
 def test_dtype_option(refusing, name):
     for dtype in (np.int32, bool, np.complex64, object, "U3", "M8[s]", "no such dtype", 7):

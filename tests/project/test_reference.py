@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 
 import numpy as np
@@ -212,6 +213,15 @@ def test_dtype_and_out(rng):
     assert result[0] is out and result[1] is lse
     np.testing.assert_array_equal(out, want.astype(np.float32))
     np.testing.assert_array_equal(lse, reference.logsumexp(x, -1).astype(np.float32))
+    for call in (
+        lambda **out: reference.top_k(x, 2, **out),
+        lambda **out: reference.softmax_topk(x, 2, return_lse=True, **out),
+    ):
+        found, out = call(), [np.empty_like(part) for part in call()]
+        given = call(out=tuple(out))
+        assert type(given) is type(found) and all(map(operator.is_, given, out))
+        for part, want in zip(given, found, strict=True):
+            np.testing.assert_array_equal(part, want)
     in_place = x.copy()
     assert reference.log_softmax(in_place, out=in_place) is in_place
     check(in_place, reference.log_softmax(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cases
 import numpy as np
 import pytest
@@ -500,6 +502,35 @@ def test_all_of_a_row_is_softmax_in_order(backend, rng, n):
     row = np.empty_like(values)
     np.put_along_axis(row, indices, values, -1)
     assert_close(row, reference.softmax(exact(x)), NAIVE["softmax"](x), probabilities=True)
+
+
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize("return_lse", [False, True])
+@pytest.mark.parametrize("n, k", [(33, 5), (310, 40), (1025, 300), (3001, 300)])
+def test_out(backend, rng, n, k, return_lse, layout):
+    x = ranking_stack(rng, n, k)
+    options = any_way(rng) | {"return_lse": return_lse, "where": put(backend, rng.random(n) < 0.9)}
+    call = functools.partial(cuattn.softmax_topk, backend.asarray(x), k, **options)
+    cases.check_outs(backend, rng, call, layout)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, None])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_out_axis(backend, rng, dtype, axis):
+    x = LAYOUTS[str(rng.choice([*LAYOUTS]))](draw(rng, (9, 10, 11), dtype))
+    device_x, before = backend.asarray(x), x.tobytes()
+    for k in (0, 4, 9):
+        options = any_way(rng) | {"axis": axis, "return_lse": True}
+        call = functools.partial(cuattn.softmax_topk, device_x, k, **options)
+        cases.check_outs(backend, rng, call)
+    assert backend.asnumpy(device_x).tobytes() == before
+
+
+@pytest.mark.parametrize("shape, k", [((), 1), ((0, 3), 2), ((3, 0), 0), ((2, 0, 3), 1), ((0,), 0)])
+def test_out_without_elements(backend, rng, shape, k):
+    x = backend.asarray(np.ones(shape, np.float32))
+    for options in (any_way(rng), {"return_lse": True}):
+        cases.check_outs(backend, rng, functools.partial(cuattn.softmax_topk, x, k, **options))
 
 
 @pytest.mark.parametrize("n, k", [(33, 5), (1025, 1000), (50257, 8), (70001, 300)])

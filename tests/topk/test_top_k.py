@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cases
 import numpy as np
 import pytest
@@ -255,6 +257,45 @@ def test_random_call(backend, rng, case):
 
 
 # ---- corners -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize("n, k", [(33, 5), (310, 40), (1025, 300), (3001, 300)])
+def test_out(backend, rng, layout, n, k):
+    x, mode = ranking_stack(rng, n, k), str(rng.choice(MODES))
+    call = functools.partial(cuattn.top_k, backend.asarray(x), k, mode=mode)
+    cases.check_outs(backend, rng, call, layout)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, None])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "uint8"])
+def test_out_axis(backend, rng, dtype, axis):
+    x = LAYOUTS[str(rng.choice([*LAYOUTS]))](draw(rng, (9, 10, 11), dtype))
+    device_x, before = backend.asarray(x), x.tobytes()
+    for k in (0, 4, 9):
+        cases.check_outs(backend, rng, functools.partial(cuattn.top_k, device_x, k, axis=axis))
+    assert backend.asnumpy(device_x).tobytes() == before
+
+
+@pytest.mark.parametrize("axis", [-1, 0, None])
+def test_out_of_many_axes(backend, rng, axis):
+    """More than kernels follow, of x or of the results."""
+    x = backend.asarray(draw(rng, (2,) * 12).transpose(rng.permutation(12)))
+    call = functools.partial(cuattn.top_k, x, 2, axis=axis)
+    cases.check_outs(backend, rng, call)
+    if axis is not None:
+        order, x = rng.permutation(12), backend.asarray(draw(rng, (2,) * 12))
+        out = [backend.xp.zeros(x.shape, d).transpose(order) for d in (x.dtype, np.int64)]
+        got = cuattn.top_k(x, 2, axis=axis, out=tuple(out))
+        for part, given, want in zip(got, out, cuattn.top_k(x, 2, axis=axis), strict=True):
+            assert part is given
+            np.testing.assert_array_equal(backend.asnumpy(part), backend.asnumpy(want))
+
+
+@pytest.mark.parametrize("shape, k", [((), 1), ((0, 3), 2), ((3, 0), 0), ((2, 0, 3), 1), ((0,), 0)])
+def test_out_without_elements(backend, rng, shape, k):
+    x = backend.asarray(np.ones(shape, np.float32))
+    cases.check_outs(backend, rng, functools.partial(cuattn.top_k, x, k))
 
 
 @pytest.mark.parametrize("axis", [-1, 0, None])
