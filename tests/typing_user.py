@@ -137,8 +137,12 @@ def states() -> None:
     assert_type(state.l, Array)
     assert_type(state.lse, Array)
     assert_type(cuattn.softmax_state(x, None).lse, Array)
+    pair = (np.empty(3, np.float32), np.empty(3, np.float32))
+    assert_type(cuattn.softmax_state(x, out=pair), SoftmaxState)
+    assert_type(cuattn.softmax_state(x, out=SoftmaxState(*pair)), SoftmaxState)
     parts = [cuattn.softmax_topk_state(x, 2, axis=1, scale=2, index_offset=n) for n in (0, 4)]
     best = assert_type(cuattn.merge(parts[0], parts[1]), SoftmaxTopKState)
+    assert_type(cuattn.softmax_topk_state(x, 2, out=parts[0]), SoftmaxTopKState)
     assert_type(best.m, Array)
     assert_type(best.l, Array)
     assert_type(best.lse, Array)
@@ -148,6 +152,8 @@ def states() -> None:
 
     refused(lambda: cuattn.merge(a, best))  # type: ignore[type-var]
     refused(lambda: cuattn.softmax_state([x]))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax_state(x, out=pair[0]))  # type: ignore[call-overload]
+    refused(lambda: cuattn.softmax_topk_state(x, 2, out=pair))  # type: ignore[arg-type]
 
 
 def attentions() -> None:
@@ -297,8 +303,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.segment_softmax_backward(x, x, x, scale=x), Any)
     assert_type(cuattn.top_k(x, 2, out=(x, x)), Any)
     assert_type(cuattn.softmax_topk(x, 2, where=x, out=(x, x, x), return_lse=True), Any)
-    assert_type(cuattn.softmax_state(x), Any)
-    assert_type(cuattn.softmax_topk_state(x, 2), Any)
+    assert_type(cuattn.softmax_state(x, out=(x, x)), Any)
+    assert_type(cuattn.softmax_topk_state(x, 2, out=(x, x, x, x)), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -108,6 +109,12 @@ def packed(shape: tuple[int, ...], order: tuple[int, ...] | None, itemsize: int)
         strides[d] = step
         step *= shape[d]
     return tuple(strides)
+
+
+def alike(arrays: Iterable[Any]) -> bool:
+    """Whether an element is at the same offset in all of these, in whole elements."""
+    strides = {element_strides(spec_of(array), array.shape) for array in arrays}
+    return len(strides) <= 1 and False not in strides
 
 
 def padded(array: ArraySpec, ndim: int) -> ArraySpec:

@@ -117,6 +117,11 @@ class SoftmaxWithLse(_Softmax, OutWithLse): ...
 class SoftmaxOpen(_Softmax, OutOpen): ...
 
 
+class State(TypedDict, total=False):
+    scale: Factor
+    out: tuple[Array, Array] | None
+
+
 class TopK(TypedDict, total=False):
     axis: SupportsIndex | None
     mode: Mode
@@ -148,6 +153,7 @@ class SoftmaxTopKState(TypedDict, total=False):
     axis: SupportsIndex | None
     scale: Factor
     index_offset: SupportsIndex
+    out: tuple[Array, Array, Array, Array] | None
 
 
 class _Placed(TypedDict, total=False):

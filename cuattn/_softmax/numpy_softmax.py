@@ -39,7 +39,7 @@ def run(call: Call) -> Results:
     if numbers or call.wants_stat:
         kept = [np.empty(shape, expected.stat_dtype) if call.stat is None else call.stat]
     if result == "state":
-        kept.append(np.empty(shape, expected.stat_dtype))
+        kept.append(np.empty(shape, expected.stat_dtype) if call.stat_l is None else call.stat_l)
     if x.size:
         views = kept
         if not call.request.keepdims:

@@ -44,6 +44,7 @@ NAMES = {
     "stat": "out",
 }
 NAMES_OF_GRADIENT = NAMES | {"x": "grad"}
+NAMES_OF_STATE = NAMES | {"stat": "out[0]", "stat_l": "out[1]"}
 NAMES_OF_TWO = NAMES | {"out": "out[0]", "stat": "out[1]"}
 
 
@@ -82,6 +83,7 @@ class Call(NamedTuple):
     out: Any = None
     stat: Any = None  # as out
     wants_stat: bool = False
+    stat_l: Any = None  # given where stat is, of a state
 
     @property
     def factor(self) -> Any:
@@ -204,12 +206,19 @@ def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, 
     return Call(runtime, request, Operands(x, where=where, weight=weight), stat=out)
 
 
-def state(x: Any, axis: Any, scale: Any) -> Call:
+def state(x: Any, axis: Any, scale: Any, out: Any) -> Call:
     """A call of `softmax_state`."""
     x = as_array("x", x)
-    factors, factor = as_scale(scale, ("x", x))
+    owner = ("x", x)
+    factors, factor = as_scale(scale, owner)
     request = Request("state", scalars.axes(axis, x.ndim), spec_of(x), scale=spec_of(factors))
-    return Call(runtime_of(x), request, Operands(x, scale=factors), factor)
+    m = l = None  # noqa: E741
+    if out is not None:
+        expected = expect(request)
+        shapes = [(expected.stat_shape, expected.stat_dtype)] * 2
+        m, l = as_outputs(out, shapes, [owner, ("scale", factors)])  # noqa: E741
+    operands = Operands(x, scale=factors)
+    return Call(runtime_of(x), request, operands, factor, stat=m, stat_l=l)
 
 
 def _placed(where: Any, runtime: Any, x: Any, request: Request) -> Any:

@@ -22,6 +22,7 @@ from cuattn._softmax import numpy_segments, numpy_softmax
 from cuattn._softmax.request import (
     NAMES,
     NAMES_OF_GRADIENT,
+    NAMES_OF_STATE,
     NAMES_OF_TWO,
     Call,
     Operands,
@@ -43,18 +44,20 @@ OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
 
 def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
     """A call with its launches; where it takes more than these, or none, its results."""
-    runtime, request, operands, factor, out, stat, _ = call
+    runtime, request, operands, factor, out, stat, _, stat_l = call
     returned = RETURNED[request.result]
     names = NAMES if request.y is None else NAMES_OF_GRADIENT
     if out is not None and stat is not None:
         names = NAMES_OF_TWO
+    elif stat_l is not None:
+        names = NAMES_OF_STATE
     if runtime is None:
         if out is not None or stat is not None or operands.offsets is not None:
             return kind(*_compute(call))
         arrays = {n: array for n, array in operands._asdict().items() if array is not None}
         return Prepared(HOST, _computed(call, tuple(arrays)), arrays, (factor,), kind, names)
     device = runtime.device(operands.x)
-    arrays = {**operands._asdict(), "out": out, "stat": stat}
+    arrays = {**operands._asdict(), "out": out, "stat": stat, "stat_l": stat_l}
     for field, array in arrays.items():
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
@@ -64,17 +67,24 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
     with runtime.on(device):
         request, cast = _cast(runtime.xp, request, operands)
         aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
-        launches = _planned(request, spec_of(out), spec_of(stat), aligned, limits)
+        given = [arrays[name] for name in returned]
+        # Kernels write m and l at one offset; where those given differ, beside them.
+        direct = stat_l is None or row_layout.alike(given)
+        launches = _planned(
+            request, spec_of(out), spec_of(stat if direct else None), aligned, limits
+        )
         if launches is None:
             request, copies = _copied(runtime.xp, request, cast)
-            results = run(Call(runtime, request, copies, factor))
-            return kind(*map(into, (arrays.get(name) for name in returned), results))
+            return kind(*map(into, given, run(Call(runtime, request, copies, factor))))
         if cast is not operands:
             arrays |= cast._asdict()
         prepared = Prepared(runtime, launches, arrays, (factor,), kind, names)
-        if launches.kernels:
+        if launches.kernels and direct:
             return prepared
-        return kind(*map(into, prepared.results(), (OF_NOTHING[name] for name in returned)))
+        results = prepared.results()
+        if not launches.kernels:
+            results = [*map(into, results, (OF_NOTHING[name] for name in returned))]
+        return kind(*map(into, given, results))
 
 
 def run(call: Call) -> list[Any]:
@@ -116,7 +126,8 @@ def _planned(
     expected = expect(request)
     x, returned = request.x, RETURNED[request.result]
     reads = [name for name in Operands._fields if getattr(request, name) is not None]
-    writes = [name for name, spec in (("out", out), ("stat", stat)) if spec is not None]
+    given = {"out": out, "stat": stat, "stat_l": stat if request.result == "state" else None}
+    writes = [name for name, spec in given.items() if spec is not None]
     order = row_layout.memory_order(x)
     made = {}
     if out is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from cuattn._arrays.types import Axis, Factor, Host, Other
+from cuattn._arrays.types import Axis, Host, Other, State, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
 from cuattn._softmax.run import prepare
@@ -12,17 +12,21 @@ from cuattn.results import SoftmaxState
 
 
 @overload
-def softmax_state(x: Host, /, axis: Axis = -1, *, scale: Factor = None) -> SoftmaxState: ...
+def softmax_state(x: Host, /, axis: Axis = -1, **options: Unpack[State]) -> SoftmaxState: ...
 @overload
-def softmax_state(x: Other, /, axis: Axis = -1, *, scale: Factor = None) -> Any: ...
+def softmax_state(x: Other, /, axis: Axis = -1, **options: Unpack[State]) -> Any: ...
 @remembered("scale")
-def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxState:
+def softmax_state(
+    x: Any, /, axis: Axis = -1, *, scale: Any = None, out: Any = None
+) -> SoftmaxState:
     """What a softmax has to know of a row, in a form that merges.
 
     Parameters
     ----------
     x, axis, scale
         As `softmax`.
+    out : tuple of two arrays, optional
+        Where to write m and l: exactly the shapes and dtypes of the results, any strides.
 
     Returns
     -------
@@ -50,4 +54,4 @@ def softmax_state(x: Any, /, axis: Axis = -1, *, scale: Any = None) -> SoftmaxSt
     >>> cuattn.softmax_state(numpy.array([[0.0, 0.0, -numpy.inf]]))
     SoftmaxState(m=array([0.]), l=array([2.]))
     """
-    return prepare(request.state(x, axis, scale), SoftmaxState)
+    return prepare(request.state(x, axis, scale, out), SoftmaxState)

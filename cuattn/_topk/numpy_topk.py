@@ -50,7 +50,9 @@ def run(call: Call) -> list[Any]:
     values[..., n:], indices[..., n:] = -np.inf, -1  # what a row lacks
     SoftmaxTask(call, outs[0], outs[1], sums).run()
     outs[1] += call.options.index_offset
-    return [*(part.reshape(expected.stat_shape) for part in sums[:2]), values, indices]
+    stats = (part.reshape(expected.stat_shape) for part in sums[:2])
+    given = (call.outs.get(name) for name in ("stat", "stat_l"))
+    return [*map(into, given, stats), values, indices]
 
 
 def rows_last(array: np.ndarray, axis: int) -> np.ndarray:

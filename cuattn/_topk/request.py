@@ -141,11 +141,12 @@ def softmax_topk(
     return Call(runtime, request, expected, Operands(x, where, factors), options, outs)
 
 
-def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any) -> Call:
+def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any, out: Any) -> Call:
     """A call of `softmax_topk_state`: a k beyond the row fills up what it lacks."""
     x = as_array("x", x)
-    runtime = runtime_of(x)
-    factors, factor = as_scale(scale, ("x", x))
+    owner, runtime = ("x", x), runtime_of(x)
+    factors, factor = as_scale(scale, owner)
+    inputs = [owner, ("scale", factors)]
     x, axis, factors, _ = _rows(runtime, x, axis, factors)
     rows = max(x.size // max(x.shape[axis], 1), 1)
     why = ", so that the result can be addressed"
@@ -155,7 +156,8 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any)
     offset = scalars.count("index_offset", index_offset, largest, why)
     request = Request("state", axis, k, spec_of(x), scale=spec_of(factors))
     operands, options = Operands(x, scale=factors), Options(factor, index_offset=offset)
-    return Call(runtime, request, expect(request), operands, options)
+    outs = _outs(out, request, options, inputs)
+    return Call(runtime, request, expect(request), operands, options, outs)
 
 
 def merge(a: Any, b: Any) -> MergeCall:

@@ -75,7 +75,7 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
         alone = not launches.kernels and "stat" in call.fields and 0 not in expected.stat_shape
         if not by_radix and not alone and len(direct) == len(outs):
             return made
-        state: Any = _state(call) if by_radix or alone else None
+        state: Any = _state(call, direct) if by_radix or alone else None
         if by_radix:
             arrays |= {"stat": state.m, "stat_l": state.l}
         found = dict(zip(PAIR if by_radix else call.fields, made.results(), strict=True))
@@ -92,9 +92,7 @@ def _direct(outs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The given results that kernels can write: the two of a pair have their strides in common."""
     direct = dict(outs)
     for pair in (PAIR, ("stat", "stat_l")):
-        arrays = [outs[name] for name in pair if name in outs]
-        strides = {row_layout.element_strides(spec_of(a), a.shape) for a in arrays}
-        if len(strides) > 1 or False in strides:
+        if not row_layout.alike(outs[name] for name in pair if name in outs):
             direct = {name: array for name, array in direct.items() if name not in pair}
     return direct
 
@@ -206,8 +204,8 @@ def _problem(request: Request, aligned: bool, given: Mapping[str, ArraySpec]) ->
     )
 
 
-def _state(call: Call) -> SoftmaxState:
-    """m and l of each row, by a pass of their own."""
+def _state(call: Call, direct: Mapping[str, Any]) -> SoftmaxState:
+    """m and l of each row, by a pass of their own; in the results, if it is a state's."""
     runtime, request, expected, operands, options, _ = call
     rows = softmax_request.Request(
         "state",
@@ -218,7 +216,10 @@ def _state(call: Call) -> SoftmaxState:
         dtype=expected.acc,
     )
     arrays = softmax_request.Operands(operands.x, where=operands.where, scale=operands.scale)
-    return SoftmaxState(*run_softmax(softmax_request.Call(runtime, rows, arrays, options.scale)))
+    of_rows = softmax_request.Call(runtime, rows, arrays, options.scale)
+    if request.result == "state" and "stat" in direct:
+        of_rows = of_rows._replace(stat=direct["stat"], stat_l=direct["stat_l"])
+    return SoftmaxState(*run_softmax(of_rows))
 
 
 def _copied(call: Call) -> Call:

@@ -33,6 +33,7 @@ def softmax_topk_state(
     axis: SupportsIndex | None = -1,
     scale: Any = None,
     index_offset: SupportsIndex = 0,
+    out: Any = None,
 ) -> SoftmaxTopKState:
     """What a softmax and its k most probable elements have to know of a row, in a form that merges.
 
@@ -47,6 +48,9 @@ def softmax_topk_state(
         Not negative; more than the row has are filled up.
     index_offset : int, optional
         Added to every index: where in the row this part begins. Not negative.
+    out : tuple of four arrays, optional
+        Where to write m, l, values and indices, as a state has them: exactly the shapes and dtypes
+        of the results, any strides, apart from every input.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def softmax_topk_state(
     >>> state.values, state.indices
     (array([3.]), array([11]))
     """
-    call = request.softmax_topk_state(x, k, axis, scale, index_offset)
+    call = request.softmax_topk_state(x, k, axis, scale, index_offset, out)
     return prepare(call, SoftmaxTopKState)
 
 

@@ -13,6 +13,7 @@ from cuattn.reference._numerics import (
     log_sum,
     quiet,
     result,
+    results,
     row_max,
     scores,
     shift,
@@ -162,9 +163,11 @@ def segment_softmax_backward(
 
 
 @quiet
-def softmax_state(x: ArrayLike, /, axis: Axis = -1, *, scale: Option = None) -> SoftmaxState:
+def softmax_state(
+    x: ArrayLike, /, axis: Axis = -1, *, scale: Option = None, out: Any = None
+) -> SoftmaxState:
     """The state of each row, without the reduced axes (paper, Algorithm 3, lines 1-6)."""
     s = scores(x, scale, None)
     m = row_max(s, axis)
     l = np.sum(np.exp(s - shift(m)), axis=axis, keepdims=True)  # noqa: E741
-    return SoftmaxState(result(np.squeeze(m, axis)), result(np.squeeze(l, axis)))
+    return SoftmaxState(*results((np.squeeze(m, axis), np.squeeze(l, axis)), out))

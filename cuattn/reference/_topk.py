@@ -93,7 +93,14 @@ def softmax_topk(
 
 @quiet
 def softmax_topk_state(
-    x: ArrayLike, k: int, /, *, axis: int | None = -1, scale: Option = None, index_offset: int = 0
+    x: ArrayLike,
+    k: int,
+    /,
+    *,
+    axis: int | None = -1,
+    scale: Option = None,
+    index_offset: int = 0,
+    out: Any = None,
 ) -> SoftmaxTopKState:
     """`softmax_state` and `top_k` of the logits of each row, which may be shorter than k."""
     t = _logits(np.atleast_1d(np.asarray(x)), scale, None)
@@ -103,4 +110,4 @@ def softmax_topk_state(
     lack = [(0, 0)] * (t.ndim - 1) + [(0, max(k - n, 0))]
     values = np.pad(best.values, lack, constant_values=-np.inf)
     indices = np.pad(best.indices + index_offset, lack, constant_values=-1)
-    return SoftmaxTopKState(*softmax_state(t), values, indices)
+    return SoftmaxTopKState(*results((*softmax_state(t), values, indices), out))

@@ -313,7 +313,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     """Of every function."""
     x, y = gpus.ndarray((8, 64), "float32", 1), gpus.ndarray((8, 64), "float32", 1)
     lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
-    where = gpus.ndarray((8, 64), "bool", 1)
+    where, other = gpus.ndarray((8, 64), "bool", 1), gpus.ndarray((8,), "float32", 1)
     best = gpus.ndarray((8, 3), "float32", 1), gpus.ndarray((8, 3), "int64", 1)
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
@@ -340,7 +340,9 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
         lambda: cuattn.softmax_topk(x, 3, out=(*best, lse), return_lse=True),
         lambda: cuattn.softmax_state(x),
+        lambda: cuattn.softmax_state(x, out=(lse, other)),
         lambda: cuattn.softmax_topk_state(x, 3),
+        lambda: cuattn.softmax_topk_state(x, 3, out=(lse, other, *best)),
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),

@@ -287,6 +287,8 @@ SEVERAL = {
     "top_k": lambda x, **out: cuattn.top_k(x, 2, **out),
     "top_k of all": lambda x, **out: cuattn.top_k(x, 5, axis=None, **out),
     "softmax_topk": lambda x, **out: cuattn.softmax_topk(x, 2, axis=0, **out),
+    "softmax_state": lambda x, **out: cuattn.softmax_state(x, **out),
+    "softmax_topk_state": lambda x, **out: cuattn.softmax_topk_state(x, 2, **out),
     "softmax_topk, lse": lambda x, **out: cuattn.softmax_topk(x, 2, return_lse=True, **out),
 }
 

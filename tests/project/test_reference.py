@@ -216,6 +216,8 @@ def test_dtype_and_out(rng):
     for call in (
         lambda **out: reference.top_k(x, 2, **out),
         lambda **out: reference.softmax_topk(x, 2, return_lse=True, **out),
+        lambda **out: reference.softmax_state(x, 0, **out),
+        lambda **out: reference.softmax_topk_state(x, 5, **out),
     ):
         found, out = call(), [np.empty_like(part) for part in call()]
         given = call(out=tuple(out))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cases
 import numpy as np
 import pytest
@@ -79,6 +81,49 @@ def test_scale(backend, rng):
         verify(backend, x, scale=scale)
     for shape in [(), (5, 1), (4, 5, 1)]:
         verify(backend, x, scale=np.asarray(rng.integers(-8, 9, shape) / 8).astype(np.float32))
+
+
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize("n", [3, 129, 1025, 70001])
+def test_out(backend, rng, n, layout):
+    call = functools.partial(cuattn.softmax_state, backend.asarray(draw(rng, (3, n))), scale=0.7)
+    cases.check_outs(backend, rng, call, layout)
+
+
+@pytest.mark.parametrize("axis", [0, 1, (0, 2), (0, 1, 2), None, ()])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "int32"])
+def test_out_axis(backend, rng, dtype, axis):
+    x = LAYOUTS[str(rng.choice([*LAYOUTS]))](draw(rng, (9, 10, 11), dtype))
+    device_x, before = backend.asarray(x), x.tobytes()
+    cases.check_outs(backend, rng, functools.partial(cuattn.softmax_state, device_x, axis))
+    assert backend.asnumpy(device_x).tobytes() == before
+
+
+def test_out_of_many_axes(backend, rng):
+    x = draw(rng, (2,) * 12).transpose(rng.permutation(12))
+    for axis in (-1, 0, (1, 5, 11), None):
+        call = functools.partial(cuattn.softmax_state, backend.asarray(x), axis)
+        against = functools.partial(compare, backend, x=x, axis=axis)
+        cases.check_outs(backend, rng, call, compare=against)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_out_without_elements(backend, rng, shape):
+    x = backend.asarray(np.ones(shape, np.float32))
+    cases.check_outs(backend, rng, functools.partial(cuattn.softmax_state, x))
+
+
+def test_in_place(backend, rng):
+    """Each element a row of its own: m or l may be x."""
+    x = draw(rng, (3, 40))
+    for i in (0, 1, 0, 1):
+        memory = backend.asarray(x.copy())
+        out = [backend.xp.zeros_like(memory), backend.xp.zeros_like(memory)]
+        out[i] = memory
+        got = cuattn.softmax_state(memory, (), out=tuple(out))
+        assert got[i] is memory
+        np.testing.assert_array_equal(backend.asnumpy(got.m), x)
+        np.testing.assert_array_equal(backend.asnumpy(got.l), np.ones_like(x))
 
 
 def test_zero_dimensions(backend):

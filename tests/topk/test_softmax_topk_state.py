@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cases
 import numpy as np
 import pytest
@@ -121,6 +123,44 @@ def test_zero_dimensions(backend):
         for k in (0, 1, 3):
             state = verify(backend, np.array(value, np.float32), k)
             assert state.m.shape == () and state.values.shape == (k,)
+
+
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize(
+    "n, k", [(33, 5), (33, 40), (310, 40), (33, 300), (1025, 300), (3001, 300)]
+)
+def test_out(backend, rng, n, k, layout):
+    """Also of rows that are shorter than k."""
+    x = backend.asarray(ranking_stack(rng, n, k, special=True))
+    options = {"scale": 0.7, "index_offset": 9}
+    call = functools.partial(cuattn.softmax_topk_state, x, k, **options)
+    cases.check_outs(backend, rng, call, layout)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, None])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_out_axis(backend, rng, dtype, axis):
+    x = LAYOUTS[str(rng.choice([*LAYOUTS]))](draw(rng, (9, 10, 11), dtype))
+    device_x, before = backend.asarray(x), x.tobytes()
+    for k in (0, 4, 12):
+        call = functools.partial(cuattn.softmax_topk_state, device_x, k, axis=axis)
+        cases.check_outs(backend, rng, call)
+    assert backend.asnumpy(device_x).tobytes() == before
+
+
+@pytest.mark.parametrize("axis", [-1, 0, None])
+def test_out_of_many_axes(backend, rng, axis):
+    x = draw(rng, (2,) * 12).transpose(rng.permutation(12))
+    call = functools.partial(cuattn.softmax_topk_state, backend.asarray(x), 2, axis=axis)
+    against = functools.partial(compare, backend, x=x, k=2, axis=axis)
+    cases.check_outs(backend, rng, call, compare=against)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_out_without_elements(backend, rng, shape):
+    x = backend.asarray(np.ones(shape, np.float32))
+    for k in (0, 2):
+        cases.check_outs(backend, rng, functools.partial(cuattn.softmax_topk_state, x, k))
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
