@@ -150,7 +150,11 @@ def states() -> None:
     assert_type(best.indices, NDArray[np.int64])
     assert_type(cuattn.merge(SoftmaxState(state.m, state.l), a), SoftmaxState)
 
+    assert_type(cuattn.merge(a, b, out=a), SoftmaxState)
+    assert_type(cuattn.merge(parts[0], parts[1], out=tuple(best)), SoftmaxTopKState)
+
     refused(lambda: cuattn.merge(a, best))  # type: ignore[type-var]
+    refused(lambda: cuattn.merge(a, b, out=a.m))  # type: ignore[arg-type]
     refused(lambda: cuattn.softmax_state([x]))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax_state(x, out=pair[0]))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax_topk_state(x, 2, out=pair))  # type: ignore[arg-type]

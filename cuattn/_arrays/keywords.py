@@ -176,6 +176,6 @@ def _unknown(option: str, name: str, known: list[str], arrays: list[str]) -> str
     close = difflib.get_close_matches(option, options, 1)
     meant = f"; is it {close[0]}?" if close else ""
     return (
-        f"{option} must be an option of {name} ({', '.join(options) or 'it has none'}), "
+        f"{option} must be an option of {name} ({', '.join(options)}), "
         f"but it is none of them{meant}"
     )

@@ -84,6 +84,7 @@ class MergeCall(NamedTuple):
     runtime: Any  # None: NumPy computes it, by `cuattn.reference`
     kind: type  # SoftmaxState or SoftmaxTopKState
     arrays: list[Any]  # fields of one state of that kind, and then of the other
+    outs: tuple[Any, ...]  # results that are given: all or none
 
 
 # ---- The functions ----
@@ -160,15 +161,16 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any,
     return Call(runtime, request, expect(request), operands, options, outs)
 
 
-def merge(a: Any, b: Any) -> MergeCall:
+def merge(a: Any, b: Any, out: Any) -> MergeCall:
     """A call of `merge`."""
-    kind = SoftmaxTopKState if isinstance(a, SoftmaxTopKState) else SoftmaxState
+    kind: Any = SoftmaxTopKState if isinstance(a, SoftmaxTopKState) else SoftmaxState
     checks.state("a", a, kind)
     checks.state("b", b, kind)
     m: Any = as_array("a.m", a.m)
     owner, shape, dtype, runtime = ("a.m", m), m.shape, m.dtype, runtime_of(m)
     checks.state_dtype(dtype)
-    arrays: list[Any] = []
+    inputs: list[Owner] = []
+    expected: list[tuple[tuple[int, ...], np.dtype]] = []
     selected: tuple[int, ...] = ()
     for side, state in (("a", a), ("b", b)):
         for field, value in zip(state._fields, state, strict=True):
@@ -182,10 +184,18 @@ def merge(a: Any, b: Any) -> MergeCall:
                 like = ("a.m with one more axis", selected, own)
             if (array.shape, array.dtype) != like[1:]:
                 checks.same_shape_and_dtype(name, array.shape, array.dtype, *like)
-            if runtime is not None and runtime.address(array) % array.itemsize:
+            inputs.append((name, array))
+            expected.append(like[1:])
+    outs: tuple[Any, ...] = ()
+    if out is not None:
+        # A place of a selection may come from any one of the lists, which must stay as they are.
+        specs = expected[: len(kind._fields)]
+        outs = as_outputs(out, specs, inputs, in_place=kind is SoftmaxState)
+    if runtime is not None:
+        for name, array in (*inputs, *((f"out[{i}]", one) for i, one in enumerate(outs))):
+            if runtime.address(array) % array.itemsize:
                 raise checks.misaligned(name, array)
-            arrays.append(array)
-    return MergeCall(runtime, kind, arrays)
+    return MergeCall(runtime, kind, [array for _, array in inputs], outs)
 
 
 def _rows(

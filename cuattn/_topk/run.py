@@ -237,7 +237,7 @@ def _copied(call: Call) -> Call:
 
 
 def prepare_merge(call: MergeCall) -> Any:
-    """A merge of two states with its launch."""
+    """A merge of two states with its launch; its results where they are copied."""
     runtime, arrays = call.runtime, call.arrays
     kind: Any = call.kind
     with runtime.on(runtime.device(arrays[0])):
@@ -245,15 +245,27 @@ def prepare_merge(call: MergeCall) -> Any:
             array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)
             for array in arrays
         ]
-    fields = kind._fields
-    names = {f"{field}_{side}": f"{side}[{i}]" for side in "ab" for i, field in enumerate(fields)}
-    launches = _planned_merge(kind, tuple((a.shape, a.dtype) for a in arrays[: len(fields)]))
-    return Prepared(runtime, launches, dict(zip(names, arrays, strict=True)), (), kind, names)
+        fields = kind._fields
+        names = {
+            f"{field}_{side}": f"{side}[{i}]" for side in "ab" for i, field in enumerate(fields)
+        }
+        given = dict(zip(names, arrays, strict=True))
+        outs = dict(zip(fields, call.outs, strict=False))
+        direct = {field: array for field, array in outs.items() if array.flags.c_contiguous}
+        specs = tuple((a.shape, a.dtype) for a in arrays[: len(fields)])
+        launches = _planned_merge(kind, specs, tuple(direct))
+        names |= {field: f"out[{i}]" for i, field in enumerate(outs)}
+        prepared = Prepared(runtime, launches, given | direct, (), kind, names)
+        if len(direct) == len(outs):
+            return prepared
+        return kind(*map(into, call.outs, prepared.results()))
 
 
 @lru_cache(maxsize=4096)
-def _planned_merge(kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...]) -> Launches:
-    """The launch that merges two states of these shapes and dtypes."""
+def _planned_merge(
+    kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...], writes: tuple[str, ...]
+) -> Launches:
+    """The launch that merges two states of these shapes and dtypes; `writes`: what comes in."""
     from cuattn._softmax.plan import plan_state_merge
     from cuattn._topk.plan_radix import plan_topk_state_merge
 
@@ -268,4 +280,6 @@ def _planned_merge(kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...
         kernels.append((plan_topk_state_merge(dtype.name, n, k), block))
     elif n:
         kernels.append((plan_state_merge(dtype.name, n), [(STATE_MERGE, {"n": n})]))
-    return Launches(reads, (), made, kind._fields, kernels)
+    made = {field: one for field, one in made.items() if field not in writes}
+    in_place = kind is SoftmaxState
+    return Launches(reads, writes, made, kind._fields, kernels, in_place=in_place)

@@ -6,8 +6,8 @@ from typing import Any, SupportsIndex, TypeVar, overload
 
 from cuattn import reference
 from cuattn._arrays import types
-from cuattn._arrays.outputs import rounded
-from cuattn._arrays.types import Host, Other, Unpack
+from cuattn._arrays.outputs import into, rounded
+from cuattn._arrays.types import Array, Host, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
 from cuattn._topk.run import prepare, prepare_merge
@@ -80,7 +80,7 @@ def softmax_topk_state(
 
 
 @remembered()
-def merge(a: State, b: State, /) -> State:
+def merge(a: State, b: State, /, *, out: tuple[Array, ...] | None = None) -> State:
     """State of a row from the states of two parts of it: associative up to rounding.
 
     Parameters
@@ -88,6 +88,9 @@ def merge(a: State, b: State, /) -> State:
     a, b : SoftmaxState or SoftmaxTopKState
         Both of one kind, shape and dtype. Empty are the states of nothing: ``(-inf, 0)``, and for
         the selection ``(-inf, -1)`` in every place.
+    out : SoftmaxState, SoftmaxTopKState or tuple of their arrays, optional
+        Where to write: exactly the shapes and dtypes of a, any strides. A plain state may be a or b
+        itself, or have arrays of theirs; of a selection all must be apart from every input.
 
     Returns
     -------
@@ -100,7 +103,7 @@ def merge(a: State, b: State, /) -> State:
     TypeError
         If a or b is not a state, or they or their arrays differ in kind, library or dtype.
     ValueError
-        If their shapes differ or they are on different devices.
+        If their shapes differ, they are on different devices, or `out` overlaps an input.
 
     See Also
     --------
@@ -118,11 +121,10 @@ def merge(a: State, b: State, /) -> State:
     >>> bool(numpy.isclose(whole.lse, cuattn.logsumexp(x)))
     True
     """
-    call = request.merge(a, b)
+    call = request.merge(a, b, out)
     if call.runtime is not None:
         return prepare_merge(call)
     size = len(call.arrays) // 2
     both = reference.merge(call.kind(*call.arrays[:size]), call.kind(*call.arrays[size:]))
-    return call.kind(
-        *(rounded(part, like.dtype) for part, like in zip(both, call.arrays, strict=False))
-    )
+    found = (rounded(part, like.dtype) for part, like in zip(both, call.arrays, strict=False))
+    return call.kind(*(map(into, call.outs, found) if call.outs else found))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cuattn.reference._numerics import Option, quiet, result, results, scores, shift, wide
+from cuattn.reference._numerics import Option, quiet, results, scores, shift, wide
 from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
 from cuattn.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
 
@@ -15,17 +15,17 @@ State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
 
 
 @quiet
-def merge(a: State, b: State, /) -> State:
+def merge(a: State, b: State, /, *, out: Any = None) -> State:
     """The state of two parts of a row (paper, eq. 4): a commutative monoid up to rounding."""
     m = np.maximum(a.m, b.m)
     l = sum(wide(part.l) * np.exp(wide(part.m) - shift(m)) for part in (a, b))  # noqa: E741
     if isinstance(a, SoftmaxState):
-        return SoftmaxState(wide(m), result(l))
+        return SoftmaxState(*results((wide(m), l), out))
     values, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
     order = np.lexsort((indices, -wide(values), indices == -1))  # the last key counts most
     best = order[..., : a.indices.shape[-1]]
     values, indices = (np.take_along_axis(both, best, -1) for both in (wide(values), indices))
-    return SoftmaxTopKState(wide(m), result(l), values, indices)
+    return SoftmaxTopKState(*results((wide(m), l, values, indices), out))
 
 
 @quiet

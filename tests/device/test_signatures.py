@@ -251,6 +251,29 @@ def test_out_of_attention_that_overlaps(backend, rng):
             cuattn.attention(*operands, out=out)
 
 
+def test_results_that_overlap(backend, rng):
+    """An input or one another, as the same view or not, in calls whose likes were fine."""
+    x, y = (backend.asarray(rng.standard_normal((4, 64)).astype(np.float32)) for _ in range(2))
+    m, l, other = (backend.asarray(np.zeros(4, np.float32)) for _ in range(3))  # noqa: E741
+    values, indices = (backend.asarray(np.zeros((4, 64), d)) for d in (np.float32, np.int64))
+    a, b = cuattn.softmax_state(x), cuattn.softmax_state(y)
+    for _ in range(2):
+        cuattn.softmax_state(x, out=(m, l))
+        cuattn.top_k(x, 64, out=(values, indices))
+        cuattn.merge(a, b, out=(m, l))
+    for call in (
+        lambda: cuattn.softmax_state(x, out=(m, m)),
+        lambda: cuattn.top_k(x, 64, out=(x, indices)),
+        lambda: cuattn.merge(a, b, out=(other, other)),
+        lambda: cuattn.merge(a, b, out=(a.m, a.m)),
+    ):
+        with pytest.raises(ValueError, match=r"out\[[01]\] must share no memory with"):
+            call()
+    want = [backend.asnumpy(part) for part in cuattn.merge(a, b)]
+    for part, one in zip(cuattn.merge(a, b, out=(b.m, a.l)), want, strict=True):
+        np.testing.assert_array_equal(backend.asnumpy(part), one)
+
+
 @pytest.mark.host
 def test_out_that_cannot_be_written_to(backend):
     x, out = np.ones((2, 3), np.float32), np.empty((2, 3), np.float32)
@@ -343,6 +366,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.softmax_state(x, out=(lse, other)),
         lambda: cuattn.softmax_topk_state(x, 3),
         lambda: cuattn.softmax_topk_state(x, 3, out=(lse, other, *best)),
+        lambda: cuattn.merge(*[cuattn.SoftmaxState(lse, other)] * 2, out=(lse, other)),
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),

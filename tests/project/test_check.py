@@ -289,6 +289,7 @@ SEVERAL = {
     "softmax_topk": lambda x, **out: cuattn.softmax_topk(x, 2, axis=0, **out),
     "softmax_state": lambda x, **out: cuattn.softmax_state(x, **out),
     "softmax_topk_state": lambda x, **out: cuattn.softmax_topk_state(x, 2, **out),
+    "merge": lambda x, **out: cuattn.merge(*[cuattn.SoftmaxState(x[0, :3], x[2, :3])] * 2, **out),
     "softmax_topk, lse": lambda x, **out: cuattn.softmax_topk(x, 2, return_lse=True, **out),
 }
 

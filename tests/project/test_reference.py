@@ -218,6 +218,8 @@ def test_dtype_and_out(rng):
         lambda **out: reference.softmax_topk(x, 2, return_lse=True, **out),
         lambda **out: reference.softmax_state(x, 0, **out),
         lambda **out: reference.softmax_topk_state(x, 5, **out),
+        lambda **out: reference.merge(*[reference.softmax_state(x)] * 2, **out),
+        lambda **out: reference.merge(*[reference.softmax_topk_state(x, 2)] * 2, **out),
     ):
         found, out = call(), [np.empty_like(part) for part in call()]
         given = call(out=tuple(out))

@@ -222,6 +222,31 @@ def test_merge_shapes(backend, rng, shape):
     compare(backend, cuattn.merge(a, b), x)
 
 
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 0), (3, 40)])
+def test_merge_out(backend, rng, shape, layout):
+    a, b = (cuattn.softmax_state(backend.asarray(draw(rng, (*shape, 9)))) for _ in range(2))
+    cases.check_outs(backend, rng, functools.partial(cuattn.merge, a, b), layout)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_merge_in_place(backend, rng, layout):
+    """What is added up in one state, or in any two of the arrays."""
+    x = draw(rng, (3, 40, 9))
+    for places in ((0, 1), (1, 0), (2, 3), (0, 3), (2, 0), (0, 1)):
+        a, b = (
+            SoftmaxState(*(backend.asarray(LAYOUTS[layout](backend.asnumpy(p))) for p in state))
+            for state in (cuattn.softmax_state(backend.asarray(part)) for part in (x, -x))
+        )
+        want = [backend.asnumpy(part) for part in cuattn.merge(a, b)]
+        out = tuple((*a, *b)[i] for i in places)
+        got = cuattn.merge(a, b, out=out)
+        assert type(got) is SoftmaxState
+        for part, given, one in zip(got, out, want, strict=True):
+            assert part is given
+            np.testing.assert_array_equal(backend.asnumpy(part), one)
+
+
 def test_merge_of_strided_states(backend, rng):
     x = draw(rng, (2, 14, 33))
     a, b = (cuattn.softmax_state(backend.asarray(part)) for part in x)

@@ -317,6 +317,24 @@ def test_merge_shapes(backend, rng, shape):
         compare(backend, cuattn.merge(a, b), x, k)
 
 
+@pytest.mark.parametrize("layout", cases.OUTS)
+@pytest.mark.parametrize("shape, k", [((), 2), ((0,), 2), ((7,), 0), ((3, 0), 1), ((3, 40), 5)])
+def test_merge_out(backend, rng, shape, k, layout):
+    a, b = (cuattn.softmax_topk_state(backend.asarray(draw(rng, (*shape, 9))), k) for _ in range(2))
+    cases.check_outs(backend, rng, functools.partial(cuattn.merge, a, b), layout)
+
+
+def test_merge_in_place_is_refused(backend, rng):
+    """A place of the result may be any one of the lists."""
+    a, b = (cuattn.softmax_topk_state(backend.asarray(draw(rng, (3, 9))), 4) for _ in range(2))
+    apart = cuattn.merge(a, b)
+    for i, name in enumerate(a._fields):
+        for state, owner in ((a, "a"), (b, "b")):
+            out = (*apart[:i], state[i], *apart[i + 1 :])
+            with pytest.raises(ValueError, match=rf"out\[{i}\] must .* with {owner}.{name}, but "):
+                cuattn.merge(a, b, out=out)
+
+
 def test_merge_of_strided_states(backend, rng):
     x = draw(rng, (14, 33))
     a, b = (state_of(backend, x, 5, part) for part in (slice(0, 20), slice(20, 33)))
