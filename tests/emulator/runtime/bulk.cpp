@@ -139,11 +139,13 @@ void cp_async_bulk_tensor_load(void* smem_ptr, const void* map_ptr, void* mbarri
     machine.counters.global_bytes_read += size;
     sectors.add(address, size);
   });
-  begin_bulk_load(thread, load.offset, load.size, async_phase(bar, "a bulk load"), site);
+  thread.loads.push_back(async_phase(bar, "a bulk load"));
+  begin_bulk_load(thread, load.offset, load.size, thread.loads.back(), site);
   machine.counters.global_sectors_read += sectors.count();
   machine.counters.global_requests += !load.rows.empty();
   machine.counters.bulk_bytes += load.size;
   bar.loads.push_back(std::move(load));
+  know_into(bar.sent, thread);
   expect_or_send(thread, bar, 0, static_cast<int64_t>(map.box_bytes()), site);
 }
 

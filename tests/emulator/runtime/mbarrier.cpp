@@ -58,21 +58,30 @@ void check_not_late(const Thread& thread, const MBarrier& bar, uint32_t target, 
         bar.phase, target == 0 ? "one before the first" : "one before the last or an earlier one");
 }
 
-// It was not late this time, and never is where an arrival of the phase comes after the thread's last wait: in the
-// order of memory, or of a collective of the warp, which orders no memory but comes after the wait for all its lanes.
+// It was not late this time, and never is where an arrival or a bulk load of the phase comes after the thread's last
+// wait: in the order of memory; or of a collective of its warp, which orders no memory but comes after the wait for all
+// lanes; or as it comes after a wait for a bulk load that the thread has begun since.
 void check_never_late(const Thread& thread, const MBarrier& bar, uint32_t target, Site site) {
   const Waited& last = bar.waited[thread.index];
   if (target == 0 || last.phases < 0 || last.epoch < bar.last_epoch) return;
-  const std::vector<uint32_t>& known = bar.last_release;
-  if (!known.empty() && known[thread.index] > last.clock) return;
-  if (!known.empty() && last.meeting < thread.warp->meetings.size()) {
-    const uint32_t* met = thread.warp->meetings[last.meeting].clock;
-    for (int lane = 0; lane < thread.warp->size; ++lane) {
-      if (known[thread.warp->threads[lane].index] > met[lane]) return;
+  for (const std::vector<uint32_t>* row : {&bar.last_release, &bar.last_sent}) {
+    if (row->empty()) continue;
+    const uint32_t* known = row->data();
+    if (known[thread.index] > last.clock) return;
+    if (last.meeting < thread.warp->meetings.size()) {
+      const uint32_t* met = thread.warp->meetings[last.meeting].clock;
+      for (int lane = 0; lane < thread.warp->size; ++lane) {
+        if (known[thread.warp->threads[lane].index] > met[lane]) return;
+      }
+    }
+    for (size_t i = last.loads; i < thread.loads.size(); ++i) {
+      for (const Stamp& passed : machine.async_phases[thread.loads[i]].passed) {
+        if (passed.rank == bar.rank && known[passed.thread] > passed.clock) return;
+      }
     }
   }
   fault(thread, site,
-        "mbarrier_wait may come too late: no arrival of the mbarrier's phase %u comes after the thread's wait for the "
+        "mbarrier_wait may come too late: nothing of the mbarrier's phase %u comes after the thread's wait for the "
         "phase before it",
         target);
 }
@@ -213,6 +222,8 @@ void settle_mbarrier(MBarrier& bar) {
   bar.async = -1;
   bar.last_release.swap(bar.release);
   bar.release.clear();
+  bar.last_sent.swap(bar.sent);
+  bar.sent.clear();
   bar.last_epoch = bar.epoch;
   bar.tx = bar.in_flight = 0;
   bar.pending = bar.count;
@@ -248,7 +259,8 @@ void mbarrier_wait(void* mbarrier, int parity, bool of_cluster, Site site) {
   MBarrier& bar = machine.mbarriers[index];
   check_not_late(thread, bar, target, site);
   check_never_late(thread, bar, target, site);
-  bar.waited[thread.index] = {target, thread.clock, thread.block->epoch, thread.warp->meetings.size()};
+  bar.waited[thread.index] = {target, thread.clock, thread.block->epoch, thread.warp->meetings.size(),
+                              thread.loads.size()};
   thread.warp->waited = true;
   ++machine.counters.mbarrier_waits;
   acquire_from(bar.last_release, thread);

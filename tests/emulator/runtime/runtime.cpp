@@ -155,11 +155,15 @@ bool ordered(const Thread& thread, const Stamp& earlier) {
   return known_row(thread)[earlier.thread] > earlier.clock;
 }
 
-void release_into(std::vector<uint32_t>& row, Thread& thread) {
+void know_into(std::vector<uint32_t>& row, const Thread& thread) {
   const uint32_t* known = known_row(thread);
   row.resize(machine.block_threads);
   for (int i = 0; i < machine.block_threads; ++i) row[i] = row[i] > known[i] ? row[i] : known[i];
   row[thread.index] = thread.clock + 1;
+}
+
+void release_into(std::vector<uint32_t>& row, Thread& thread) {
+  know_into(row, thread);
   advance(thread);
   thread.block->crosses_warps = true;
 }

@@ -144,6 +144,7 @@ struct Waited {
   int64_t phases = -1;    // that were complete after it; -1: it never waited
   uint32_t clock, epoch;  // of the thread, as in a Stamp
   size_t meeting;         // the next of its warp
+  size_t loads;           // bulk loads of the thread before it
 };
 
 struct MBarrier {
@@ -161,6 +162,7 @@ struct MBarrier {
   int64_t in_flight;                            // bytes of both
   std::vector<Waited> waited;                   // by thread
   std::vector<uint32_t> release, last_release;  // what a waiter of the current / last phase gets to know
+  std::vector<uint32_t> sent, last_sent;        // what threads that sent it bytes knew, which a waiter does not
   uint32_t epoch, last_epoch;                   // block barriers completed before an arrival of that phase
   int waiters;
 };
@@ -212,6 +214,7 @@ struct Thread : ThreadHead {
   uint32_t strong_stamp;      // the same for its last strong access
   uint32_t copy_stamp;        // of the bytes that its copies have in flight
   uint32_t bulk_groups;       // of bulk stores, committed
+  std::vector<int> loads;     // AsyncPhase of each of its bulk loads
   int checked_async;          // last AsyncPhase whose bytes it may read
   uint32_t next_access;       // where log_access begins to search
   uint32_t checked_readings;  // last set of readings by wgmma whose bytes it may write
@@ -374,6 +377,7 @@ inline uint32_t* known_row(const Thread& thread) {
 }
 void release_into(std::vector<uint32_t>& row, Thread& thread);  // what `thread` did so far, and knows
 void acquire_from(const std::vector<uint32_t>& row, Thread& thread);
+void know_into(std::vector<uint32_t>& row, const Thread& thread);  // the same as release_into, of no effect on `thread`
 
 // -- counting -----------------------------------------------------------------------------------------
 
