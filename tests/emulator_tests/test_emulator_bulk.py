@@ -880,19 +880,6 @@ MBARRIER_RULES = {
         + BARRIER
         + "if (t == 40) ptx::mbarrier_wait(bar, 1);\n",
     ),
-    **{
-        f"a phase that may complete before a lane has waited for the one before it: no {name}": (
-            "may come too late|comes too late",
-            f"if (t < {threads}) {{\nif (t == 0) ptx::mbarrier_arrive(bar);\n"
-            f"{WAIT}if (!fault) {sync};\n"
-            "if (t == 0) ptx::mbarrier_arrive(bar);\nptx::mbarrier_wait(bar, 1);\n}\n",
-        )
-        for name, threads, sync in [
-            ("__syncthreads", 64, "__syncthreads()"),
-            ("__syncwarp", 32, "__syncwarp()"),
-            ("__ballot_sync", 32, "__ballot_sync(0xffffffff, 1)"),
-        ]
-    },
     "parity 2": (
         "parity 2",
         "if (t == 0) ptx::mbarrier_arrive(bar);\nptx::mbarrier_wait(bar, 2 * fault);",
@@ -936,6 +923,27 @@ def test_overtaken_while_it_waits(seed):
     }
     """
     fails("too late: the mbarrier has completed 2 phases", START + INIT + body, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("threads", "sync"),
+    [(64, "__syncthreads()"), (32, "__syncwarp()"), (32, "__ballot_sync(0xffffffff, 1)")],
+)
+def test_a_wait_that_some_orders_make_too_late(threads, sync):
+    """Thread 1 waits for a phase, and thread 0 completes the next one."""
+    body = f"""
+    if (t == 40) ptx::mbarrier_arrive(bar + 1);
+    if (t < {threads}) {{
+      if (t == 0) ptx::mbarrier_arrive(bar);
+      if (t < 2) ptx::mbarrier_wait(bar, 0);
+      if (t == 0) ptx::mbarrier_wait(bar + 1, 0);  // lets others go first
+      if (!fault) {sync};
+      if (t == 0) ptx::mbarrier_arrive(bar);
+      if (t < 2) ptx::mbarrier_wait(bar, 1);
+    }}
+    """
+    for seed in range(10):
+        fails("may come too late|comes too late", START + INIT + body, seed=seed)
 
 
 def test_what_a_cluster_sends_takes_a_wait_for_the_cluster():
