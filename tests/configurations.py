@@ -288,10 +288,10 @@ def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
     if compute_capability == 90:
         for problem in [*backward_problems(), *sm90_backward_problems()]:
             for plan in (plan_backward_sm90.plan_q_sm90, plan_backward_sm90.plan_kv_sm90):
-                if found := plan(problem, compute_capability):
+                if found := plan(problem, compute_capability, SMS):
                     yield found.launch.kernel
             many = dataclasses.replace(problem, q_rows=2000, k_rows=2000)
-            if storing := plan_backward_ds.plan_ds(many, compute_capability):
+            if storing := plan_backward_ds.plan_ds(many, compute_capability, SMS):
                 yield from (launch.kernel for launch in storing.rounds[0][2:])
     for problem in backward_problems():
         yield plan_backward.plan_rows(problem, problem.vector).kernel

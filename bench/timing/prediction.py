@@ -15,6 +15,7 @@ dtypes, masks, biases, unaligned arrays): None.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ ROWS = "attention/backward_rows.cuh"
 KV = (backward_loop.KV, backward_sm90_loop.KV)
 DS = backward_ds_loop.HEADER
 Q = (backward_loop.Q, backward_sm90_loop.Q, DS)
+GENERAL = (backward_loop.KV, backward_loop.Q)
 THREADS = 256  # of an SM: those of the general kernels have up to 255 of its 65536 registers
 
 
@@ -95,15 +97,26 @@ def attention_backward(
         return None
     flops, mhz = GPUS[where]
     flops *= (gpu["sm_mhz_max"] or mhz) / mhz
-    return sum(_kernel_seconds(kernel, shape, flops, *where) for kernel in computing)
+    seconds, launched = 0.0, Counter[str]()
+    for kernel in computing:
+        count = len(tiles(kernel, shape))  # blocks of a head
+        if kernel.header in GENERAL:
+            heads = kernel.grid // count  # also parts of one
+        else:  # blocks are persistent, and launches share the heads
+            heads = shape["batch"] * shape["heads" if kernel.header in Q else "kv_heads"]
+            of_kind = sum(other.header == kernel.header for other in computing)
+            heads = (heads + launched[kernel.header]) // of_kind
+        launched[kernel.header] += 1
+        seconds += _kernel_seconds(kernel, shape, heads, flops, *where)
+    return seconds
 
 
 def efficiency(kernel: Any, compute_capability: int) -> float:
     """What a kernel reaches of the dense FLOP/s, while its loop runs."""
     dim = max(kernel.arguments["kDim"], kernel.arguments.get("kValueDim", 0))
     found = next(share for most, share in EFFICIENCY[kernel.header] if dim <= most)
-    general = kernel.header in (backward_loop.KV, backward_loop.Q)
-    return found * (GENERAL_ON_HOPPER if compute_capability == 90 and general else 1)
+    general = compute_capability == 90 and kernel.header in GENERAL
+    return found * (GENERAL_ON_HOPPER if general else 1)
 
 
 def tiles(kernel: Any, shape: dict[str, int]) -> list[int]:
@@ -122,7 +135,7 @@ def tiles(kernel: Any, shape: dict[str, int]) -> list[int]:
 
 def _is_known(kernel: Any) -> bool:
     """Whether EFFICIENCY is of it."""
-    if kernel.header not in (backward_loop.KV, backward_loop.Q):
+    if kernel.header not in GENERAL:
         return kernel.header in EFFICIENCY  # one of Hopper's
     half = kernel.arguments["Op"].startswith("HalfOp")
     options = [kernel.arguments[name] for name in ("kVector", "kModified", "Bias", "kMasked")]
@@ -143,13 +156,18 @@ def _tile(kernel: Any) -> Tile:
 
 
 def _kernel_seconds(
-    kernel: Any, shape: dict[str, int], flops: float, compute_capability: int, num_sms: int
+    kernel: Any,
+    shape: dict[str, int],
+    heads: int,
+    flops: float,
+    compute_capability: int,
+    num_sms: int,
 ) -> float:
     tile, of_head = _tile(kernel), tiles(kernel, shape)
     places = num_sms * max(1, THREADS // kernel.block)  # blocks side by side
     row = tile.flops / tile.loop / (efficiency(kernel, compute_capability) * flops / places)
     blocks = [(count * tile.loop + START[compute_capability]) * row for count in of_head]
     busy = [0.0] * places
-    for seconds in sorted(blocks * (kernel.grid // len(blocks)), reverse=True):
+    for seconds in sorted(blocks * heads, reverse=True):
         heapq.heapreplace(busy, busy[0] + seconds)
     return max(busy)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from cuattn._attention.plan import OPS, whole
+from cuattn._attention.plan_sm90 import Schedule
 from cuattn._attention.problem import L2_BYTES, AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
@@ -131,6 +132,7 @@ class Launch(NamedTuple):
     kernel: Kernel
     row_blocks: int
     heads_in_l2: int
+    schedule: Schedule | None = None  # of persistent blocks
 
 
 @dataclass(frozen=True)

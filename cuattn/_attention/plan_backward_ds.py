@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cuattn._attention import plan_backward_sm90 as sm90
 from cuattn._attention.plan_backward import Launch, key_grid
-from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, REGISTERS
+from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, REGISTERS, schedule_of
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import Kernel, ceil_div
 
@@ -35,8 +35,8 @@ class Tile(NamedTuple):
 
 
 TILES = (
-    Tile(64, 5, "200 KiB"),
-    Tile(128, 4, "192 KiB"),
+    Tile(64, 4, "192 KiB"),
+    Tile(128, 4, "224 KiB"),
 )
 
 
@@ -61,13 +61,13 @@ class DsPlan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None:
+def plan_ds(problem: AttentionProblem, compute_capability: int, num_sms: int) -> DsPlan | None:
     """dq, dk and dv; None: dq has a kernel of its own, which stores nothing.
 
     That has other last bits, as its P is not rounded. So the choice depends on nothing but a
     sequence itself, and nothing is stored of those whose lengths only the device knows.
     """
-    kv = sm90.plan_kv_sm90(problem, compute_capability)
+    kv = sm90.plan_kv_sm90(problem, compute_capability, num_sms)
     if kv is None or kv.rows["q"] % IMAGE or problem.ragged:
         return None
     if min(problem.q_rows, problem.k_rows) < LEAST_ROWS:
@@ -76,7 +76,7 @@ def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None
     q_pairs, k_pairs = (ceil_div(rows, 2 * IMAGE) for rows in (problem.q_rows, problem.k_rows))
     q_tiles, k_tiles = 2 * q_pairs, 2 * k_pairs
     sharing = problem.heads // problem.kv_heads
-    key_blocks, units, _ = key_grid(problem, sm90.GROUPS * sm90.ROWS)
+    key_blocks, units, units_in_l2 = key_grid(problem, sm90.GROUPS * sm90.ROWS)
     most = WORKSPACE_BYTES // (sharing * q_tiles * k_tiles * IMAGE_BYTES)
     if most * key_blocks < LEAST_BLOCKS:
         return None
@@ -93,23 +93,25 @@ def plan_ds(problem: AttentionProblem, compute_capability: int) -> DsPlan | None
         {"T": arguments["T"], "kWarpgroups": GROUPS, "kStages": stages, "kDim": dim},
         0,
         block,
-        smem_bytes=stages * (IMAGE * dim * HALF_BYTES + GROUPS * IMAGE_BYTES + 16),
+        smem_bytes=stages * (IMAGE * dim * HALF_BYTES + GROUPS * IMAGE_BYTES + 16)
+        + GROUPS * sm90.STAGING,
         suffix="a",
         registers=REGISTERS // block // 8 * 8,
     )
     rounds = []
     for unit in range(0, units, together):
         count = min(together, units - unit)
+        key_heads, heads = min(units_in_l2, count), min(heads_in_l2, count * sharing)
+        of_kv = schedule_of(problem, key_blocks, count, key_heads, num_sms)
+        of_ds = schedule_of(problem, row_blocks, count * sharing, heads, num_sms)
+        storing = replace(storing, grid=min(of_kv.blocks, num_sms))
+        ds = replace(ds, grid=min(of_ds.blocks, num_sms))
         rounds.append(
             Round(
                 unit,
                 count,
-                kv.launch._replace(kernel=replace(storing, grid=count * key_blocks)),
-                Launch(
-                    replace(ds, grid=count * sharing * row_blocks),
-                    row_blocks,
-                    min(heads_in_l2, count * sharing),
-                ),
+                Launch(storing, key_blocks, key_heads, of_kv),
+                Launch(ds, row_blocks, heads, of_ds),
             )
         )
     images = together * sharing * q_tiles * k_tiles

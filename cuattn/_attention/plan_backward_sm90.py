@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cuattn._attention.plan_backward import Launch, key_grid
-from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, HALVES, REGISTERS
+from cuattn._attention.plan_sm90 import DIMS, HALF_BYTES, HALVES, REGISTERS, schedule_of
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel
 
@@ -21,20 +21,24 @@ class Tile(NamedTuple):
     stages: int
     why: str  # shared memory, of which there are 227 KiB, and what else counts
     v_stages: int = 0  # of V, where they are others
+    staging: bool = True  # whether results have shared memory of their own on their way out
 
 
 Q_TILES = (
-    Tile(64, 128, 3, "128 KiB"),
-    Tile(96, 128, 2, "144 KiB"),
-    Tile(128, 128, 2, "192 KiB"),
-    Tile(192, 64, 2, "192 KiB"),
-    Tile(256, 64, 2, "224 KiB: V, which is free before K, has one stage", v_stages=1),
+    Tile(64, 128, 3, "144 KiB"),
+    Tile(96, 128, 2, "160 KiB"),
+    Tile(128, 128, 2, "208 KiB"),
+    Tile(192, 64, 2, "208 KiB"),
+    Tile(
+        256, 64, 2, "224 KiB: V, which is free before K, has one stage", v_stages=1, staging=False
+    ),
 )
 KV_TILES = (
-    Tile(64, 128, 3, "131 KiB"),
-    Tile(96, 96, 3, "158 KiB"),
-    Tile(128, 64, 3, "162 KiB; 80 queries would need more registers than there are"),
+    Tile(64, 128, 3, "147 KiB"),
+    Tile(96, 96, 3, "174 KiB"),
+    Tile(128, 64, 3, "178 KiB; 80 queries would need more registers than there are"),
 )
+STAGING = ROWS * 64 * HALF_BYTES  # bytes of a warpgroup's
 
 
 class Sm90Launch(NamedTuple):
@@ -45,18 +49,24 @@ class Sm90Launch(NamedTuple):
     panels: dict[str, int]  # columns
 
 
-def plan_q_sm90(problem: AttentionProblem, compute_capability: int) -> Sm90Launch | None:
+def plan_q_sm90(
+    problem: AttentionProblem, compute_capability: int, num_sms: int
+) -> Sm90Launch | None:
     """dq; None: the general kernel computes it."""
-    return _plan(problem, compute_capability, of_keys=False)
+    return _plan(problem, compute_capability, num_sms, of_keys=False)
 
 
-def plan_kv_sm90(problem: AttentionProblem, compute_capability: int) -> Sm90Launch | None:
+def plan_kv_sm90(
+    problem: AttentionProblem, compute_capability: int, num_sms: int
+) -> Sm90Launch | None:
     """dk and dv; None: the general kernel computes them."""
-    return _plan(problem, compute_capability, of_keys=True)
+    return _plan(problem, compute_capability, num_sms, of_keys=True)
 
 
 @lru_cache(maxsize=4096)
-def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> Sm90Launch | None:
+def _plan(
+    problem: AttentionProblem, compute_capability: int, num_sms: int, of_keys: bool
+) -> Sm90Launch | None:
     sizes = problem.q_rows, problem.k_rows, problem.head_dim, problem.value_dim
     special = problem.modified or problem.masked or not problem.tma
     if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
@@ -69,7 +79,8 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
     v_stages = tile.v_stages or tile.stages
     smem = GROUPS * ROWS * (dim + value_dim) * HALF_BYTES
     smem += tile.rows * (tile.stages * dim + v_stages * value_dim) * HALF_BYTES
-    barriers = 2 * (tile.stages + v_stages) + (1 if of_keys else 2)
+    smem += tile.staging * GROUPS * STAGING
+    barriers = 2 * (tile.stages + v_stages) + (2 if of_keys else 3)
     smem += 8 * (barriers + of_keys * tile.stages * tile.rows)  # and statistics
     arguments = {
         "T": CTYPES[problem.dtype],
@@ -79,15 +90,19 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
         **({} if of_keys else {"kValueStages": v_stages}),
         "kDim": dim,
         "kValueDim": value_dim,
-        **({"kStoreDs": False} if of_keys else {}),
+        **({"kStoreDs": False} if of_keys else {"kStaging": tile.staging}),
     }
     rows = GROUPS * ROWS
     row_blocks, units, heads_in_l2 = key_grid(problem, rows) if of_keys else problem.grid(rows)
+    # The lengths of ragged sequences are unknown here: hardware gives a block to who is free.
+    wide = problem.ragged or not tile.staging
+    grid = units * row_blocks if wide else num_sms
+    schedule = schedule_of(problem, row_blocks, units, heads_in_l2, grid)
     block = 128 * (GROUPS + 1)
     kernel = Kernel(
         f"attention_backward_{'kv' if of_keys else 'q'}_sm90",
         arguments,
-        units * row_blocks,
+        min(schedule.blocks, grid),
         block,
         smem_bytes=smem,
         suffix="a",
@@ -96,7 +111,7 @@ def _plan(problem: AttentionProblem, compute_capability: int, of_keys: bool) -> 
     of_q, of_k = (tile.rows, ROWS) if of_keys else (ROWS, tile.rows)
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
     return Sm90Launch(
-        Launch(kernel, row_blocks, heads_in_l2),
+        Launch(kernel, row_blocks, heads_in_l2, schedule),
         {"q": of_q, "k": of_k, "v": of_k, "grad": of_q},
         {"q": q_panel, "k": q_panel, "v": v_panel, "grad": v_panel},
     )

@@ -47,6 +47,15 @@ TILES = (
 )
 
 
+class Schedule(NamedTuple):
+    """What the persistent blocks of a kernel share out, in its parameters."""
+
+    blocks: int  # of rows or of keys
+    section: int  # of these, among which those with little to do make up for those with much
+    rounds: int  # a block of the grid computes one of them in a round
+    turns: int  # rounds of a section
+
+
 @dataclass(frozen=True)
 class Sm90Plan:
     """The kernel of a call, what its parameters say of the grid, and its boxes."""
@@ -54,8 +63,7 @@ class Sm90Plan:
     kernel: Kernel
     row_blocks: int
     heads_in_l2: int
-    blocks: int
-    section: int  # blocks among which those with few keys make up for those with many
+    schedule: Schedule
     pack: int  # query heads whose rows are computed together
     q_panel: int  # columns of a box
     v_panel: int
@@ -85,9 +93,7 @@ def plan_attention_sm90(
     packs = [p for p in (1, 2, 4, 8, 16, 32, 64) if sharing % p == 0]
     pack = min(packs, key=lambda p: ceil_div(each * p, rows) * (problem.heads // p))
     row_blocks, units, heads_in_l2 = problem.grid(rows, pack)
-    blocks = units * row_blocks
-    together = row_blocks * heads_in_l2  # from the rows with most keys to those with fewest
-    section = together if problem.bounded and together >= num_sms else blocks
+    schedule = schedule_of(problem, row_blocks, units, heads_in_l2, num_sms)
 
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
     smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * HALF_BYTES
@@ -103,18 +109,31 @@ def plan_attention_sm90(
         "kPingPong": tile.ping_pong,
         "kModified": problem.modified,
     }
-    grid, block = min(blocks, num_sms), 128 * (tile.warpgroups + 1)
+    block = 128 * (tile.warpgroups + 1)
     kernel = Kernel(
         "attention_forward_sm90",
         arguments,
-        grid,
+        min(schedule.blocks, num_sms),
         block,
         smem_bytes=smem,
         suffix="a",
         registers=REGISTERS // block // 8 * 8,
     )
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
-    return Sm90Plan(kernel, row_blocks, heads_in_l2, blocks, section, pack, q_panel, v_panel, keys)
+    return Sm90Plan(kernel, row_blocks, heads_in_l2, schedule, pack, q_panel, v_panel, keys)
+
+
+def schedule_of(
+    problem: AttentionProblem, row_blocks: int, units: int, heads_in_l2: int, width: int
+) -> Schedule:
+    """Of `row_blocks` blocks of each of `units` heads, or packs of heads, for at most `width`."""
+    blocks, together = (
+        units * row_blocks,
+        row_blocks * heads_in_l2,
+    )  # from the longest to the shortest
+    section = together if problem.bounded and together >= width else blocks
+    turns = ceil_div(section, min(blocks, width))
+    return Schedule(blocks, section, ceil_div(blocks, section) * turns, turns)
 
 
 def is_tma(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -160,9 +160,7 @@ def _planned(
             strict=True,
         )
     ]
-    end = ATTENTION_SM90.pack(
-        pack_log2=sm90.pack.bit_length() - 1, blocks=sm90.blocks, section=sm90.section
-    )
+    end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, **sm90.schedule._asdict())
     kernels = [(sm90.kernel, (*block, end))]
     return Launches(reads, writes, made, results, kernels, boxes=[boxes])
 

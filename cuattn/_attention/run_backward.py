@@ -152,6 +152,8 @@ def _planned(
 
     def add(launch: plan.Launch, *end: Any, maps: Sequence[tuple[str, Boxes]] = ()) -> None:
         tail = tail_of(x, options, problem, launch.row_blocks, launch.heads_in_l2, False)
+        if launch.schedule:
+            end = *end[:-1], end[-1].pack(**launch.schedule._asdict())
         block = (ATTENTION_POINTERS, {"out": "y"}), tail, backward, *end
         if launch.kernel.grid:
             kernels.append((launch.kernel, block))
@@ -169,10 +171,10 @@ def _planned(
 
     def add_sm90(launch: Sm90Launch) -> None:
         maps = boxes_of(launch, BOXED)
-        add(launch.launch, (SCORE_GRADIENTS, {}), ATTENTION_BACKWARD_SM90.pack(), maps=maps)
+        add(launch.launch, (SCORE_GRADIENTS, {}), ATTENTION_BACKWARD_SM90, maps=maps)
 
     add(plan.plan_rows(problem, vector >= {"grad", "y"}))
-    if of_ds := plan_ds(problem, capability):
+    if of_ds := plan_ds(problem, *limits):
         rows, row_bytes = of_ds.images * IMAGE, IMAGE * x.q.dtype.itemsize
         made["images"] = Made((rows, IMAGE), np.dtype(np.uint16))
         strides = rows * row_bytes, rows * row_bytes, row_bytes, x.q.dtype.itemsize
@@ -180,15 +182,15 @@ def _planned(
         for part in of_ds.rounds:
             tiles = {"q_tiles": of_ds.q_tiles, "k_tiles": of_ds.k_tiles}
             end = SCORE_GRADIENTS, {"units": part.units, "unit": part.unit, **tiles}
-            add(part.kv, end, ATTENTION_BACKWARD_SM90.pack(), maps=boxes_of(of_ds.kv, BOXED))
+            add(part.kv, end, ATTENTION_BACKWARD_SM90, maps=boxes_of(of_ds.kv, BOXED))
             maps = [*boxes_of(of_ds.kv, ("k",)), image]
-            add(part.ds, end, ATTENTION_BACKWARD_DS.pack(), maps=maps)
+            add(part.ds, end, ATTENTION_BACKWARD_DS, maps=maps)
     else:
-        if of_q := plan_q_sm90(problem, capability):
+        if of_q := plan_q_sm90(problem, *limits):
             add_sm90(of_q)
         else:
             add(plan.plan_q(problem, capability))
-        if of_kv := plan_kv_sm90(problem, capability):
+        if of_kv := plan_kv_sm90(problem, *limits):
             add_sm90(of_kv)
         else:
             for launch in plan.plan_kv(problem, capability):

@@ -46,36 +46,43 @@ __device__ __forceinline__ void probabilities(float (&s)[kCount], float fold, co
   for (int r = 0; r < kCount; ++r) s[r] = s[r] > 1 ? 1.0f : s[r];  // NaN stays
 }
 
-// 64 rows from the accumulators of wgmma to global memory, each warp through its own rows of a tile: `good` rows times
-// `factor`, zeros up to `rows`. Nobody else reads the tile, and TMA does not write it again. kImage: they are products
-// of an image of dS.
-template <bool kImage = false, int kCount, class T, int kCols>
-__device__ __forceinline__ void store_accumulators(const float (&d)[kCount], float factor, Panels<T, 64, kCols> tile,
-                                                   int good, int rows, T* out, const long long (&stride)[4],
-                                                   int columns, bool vector) {
-  constexpr int kChunks = kCols / 8;
-  static_assert(kCount == kCols / 2, "the accumulators of a thread");
+// What a warpgroup's accumulators go through to global memory, 64 columns at a time; rows are the warp's own.
+template <class T>
+using Staging = Panels<T, 64, 64>;
+
+// 64 rows from the accumulators of wgmma to global memory: `good` rows times `factor`, zeros up to `rows`. kImage: they
+// are products of an image of dS.
+template <bool kImage = false, int kCount, class T>
+__device__ __forceinline__ void store_accumulators(const float (&d)[kCount], float factor, Staging<T> staging, int good,
+                                                   int rows, T* out, const long long (&stride)[4], int columns,
+                                                   bool vector) {
+  constexpr int kCols = 2 * kCount;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
   const int row0 = 16 * warp + lane / 4;
   const auto place = [](int row) { return kImage ? query_of_image(row) : row; };
 #pragma unroll
-  for (int i = 0; i < kCols / 16; ++i) {
-    unsigned int words[4];
+  for (int first = 0; first < kCols; first += 64) {
+    __syncwarp();  // every lane has read what was here
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float pair[2] = {d[8 * i + 2 * j] * factor, d[8 * i + 2 * j + 1] * factor};
-      const bool there = place(row0 + 8 * (j % 2)) < good;
-      words[j] = ptx::cvt_rn_x2<T>(there ? pair[0] : 0, there ? pair[1] : 0);
+    for (int i = first / 16; i < min(kCols, first + 64) / 16; ++i) {
+      unsigned int words[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float pair[2] = {d[8 * i + 2 * j] * factor, d[8 * i + 2 * j + 1] * factor};
+        const bool there = place(row0 + 8 * (j % 2)) < good;
+        words[j] = ptx::cvt_rn_x2<T>(there ? pair[0] : 0, there ? pair[1] : 0);
+      }
+      ptx::stmatrix_x4(staging.chunk(16 * warp + lane % 16, 2 * i - first / 8 + lane / 16), words);
     }
-    ptx::stmatrix_x4(tile.chunk(16 * warp + lane % 16, 2 * i + lane / 16), words);
-  }
-  __syncwarp();  // the rows of this warp are whole
-  for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int at = 16 * warp + i / kChunks, row = place(at), column = i % kChunks * 8;
-    const int left = row < rows ? columns - column : 0;
-    if (left <= 0) continue;
-    using Chunk = Fragment<T, 8>;
-    const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(tile.chunk(at, column / 8)));
-    store_left(out + row * stride[2] + column * stride[3], values, left, stride[3], vector);
+    __syncwarp();                                   // the rows of this warp are whole
+    const int chunks = min(kCols - first, 64) / 8;  // of a row
+    for (int i = lane; i < 16 * chunks; i += 32) {
+      const int at = 16 * warp + i / chunks, row = place(at), column = first + i % chunks * 8;
+      const int left = row < rows ? columns - column : 0;
+      if (left <= 0) continue;
+      using Chunk = Fragment<T, 8>;
+      const Chunk values = ptx::ld_shared(reinterpret_cast<const Chunk*>(staging.chunk(at, i % chunks)));
+      store_left(out + row * stride[2] + column * stride[3], values, left, stride[3], vector);
+    }
   }
 }

@@ -48,6 +48,7 @@ struct AttentionBackwardSm90Params {
   TensorMap q, k, v, grad;
   AttentionBackwardParams backward;
   ScoreGradients ds;
+  Schedule schedule;  // of blocks of queries or of keys
 };
 
 // Of attention/backward_ds_sm90.cuh: boxes of 64 rows.
@@ -55,4 +56,5 @@ struct AttentionBackwardDsParams {
   TensorMap k, ds;
   AttentionBackwardParams backward;
   ScoreGradients ds_of;
+  Schedule schedule;  // of blocks of queries
 };

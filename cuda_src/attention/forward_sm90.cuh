@@ -47,11 +47,10 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   if (threadIdx.x == 0) smem.init_barriers();
   __syncthreads();  // the barriers are initialised before any warp uses them
 
-  const int rounds = rounds_of(params);
   const int queries = kRows >> params.pack_log2;
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (warp == 0) load_work(params, smem, rounds);
+    if (warp == 0) load_work(params, smem);
     return;
   }
 
@@ -74,7 +73,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   };
   if (kPingPong && group == kWarpgroups - 1) ping_pong_next();  // the first group goes first
 
-  for (int round = 0; round < rounds; ++round) {
+  for (int round = 0; round < params.schedule.rounds; ++round) {
     QueryBlock block;
     if (!find_work<kRows>(params, round, block)) continue;
     const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse

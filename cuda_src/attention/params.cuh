@@ -45,6 +45,25 @@ __device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], 
   return static_cast<T*>(array) + batch * stride[0] + head * stride[1] + row * stride[2];
 }
 
+// What the persistent blocks of a kernel share out, of rows or of keys: each block of the grid computes one of them in
+// a round, of one section after another. Within a section, what takes long makes up for what is short.
+struct Schedule {
+  int blocks, section;  // of them, in all and in a section
+  int rounds, turns;    // in all, and for a section
+
+  // The index of what this block computes in a round. False: nothing.
+  __device__ __forceinline__ bool find(int round, unsigned int& index) const {
+    // In serpentine order, odd rounds of a section running backwards, the block with the longest rows in one round gets
+    // the shortest in the next. It begins where the section before would go on, for blocks that had a round less.
+    const unsigned int width = gridDim.x, turn = static_cast<unsigned int>(round) % turns;
+    const unsigned int first = static_cast<unsigned int>(round) / turns * section;
+    const unsigned int from_first = (blockIdx.x + width - first % width) % width;
+    const unsigned int place = turn * width + (turn % 2 == 0 ? from_first : width - 1 - from_first);
+    index = first + place;
+    return place < static_cast<unsigned int>(section) && index < static_cast<unsigned int>(blocks);
+  }
+};
+
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
 // as a tile of keys; q and out have 2^pack_log2 heads and as many rows of each as make 64 in all. The dimensions are
 // column, head within a pack, row, pack of heads, batch; `heads` and `sharing` of AttentionParams count packs.
@@ -52,6 +71,5 @@ struct AttentionSm90Params {
   TensorMap q, k, v, out;
   AttentionParams attention;
   int pack_log2;
-  int blocks;   // of rows, in all rounds
-  int section;  // of these, among which blocks with few keys make up for those with many, see find_work
+  Schedule schedule;  // of blocks of rows
 };

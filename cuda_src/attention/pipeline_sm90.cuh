@@ -59,33 +59,18 @@ struct AttentionSmem {
   }
 };
 
-__device__ __forceinline__ unsigned int rounds_of_section(const AttentionSm90Params& params) {
-  return (params.section + gridDim.x - 1) / gridDim.x;
-}
-
-__device__ __forceinline__ int rounds_of(const AttentionSm90Params& params) {
-  return (params.blocks + params.section - 1) / params.section * rounds_of_section(params);
-}
-
 // The rows that this block computes in a round, which every role asks first. False: none.
 template <int kRows>
 __device__ __forceinline__ bool find_work(const AttentionSm90Params& params, int round, QueryBlock& block) {
-  // In serpentine order, odd rounds of a section running backwards, the block with the longest rows in one round gets
-  // the shortest in the next. It begins where the section before would go on, for blocks that had a round less.
-  const unsigned int width = gridDim.x, rounds = rounds_of_section(params), turn = round % rounds;
-  const unsigned int first = round / rounds * params.section;
-  const unsigned int from_first = (blockIdx.x + width - first % width) % width;
-  const unsigned int place = turn * width + (turn % 2 == 0 ? from_first : width - 1 - from_first);
   const AttentionParams& attention = params.attention;
   const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
-  return place < static_cast<unsigned int>(params.section) &&
-         first + place < static_cast<unsigned int>(params.blocks) &&
-         find_block(attention, kRows >> params.pack_log2, units, first + place, block);
+  unsigned int index;
+  return params.schedule.find(round, index) && find_block(attention, kRows >> params.pack_log2, units, index, block);
 }
 
 // All loads of the block, by one warp.
 template <class Smem>
-__device__ __forceinline__ void load_work(const AttentionSm90Params& params, const Smem& smem, int rounds) {
+__device__ __forceinline__ void load_work(const AttentionSm90Params& params, const Smem& smem) {
   const AttentionParams& attention = params.attention;
   typename Smem::Barriers& barriers = smem.barriers();
   const bool leads = ptx::elect_one();
@@ -96,7 +81,7 @@ __device__ __forceinline__ void load_work(const AttentionSm90Params& params, con
   }
   unsigned int tile = 0;
   int q_parity = 0;
-  for (int round = 0; round < rounds; ++round) {
+  for (int round = 0; round < params.schedule.rounds; ++round) {
     QueryBlock block;
     if (!find_work<Smem::kRows>(params, round, block)) continue;
     if (leads) {

@@ -37,6 +37,7 @@ __device__ __forceinline__ void start_sum(float (&d)[kCount], const unsigned int
 template <class T, int kRows, int kCols>
 __device__ __forceinline__ void clear_rows(Panels<T, kRows, kCols> tile, int first, int last, int thread, int threads) {
   constexpr int kChunks = kCols / 8;
+#pragma unroll 1  // it is rare, and a loading warp has few registers
   for (int i = thread; i < (last - first) * kChunks; i += threads) {
     ptx::st_shared(reinterpret_cast<uint4*>(tile.chunk(first + i / kChunks, i % kChunks)), uint4{});
   }

@@ -30,6 +30,13 @@ TYPES = tuple(op for op in OPS if op != "bfloat16")  # whose kernels are float16
 RULE = {"lengths": (37, 83), "dims": (63, 64)}  # with a bias and a mask
 
 
+@pytest.fixture(autouse=True)
+def multiprocessors(backend, rng):
+    """So few that persistent blocks have many rounds."""
+    if backend.runtime is not None:
+        backend.runtime.num_sms = int(rng.integers(1, 6))
+
+
 def bits(gradients):
     return [None if a is None else np.ascontiguousarray(a).tobytes() for a in gradients]
 
@@ -68,6 +75,15 @@ def test_many_tiles(backend, rng, dim):
     verify(backend, rng, heads=(1, 1), lengths=(40, 400), dims=(dim, dim), **seen)
     verify(backend, rng, heads=(1, 1), lengths=(530, 540), dims=(dim, dim), window=(200, 100))
     verify(backend, rng, heads=(2, 1), lengths=(410, 530), dims=(dim, dim))
+
+
+@pytest.mark.parametrize("dim", [64, 128, 192])
+def test_persistent_blocks(backend, rng, dim):
+    """Rounds of many tiles, of few, and of none, after each other."""
+    if backend.runtime is not None:
+        backend.runtime.num_sms = 2
+    for how in ({"lengths": (270, 150), "q_offset": -140}, {"lengths": (140, 290)}):
+        verify(backend, rng, batch=2, heads=(2, 1), dims=(dim, dim), is_causal=True, **how)
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (6, 2), (5, 1)], ids=str)

@@ -21,6 +21,13 @@ pytestmark = pytest.mark.parametrize("backend", ["emulator-sm_90a", GPU], indire
 ALONE = 4 * IMAGE_BYTES  # of up to 128 queries and as many keys of one head
 
 
+@pytest.fixture(autouse=True)
+def multiprocessors(backend, rng):
+    """So few that persistent blocks have many rounds."""
+    if backend.runtime is not None:
+        backend.runtime.num_sms = int(rng.integers(1, 6))
+
+
 def bits(gradients):
     return [None if a is None else np.ascontiguousarray(a).tobytes() for a in gradients]
 
@@ -85,6 +92,15 @@ def test_rounds(backend, rng, heads):
         names = check(backend, rng, most=units * sharing * ALONE, **how)
         rounds = -(-3 * heads[1] // units)
         assert not names or names == ["rows", *["kv", "ds"] * rounds]
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_persistent_blocks(backend, rng, dim):
+    """Rounds of many tiles, of few, and of none, after each other."""
+    if backend.runtime is not None:
+        backend.runtime.num_sms = 2
+    how = {"lengths": (600, 300), "dims": (dim, dim), "is_causal": True, "q_offset": -270}
+    check(backend, rng, batch=2, heads=(2, 1), **how)
 
 
 def test_options(backend, rng):

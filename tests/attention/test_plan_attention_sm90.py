@@ -213,12 +213,12 @@ def test_every_row_of_every_head_is_in_one_block():
         queries = 64 * found.kernel.arguments["kWarpgroups"] // found.pack
         spare = problem.batch if problem.ragged else 0
         assert found.row_blocks == -(-problem.q_rows // queries) + spare
-        assert found.blocks == units * found.row_blocks
-        if found.blocks > 20_000:
+        assert found.schedule.blocks == units * found.row_blocks
+        if found.schedule.blocks > 20_000:
             continue
         # find_block (attention/scores.cuh)
         blocks, places = found.heads_in_l2 * found.row_blocks, set()
-        for index in range(found.blocks):
+        for index in range(found.schedule.blocks):
             base = index // blocks * found.heads_in_l2
             together = min(found.heads_in_l2, units - base)
             places.add((base + index % blocks % together, index % blocks // together))
@@ -243,19 +243,19 @@ def test_sections_are_whole_heads_of_k_and_v(k_rows):
 def test_grid(num_sms):
     for problem in sharing():
         found = plan(problem, num_sms=num_sms)
-        assert found.kernel.grid == min(num_sms, found.blocks) >= 1
+        assert found.kernel.grid == min(num_sms, found.schedule.blocks) >= 1
 
 
-def work(found):
-    """The indices of each block's rows, in its rounds: find_work (attention/pipeline_sm90.cuh)."""
-    width, section, blocks = found.kernel.grid, found.section, found.blocks
-    rounds = -(-section // width)
-    for block in range(width):
+def work(kernel, schedule):
+    """The indices of each block's rows, in its rounds: Schedule (attention/params.cuh)."""
+    for block in range(kernel.grid):
         own = []
-        for turn, first in itertools.product(range(rounds), range(0, blocks, section)):
-            from_first = (block - first) % width
-            place = turn * width + (width - 1 - from_first if turn % 2 else from_first)
-            if place < min(section, blocks - first):
+        for turn in range(schedule.rounds):
+            section, turn = divmod(turn, schedule.turns)
+            first = section * schedule.section
+            from_first = (block - first) % kernel.grid
+            place = turn * kernel.grid + (kernel.grid - 1 - from_first if turn % 2 else from_first)
+            if place < min(schedule.section, schedule.blocks - first):
                 own.append(first + place)
         yield own
 
@@ -266,7 +266,9 @@ def test_every_block_of_rows_has_one_turn(bounded, num_sms):
     for problem in sharing():
         problem = change(problem, bounded=bounded, k_rows=50_000)
         found = plan(problem, num_sms=num_sms)
-        assert sorted(itertools.chain(*work(found))) == list(range(found.blocks))
+        assert sorted(itertools.chain(*work(found.kernel, found.schedule))) == list(
+            range(found.schedule.blocks)
+        )
 
 
 @pytest.mark.parametrize("length", [2**n for n in range(9, 15)])
@@ -279,11 +281,11 @@ def test_causal_work_is_shared_out_evenly(dim, length):
     found = plan(problem)
     rows, of_section = 64 * found.kernel.arguments["kWarpgroups"], found.heads_in_l2
     keys = []  # of each block of rows
-    for index in range(found.blocks):
+    for index in range(found.schedule.blocks):
         base, number = divmod(index, of_section * found.row_blocks)
         together = min(of_section, problem.batch * problem.heads - base * of_section)
         keys.append(min(length, (found.row_blocks - number // together) * rows))
-    busiest = max(sum(keys[index] for index in own) for own in work(found))
+    busiest = max(sum(keys[index] for index in own) for own in work(found.kernel, found.schedule))
     assert busiest <= 1.04 * sum(keys) / SMS
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from attention_cases import OPS
-from configurations import attention_problem, backward_kernels
+from configurations import SMS, attention_problem, backward_kernels
 
 from cuattn._attention import plan_backward as general
 from cuattn._attention import plan_backward_ds as storing
@@ -37,7 +37,7 @@ def test_every_size_has_tiles(op, capability):
             assert covered["kColumns"] >= dims[0] <= covered["kKeyColumns"]
             assert covered["kValueColumns"] >= dims[1]
             for plan in (hopper.plan_q_sm90, hopper.plan_kv_sm90):
-                if found := plan(problem, capability):
+                if found := plan(problem, capability, SMS):
                     launches.append(found.launch)
             if flags:
                 sizes = general.BiasSizes(1, 1, 9, 9)
@@ -59,8 +59,8 @@ def test_calls_of_hopper():
         (attention_problem("tf32", 128), (False, False)),
     ):
         plans = hopper.plan_q_sm90, hopper.plan_kv_sm90
-        assert tuple(plan(problem, 90) is not None for plan in plans) == own
-        assert all(plan(problem, other) is None for plan in plans for other in (80, 100, 120))
+        assert tuple(plan(problem, 90, SMS) is not None for plan in plans) == own
+        assert all(plan(problem, other, SMS) is None for plan in plans for other in (80, 100, 120))
 
 
 @pytest.mark.parametrize("table", [hopper.Q_TILES, hopper.KV_TILES], ids=["q", "kv"])
@@ -70,7 +70,7 @@ def test_every_tile_of_hopper_is_compiled(table):
     }
     plan = hopper.plan_q_sm90 if table is hopper.Q_TILES else hopper.plan_kv_sm90
     for tile in table:
-        kernel = plan(attention_problem("float16", tile.max_dim), 90).launch.kernel
+        kernel = plan(attention_problem("float16", tile.max_dim), 90, SMS).launch.kernel
         assert (kernel.template, *list(kernel.arguments.values())[1:]) in compiled
 
 
@@ -104,19 +104,21 @@ def long_problem(batch, heads, rows, dim=128, op="float16", **flags):
     ids=str,
 )
 def test_where_gradients_of_scores_are_stored(problem, rounds):
-    assert all(storing.plan_ds(problem, other) is None for other in (80, 100, 120))
-    plan = storing.plan_ds(problem, 90)
+    assert all(storing.plan_ds(problem, other, SMS) is None for other in (80, 100, 120))
+    plan = storing.plan_ds(problem, 90, SMS)
     assert len(plan.rounds if plan else ()) == rounds
     if plan is None:
         return
     assert plan.images * storing.IMAGE_BYTES <= storing.WORKSPACE_BYTES == 2**30
     units, sharing = 0, problem.heads // problem.kv_heads
-    kv = hopper.plan_kv_sm90(problem, 90).launch
+    kv = hopper.plan_kv_sm90(problem, 90, SMS).launch
     for part in plan.rounds:
         assert part.unit == units
         units += part.units
-        assert part.kv.kernel.grid == part.units * kv.row_blocks
-        assert part.ds.kernel.grid == part.units * sharing * part.ds.row_blocks
+        assert part.kv.schedule.blocks == part.units * kv.row_blocks
+        assert part.ds.schedule.blocks == part.units * sharing * part.ds.row_blocks
+        for launch in (part.kv, part.ds):
+            assert launch.kernel.grid == min(SMS, launch.schedule.blocks)
         assert part.units * sharing * plan.q_tiles * plan.k_tiles <= plan.images
         assert part.kv.kernel.arguments == kv.kernel.arguments | {"kStoreDs": True}
         assert part.kv.kernel.smem_bytes == kv.kernel.smem_bytes
@@ -130,7 +132,7 @@ def test_where_gradients_of_scores_are_stored(problem, rounds):
 def test_where_gradients_of_scores_are_stored_is_the_same_in_every_batch(rows):
     """dq has other last bits there."""
     stored = {
-        storing.plan_ds(long_problem(batch, (4 * heads, heads), rows), 90) is None
+        storing.plan_ds(long_problem(batch, (4 * heads, heads), rows), 90, SMS) is None
         for batch in (1, 2, 7)
         for heads in (1, 2, 5)
     }
@@ -141,6 +143,6 @@ def test_where_gradients_of_scores_are_stored_is_the_same_in_every_batch(rows):
 def test_every_tile_of_stored_gradients_is_compiled(tile):
     compiled = {kernel.name for kernel in backward_kernels(90)}
     for op in ("float16", "bfloat16"):
-        plan = storing.plan_ds(long_problem(1, (4, 2), (2048,), tile.max_dim, op), 90)
+        plan = storing.plan_ds(long_problem(1, (4, 2), (2048,), tile.max_dim, op), 90, SMS)
         (part,) = plan.rounds
         assert {part.kv.kernel.name, part.ds.kernel.name} <= compiled

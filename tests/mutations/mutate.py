@@ -659,6 +659,7 @@ HOPPER_BACKWARD_LONG = (
     hopper_backward("test_lengths", "(300, 799)"),
     hopper_backward("test_many_tiles", 128),
 )
+HOPPER_BACKWARD_ROUNDS = tuple(hopper_backward("test_persistent_blocks", dim) for dim in (64, 128))
 HOPPER_BACKWARD_WIDE = (hopper_backward("test_dtypes", 256, "float16"),)
 HOPPER_BACKWARD_SIZES = (
     hopper_backward("test_weights_are_at_most_one", "bfloat16"),
@@ -683,9 +684,7 @@ def storing(test, *parameters):
 
 STORING = tuple(storing("test_head_dims", f"({dim}, {dim})", "float16") for dim in (64, 128))
 STORING_LONG = tuple(storing("test_lengths", f"({m}, {n})") for m, n in ((300, 500), (513, 90)))
-STORING_SHORT = tuple(
-    storing("test_lengths", lengths) for lengths in ("(37, 83)", "(64, 65)", "(129, 127)")
-)
+STORING_PERSISTENT = tuple(storing("test_persistent_blocks", dim) for dim in (64, 128))
 STORING_ROUNDS = (storing("test_rounds", "(6, 2)"),)
 STORING_EDGES = tuple(
     storing("test_window", lengths, window)
