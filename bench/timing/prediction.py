@@ -65,7 +65,8 @@ GENERAL_ON_HOPPER = 0.5
 
 # Rows of the loop that the start and the end of a block take as long as: rates of the backward pass
 # by sequence length S fall as S / (S + START), 512 to 16384. FlashAttention-3, arXiv:2407.08608,
-# figure 6, on H100; FlashAttention-2, arXiv:2307.08691, figure 4, on A100.
+# figure 6, on H100; FlashAttention-2, arXiv:2307.08691, figure 4, on A100. Blocks of these are not
+# persistent: what Hopper's kernels here save by that is not counted.
 START = {90: 320, 80: 160}
 
 

@@ -630,9 +630,9 @@ def test_instructions_of_gradients(nvdisasm, kernel, most):
 @pytest.mark.parametrize(
     ("kernel", "most"),
     [
-        ("q_sm90<__half, 2, 128, 3, 3, 64, 64>", 410),
-        ("q_sm90<__half, 2, 128, 2, 2, 128, 128>", 440),
-        ("q_sm90<__half, 2, 64, 2, 1, 256, 256>", 320),
+        ("q_sm90<__half, 2, 128, 3, 3, 64, 64, true>", 410),
+        ("q_sm90<__half, 2, 128, 2, 2, 128, 128, true>", 440),
+        ("q_sm90<__half, 2, 64, 2, 1, 256, 256, false>", 320),
         ("kv_sm90<__half, 2, 128, 3, 64, 64, false>", 600),
         ("kv_sm90<__half, 2, 64, 3, 128, 128, false>", 380),
     ],
@@ -666,7 +666,7 @@ def test_instructions_of_gradients_of_hopper_that_store(nvdisasm, queries, dim, 
     assert all(mix[name] == without["mix"][name] for name in same)
     assert (row["region"], row["bound"]) == ("loop", "tensor")
 
-    row = row_of(90, f"attention_backward_ds_sm90<__half, 4, {5 if dim == 64 else 4}, {dim}>")
+    row = row_of(90, f"attention_backward_ds_sm90<__half, 4, 4, {dim}>")
     mix = row["mix"]
     assert mix["total"] <= 95 and mix["mufu"] == mix["shared_load"] == mix["local"] == 0
     assert 4 * mix["tensor_flops"] == 2 * 64 * 64 * dim
