@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     QueryBlock block;
     if (!find(round, block)) continue;
     const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
-    const int batch = a.cu_seqlens_q != nullptr ? 0 : block.batch, tiles = keys.tiles;
+    const int batch = a.cu_seqlens_q != nullptr ? 0 : block.batch;
     const Stats* stats =
         static_cast<const Stats*>(p.stats) + stats_row(p, batch, block.head, block.batch, block.q_start, 0);
     float lse[2], delta[2];
@@ -168,13 +168,13 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 
     float dq[kDim / 2] = {}, s[kKeys / 2], dp[kKeys / 2];
     unsigned int ds[kKeys / 16][4];
-    if (tiles > 0) {
+    if (keys.tiles > 0) {
       ptx::mbarrier_wait(&barriers.q_full, q_parity);  // Q and dO have landed
       q_parity ^= 1;
     }
-    for (int j = 0; j < tiles; ++j, ++tile) {
+    const int end = keys.first + keys.tiles * kKeys;
+    for (int key = keys.first; key < end; key += kKeys, ++tile) {
       const unsigned int stage = tile % kStages, v_stage = tile % kValueStages;
-      const int key = keys.first + j * kKeys;
       // S = Q K^T;  dP = dO V^T
       ptx::mbarrier_wait(&barriers.k_full[stage], tile / kStages % 2);  // K has landed
       ptx::wgmma_fence();                                               // hands S and dP to the tensor cores
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
       probabilities(s, fold, lse);
       ptx::wgmma_wait<0>();  // dP is complete, and V is read
       release(barriers.v_free[v_stage]);
-      if (kStaging && j == tiles - 1) release(barriers.q_free);  // Q and dO are read
+      if (kStaging && key + kKeys == end) release(barriers.q_free);  // Q and dO are read
       // dS = P (dP - D), 0 where hidden
       if (edge) hide(dp, 0.0f, low, high, key + column0);  // whatever a hidden key holds
 #pragma unroll
