@@ -297,7 +297,7 @@ HEADERS = (
         ("attention/params", "int heads_in_l2", "long long heads_in_l2"),
         ("attention/params", "alibi_stride[2]", "alibi_stride[3]"),
         ("attention/params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
-        ("attention/params", "int blocks;", "int blocks; int more;"),
+        ("attention/params", "int pack_log2;", "int pack_log2, more;"),
         ("softmax/params", "kOut, kStat,", "kOut, kMore, kStat,"),
         ("softmax/params", "row_stride[kNumOperands][kRowRank]", "row_stride[kRowRank]"),
         ("topk/ops", "long long output; ", "long long output; int more; "),
