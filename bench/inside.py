@@ -16,7 +16,8 @@ import numpy as np
 
 from cuattn import reference
 from cuattn._device import compiler, runtime
-from cuattn._device.cache import cache_directory, cache_key, load_or_compile
+from cuattn._device.cache import cache_key, load_or_compile
+from cuattn._device.directories import cache_directory
 
 # The list of all shipped configurations is the compile test's, the error bound that of all tests.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -78,8 +79,8 @@ def compile_together(
 
     Kept in the cache of kernels: the report and the compile test ask for the same ones.
     """
-    key = cache_key(header, "\n".join((*names, *options)), arch)
-    kept = cache_directory() / f"{key}.together"
+    together = "\n".join((*names, *options))
+    kept = cache_directory() / f"{stem(header, together, arch)}.together"
     with contextlib.suppress(OSError, ValueError, TypeError):  # not there, damaged, of another form
         return Program(kept.read_bytes(), *json.loads(kept.with_suffix(".json").read_text()))
     program = compile_program(header, names, arch, options)
@@ -95,8 +96,13 @@ def keep_ptx(header: str, symbols: dict[str, str], ptx: str, arch: str) -> None:
     """Keep a file of PTX for each kernel of what the software device runs, which then need not
     compile it once more."""
     for name, symbol in symbols.items() if arch in RUN else ():
-        path = cache_directory() / f"{cache_key(header, name, arch)}.ptx"
+        path = cache_directory() / f"{stem(header, name, arch)}.ptx"
         _write(path, alone(ptx, symbol).encode())
+
+
+def stem(header: str, name: str, arch: str) -> str:
+    """What names a file of a kernel, or of some together, by this NVRTC."""
+    return f"{cache_key(header, name, arch)}-{compiler.version()}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from cuattn._attention.cascade import attention_cascade
 from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
+from cuattn._device.recorder import compile
 from cuattn._softmax.backward import log_softmax_backward, softmax_backward
 from cuattn._softmax.logsumexp import logsumexp
 from cuattn._softmax.segments import segment_softmax, segment_softmax_backward
@@ -43,6 +44,7 @@ __all__ = [
     "attention_cascade",
     "attention_kvcache",
     "attention_varlen",
+    "compile",
     "kv_append",
     "log_softmax",
     "log_softmax_backward",

@@ -292,8 +292,11 @@ def oracle() -> None:
 def config() -> None:
     assert_type(cuattn.show_config("dicts"), dict[str, Any])
     cuattn.show_config(mode="stdout")
+    with cuattn.compile(arch=90) as kernels:  # of no calls
+        assert_type(kernels, list[str])
 
     refused(lambda: cuattn.show_config("dict"))  # type: ignore[call-overload]
+    refused(lambda: cuattn.compile(arch=None).__enter__())  # type: ignore[arg-type]
 
 
 def others(x: Tensor) -> None:

@@ -10,7 +10,7 @@ from cuattn._arrays.interchange import INSTALL
 
 
 class CompileError(RuntimeError):
-    """NVRTC rejected a kernel: its name and configuration, and the compiler's log."""
+    """A kernel cannot be had: its name and configuration, and the reason or the compiler's log."""
 
 
 # ---- Sources ----
@@ -65,6 +65,16 @@ def version() -> str:
     return ".".join(map(str, nvrtc.getVersion()))
 
 
+def installed() -> str:
+    """Version of NVRTC, if it is there and so are its headers; else what importing, loading or
+    finding them raises."""
+    found = version()
+    toolkit_headers()
+    return found
+
+
+# Targets of compute capability 7.5 and later that NVRTC has had: for where there is none.
+TARGETS = (75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121)
 # Targets of Jetson and DRIVE. Their code runs nowhere else, and no other code there:
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
 TEGRA = {53, 62, 72, 87, 101, 110}
@@ -73,13 +83,17 @@ TEGRA = {53, 62, 72, 87, 101, 110}
 @lru_cache(maxsize=64)
 def architecture(compute_capability: int) -> str:
     """Newest target of NVRTC whose code runs on this compute capability: itself, or off Tegra an
-    older one of the same major version.
+    older one of the same major version. Without an NVRTC, of all there have been.
     """
-    from cupy.cuda import nvrtc
+    try:
+        from cupy.cuda import nvrtc
 
+        targets, whose = nvrtc.getSupportedArchs(), f"; it is {version()}"
+    except (ImportError, OSError, RuntimeError):
+        targets, whose = TARGETS, ", and there is none"
     known = [
         a
-        for a in nvrtc.getSupportedArchs()
+        for a in targets
         if a == compute_capability
         or (
             a // 10 == compute_capability // 10
@@ -89,8 +103,8 @@ def architecture(compute_capability: int) -> str:
     ]
     if not known:
         raise RuntimeError(
-            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}; it is "
-            f"{version()}; install a newer CUDA toolkit"
+            f"cuattn needs an NVRTC that knows compute capability {compute_capability / 10}{whose}"
+            "; install a newer CUDA toolkit"
         )
     return f"sm_{max(known)}"
 
@@ -142,8 +156,12 @@ def compile_kernel(
 
 def compiler_options(arch: str) -> tuple[str, ...]:
     """Options of every compilation."""
-    includes = (f"-I{source_directory()}", f"-I{toolkit_headers()}")
-    return (*includes, f"-arch={arch}", "--std=c++17")
+    return (f"-I{source_directory()}", f"-I{toolkit_headers()}", *code_options(arch))
+
+
+def code_options(arch: str) -> tuple[str, ...]:
+    """Those that the code depends on; paths do not matter, as the sources' content counts."""
+    return f"-arch={arch}", "--std=c++17"
 
 
 def kernel_symbol(cubin: bytes) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VARIABLES = (
-    "CUATTN_CACHE_DIR",  # where compiled kernels are kept,
+    "CUATTN_CACHE_DIR",  # where compiled kernels are kept, a list,
     "XDG_CACHE_HOME",  # if that is not set
+    "CUATTN_COMPILE",  # auto or never: whether those that are not there are compiled
     "CUPY_CACHE_DIR",  # the same for CuPy's own kernels
     "CUDA_PATH",  # where compiler, headers and libraries are looked for
     "CUDA_HOME",
@@ -50,10 +52,10 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Returns
     -------
     config : dict or None
-        With "dicts": ``versions``, ``compiler`` (paths, and the targets it knows), ``devices``
-        (memory in bytes), ``caches`` (of cuattn and CuPy: directory, number and bytes of its
-        files), ``environment`` (None: not set) and ``problems`` (reasons by name). All of it is
-        strings, numbers, lists and None.
+        With "dicts": ``versions``, ``compiler`` (paths, the targets it knows, and the mode, auto or
+        never), ``devices`` (memory in bytes), ``caches`` (all of cuattn and that of CuPy:
+        directory, number and bytes of its files, and why it is not used), ``environment`` (None:
+        not set) and ``problems`` (reasons by name). All of it is strings, numbers, lists and None.
 
     Raises
     ------
@@ -84,6 +86,7 @@ def _config() -> dict[str, Any]:
     import cuattn
     from cuattn._device import cache as own_cache
     from cuattn._device import compiler as own_compiler
+    from cuattn._device import directories
 
     problems: dict[str, str] = {}
 
@@ -94,12 +97,17 @@ def _config() -> dict[str, Any]:
             problems[name] = " ".join(f"{type(error).__name__}: {error}".split())
             return None
 
-    def cache(name: str, find: Callable[[], Path]) -> dict[str, Any]:
-        directory = ask(name, find)
+    def cache(name: str, directory: Path | None) -> dict[str, Any]:
         size = None if directory is None else ask(name, lambda: _size(directory))
         files, size_bytes = (None, None) if size is None else size
         path = None if directory is None else str(directory)
         return {"directory": path, "files": files, "bytes": size_bytes}
+
+    def own_caches() -> Iterator[dict[str, Any]]:
+        for i, directory in enumerate(ask("cuattn_caches", directories.cache_directories) or ()):
+            name = f"cuattn[{i}]_cache"
+            refused = ask(name, functools.partial(directories.refusal, directory))
+            yield {**cache(name, directory), "refused": refused}
 
     versions = {
         "cuattn": cuattn.__version__,
@@ -118,14 +126,15 @@ def _config() -> dict[str, Any]:
         "headers": ask("headers", own_compiler.toolkit_headers),
         "sources": ask("sources", lambda: str(own_compiler.source_directory())),
         "architectures": ask("architectures", _architectures),
+        "mode": ask("mode", own_cache.mode),
     }
     return {
         "versions": versions,
         "compiler": compiler,
         "devices": ask("devices", _devices),
         "caches": {
-            "cuattn": cache("cuattn_cache", own_cache.cache_directory),
-            "cupy": cache("cupy_cache", _cupy_cache_directory),
+            "cuattn": list(own_caches()),
+            "cupy": cache("cupy_cache", ask("cupy_cache", _cupy_cache_directory)),
         },
         "environment": {name: os.environ.get(name) for name in VARIABLES},
         "problems": problems,
@@ -247,11 +256,15 @@ def _text(config: dict[str, Any]) -> str:
         )
         lines.append(line(str(number), about))
     lines.append("caches")
-    for name, cache in config["caches"].items():
+    if not config["caches"]["cuattn"]:
+        lines.append(line("cuattn_caches", None))
+    own = {f"cuattn[{i}]": cache for i, cache in enumerate(config["caches"]["cuattn"])}
+    for name, cache in {**own, "cupy": config["caches"]["cupy"]}.items():
         size = f"{cache['files']} files, {cache['bytes']} bytes"
         if cache["files"] is None:
             size = f"not readable ({problems[f'{name}_cache']})"
-        lines.append(line(name, f"{cache['directory'] or 'no directory'}: {size}"))
+        refused = f"; refused, as {cache['refused']}" if cache.get("refused") else ""
+        lines.append(line(name, f"{cache['directory'] or 'no directory'}: {size}{refused}"))
     lines.append("environment")
     for name, value in config["environment"].items():
         lines.append(line(name, "not set" if value is None else value))

@@ -2,8 +2,8 @@
 
 A *runtime* is what the public functions need of a device: `address`, `device`, `signature`,
 `empty`, `workspace`, `limits`, `tensor_map`, `launch`, its array module `xp`, and `recent`, what it
-knows of earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is the other, put into
-`emulator`.
+knows of earlier calls. `Cuda` is the real one; the test-suite's CPU emulator is another, put into
+`emulator`; and that of `cuattn.compile` notes kernels and launches none.
 
 Plans, the compiler and its cache are imported by the first call that needs them, here and in the
 modules that run calls: no call on NumPy arrays does, and `import cuattn` takes half as long.
@@ -31,6 +31,8 @@ from cuattn._device.workspace import Workspace, Workspaces
 # While a runtime stands here, NumPy arrays go through the kernels on it instead of through
 # NumPy.
 emulator: Any = None
+# So they do on the runtime of a thread that is within `cuattn.compile`, before all others.
+recorders: dict[int, Any] = {}
 
 
 # CUfunction_attribute
@@ -164,15 +166,22 @@ def _cuda() -> Cuda:
         return _runtimes.get("cuda") or _runtimes.setdefault("cuda", Cuda())
 
 
+def _stand_in() -> Any:
+    """What NumPy arrays go through instead of through NumPy; None: nothing."""
+    return recorders.get(threading.get_ident(), emulator)
+
+
 def current(args: tuple[Any, ...] = ()) -> Any:
     """The runtime that has computed calls with such arguments before, if there is one."""
-    if emulator is not None:
-        return emulator
+    if recorders or emulator is not None:
+        found = _stand_in()
+        if found is not None:
+            return found
     return HOST if args and type(args[0]) is np.ndarray else _runtimes.get("cuda")
 
 
 def runtime_of(array: Any) -> Any:
     """The runtime of a NumPy or CuPy array; None: NumPy itself."""
     if isinstance(array, np.ndarray):
-        return emulator
+        return _stand_in()
     return _runtimes.get("cuda") or _cuda()

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from cuattn._device import compiler
-from cuattn._device.cache import _warned, cache_directory, cache_key, load_or_compile
+from cuattn._device.cache import cache_key, load_or_compile
+from cuattn._device.directories import _warned, cache_directory
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
@@ -90,9 +91,14 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
+def stem(kernel):
+    """What the names of its files begin with."""
+    return f"{cache_key(*kernel)}-{compiler.version()}"
+
+
 def good_name(kernel, cubin):
     """The file name that says what is in it."""
-    return f"{cache_key(*kernel)}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
+    return f"{stem(kernel)}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin"
 
 
 # ---- Cold and warm ----
@@ -210,8 +216,7 @@ def dangling_link(path, cubin):
 
 
 def other_digest(path, cubin):
-    key = path.name.split("-")[0]
-    path.with_name(f"{key}-{'0' * 16}.cubin").write_bytes(cubin[:500])
+    path.with_name(f"{path.name.rpartition('-')[0]}-{'0' * 16}.cubin").write_bytes(cubin[:500])
 
 
 def no_digest(path, cubin):
@@ -219,8 +224,14 @@ def no_digest(path, cubin):
     path.with_name(f"{key}-garbage.cubin").write_bytes(b"garbage")
 
 
+def no_version(path, cubin):
+    key = path.name.split("-")[0]
+    path.with_name(f"{key}-{hashlib.sha256(cubin).hexdigest()[:16]}.cubin").write_bytes(cubin)
+
+
 @pytest.mark.parametrize(
-    "damage", [truncated, one_bit, longer, empty, dangling_link, other_digest, no_digest]
+    "damage",
+    [truncated, one_bit, longer, empty, dangling_link, other_digest, no_digest, no_version],
 )
 def test_a_bad_file_is_replaced(damage, cache, compiled, cubins):
     cubin = cubins[KERNEL]
@@ -271,7 +282,7 @@ def test_a_folder_of_that_name(cache, compiled, cubins):
 
 def test_a_folder_beside_a_good_file(cache, compiled, cubins):
     path, _ = load_or_compile(*KERNEL)
-    (cache / f"{cache_key(*KERNEL)}-{'0' * 16}.cubin").mkdir()
+    (cache / f"{stem(KERNEL)}-{'0' * 16}.cubin").mkdir()
     compiled.clear()
     assert load_or_compile(*KERNEL) == (path, cubins[KERNEL])
     assert compiled == []
@@ -436,14 +447,27 @@ def test_key_of_the_arguments():
     assert all(len(k) == 40 and k.isalnum() for k in keys)
 
 
-def test_key_of_the_compiler(nvrtc, monkeypatch):
-    keys = {key()}
+def test_key_of_the_options(nvrtc, monkeypatch):
+    """And not of the compiler, which need not be there."""
+    before = key()
     monkeypatch.setattr(nvrtc, "getVersion", lambda: (99, 1))
-    keys.add(key())
-    options = compiler.compiler_options
-    monkeypatch.setattr(compiler, "compiler_options", lambda arch: (*options(arch), "-lineinfo"))
-    keys.add(key())
-    assert len(keys) == 3
+    monkeypatch.setattr(compiler, "toolkit_headers", lambda: "elsewhere")
+    assert key() == before
+    options = compiler.code_options
+    monkeypatch.setattr(compiler, "code_options", lambda arch: (*options(arch), "-lineinfo"))
+    assert key() != before
+
+
+def test_another_compiler_compiles_anew(cache, compiled, nvrtc, monkeypatch):
+    """What the one before has made stays."""
+    old, _ = load_or_compile(*KERNEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(nvrtc, "getVersion", lambda: (99, 1))
+        new, _ = load_or_compile(*KERNEL)
+        assert load_or_compile(*KERNEL)[0] == new
+    assert load_or_compile(*KERNEL)[0] == old
+    assert compiled == [KERNEL[1]] * 2
+    assert files(cache) == sorted([old.name, new.name]) and "-99.1-" in new.name
 
 
 def append(folder):

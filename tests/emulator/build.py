@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cuattn._device.cache import cache_directory
+from cuattn._device.directories import cache_directory
 
 HERE = Path(__file__).resolve().parent
 CUDA_SRC = HERE.parents[1] / "cuda_src"

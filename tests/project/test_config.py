@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn._device import cache, compiler
+from cuattn._device import cache, compiler, directories
 from cuattn._device import config as device_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,10 +91,10 @@ def test_caches(monkeypatch, tmp_path):
         (tmp_path / "ours" / f"{i}.cubin").write_bytes(b"x" * 10**i)
     caches = cuattn.show_config("dicts")["caches"]
     ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
-    assert caches["cuattn"] == {"directory": ours, "files": 3, "bytes": 111}
+    assert caches["cuattn"] == [{"directory": ours, "files": 3, "bytes": 111, "refused": None}]
     assert caches["cupy"] == {"directory": theirs, "files": 0, "bytes": 0}
     monkeypatch.setenv("CUATTN_CACHE_DIR", str(tmp_path / "none"))
-    none = cuattn.show_config("dicts")["caches"]["cuattn"]
+    none = cuattn.show_config("dicts")["caches"]["cuattn"][0]
     assert (none["files"], none["bytes"], (tmp_path / "none").exists()) == (0, 0, False)
 
 
@@ -112,6 +112,33 @@ def test_a_file_that_another_process_removes(monkeypatch, tmp_path):
     assert device_config._size(tmp_path) == (2, 101)
 
 
+def test_a_list_of_caches(monkeypatch, tmp_path, capsys):
+    """Each with its size, and with the reason if it is not used."""
+    for name, mode in (("one", 0o755), ("two", 0o777)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "two" / "x").write_bytes(b"abc")
+    paths = [str(tmp_path / name) for name in ("one", "two")]
+    monkeypatch.setenv("CUATTN_CACHE_DIR", os.pathsep.join(paths))
+    monkeypatch.setenv("CUATTN_COMPILE", "never")
+    config = cuattn.show_config("dicts")
+    one, two = config["caches"]["cuattn"]
+    assert [one["directory"], two["directory"]] == paths
+    assert (one["refused"], two["files"], two["bytes"]) == (None, 1, 3)
+    assert config["compiler"]["mode"] == "never"
+    text = printed(capsys)
+    assert all(path in text for path in paths) and f"  {'mode':<32}never" in text
+    if hasattr(os, "geteuid"):
+        assert "mode 0777" in two["refused"] and text.count("refused, as others may write") == 1
+
+
+def test_a_mode_that_is_none(monkeypatch):
+    monkeypatch.setenv("CUATTN_COMPILE", "sometimes")
+    config = cuattn.show_config("dicts")
+    assert config["compiler"]["mode"] is None
+    assert "must be auto or never, but it is sometimes" in config["problems"]["mode"]
+
+
 def test_environment(monkeypatch):
     monkeypatch.setenv("CUDA_PATH", "/some/where")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -120,7 +147,7 @@ def test_environment(monkeypatch):
     assert environment["CUDA_VISIBLE_DEVICES"] is None
     sources = "".join(path.read_text() for path in (ROOT / "cuattn").rglob("*.py"))
     read = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', sources))
-    assert {"CUATTN_CACHE_DIR", "XDG_CACHE_HOME"} <= read <= set(environment)
+    assert {"CUATTN_CACHE_DIR", "CUATTN_COMPILE", "XDG_CACHE_HOME"} <= read <= set(environment)
 
 
 def test_a_cache_that_cannot_be_read(monkeypatch, tmp_path, capsys):
@@ -128,8 +155,9 @@ def test_a_cache_that_cannot_be_read(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUATTN_CACHE_DIR", str(tmp_path / "file"))
     config = cuattn.show_config("dicts")
     path = str(tmp_path / "file")
-    assert config["caches"]["cuattn"] == {"directory": path, "files": None, "bytes": None}
-    assert "NotADirectoryError" in config["problems"]["cuattn_cache"]
+    expected = {"directory": path, "files": None, "bytes": None, "refused": None}
+    assert config["caches"]["cuattn"] == [expected]
+    assert "NotADirectoryError" in config["problems"]["cuattn[0]_cache"]
     assert "NotADirectoryError" in printed(capsys)
 
 
@@ -163,7 +191,8 @@ def test_nothing_raises(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy.cuda", Broken("cupy.cuda"))
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", Broken("cuda.pathfinder"))
     for module, names in (
-        (cache, ("cache_directory",)),
+        (cache, ("mode",)),
+        (directories, ("cache_directories",)),
         (compiler, ("source_directory", "toolkit_headers")),
         (importlib.metadata, ("version", "distributions")),
         (platform, ("platform",)),

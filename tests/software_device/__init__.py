@@ -98,7 +98,7 @@ def install():
     global device
     if device is not None:
         return device
-    from cuattn._device.cache import cache_directory
+    from cuattn._device.directories import cache_directory
     from software_device import build, patches
 
     patches.check_first()

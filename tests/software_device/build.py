@@ -28,7 +28,7 @@ from pathlib import Path
 
 from emulator.build import compiler_identity, find_compiler, locked
 
-from cuattn._device.cache import cache_directory
+from cuattn._device.directories import cache_directory
 from software_device import Unavailable
 
 HERE = Path(__file__).resolve().parent

@@ -109,7 +109,8 @@ def _add_ptx(nvrtc):
     compile_kernel = own.compile_kernel
 
     def compiled(header, name, arch, options=()):
-        left = Path(os.environ[PTX]) / f"{cache.cache_key(header, name, arch)}.ptx"
+        key = f"{cache.cache_key(header, name, arch)}-{own.version()}"
+        left = Path(os.environ[PTX]) / f"{key}.ptx"
         if options or not getattr(here, "loads", False) or not left.exists():
             return compile_kernel(header, name, arch, options)
         ptx = left.read_bytes()
