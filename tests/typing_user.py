@@ -143,6 +143,14 @@ def states() -> None:
     parts = [cuattn.softmax_topk_state(x, 2, axis=1, scale=2, index_offset=n) for n in (0, 4)]
     best = assert_type(cuattn.merge(parts[0], parts[1]), SoftmaxTopKState)
     assert_type(cuattn.softmax_topk_state(x, 2, out=parts[0]), SoftmaxTopKState)
+    assert_type(cuattn.softmax(x, state=state), Array)
+    assert_type(cuattn.softmax(x, -1, state=state, return_lse=True), Pair)
+    assert_type(cuattn.softmax(best.values, state=best), Array)
+    assert_type(cuattn.log_softmax(x, state=best), Array)
+    assert_type(cuattn.log_softmax(x, state=None), Array)
+    assert_type(cuattn.softmax(anything, state=state), Any)
+    refused(lambda: cuattn.softmax(x, state=pair))  # type: ignore[call-overload]
+    refused(lambda: cuattn.log_softmax(x, state=x))  # type: ignore[call-overload]
     assert_type(best.m, Array)
     assert_type(best.l, Array)
     assert_type(best.lse, Array)

@@ -112,10 +112,18 @@ def result_dtype(dtype: np.dtype | None, x: np.dtype, weight: np.dtype | None = 
     return found if found.kind == "f" else np.dtype(np.float64)
 
 
-def state_dtype(dtype: np.dtype) -> None:
+def state_dtype(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is one that softmax_state gives."""
     if dtype not in (np.float32, np.float64):
-        raise TypeError(f"a.m must be float32 or float64, but its dtype is {dtype}")
+        raise TypeError(f"{name} must be float32 or float64, but its dtype is {dtype}")
+
+
+def state_shape(name: str, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
+    """ValueError unless a state has one number per row."""
+    if shape != rows:
+        raise ValueError(
+            f"{name} must have the shape of x without axis {rows}, but its shape is {shape}"
+        )
 
 
 def misaligned(name: str, array: Any) -> ValueError:
@@ -238,12 +246,11 @@ def ends(name: str, values: np.ndarray, total: int, other: str) -> None:
         )
 
 
-def state(name: str, value: Any, wanted: type) -> None:
-    """TypeError unless `value` is a state."""
+def state(name: str, value: Any, *wanted: type) -> None:
+    """TypeError unless `value` is a state of a kind that is wanted."""
     if not isinstance(value, wanted):
-        raise TypeError(
-            f"{name} must be a {wanted.__name__}, but it is {kind(value)}; use softmax_state"
-        )
+        kinds = " or ".join(f"a {one.__name__}" for one in wanted)
+        raise TypeError(f"{name} must be {kinds}, but it is {kind(value)}; use softmax_state")
 
 
 def at_least_1d(name: str, shape: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,22 +20,24 @@ def as_outputs(
     expected: list[tuple[tuple[int, ...], np.dtype]],
     inputs: list[Owner],
     in_place: bool = True,
+    kept: Sequence[Owner] = (),
 ) -> tuple[Any, ...]:
     """The arrays of `out`, fit for results of the expected shapes and dtypes.
 
-    `in_place`: an array may be an input itself, as the same view.
+    `in_place`: an array may be an input itself, as the same view, but none that is `kept`.
     """
-    others = [(name, array, extent(array)) for name, array in inputs if array is not None]
-    read = len(others)
+    given = [(name, array) for name, array in inputs if array is not None]
+    read = len(given)
+    others = [(name, array, extent(array)) for name, array in (*given, *kept)]
     arrays: list[Any] = []
-    for i, (given, (shape, dtype)) in enumerate(
+    for i, (value, (shape, dtype)) in enumerate(
         zip(checks.out_count(out, len(expected)), expected, strict=True)
     ):
         name = "out" if len(expected) == 1 else f"out[{i}]"
-        if isinstance(given, np.generic):  # an array only of what is read
-            raise checks.not_an_array(name, given, ())
-        array = as_array(name, given, inputs[0])
-        if array is not given and is_read_only(given):
+        if isinstance(value, np.generic):  # an array only of what is read
+            raise checks.not_an_array(name, value, ())
+        array = as_array(name, value, inputs[0])
+        if array is not value and is_read_only(value):
             raise checks.read_only(name)
         checks.out_array(name, array, shape, dtype)
         own = extent(array)

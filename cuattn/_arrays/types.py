@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypedDi
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cuattn import results
+
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack  # typing has it from Python 3.11 on
 else:
@@ -92,6 +94,7 @@ class Gradient(Scaled, total=False):
 
 class LogSoftmax(Gradient, total=False):
     dtype: DTypeLike | None
+    state: results.SoftmaxState | results.SoftmaxTopKState | None
 
 
 class LogSumExp(TypedDict, total=False):
@@ -106,6 +109,7 @@ class _Softmax(TypedDict, total=False):
     scale: Factor
     where: Where
     dtype: DTypeLike | None
+    state: results.SoftmaxState | results.SoftmaxTopKState | None
 
 
 class SoftmaxAlone(_Softmax, OutAlone): ...

@@ -14,9 +14,11 @@ import numpy as np
 
 from cuattn._arrays import row_layout
 from cuattn._arrays.blocks import BLOCK, Slices, quiet, scratch
+from cuattn._softmax.numpy_given import Given
 from cuattn._softmax.numpy_gradient import Gradient
 from cuattn._softmax.numpy_task import Block, Task
 from cuattn._softmax.request import Call, Request, expect
+from cuattn.results import SoftmaxState
 
 
 class Results(NamedTuple):
@@ -30,7 +32,7 @@ class Results(NamedTuple):
 def run(call: Call) -> Results:
     """The results of a call on NumPy arrays; new ones where none are given."""
     expected = expect(call.request)
-    x, out = call.operands.x, call.out
+    x, out, m, l = call.operands.x, call.out, *call.operands[-2:]  # noqa: E741
     result, shape = call.request.result, expected.stat_shape
     numbers = result in ("lse", "state")
     if out is None and not numbers:
@@ -44,11 +46,13 @@ def run(call: Call) -> Results:
         views = kept
         if not call.request.keepdims:
             views = [np.expand_dims(k, call.request.axes) for k in kept]
-        kind = Gradient if result in ("grad", "log_grad") else Forward
+        kind = Gradient if result in ("grad", "log_grad") else Forward if m is None else Given
         Task(kind, call.request, call.operands, call.factor, out, views, expected.acc).run()
-    else:
+    elif m is None:
         for k, of_nothing in zip(kept, (-np.inf, 0), strict=False):
             k[...] = of_nothing
+    if m is not None and kept:
+        np.copyto(kept[0], SoftmaxState(m, l).lse)
     return Results(out, *kept, *(None, None)[len(kept) :])
 
 

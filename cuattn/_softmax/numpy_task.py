@@ -28,7 +28,7 @@ class Task:
         kept: list[Any],
         acc: np.dtype,
     ) -> None:
-        x, y, where, weight, *_ = operands
+        x, y, where, weight, *_, m, l = operands  # noqa: E741
         self.kind = kind
         self.result, self.acc = request.result, accumulator(x.dtype, acc)
         self.rows = rows = Rows(x, request.axes, self.acc)
@@ -37,6 +37,8 @@ class Task:
             rows.seen(array, x.shape) for array in (x, y, where, weight, out)
         )
         self.kept = [rows.per_row(one) for one in kept]
+        given = [] if m is None else [np.expand_dims(one, request.axes) for one in (m, l)]
+        self.given = [rows.per_row(one) for one in given]
         self.scale = None
         if np.ndim(factor) or factor != 1:
             row_shape = [1 if d in request.axes else size for d, size in enumerate(x.shape)]
@@ -77,7 +79,8 @@ class Block:
         self.ready: Any = None  # scores of rows that are one part
         self.factor: Any = None
         if task.scale is not None:
-            self.factor = self.rows.spread(task.scale[at].reshape(-1).astype(acc))
+            factor = task.scale[at].reshape(-1).astype(task.acc)  # the same in either type
+            self.factor = self.rows.spread(factor.astype(acc))
 
     def load(self, name: str, part: Slices) -> Any:
         """An operand, as a view where it needs no conversion and is not gathered."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from cuattn._arrays import checks, scalars
 from cuattn._arrays.inputs import (
+    Owner,
     as_array,
     as_arrays,
     as_number_or_array,
@@ -19,6 +20,7 @@ from cuattn._arrays.inputs import (
 from cuattn._arrays.outputs import as_outputs, rounded
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
+from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 
 class Operands(NamedTuple):
@@ -30,6 +32,8 @@ class Operands(NamedTuple):
     weight: Any = None
     scale: Any = None
     offsets: Any = None
+    m: Any = None
+    l: Any = None  # noqa: E741
 
 
 # What users call the fields of Operands and results: of a call, of a gradient's, with two results.
@@ -40,6 +44,8 @@ NAMES = {
     "weight": "b",
     "scale": "scale",
     "offsets": "cu_seqlens",
+    "m": "state[0]",
+    "l": "state[1]",
     "out": "out",
     "stat": "out",
 }
@@ -59,6 +65,8 @@ class Request(NamedTuple):
     weight: ArraySpec | None = None
     scale: ArraySpec | None = None
     offsets: ArraySpec | None = None
+    m: ArraySpec | None = None  # of the whole rows that x is a part of
+    l: ArraySpec | None = None  # noqa: E741
     dtype: np.dtype | None = None  # of the result, if it was given
     keepdims: bool = False
 
@@ -95,7 +103,15 @@ class Call(NamedTuple):
 
 
 def transform(
-    result: str, x: Any, axis: Any, scale: Any, where: Any, dtype: Any, out: Any, return_lse: Any
+    result: str,
+    x: Any,
+    axis: Any,
+    scale: Any,
+    where: Any,
+    dtype: Any,
+    out: Any,
+    return_lse: Any,
+    state: Any,
 ) -> Call:
     """A call of `softmax` ("prob") or `log_softmax` ("log_prob")."""
     x = as_array("x", x)
@@ -104,12 +120,20 @@ def transform(
     factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
     if where is not None:
         where = as_where(where, owner)
+    m = l = None  # noqa: E741
+    whole: list[Owner] = []
+    if state is not None:
+        checks.state("state", state, SoftmaxState, SoftmaxTopKState)
+        m, l = as_array("state.m", state.m, owner), as_array("state.l", state.l, owner)  # noqa: E741
+        whole = [("state.m", m), ("state.l", l)]
     request = Request(
         "prob_lse" if return_lse else result,
         scalars.axes(axis, x.ndim),
         spec_of(x),
         where=None if where is None else spec_of(where),
         scale=None if factors is None else spec_of(factors),
+        m=None if m is None else spec_of(m),
+        l=None if l is None else spec_of(l),
         dtype=None if dtype is None else scalars.float_dtype(dtype),
     )
     y = lse = None
@@ -118,9 +142,11 @@ def transform(
         shapes = [(x.shape, expected.dtype), (expected.stat_shape, expected.stat_dtype)][
             : 1 + return_lse
         ]
-        y, lse = (*as_outputs(out, shapes, [owner, ("scale", factors), ("where", where)]), None)[:2]
+        inputs = [owner, ("scale", factors), ("where", where)]
+        y, lse = (*as_outputs(out, shapes, inputs, kept=whole), None)[:2]
     runtime = runtime_of(x)
-    operands = Operands(x, None, _placed(where, runtime, x, request), None, factors)
+    where = _placed(where, runtime, x, request)
+    operands = Operands(x, where=where, scale=factors, m=m, l=l)
     return Call(runtime, request, operands, factor, y, lse, return_lse)
 
 
@@ -258,4 +284,9 @@ def expect(request: Request) -> Expected:
     stat_shape = row_shape
     if not request.keepdims:
         stat_shape = tuple(size for d, size in enumerate(row_shape) if d not in request.axes)
+    if request.m is not None and request.l is not None:
+        m, l = request.m, request.l  # noqa: E741
+        checks.state_dtype("state.m", m.dtype)
+        checks.state_shape("state.m", m.shape, stat_shape)
+        checks.same_shape_and_dtype("state.l", l.shape, l.dtype, "state.m", m.shape, m.dtype)
     return Expected(dtype, acc, dtype if request.result == "lse" else acc, row_shape, stat_shape)

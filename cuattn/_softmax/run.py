@@ -39,6 +39,7 @@ RETURNED = {
     "lse": ("stat",),
     "state": ("stat", "stat_l"),
 }
+MISALIGNED = {"m": "state.m", "l": "state.l"}  # what errors call what signatures number
 OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
 
 
@@ -56,12 +57,14 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
             return kind(*_compute(call))
         arrays = {n: array for n, array in operands._asdict().items() if array is not None}
         return Prepared(HOST, _computed(call, tuple(arrays)), arrays, (factor,), kind, names)
+    if operands.m is not None:
+        raise NotImplementedError("softmax with a state on a device")
     device = runtime.device(operands.x)
     arrays = {**operands._asdict(), "out": out, "stat": stat, "stat_l": stat_l}
     for field, array in arrays.items():
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
-            raise checks.misaligned(names[field], array)
+            raise checks.misaligned(MISALIGNED.get(field, names[field]), array)
     if isinstance(operands.offsets, np.ndarray):
         names = names | {"offsets": ""}  # its values are checked at every call
     with runtime.on(device):

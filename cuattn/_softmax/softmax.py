@@ -20,6 +20,7 @@ from cuattn._arrays.types import (
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
 from cuattn._softmax.run import prepare
+from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 
 @overload
@@ -39,6 +40,7 @@ def softmax(
     dtype: Any = None,
     out: Any = None,
     return_lse: bool = False,
+    state: SoftmaxState | SoftmaxTopKState | None = None,
 ) -> Any:
     """Softmax along an axis: ``exp(scale * x) / sum(exp(scale * x))``.
 
@@ -67,6 +69,10 @@ def softmax(
         With `return_lse` a pair.
     return_lse : bool, optional
         Also return ``log(sum(exp(scale * x)))``.
+    state : SoftmaxState or SoftmaxTopKState, optional
+        What is known of whole rows, of which x is a part: that of `softmax_state` with the same
+        `scale`, merged with those of the other parts. Shape of x without `axis`, float32 or
+        float64. Results are then those of the whole rows, from one read of x.
 
     Returns
     -------
@@ -87,6 +93,7 @@ def softmax(
     --------
     log_softmax : The logarithms.
     softmax_backward : The gradient.
+    softmax_state : What `state` is made by.
     softmax_topk : Only the largest, in one read.
     segment_softmax : Ragged rows.
 
@@ -100,6 +107,11 @@ def softmax(
     device of x and does not synchronise. Arrays with more than 8 separate row dimensions are copied
     first.
 
+    With a `state` the results are ``exp(scale * x - m) / l`` and ``m + log(l)``, or NaN where m is
+    not finite: in a part of a row that has +inf or NaN elsewhere, too. m is the maximum of
+    ``scale * x``, which here must be in the range of its dtype. Probabilities of the k best of a
+    `softmax_topk_state` are ``softmax(state.values, state=state)``: these are scaled already.
+
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
@@ -109,8 +121,15 @@ def softmax(
     --------
     >>> cuattn.softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]]))
     array([[0.25, 0.25, 0.5 ]])
+
+    A row in two parts, which never meet:
+
+    >>> a, b = numpy.array([0.0, 0.0]), numpy.array([numpy.log(2.0)])
+    >>> state = cuattn.merge(cuattn.softmax_state(a), cuattn.softmax_state(b))
+    >>> cuattn.softmax(a, state=state), cuattn.softmax(b, state=state)
+    (array([0.25, 0.25]), array([0.5]))
     """
-    return prepare(request.transform("prob", x, axis, scale, where, dtype, out, return_lse))
+    return prepare(request.transform("prob", x, axis, scale, where, dtype, out, return_lse, state))
 
 
 @overload
@@ -127,12 +146,13 @@ def log_softmax(
     where: Any = None,
     dtype: Any = None,
     out: Any = None,
+    state: SoftmaxState | SoftmaxTopKState | None = None,
 ) -> Any:
     """Logarithm of the softmax along an axis: ``scale * x - log(sum(exp(scale * x)))``.
 
     Parameters
     ----------
-    x, axis, scale, where, dtype, out
+    x, axis, scale, where, dtype, out, state
         As `softmax`; elements that do not take part give -inf.
 
     Returns
@@ -154,11 +174,12 @@ def log_softmax(
     -----
     As `scipy.special.log_softmax` for rows that are not finite: with +inf, NaN there and -inf
     elsewhere; with NaN, or nothing but -inf, all NaN. Results near 0 have all their digits: the
-    term of the maximum is kept apart from the sum of the others (log1p).
+    term of the maximum is kept apart from the sum of the others (log1p). With a `state` they are
+    ``scale * x - m - log(l)``, and have the digits of l.
 
     Examples
     --------
     >>> cuattn.log_softmax(numpy.array([[0.0, 0.0, numpy.log(2.0)]])).round(3)
     array([[-1.386, -1.386, -0.693]])
     """
-    return prepare(request.transform("log_prob", x, axis, scale, where, dtype, out, False))
+    return prepare(request.transform("log_prob", x, axis, scale, where, dtype, out, False, state))

@@ -44,6 +44,7 @@ def softmax_state(
     See Also
     --------
     merge : The state of two parts of a row.
+    softmax : With `state`, probabilities of a part among the whole row.
 
     References
     ----------

@@ -168,7 +168,7 @@ def merge(a: Any, b: Any, out: Any) -> MergeCall:
     checks.state("b", b, kind)
     m: Any = as_array("a.m", a.m)
     owner, shape, dtype, runtime = ("a.m", m), m.shape, m.dtype, runtime_of(m)
-    checks.state_dtype(dtype)
+    checks.state_dtype("a.m", dtype)
     inputs: list[Owner] = []
     expected: list[tuple[tuple[int, ...], np.dtype]] = []
     selected: tuple[int, ...] = ()

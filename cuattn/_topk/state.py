@@ -38,7 +38,7 @@ def softmax_topk_state(
     """What a softmax and its k most probable elements have to know of a row, in a form that merges.
 
     For rows whose parts never meet: shards of a vocabulary on several GPUs, chunks of a large
-    projection. Probabilities are ``exp(state.values - state.lse[..., None])``.
+    projection. Probabilities are ``softmax(state.values, state=state)``.
 
     Parameters
     ----------
@@ -68,12 +68,15 @@ def softmax_topk_state(
     See Also
     --------
     merge : The state of two parts of a row.
+    softmax : With `state`, probabilities of values or of the elements of a part.
 
     Examples
     --------
     >>> state = cuattn.softmax_topk_state(numpy.array([1.0, 3.0]), 1, index_offset=10)
     >>> state.values, state.indices
     (array([3.]), array([11]))
+    >>> cuattn.softmax(state.values, state=state).round(3)
+    array([0.881])
     """
     call = request.softmax_topk_state(x, k, axis, scale, index_offset, out)
     return prepare(call, SoftmaxTopKState)

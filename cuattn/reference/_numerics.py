@@ -29,6 +29,13 @@ def row_max(s: np.ndarray, axis: Axis) -> np.ndarray:
     return np.max(s, axis=axis, keepdims=True, initial=-np.inf)
 
 
+def of_rows(state: Any, ndim: int, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """m and l of a state with kept dimensions, of arrays of `ndim` ones."""
+    axes = axis if ndim and axis is not None else tuple(range(ndim))
+    m, l = (np.expand_dims(wide(part), axes) for part in (state.m, state.l))  # noqa: E741
+    return m, l
+
+
 def shift(m: np.ndarray) -> np.ndarray:
     """What is safe to subtract: ``-inf - (-inf)`` and ``inf - inf`` would be NaN."""
     return np.where(np.isfinite(m), m, 0)

@@ -11,6 +11,7 @@ from cuattn.reference._numerics import (
     Axis,
     Option,
     log_sum,
+    of_rows,
     quiet,
     result,
     results,
@@ -19,7 +20,7 @@ from cuattn.reference._numerics import (
     shift,
     wide,
 )
-from cuattn.results import SoftmaxState
+from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 
 @quiet
@@ -33,20 +34,26 @@ def softmax(
     dtype: DTypeLike | None = None,
     out: Any = None,
     return_lse: bool = False,
+    state: SoftmaxState | SoftmaxTopKState | None = None,
 ) -> Any:
     """``exp(scale * x) / sum(exp(scale * x))`` over the elements that take part; the others are 0.
 
-    With ``return_lse=True`` also the natural log-sum-exp, without the reduced axes.
+    With ``return_lse=True`` also the natural log-sum-exp, without the reduced axes. `state`: that
+    of the whole rows of which x is a part.
     """
     s = scores(x, scale, where)
-    m = row_max(s, axis)
-    p = np.exp(s - m)  # not shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
-    y = p / np.sum(p, axis=axis, keepdims=True)
+    if state is None:
+        m = row_max(s, axis)
+        p = np.exp(s - m)  # not shift(m): a row of -inf only, or with +inf, is NaN as in SciPy
+        y = p / np.sum(p, axis=axis, keepdims=True)
+    else:
+        m, l = of_rows(state, s.ndim, axis)  # noqa: E741
+        y = np.where(np.isfinite(m), np.exp(s - m) / l, np.nan)
     y = y if where is None else np.where(where, y, 0)
     if not return_lse:
         return result(y, dtype, out)
     out_y, out_lse = (None, None) if out is None else out
-    lse = shift(m) + log_sum(s, axis)
+    lse = shift(m) + log_sum(s, axis) if state is None else m + np.log(l)
     return result(y, dtype, out_y), result(np.squeeze(lse, axis), out=out_lse)
 
 
@@ -60,10 +67,15 @@ def log_softmax(
     where: Option = None,
     dtype: DTypeLike | None = None,
     out: Any = None,
+    state: SoftmaxState | SoftmaxTopKState | None = None,
 ) -> Any:
     """``scale * x - log(sum(exp(scale * x)))``; -inf where an element does not take part."""
     s = scores(x, scale, where)
-    y = s - shift(row_max(s, axis)) - log_sum(s, axis)
+    if state is None:
+        y = s - shift(row_max(s, axis)) - log_sum(s, axis)
+    else:
+        m, l = of_rows(state, s.ndim, axis)  # noqa: E741
+        y = s - m - np.log(l)
     return result(y if where is None else np.where(where, y, -np.inf), dtype, out)
 
 

@@ -497,6 +497,32 @@ def test_merge(refusing):
             refusing.call("merge", state, bad)
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_state(refusing, name):
+    xp, x = refusing.xp, refusing.x
+    m, l = xp.zeros(3, np.float32), xp.ones(3, np.float32)  # noqa: E741
+    for bad in (3.0, m, (m, l), [m, l], "abc", True, cuattn.TopK(m, l)):
+        refusing.refuses(TypeError, "state", name, x, state=bad, words="or a SoftmaxTopKState")
+    for bad in ([0.0] * 3, None, 0.0, m.astype(np.float16), m.astype(np.int32), m > 0):
+        refusing.refuses(TypeError, "state.m", name, x, state=SoftmaxState(bad, l))
+        refusing.refuses(TypeError, "state.l", name, x, state=SoftmaxState(m, bad))
+    refusing.refuses(TypeError, "state.l", name, x, state=SoftmaxState(m, l.astype(np.float64)))
+    for shape in [(4,), (3, 1), (1,), (), (1, 3), (0,)]:
+        other, words = xp.zeros(shape, np.float32), "shape of"
+        for state in (SoftmaxState(other, other), SoftmaxState(other, l)):
+            refusing.refuses(ValueError, "state.m", name, x, state=state, words=words)
+        state = SoftmaxState(m, other)
+        refusing.refuses(ValueError, "state.l", name, x, state=state, words=words)
+        state = cuattn.SoftmaxTopKState(other, other, m, l)
+        refusing.refuses(ValueError, "state.m", name, x, 1, state=state, words=words)
+    refusing.refuses(ValueError, "state.m", name, x, 0, state=SoftmaxState(m, l))
+    refusing.refuses(ValueError, "state.m", name, x, None, state=SoftmaxState(m, l))
+    if refusing.backend.name != "numpy":
+        between = refusing.array(np.zeros(17, np.uint8))[1:13].view(np.float32)
+        refusing.refuses(ValueError, "state.m", name, x, state=SoftmaxState(between, l))
+        refusing.refuses(ValueError, "state.l", name, x, state=SoftmaxState(m, between))
+
+
 def test_address_between_elements(refusing):
     """NumPy reads such an array, a device would fault."""
     if refusing.backend.on_device:

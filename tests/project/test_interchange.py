@@ -135,9 +135,13 @@ def ones(shape):
 
 
 STATE = cuattn.SoftmaxState(ones(3), ones(3))
+SELECTED = cuattn.SoftmaxTopKState(*STATE, ones((3, 2)), np.zeros((3, 2), np.int64))
 CALLS = {
-    "softmax": ((ones((3, 4)),), {"scale": ones((3, 1)), "where": np.ones((3, 4), bool)}),
-    "log_softmax": ((ones((3, 4)),), {"where": np.ones(4, bool)}),
+    "softmax": (
+        (ones((3, 4)),),
+        {"scale": ones((3, 1)), "where": np.ones((3, 4), bool), "state": STATE},
+    ),
+    "log_softmax": ((ones((3, 4)),), {"where": np.ones(4, bool), "state": SELECTED}),
     "logsumexp": ((ones((3, 4)),), {"b": ones(4), "where": np.ones((), bool)}),
     "softmax_backward": (
         (ones((3, 4)), ones((3, 4))),
