@@ -172,6 +172,37 @@ def problems() -> Iterator[SoftmaxProblem]:
             )
 
 
+def problems_with_state() -> Iterator[SoftmaxProblem]:
+    """Parts of rows whose states are known: every tile, and the options that stress it."""
+    for dtype in STRESS:
+        acc = accumulator(dtype)
+        for result in ("prob", "log_prob", "prob_lse"):
+            for masked in (False, True) if result != "prob_lse" else (True,):
+                like = {"masked": masked, "state": acc}
+                few = masked or result != "prob"
+                for cols in (9, 500, 10**5) if few else (1, 2, 5, 9, 17, 33, 100, 200, 500, 10**5):
+                    yield SoftmaxProblem(result, dtype, acc, dtype, layout(64, cols), **like)
+                for cols in (2, 100):
+                    columns = layout(cols, 100, axis=0)
+                    yield SoftmaxProblem(result, dtype, acc, dtype, columns, **like)
+    for x, out, state in (
+        ("float16", "float16", "float32"),
+        ("float16", "float32", "float32"),
+        ("float32", "float64", "float32"),
+        ("float64", "float16", "float64"),
+        *((x, "float64", "float64") for x in CTYPES if x not in FLOATS),
+    ):
+        for found in (layout(64, 1000), layout(1000, 64, axis=0)):
+            yield SoftmaxProblem("prob", x, accumulator(out), out, found, state=state)
+    for rank in row_layout.RANKS[1:]:
+        of_columns = layout(500, 64, axis=0, row_rank=rank, col_rank=rank)
+        for found in (layout(64, 1000, row_rank=rank), of_columns):
+            for result, masked in (("prob", False), ("log_prob", True)):
+                yield SoftmaxProblem(
+                    result, "float32", "float32", "float32", found, masked, state="float32"
+                )
+
+
 def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> row_layout.Layout:
     """As `layout`, with the results of a selection, which have their own length along the axis."""
     found = layout(rows, cols, axis, rank)
@@ -321,7 +352,7 @@ def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
 def kernels(compute_capability: int) -> dict[str, Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, Kernel] = {}
-    for problem in problems():
+    for problem in [*problems(), *problems_with_state()]:
         for kernel in softmax_plan.plan_softmax(problem, compute_capability, SMS).kernels:
             found.setdefault(kernel.name, kernel)
     for selected in topk_problems():

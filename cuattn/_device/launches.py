@@ -163,6 +163,7 @@ class Prepared(NamedTuple):
     numbers: tuple[Any, ...]
     kind: Callable[..., Any]  # of what the function returns, made of the results
     names: Mapping[str, str]  # what errors call the arrays; "": not to be looked up
+    unread: Sequence[str] = ()  # arrays among the arguments that change nothing
 
     def results(self) -> list[Any]:
         arrays = [self.arrays[name] for name in self.launches.given]

@@ -93,7 +93,7 @@ def _remember(key: tuple[Any, ...], made: Prepared, values: dict[str, Any]) -> N
     launches = made.launches
     names = [made.names.get(field, "") for field in launches.given]
     given = [values.get(name) for name in names]
-    read = values.keys() - {NUMBER, *names}  # on the host, as a number
+    read = values.keys() - {NUMBER, *names, *made.unread}  # on the host, as a number
     if not read and all(
         array is made.arrays[field] for array, field in zip(given, launches.given, strict=True)
     ):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._arrays.row_layout import OPERANDS, Layout
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div, power_of_two
-from cuattn._softmax.plan_parts import Parts, geometry, parts_of_row
+from cuattn._softmax.plan_parts import Parts, geometry, lanes_of, parts_of_row
+from cuattn._softmax.plan_with_state import plan_with_state
 from cuattn._softmax.problem import SoftmaxProblem
 
 # Register words (4 bytes) that a thread may hold of a row. 32 leave room for two blocks of 512
@@ -96,7 +96,10 @@ def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int)
     """Kernels for one call on a device: compute capability (90 for sm_90), multiprocessors."""
     if problem.offsets is not None:
         return _plan_segments(problem)
-    if not _rows_are_vectors(problem):
+    if problem.state is not None:
+        kernel, fixed = plan_with_state(problem)
+        return SoftmaxPlan((kernel,), 0, fixed)
+    if not problem.rows_are_vectors:
         return _plan_strided(problem, num_sms)
     if problem.reduces:
         return _plan_split(problem, num_sms)
@@ -110,14 +113,6 @@ def plan_state_merge(acc: str, n: int) -> Kernel:
     arguments = {"Acc": CTYPES[acc], "kThreads": STATE_MERGE_THREADS}
     grid = ceil_div(n, STATE_MERGE_THREADS)
     return Kernel("softmax_state_merge", arguments, grid, STATE_MERGE_THREADS)
-
-
-def _rows_are_vectors(problem: SoftmaxProblem) -> bool:
-    layout = problem.layout
-    moved = ["x"] + ["y"] * problem.backward + ["out"] * (not problem.reduces)
-    return len(layout.col_size) == 1 and all(
-        layout.col_stride[OPERANDS.index(name)] == (1,) for name in moved
-    )
 
 
 def _plan_resident(
@@ -228,7 +223,7 @@ def _plan_split(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
 def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     """softmax_strided: layouts in which the elements of a row are not neighbours."""
     layout = problem.layout
-    lanes = _lanes(layout)
+    lanes = lanes_of(layout)
     for threads, items, _ in STRIDED:
         items = max(1, items // problem.words)
         if problem.acc == "float64" or problem.weighted:
@@ -252,7 +247,7 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
 def _plan_segments(problem: SoftmaxProblem) -> SoftmaxPlan:
     """softmax_segments: ragged rows."""
     layout = problem.layout
-    lanes = 1 if layout.rows == problem.segments else _lanes(layout)
+    lanes = 1 if layout.rows == problem.segments else lanes_of(layout)
     items = max(1, SEGMENT_WORDS // problem.words)
     # A segment of twice the mean length still is read once.
     cols = 2 * ceil_div(layout.cols, max(1, problem.segments))
@@ -263,15 +258,6 @@ def _plan_segments(problem: SoftmaxProblem) -> SoftmaxPlan:
     arguments = {"Op": problem.op, "Offset": CTYPES[str(problem.offsets)], **sizes}
     kernel = Kernel("softmax_segments", arguments, ceil_div(layout.rows, lanes), 32 * warps)
     return SoftmaxPlan((kernel,), 0, geometry(layout, segments=problem.segments))
-
-
-def _lanes(layout: Layout) -> int:
-    """Rows beside each other in a warp: as many as fit between two columns, more if these are few.
-
-    Not as many as there are rows: the order of a row's sum must not depend on their number.
-    """
-    between = abs(layout.col_stride[OPERANDS.index("x")][-1]) if layout.cols > 1 else 0
-    return min(32, max(power_of_two(between), 32 // min(32, power_of_two(layout.cols))))
 
 
 def _in_two_passes(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from cuattn._arrays.row_layout import Layout
-from cuattn._device.kernel import ceil_div
+from cuattn._arrays.row_layout import OPERANDS, Layout
+from cuattn._device.kernel import ceil_div, power_of_two
 from cuattn._device.params import softmax_geometry
 
 PART_TILES = 2  # of a part: a merge takes 85 instructions per warp, a tile 400; 4 halve the blocks
@@ -46,6 +46,15 @@ def parts_of_row(cols: int, tile: int) -> Parts:
     """Parts of a row of `cols` columns, in tiles of a block."""
     slice_ = max(PART_TILES, ceil_div(ceil_div(cols, tile), MAX_PARTS)) * tile
     return Parts(ceil_div(cols, slice_), slice_)
+
+
+def lanes_of(layout: Layout) -> int:
+    """Rows beside each other in a warp: as many as fit between two columns, more if these are few.
+
+    Not as many as there are rows: the order of a row's sum must not depend on their number.
+    """
+    between = abs(layout.col_stride[OPERANDS.index("x")][-1]) if layout.cols > 1 else 0
+    return min(32, max(power_of_two(between), 32 // min(32, power_of_two(layout.cols))))
 
 
 def geometry(layout: Layout, parts: Parts = Parts(1, 0), segments: int = 0) -> bytes:

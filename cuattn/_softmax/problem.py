@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cuattn._arrays.row_layout import Layout
+from cuattn._arrays.row_layout import OPERANDS, Layout
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Instance, ceil_div
 
 # enum SoftmaxResult (softmax/ops.cuh).
@@ -23,7 +23,8 @@ class SoftmaxProblem:
 
     `result` is a key of RESULTS, or "grad" / "log_grad"; dtypes are names (CTYPES); `aligned`: x
     and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged rows' offsets, whose
-    columns are `layout`'s and `segments` their number.
+    columns are `layout`'s and `segments` their number; `state`: dtype of the m and l of whole rows,
+    whose strides are `layout`'s of y and weight.
     """
 
     result: str
@@ -36,6 +37,7 @@ class SoftmaxProblem:
     aligned: bool = False
     offsets: str | None = None
     segments: int = 0
+    state: str | None = None
 
     @property
     def backward(self) -> bool:
@@ -62,6 +64,15 @@ class SoftmaxProblem:
             "kWeighted": self.weighted,
         }
         return Instance("SoftmaxForward", {**arguments, **ranks})
+
+    @property
+    def rows_are_vectors(self) -> bool:
+        """Whether elements of a row are neighbours, in all that is moved element by element."""
+        layout = self.layout
+        moved = ["x"] + ["y"] * self.backward + ["out"] * (not self.reduces)
+        return len(layout.col_size) == 1 and all(
+            layout.col_stride[OPERANDS.index(name)] == (1,) for name in moved
+        )
 
     @property
     def vec(self) -> int:

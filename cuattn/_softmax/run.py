@@ -40,6 +40,7 @@ RETURNED = {
     "state": ("stat", "stat_l"),
 }
 MISALIGNED = {"m": "state.m", "l": "state.l"}  # what errors call what signatures number
+SELECTED = ("state[2]", "state[3]")  # values and indices of a state, which nothing is made of
 OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
 
 
@@ -52,13 +53,13 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
         names = NAMES_OF_TWO
     elif stat_l is not None:
         names = NAMES_OF_STATE
+    unread = SELECTED if operands.m is not None else ()
     if runtime is None:
         if out is not None or stat is not None or operands.offsets is not None:
             return kind(*_compute(call))
         arrays = {n: array for n, array in operands._asdict().items() if array is not None}
-        return Prepared(HOST, _computed(call, tuple(arrays)), arrays, (factor,), kind, names)
-    if operands.m is not None:
-        raise NotImplementedError("softmax with a state on a device")
+        computed = _computed(call, tuple(arrays))
+        return Prepared(HOST, computed, arrays, (factor,), kind, names, unread)
     device = runtime.device(operands.x)
     arrays = {**operands._asdict(), "out": out, "stat": stat, "stat_l": stat_l}
     for field, array in arrays.items():
@@ -81,7 +82,7 @@ def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
             return kind(*map(into, given, run(Call(runtime, request, copies, factor))))
         if cast is not operands:
             arrays |= cast._asdict()
-        prepared = Prepared(runtime, launches, arrays, (factor,), kind, names)
+        prepared = Prepared(runtime, launches, arrays, (factor,), kind, names, unread)
         if launches.kernels and direct:
             return prepared
         results = prepared.results()
@@ -146,6 +147,9 @@ def _planned(
         stat = row_layout.expanded(stat, request.axes)
     shape, axes, scale = x.shape, request.axes, request.scale
     operands = [x, request.y, request.where, request.weight, scale, out, stat]
+    if request.m is not None and request.l is not None:
+        # In the places of what only gradients and weighted sums have.
+        operands[1], operands[3] = (row_layout.expanded(s, axes) for s in (request.m, request.l))
     if request.offsets is not None:
         # Ragged rows: a new first dimension, the segments, in which x and out do not move.
         shape, axes = (expected.row_shape[0], *shape), (1,)
@@ -159,7 +163,8 @@ def _planned(
     layout = row_layout.join_dimensions(shape, axes, tuple(steps), request.offsets is not None)
     if layout is None:
         return None
-    if layout.rows == 0 or layout.cols == 0:
+    lse_of_given = request.m is not None and "stat" in returned  # of no columns, too
+    if layout.rows == 0 or (layout.cols == 0 and not lse_of_given):
         return Launches(reads, writes, made, returned, ())
     row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
     problem = SoftmaxProblem(
@@ -173,13 +178,16 @@ def _planned(
         aligned=aligned and all(step % 16 == 0 for step in row_bytes),
         offsets=None if request.offsets is None else request.offsets.dtype.name,
         segments=0 if request.offsets is None else expected.row_shape[0],
+        state=None if request.m is None else request.m.dtype.name,
     )
     plan = plan_softmax(problem, limits.compute_capability, limits.num_sms)
     if plan.workspace_bytes:
         made["partial"] = Made((plan.workspace_bytes,), UINT8)
-    kernels = [(kernel, (SOFTMAX_HEAD, plan.geometry)) for kernel in plan.kernels]
+    head = SOFTMAX_HEAD if request.m is None else (SOFTMAX_HEAD, {"y": "m", "weight": "l"})
+    kernels = [(kernel, (head, plan.geometry)) for kernel in plan.kernels]
+    in_place = request.m is None or "stat" not in writes  # else an lse may stand where m does
     numbers = ("scale_value",)
-    return Launches(reads, writes, made, returned, kernels, numbers=numbers, in_place=True)
+    return Launches(reads, writes, made, returned, kernels, numbers=numbers, in_place=in_place)
 
 
 def _cast(xp: Any, request: Request, operands: Operands) -> tuple[Request, Operands]:

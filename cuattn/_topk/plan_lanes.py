@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cuattn._arrays.row_layout import OPERANDS
 from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div, power_of_two
-from cuattn._softmax.plan import _lanes
+from cuattn._softmax.plan_parts import lanes_of
 from cuattn._topk.problem import TopKProblem
 
 THREADS = 128
@@ -126,7 +126,7 @@ def _columns(problem: TopKProblem, listed: int) -> tuple[int, int, int]:
     """Lanes of a row, rows beside each other, and elements of a lane, at any stride."""
     layout, most = problem.layout, max(listed, _tile(problem)[1])
     stride = layout.row_stride[OPERANDS.index("x")][-1]
-    beside = _lanes(layout)
+    beside = lanes_of(layout)
     if not problem.softmax:  # no order of a sum to keep: no lane without a row
         beside = min(beside, power_of_two(layout.row_size[-1]))
     while (

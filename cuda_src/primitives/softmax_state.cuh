@@ -80,7 +80,8 @@ struct alignas(2 * sizeof(Acc)) SoftmaxState {
   }
 
   __device__ __forceinline__ Acc sum() const { return l; }
-  __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log_natural(l); }
+  __device__ __forceinline__ Acc log_sum() const { return log_natural(l); }
+  __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log_sum(); }
 };
 
 // r = l - 1. Sums are added up whole; one that comes out next to 1 is added up again without the term of the maximum.
@@ -142,7 +143,8 @@ struct alignas(2 * sizeof(Acc)) RestState {
   }
 
   __device__ __forceinline__ Acc sum() const { return Acc(1) + r; }
-  __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log1p_natural(r); }
+  __device__ __forceinline__ Acc log_sum() const { return log1p_natural(r); }
+  __device__ __forceinline__ Acc lse(Acc unit) const { return mul_rn(m, unit) + log_sum(); }
 };
 
 // w: the weights of all elements that equal m; r: the weighted sum of the others. Weights may be negative, and cancel.

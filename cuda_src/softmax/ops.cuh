@@ -218,8 +218,16 @@ struct SoftmaxForward {
     return kRoots ? rescaled_sum(sum, part.m, m, unit) : sum;
   }
 
-  template <int kCount>
-  __device__ __forceinline__ void prepare(Items<kCount>& items, State total) const {
+  // The state of a whole row that comes in, in units of `unit`: its m is an exact multiple, as every t is.
+  template <class Stat>
+  __device__ __forceinline__ SoftmaxState<Acc> load_given(long long row) const {
+    const Stat m = ptx::ld_global(static_cast<const Stat*>(params.y) + params.row_offset(kGivenM, row));
+    const Stat l = ptx::ld_global(static_cast<const Stat*>(params.weight) + params.row_offset(kGivenL, row));
+    return {static_cast<Acc>(m / static_cast<Stat>(unit)), static_cast<Acc>(l)};
+  }
+
+  template <int kCount, class State_>
+  __device__ __forceinline__ void prepare(Items<kCount>& items, State_ total) const {
     if constexpr (kProbs) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) items.t[j] = exp_root(items.t[j] - shift_of(total.m), unit);
@@ -229,14 +237,14 @@ struct SoftmaxForward {
   }
 
   // `part`: the state whose m the items' exponentials are relative to; `total`: the whole row's.
-  template <class Part_>
-  __device__ __forceinline__ void finish(Part_ part, State total) {
+  template <class Part_, class State_>
+  __device__ __forceinline__ void finish(Part_ part, State_ total) {
     shift = total.m;  // where it is infinite, factor makes NaN or -inf of everything
     if constexpr (kProbs) {
       factor = from_root(exp_root(part.m - shift, unit)) / total.sum();
       if (total.m == Limits<Acc>::infinity()) factor = Limits<Acc>::nan();  // exp(inf - inf)
     } else if constexpr (kResult == kLogProb) {
-      factor = log1p_natural(total.r);
+      factor = total.log_sum();
     }
   }
 
@@ -260,7 +268,8 @@ struct SoftmaxForward {
     store_items<kWholeWarps>(params, out, col, begin, end, value);
   }
 
-  __device__ __forceinline__ void store_stat(State total, long long row) const {
+  template <class State_>
+  __device__ __forceinline__ void store_stat(State_ total, long long row) const {
     const long long offset = params.row_offset(kStat, row);
     if constexpr (kResult == kLse) {
       ptx::st_global(static_cast<Out*>(params.stat) + offset, from_acc<Out>(total.lse(unit)));

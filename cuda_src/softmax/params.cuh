@@ -12,14 +12,14 @@ enum SoftmaxPass {
   kNormalize,  // merges the row's partial states, then reads its parts again and writes them
 };
 
-enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands };
+enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands, kGivenM = kY, kGivenL = kWeight };
 
 template <int kRowRank, int kColRank>
 struct SoftmaxParams {
   const void* x;        // input; in the backward pass the gradient of the output
-  const void* y;        // backward: the forward result
+  const void* y;        // backward: the forward result; of a state that comes in m, one per row
   const void* where;    // bool, true = takes part
-  const void* weight;   // Acc, logsumexp's b
+  const void* weight;   // Acc, logsumexp's b; of a state that comes in l, one per row
   const void* scale;    // Acc, one per row; null: scale_value
   void* out;            // softmax, log_softmax or gradient of x
   void* stat;           // one per row: lse, or m of the state; null: not wanted

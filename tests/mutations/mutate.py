@@ -180,6 +180,23 @@ MERGE = (of("softmax_state", "test_merge_of_two_parts", "float32", 64),)
 MERGE_SPECIAL = (of("softmax_state", "test_merge_special_values"),)
 NEGATIVE = (of("mutants", "test_maximum_of_a_negative_row", "float32"),)
 OFFSET = (of("softmax", "test_large_offset", "float32", "softmax"),)
+# softmax_with_state: rows of a few lanes, tiles of a block, columns; strides of a state.
+GIVEN = "softmax_of_state"
+GIVEN_ROWS = (of(GIVEN, "test_rows", 33), of(GIVEN, "test_many_tiles", "softmax"))
+GIVEN_TILES = (
+    of(GIVEN, "test_length", 4097, "softmax"),
+    of(GIVEN, "test_length", 32769, "softmax"),
+)
+GIVEN_ONCE = (f"{FILES['test_traffic']}::test_state_reads_once[2-70001-softmax-odd]",)
+GIVEN_COLUMNS = (of(GIVEN, "test_long_columns", 300),)
+GIVEN_COLUMNS_SHIFTED = tuple(of(GIVEN, "test_layout", n, "swapped") for n in (50, 1550))
+GIVEN_SHIFTED = tuple(
+    of(GIVEN, "test_layout", n, layout) for n in (50, 1550) for layout in ("misaligned", "short")
+)
+GIVEN_LSE = (of(GIVEN, "test_lse"),)
+GIVEN_STRIDES = tuple(of(GIVEN, "test_strides_of_a_state", n, "strided") for n in (3, 129, 1025))
+GIVEN_SCALES = (of(GIVEN, "test_scale", "softmax"), of(GIVEN, "test_scale", "log_softmax"))
+GIVEN_LOG = (of(GIVEN, "test_length", 33, "log_softmax"),)
 BACK = (
     of("softmax_backward", "test_length", 33, "softmax"),
     of("softmax_backward", "test_length", 33, "log_softmax"),

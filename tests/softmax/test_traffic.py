@@ -95,6 +95,41 @@ def test_backward_reads_both_once(rng, name, rows, cols, make):
     assert total.exps <= most
 
 
+@pytest.mark.parametrize("make", [aligned, odd, sliced])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (2, 70_001)])
+def test_state_reads_once(rng, name, rows, cols, make):
+    """Elements of rows whose states are known are read once and written once, and nothing else."""
+    x = make(rng, rows, cols)
+    state = cuattn.softmax_state(x)
+    total, y, (kernel,) = counters_of("sm_90", lambda: getattr(cuattn, name)(x, state=state))
+    np.testing.assert_allclose(y, getattr(cuattn.reference, name)(x), rtol=1e-5, atol=1e-7)
+    threads = kernel.grid * kernel.block
+    assert total.global_bytes_read - x.nbytes == 8 * threads  # each reads m and l of its row
+    assert total.global_sectors_read * 32 <= 1.4 * x.nbytes + 64 * threads / 32
+    assert total.global_bytes_written == x.nbytes
+    assert total.shared_wavefronts == 0
+    # One exponential an element, those of a fragment's that lie outside the row too, and a thread.
+    exps = x.size + threads if name == "softmax" else 0
+    assert exps <= total.exps <= (exps and exps + 6 * rows)
+    assert total.loads_by_size[16] * 512 >= 0.9 * x.nbytes
+    if cols > 128 or make is not sliced:  # lanes exchange elements within whole warps only
+        assert total.stores_by_size[16] * 512 >= 0.9 * x.nbytes
+
+
+@pytest.mark.parametrize(("cols", "beside"), [(7, 200), (250, 128), (3000, 128)])
+def test_state_of_columns_reads_once(rng, cols, beside):
+    x = rng.standard_normal((cols, beside), np.float32)
+    state = cuattn.softmax_state(x, 0)
+    total, y, (kernel,) = counters_of("sm_90", lambda: cuattn.softmax(x, 0, state=state))
+    np.testing.assert_allclose(y, cuattn.reference.softmax(x, axis=0), rtol=1e-5, atol=1e-7)
+    numbers = total.global_bytes_read - x.nbytes
+    assert numbers == 8 * kernel.grid * kernel.block
+    assert total.global_bytes_written == x.nbytes
+    assert total.global_sectors_read * 32 <= 1.15 * x.nbytes + numbers
+    assert total.global_sectors_written * 32 <= 1.15 * x.nbytes
+
+
 # Length of the reduced axis, columns beside it, reads: what a thread block holds is read once.
 @pytest.mark.parametrize(
     ("cols", "beside", "reads"), [(7, 200, 1), (60, 200, 1), (250, 128, 1), (1000, 128, 1.744)]
