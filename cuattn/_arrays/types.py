@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypedDi
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cuattn import results
-
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack  # typing has it from Python 3.11 on
 else:
@@ -33,6 +31,15 @@ class CudaArray(Protocol):
 
     @property
     def __cuda_array_interface__(self) -> Any: ...
+
+
+class RowState(Protocol):
+    """A SoftmaxState or a SoftmaxTopKState."""
+
+    @property
+    def m(self) -> Any: ...
+    @property
+    def l(self) -> Any: ...  # noqa: E743
 
 
 Host = NDArray[Any] | np.generic  # what NumPy computes
@@ -94,7 +101,7 @@ class Gradient(Scaled, total=False):
 
 class LogSoftmax(Gradient, total=False):
     dtype: DTypeLike | None
-    state: results.SoftmaxState | results.SoftmaxTopKState | None
+    state: RowState | None
 
 
 class LogSumExp(TypedDict, total=False):
@@ -109,7 +116,7 @@ class _Softmax(TypedDict, total=False):
     scale: Factor
     where: Where
     dtype: DTypeLike | None
-    state: results.SoftmaxState | results.SoftmaxTopKState | None
+    state: RowState | None
 
 
 class SoftmaxAlone(_Softmax, OutAlone): ...

@@ -12,6 +12,7 @@ from cuattn._arrays.types import (
     LogSoftmax,
     Other,
     Pair,
+    RowState,
     SoftmaxAlone,
     SoftmaxOpen,
     SoftmaxWithLse,
@@ -20,7 +21,6 @@ from cuattn._arrays.types import (
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
 from cuattn._softmax.run import prepare
-from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 
 @overload
@@ -40,7 +40,7 @@ def softmax(
     dtype: Any = None,
     out: Any = None,
     return_lse: bool = False,
-    state: SoftmaxState | SoftmaxTopKState | None = None,
+    state: RowState | None = None,
 ) -> Any:
     """Softmax along an axis: ``exp(scale * x) / sum(exp(scale * x))``.
 
@@ -146,7 +146,7 @@ def log_softmax(
     where: Any = None,
     dtype: Any = None,
     out: Any = None,
-    state: SoftmaxState | SoftmaxTopKState | None = None,
+    state: RowState | None = None,
 ) -> Any:
     """Logarithm of the softmax along an axis: ``scale * x - log(sum(exp(scale * x)))``.
 

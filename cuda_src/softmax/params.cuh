@@ -12,7 +12,8 @@ enum SoftmaxPass {
   kNormalize,  // merges the row's partial states, then reads its parts again and writes them
 };
 
-enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands, kGivenM = kY, kGivenL = kWeight };
+enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands };
+constexpr SoftmaxOperand kGivenM = kY, kGivenL = kWeight;  // of a state that comes in
 
 template <int kRowRank, int kColRank>
 struct SoftmaxParams {
