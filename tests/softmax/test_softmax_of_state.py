@@ -142,7 +142,7 @@ def test_axis(backend, rng, name, axis):
     verify(backend, draw(rng, (4, 5, 33)), axis, name=name)
 
 
-@pytest.mark.parametrize("n", [300, 3000])
+@pytest.mark.parametrize("n", [96, 300, 3000])  # 96: whole tiles
 def test_long_columns(backend, rng, n):
     verify(backend, draw(rng, (n, 37)), 0)
 
