@@ -291,6 +291,8 @@ ROOMS = {
     "_softmax": ({"_arrays", "_device", "results"}, {"numpy"}),
     "_topk": ({"_arrays", "_device", "_softmax", "reference", "results"}, {"numpy"}),
     "_attention": ({"_arrays", "_device", "results"}, {"numpy"}),
+    # Calls the public functions ("": cuattn itself), and lets requests check what it is given.
+    "dask": ({"", "_arrays", "_softmax", "_topk", "_attention", "results"}, {"dask", "numpy"}),
 }
 # Stages of a call, by the first word of a file's name: the stages of its own or another wing that
 # it may import. Files of other names hold public functions.
@@ -304,7 +306,7 @@ STAGES = {
     "run": {"numpy", "plan", "problem", "request", "run", "views"},
     "public": {"checks", "public", "request", "run", "views"},
 }
-MAX_ROOMS = 12  # entries of cuattn/ itself
+MAX_ROOMS = 14  # entries of cuattn/ itself: 12, and the bridges to dask and to JAX
 
 
 def imports(text, package="cuattn"):

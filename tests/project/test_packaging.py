@@ -64,7 +64,7 @@ def test_no_python_package_is_left_out(config):
 
 def test_extras(config):
     extras = {name: lines(value) for name, value in config["options.extras_require"].items()}
-    assert set(extras) == {"cuda12x", "cuda13x", "bf16", "test", "bench", "device", "dev"}
+    assert set(extras) == {"cuda12x", "cuda13x", "bf16", "dask", "test", "bench", "device", "dev"}
     assert lines(config["options"]["install_requires"]) == ["numpy>=2.0"]
     for major in (12, 13):  # CuPy, the compiler and the headers; nothing else
         assert extras[f"cuda{major}x"] == [
@@ -74,7 +74,7 @@ def test_extras(config):
     assert not [line for line in extras["test"] if "cu" in line]  # the tests need no GPU
     assert "cuattn[test]" in extras["bench"]
     assert "cuattn[test,cuda13x]" in extras["device"]
-    assert "cuattn[bench,device]" in extras["dev"]
+    assert "cuattn[bench,dask,device]" in extras["dev"]
 
 
 def test_version_is_a_literal_and_agrees(config):

@@ -1,0 +1,13 @@
+"""The functions of cuattn on dask arrays, whose chunks are arrays of NumPy or CuPy.
+
+A row may lie in any number of chunks. What has to be known of it is computed of each chunk and
+merged in a tree. No function is called before dask computes.
+"""
+
+from __future__ import annotations
+
+from cuattn.dask.attention import attention
+from cuattn.dask.softmax import log_softmax, logsumexp, softmax
+from cuattn.dask.topk import softmax_topk, top_k
+
+__all__ = ["attention", "log_softmax", "logsumexp", "softmax", "softmax_topk", "top_k"]
