@@ -118,8 +118,10 @@ def attention(
     rows = [letter for letter in "BHS" if letter in letters]
     result, acc = call.expected.dtype, call.expected.acc
     out = functools.partial(_out, dtype=result)
-    y = graph.of_states(out, states, rows, letters, result, {"D": v.shape[-1]})
-    return (y, graph.of_states(_lse, states, rows, rows, acc)) if return_lse else y
+    y = graph.of_states(out, states, rows, letters, result, "attention-out", {"D": v.shape[-1]})
+    if not return_lse:
+        return y
+    return y, graph.of_states(_lse, states, rows, rows, acc, "attention-lse")
 
 
 def _aligned(

@@ -99,12 +99,14 @@ def states_of_rows(
     axes: tuple[int, ...],
     others: Sequence[Any],
     split_every: int | None,
+    name: str,
 ) -> Any:
     """``leaf(block, *others)`` of each block of x, merged along the axes by ``node(states)``."""
     ones = dict.fromkeys(axes, 1)
     parts = blocks(leaf, x, others, adjust_chunks=ones, dtype=x.dtype, meta=x._meta)
     node = functools.partial(_node, node)
-    how = {"axis": axes, "split_every": split_every, "concatenate": False, "dtype": x.dtype}
+    how: dict[str, Any] = {"axis": axes, "split_every": split_every, "name": name}
+    how |= {"concatenate": False, "dtype": x.dtype}
     meta = meta_from_array(x, x.ndim - len(axes))
     return da.reduction(parts, same, node, combine=node, meta=meta, **how)
 
@@ -138,12 +140,13 @@ def of_states(
     rows: Sequence[Any],
     index: Sequence[Any],
     dtype: Any,
+    name: str,
     sizes: dict[Any, int] | None = None,
 ) -> Any:
     """``function(state)``, an array of the axes `index`; states have `rows`, `sizes` the others."""
     meta = meta_from_array(states, len(index), dtype)
-    new = sizes or {}
-    return da.blockwise(function, index, states, rows, new_axes=new, dtype=dtype, meta=meta)
+    how = {"new_axes": sizes or {}, "dtype": dtype, "meta": meta, "token": name}
+    return da.blockwise(function, index, states, rows, **how)
 
 
 def lse(state: Any) -> Any:

@@ -136,18 +136,21 @@ def _transform(
     expected, axes = request.expect(call.request), call.request.axes
     keep, width = scalars.flag("keep", keep), graph.width(split_every)
     scale, where = graph.beside("scale", scale, x), graph.beside("where", where, x)
-    rows = [a for a in range(x.ndim) if a not in axes]
+    rows, name = [a for a in range(x.ndim) if a not in axes], function.__name__
     state, split = None, any(x.numblocks[a] > 1 for a in axes)
     if split or return_lse:
         leaf = functools.partial(_state, axis=axes, acc=expected.acc)
-        state = graph.states_of_rows(leaf, graph.merged, x, axes, [scale, where], width)
+        options = [scale, where]
+        state = graph.states_of_rows(leaf, graph.merged, x, axes, options, width, f"{name}-state")
         if split and not keep:  # under other names, so that it is computed anew
             x, where = bind((x, where), state, seed=state.name)
     whole = functools.partial(_of_whole, function=function, axis=axes, dtype=expected.dtype)
     meta = meta_from_array(x, x.ndim, expected.dtype)
     others = [scale, where, (state, rows)]
-    y = graph.blocks(whole, x, others, dtype=expected.dtype, meta=meta)
-    return (y, graph.of_states(graph.lse, state, rows, rows, expected.acc)) if return_lse else y
+    y = graph.blocks(whole, x, others, dtype=expected.dtype, meta=meta, token=name)
+    if not return_lse:
+        return y
+    return y, graph.of_states(graph.lse, state, rows, rows, expected.acc, f"{name}-lse")
 
 
 def _state(x: Any, scale: Any, where: Any, *, axis: tuple[int, ...], acc: Any) -> Any:
@@ -214,6 +217,7 @@ def logsumexp(
         combine=functools.partial(cuattn.logsumexp, dtype=expected.acc),
         axis=axes,
         keepdims=keepdims,
+        name="logsumexp",
         split_every=width,
         dtype=expected.dtype,
         meta=meta_from_array(x, len(expected.stat_shape), expected.dtype),

@@ -62,9 +62,9 @@ def top_k(
     call = request.top_k(graph.stand_in(graph.checked("x", x)), k, axis, mode, sorted, None)
     how: dict[str, Any] = {"k": call.request.k, "mode": mode}
     node = functools.partial(_best, **how)
-    result = _selection(_best_of_block, node, x, axis, call.request, [], split_every, how)
-    values, indices = ((functools.partial(_field, field=field)) for field in TopK._fields)
-    return TopK(result(values, x.dtype), result(indices, np.int64))
+    result = _selection("top_k", _best_of_block, node, x, axis, call.request, [], split_every, how)
+    values, indices = (functools.partial(_field, field=field) for field in TopK._fields)
+    return TopK(result(values, x.dtype, "values"), result(indices, np.int64, "indices"))
 
 
 @explained
@@ -123,20 +123,29 @@ def softmax_topk(
     others = [graph.beside("scale", scale, x), graph.beside("where", where, x)]
     how = {"k": kept, "acc": acc}
     result = _selection(
-        _state_of_block, graph.merged, x, axis, call.request, others, split_every, how
+        "softmax_topk",
+        _state_of_block,
+        graph.merged,
+        x,
+        axis,
+        call.request,
+        others,
+        split_every,
+        how,
     )
     masked = where is not None
     values = functools.partial(
         _values, output=output, renormalize=renormalize, masked=masked, dtype=x.dtype
     )
     indices = functools.partial(_indices, masked=masked)
-    found = result(values, x.dtype), result(indices, np.int64)
-    return (
-        SoftmaxTopKLse(*found, result(graph.lse, acc, False)) if return_lse else SoftmaxTopK(*found)
-    )
+    found = result(values, x.dtype, "values"), result(indices, np.int64, "indices")
+    if not return_lse:
+        return SoftmaxTopK(*found)
+    return SoftmaxTopKLse(*found, result(graph.lse, acc, "lse", has_k=False))
 
 
 def _selection(
+    name: str,
     leaf: Callable[..., Any],
     node: Callable[..., Any],
     x: Any,
@@ -146,7 +155,7 @@ def _selection(
     split_every: Any,
     how: dict[str, Any],
 ) -> Callable[..., Any]:
-    """What makes a result of the states of all rows: ``result(function(state), dtype)``."""
+    """What makes a result of the states of all rows: ``result(function(state), dtype, ...)``."""
     width = graph.width(split_every)
     if axis is None or not x.ndim:
         x, axes, axis = (x if x.ndim else x.reshape(1)), tuple(range(max(x.ndim, 1))), None
@@ -155,16 +164,17 @@ def _selection(
     totals = tuple(x.shape[a] for a in axes)
     starts = [_starts(x, a) for a in axes]
     leaf = functools.partial(leaf, axis=axis, totals=totals, **how)
-    states = graph.states_of_rows(leaf, node, x, axes, [*others, *starts], width)
+    states = graph.states_of_rows(leaf, node, x, axes, [*others, *starts], width, name)
     rows = [a for a in range(x.ndim) if a not in axes]
     place = 0 if axis is None else axis  # of the axis of length k
     index = sorted([*rows, place])
 
-    def result(function: Callable[..., Any], dtype: Any, has_k: bool = True) -> Any:
+    def result(function: Callable[..., Any], dtype: Any, what: str, has_k: bool = True) -> Any:
+        token = f"{name}-{what}"
         if not has_k:
-            return graph.of_states(function, states, rows, rows, dtype)
+            return graph.of_states(function, states, rows, rows, dtype, token)
         function = functools.partial(_placed, function=function, place=place)
-        return graph.of_states(function, states, rows, index, dtype, {place: how["k"]})
+        return graph.of_states(function, states, rows, index, dtype, token, {place: how["k"]})
 
     return result
 

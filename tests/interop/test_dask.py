@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import os
+import threading
 
+import attention_cases
 import numpy as np
 import pytest
+from attention_cases import Problem, any_options
 from cases import draw, ranking_stack, special_rows
 from tolerance import FLOATS, NAIVE, TABLE, assert_close, exact
 
@@ -30,7 +33,7 @@ CHUNKINGS = ["whole rows", "even", "single columns", "single rows", "uneven"]
 any_chunking = pytest.mark.parametrize("chunking", CHUNKINGS)
 
 
-def cut(rng, size, most=4):
+def cut(rng, size, most):
     """Random chunks of an axis."""
     ends = rng.choice(np.arange(1, max(size, 2)), min(most, max(size - 1, 0)), replace=False)
     return tuple(np.diff([0, *np.sort(ends), size]).tolist())
@@ -44,7 +47,7 @@ def chunked(rng, x, chunking="uneven"):
         "even": tuple(max(-(-n // 4), 1) for n in x.shape),
         "single columns": (*(max(n, 1) for n in rows), 1),
         "single rows": (*(1 for n in rows), max(columns // 2, 1)),
-        "uneven": tuple(cut(rng, n) for n in x.shape),
+        "uneven": tuple(cut(rng, n, 5 - x.ndim) for n in x.shape),
     }[chunking]
     return da.from_array(x, chunks=chunks[: x.ndim])
 
@@ -94,7 +97,7 @@ def test_rows_in_chunks(rng, name, chunking):
 
 @any_chunking
 def test_any_axes(rng, chunking):
-    x = draw(rng, (4, 5, 12))
+    x = draw(rng, (3, 4, 9))
     for axis in (0, None, (0, 2), (1, -1), ()):
         keep, width = bool(rng.random() < 0.5), any_width(rng)
         d = chunked(rng, x, chunking)
@@ -184,7 +187,8 @@ def test_the_k_best_are_exactly_those(rng, chunking, dtype):
     n = int(rng.integers(20, 60))
     k = int(rng.choice([0, 1, 5, n - 1, n]))
     x = ranking_stack(rng, n, k, dtype, special=np.dtype(dtype).kind == "f")
-    for axis, mode in itertools.product((-1, 0, None), ("largest", "smallest")):
+    for axis in (-1, 0, None):
+        mode = str(rng.choice(["largest", "smallest"]))
         count = min(k, len(x)) if axis == 0 else k
         d, width = chunked(rng, x, chunking), any_width(rng)
         lazy = cd.top_k(d, count, axis=axis, mode=mode, split_every=width)
@@ -197,8 +201,7 @@ def test_the_k_best_are_exactly_those(rng, chunking, dtype):
 
 
 @any_chunking
-@pytest.mark.parametrize("output", ["prob", "log_prob", "logit"])
-def test_softmax_of_the_k_best(rng, chunking, output):
+def test_softmax_of_the_k_best(rng, chunking):
     n = int(rng.integers(20, 50))
     k = int(rng.choice([1, 5, n - 1, n]))
     x = np.concatenate([rows_to_fail(rng, n), ranking_stack(rng, n, k)])
@@ -212,7 +215,8 @@ def test_softmax_of_the_k_best(rng, chunking, output):
         (where[0], 0.0, False, None),
     ]:
         options = {"scale": scale, "where": part, "axis": axis}
-        how = {"renormalize": renormalize, "output": output, "return_lse": True}
+        how = {"renormalize": renormalize, "return_lse": True}
+        how["output"] = str(rng.choice(["prob", "log_prob", "logit"]))
         d, width = chunked(rng, x, chunking), any_width(rng)
         lazy = cd.softmax_topk(d, k, **options, **how, split_every=width)
         assert isinstance(lazy, cuattn.SoftmaxTopKLse)
@@ -232,3 +236,415 @@ def test_dtypes_of_the_k_best(rng, dtype):
     assert values.dtype == x.dtype
     rounding = 16 * TABLE[dtype].relative
     np.testing.assert_allclose(exact(values), exact(want.values), rtol=rounding, atol=1e-9)
+
+
+# ---- Attention ----
+
+SIZES = {"batch": 2, "heads": (4, 2), "lengths": (23, 31), "dims": (8, 5)}
+
+
+def chunked_attention(rng, problem, options, layout="BHSD", ndim=4):
+    """Results of cuattn.dask, in the layout BHSD: all arrays in chunks of their own."""
+    arrays = [attention_cases.arranged(a, layout, ndim) for a in problem.arrays]
+    arrays = [chunked(rng, a) for a in arrays]
+    options = {
+        name: chunked(rng, value) if isinstance(value, np.ndarray) and rng.random() < 0.5
+        else value for name, value in options.items()
+    }  # fmt: skip
+    width = any_width(rng)
+    lazy = cd.attention(*arrays, **options, layout=layout, return_lse=True, split_every=width)
+    out, lse = compute(tuple(lazy))
+    return (out.swapaxes(-3, -2) if layout == "BSHD" and ndim > 2 else out), lse
+
+
+@pytest.mark.parametrize("layout", ["BHSD", "BSHD"])
+@pytest.mark.parametrize("op", [*FLOATS, "tf32"])
+def test_attention_with_every_option(rng, op, layout):
+    problem = Problem(rng, op, **SIZES, **any_options(rng, 2, 4, SIZES["lengths"]))
+    problem.check(*chunked_attention(rng, problem, problem.options, layout))
+
+
+OPTIONS = {
+    "nothing": {},
+    "causal": {"is_causal": True},
+    "more queries than keys": {"is_causal": True, "q_offset": -9},
+    "nothing to see": {"is_causal": True, "q_offset": -100},
+    "window": {"window": (3, 2)},
+    "open window": {"window": (None, 0), "q_offset": 4},
+    "only the lengths": {"q_lens": np.array([0, 13]), "kv_lens": np.array([31, 6])},
+    "causal lengths": {"is_causal": True, "kv_lens": np.array([17, 0], np.uint8)},
+    "places": {"window": (4, 0), "q_offset": np.array([-2, 25], np.int8)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attention_where_blocks_are_hidden(rng, name):
+    sinks = {"sinks": rng.standard_normal(4).astype(np.float32)}
+    for options in (OPTIONS[name], OPTIONS[name] | sinks):
+        problem = Problem(rng, "float32", **SIZES, **options)
+        problem.check(*chunked_attention(rng, problem, options))
+
+
+@pytest.mark.parametrize(("ndim", "layout"), [(2, "BHSD"), (3, "BHSD"), (3, "BSHD")])
+def test_attention_without_leading_axes(rng, ndim, layout):
+    how = SIZES | {"batch": 1} | ({"heads": (1, 1)} if ndim == 2 else {})
+    options = {"is_causal": True, "sinks": np.ones(how["heads"][0], np.float32)}
+    options |= {"kv_lens": np.array([27]), "alibi_slopes": np.full(how["heads"][0], 0.1)}
+    problem = Problem(rng, "float32", **how, **options)
+    problem.check(*chunked_attention(rng, problem, options, layout, ndim), ndim=ndim)
+    if ndim == 2:
+        options |= {"kv_lens": np.array(27), "alibi_slopes": np.array(0.1), "q_offset": np.int8(4)}
+        options["sinks"] = np.array(1.0)
+        problem.options["q_offset"] = 4
+        problem.hide()
+        problem.check(*chunked_attention(rng, problem, options, ndim=2), ndim=2)
+
+
+def test_parts_of_16_bits_are_merged_in_float32(rng):
+    """As exact as one call, from many blocks of keys."""
+    problem = Problem(rng, "bfloat16", lengths=(4, 300), dims=(16, 16))
+    out, _ = chunked_attention(rng, problem, {})
+    q, k, v = (da.from_array(a, chunks=(1, 1, 3, 16)) for a in problem.arrays)
+    wide = cd.attention(q, k, v, dtype="float32")
+    narrow = compute(cd.attention(q, k, v))
+    assert narrow.dtype == problem.q.dtype and wide.dtype == np.float32
+    np.testing.assert_array_equal(narrow, compute(wide).astype(narrow.dtype))
+    problem.check(narrow)
+
+
+@pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)])
+def test_attention_of_nothing(rng, lengths):
+    problem = Problem(rng, "float32", lengths=lengths, dims=(8, 8))
+    out, lse = chunked_attention(rng, problem, {"is_causal": True})
+    assert not out.any() and np.isneginf(lse).all()
+
+
+def keys_of_parts(lazy):
+    """(B, H, S, K) of every task that attends."""
+    keys = lazy.__dask_graph__().keys()
+    return {key[1:] for key in keys if str(key[0]).startswith("attention-part")}
+
+
+def blocks_that_see(seen, rows, columns):
+    """Blocks of queries and of keys, of which a query sees a key; with the first keys for queries
+    that see none."""
+    some = np.add.reduceat(np.add.reduceat(seen, rows, 2), columns, 3).any((1,)) > 0
+    some[..., 0] |= ~some.any(-1)
+    return some
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_hidden_blocks_have_no_task(rng, name):
+    options = OPTIONS[name]
+    problem = Problem(rng, "float32", **SIZES, **options)
+    q, k, v = problem.arrays
+    rows, columns = cut(rng, 23, 4), cut(rng, 31, 5)
+    q = da.from_array(q, chunks=(1, 2, rows, 8))
+    k = da.from_array(k, chunks=(2, 1, columns, 8))
+    parts = keys_of_parts(cd.attention(q, k, da.from_array(v), **options))
+    starts = [np.cumsum((0, *sizes[:-1])) for sizes in (rows, columns)]
+    expected = blocks_that_see(problem.seen.astype(int), *starts)
+    want = {(b, h, i, j) for b, i, j in zip(*np.nonzero(expected), strict=True) for h in (0, 1)}
+    assert parts == want
+
+
+def test_lengths_that_are_not_read_hide_nothing():
+    q = da.zeros((1, 1, 4, 8), chunks=2)
+    lens = da.from_array(np.array([1]))
+    assert len(keys_of_parts(cd.attention(q, q, q, is_causal=True))) == 3
+    assert len(keys_of_parts(cd.attention(q, q, q, is_causal=True, kv_lens=lens))) == 4
+    assert len(keys_of_parts(cd.attention(q, q, q, kv_lens=np.array([1])))) == 2
+
+
+# ---- Graphs ----
+
+
+class Loads:
+    """An array that notes which parts of it are read."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype, self.ndim, self.parts = x, x.shape, x.dtype, x.ndim, []
+
+    def __getitem__(self, part):
+        self.parts.append(tuple(one.start for one in part))
+        return self.x[part]
+
+    def chunked(self, chunks, inline):
+        empty = np.empty((0,) * self.ndim, self.dtype)
+        return da.from_array(
+            self, chunks, asarray=False, fancy=False, inline_array=inline, meta=empty
+        )
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_chunks_are_loaded_as_often_as_keep_says(rng, inline):
+    """Once, or a second time when all is known of the rows, what `where` comes from, too."""
+    x = Loads(rng.standard_normal((4, 12)).astype(np.float32))
+    mask = Loads(rng.random((4, 12)) < 0.8)
+    blocks = sorted((i, j) for i in (0, 2) for j in (0, 4, 8))
+    d, where = x.chunked((2, 4), inline), mask.chunked((2, 4), inline)
+    want = cuattn.softmax(x.x, where=mask.x)
+    for keep, times in ((True, 1), (False, 2)):
+        x.parts, mask.parts = [], []
+        with dask.config.set(scheduler="sync"):
+            y = cd.softmax(d, where=where, keep=keep).compute()
+        np.testing.assert_allclose(y, want, rtol=1e-6)
+        for loads in (x.parts, mask.parts):
+            assert sorted(loads) == sorted(blocks * times)
+            assert sorted(loads[:6]) == blocks  # all before one comes again
+    whole = x.chunked((2, 12), inline)
+    for once in (
+        lambda: [cd.softmax(whole, keep=False)],
+        lambda: [cd.logsumexp(d)],
+        lambda: cd.top_k(d, 3),
+        lambda: cd.softmax_topk(d, 3, return_lse=True),
+    ):
+        x.parts = []
+        dask.compute(*once())
+        assert len(x.parts) == len(set(x.parts)) in (2, 6)
+
+
+def build(x, where, qkv):
+    """One graph of each function, all of rows in several chunks."""
+    return [
+        cd.softmax(x),
+        *cd.softmax(x, where=where, keep=False, return_lse=True),
+        cd.log_softmax(x, None, scale=2.0),
+        cd.logsumexp(x),
+        *cd.top_k(x, 3, axis=None),
+        *cd.softmax_topk(x, 3, where=where, return_lse=True),
+        *cd.attention(*qkv, is_causal=True, return_lse=True),
+    ]
+
+
+def expected(x, where, qkv):
+    """The same of arrays."""
+    return [
+        cuattn.softmax(x),
+        *cuattn.softmax(x, where=where, return_lse=True),
+        cuattn.log_softmax(x, None, scale=2.0),
+        cuattn.logsumexp(x),
+        *cuattn.top_k(x, 3, axis=None),
+        *cuattn.softmax_topk(x, 3, where=where, return_lse=True),
+        *cuattn.attention(*qkv, is_causal=True, return_lse=True),
+    ]
+
+
+def test_no_function_is_called_before_dask_computes(monkeypatch):
+    """Neither ours, also not on an empty array that stands for a chunk, nor what loads chunks."""
+
+    def fail(*args, **options):
+        raise AssertionError("called")
+
+    for name in cuattn.__all__:
+        if callable(getattr(cuattn, name)) and not isinstance(getattr(cuattn, name), type):
+            monkeypatch.setattr(cuattn, name, fail)
+    x, mask = Loads(np.ones((4, 6))), Loads(np.ones((4, 6), bool))
+    qkv = [Loads(np.ones((1, 2, 4, 8))).chunked(2, True) for _ in range(3)]
+    lazy = build(x.chunked(2, True), mask.chunked(2, True), qkv)
+    assert x.parts == mask.parts == []
+    for one in lazy:
+        with pytest.raises(AssertionError, match="called"):
+            one.compute()
+
+
+def test_the_same_call_makes_the_same_graph():
+    x, qkv = da.ones((4, 6), chunks=2), [da.ones((2, 4, 8), chunks=2)] * 3
+    first, second = (build(x, x > 0, qkv) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert one.__dask_graph__().keys() == other.__dask_graph__().keys()
+    names = [one.name for one in first]
+    others = [cd.softmax(x, keep=False), cd.softmax(x, 0), cd.attention(*qkv, scale=1)]
+    others += [
+        cd.attention(*qkv),
+        cd.attention(*qkv, q_offset=1),
+        cd.attention(*qkv, window=(1, 1)),
+    ]
+    assert len({*names, *(one.name for one in others)}) == len(names) + len(others)
+
+
+def test_tasks():
+    """One for each chunk of whole rows. Else each comes twice, beside trees and what holds the
+    second time back; loads are part of them."""
+
+    def tasks(*lazy):
+        return len({key for one in dask.optimize(*lazy) for key in one.__dask_graph__().keys()})
+
+    x = Loads(np.ones((6, 160), np.float32))
+    whole, parts = x.chunked((2, 160), True), x.chunked((2, 10), True)
+    chunks, tree = 3 * 16, 3 * (4 + 1)
+    assert tasks(cd.softmax(whole)) == tasks(cd.softmax(whole, keep=False)) == 3
+    assert tasks(cd.softmax(parts)) == 3 * chunks + tree
+    assert tasks(cd.softmax(parts, keep=False)) <= 2 * chunks + tree + 5
+    assert tasks(cd.logsumexp(parts, -1)) == chunks + tree
+    assert tasks(*cd.softmax_topk(parts, 3)) == tasks(*cd.top_k(parts, 3))
+    assert tasks(*cd.top_k(parts, 3)) <= chunks + tree + 16 + 2 * 3 + 3
+    names = {str(key[0]).partition("-")[0] for key in cd.softmax(parts).__dask_graph__()}
+    assert names >= {"softmax"}  # what dask's dashboard shows
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "processes"])
+def test_schedulers(rng, scheduler):
+    x = rng.standard_normal((6, 20)).astype(np.float32)
+    qkv = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
+    where = rng.random(x.shape) < 0.7
+    want = expected(x, where, qkv)
+    lazy = build(chunked(rng, x), where, [chunked(rng, a) for a in qkv])
+    got = dask.compute(*lazy, scheduler=scheduler, num_workers=2)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+# ---- Errors ----
+
+X = np.ones((4, 6), np.float32)
+Q = np.ones((2, 4, 8), np.float32)
+BAD = [
+    ("softmax", (X, 2), {}),
+    ("softmax", (X, "1"), {}),
+    ("softmax", (X,), {"axis": (0, 0)}),
+    ("softmax", (X.astype(complex),), {}),
+    ("softmax", (X,), {"scale": np.ones((4, 6))}),
+    ("softmax", (X,), {"scale": "1"}),
+    ("softmax", (X,), {"where": np.ones((5, 6), bool)}),
+    ("softmax", (X,), {"where": X}),
+    ("softmax", (X,), {"dtype": "int8"}),
+    ("softmax", (X,), {"return_lse": 1}),
+    ("softmax", (X,), {"dim": 1}),
+    ("log_softmax", (X,), {"temperature": 1}),
+    ("logsumexp", (X,), {"keepdims": None}),
+    ("logsumexp", (X, 3), {}),
+    ("top_k", (X, 7), {}),
+    ("top_k", (X, -1), {}),
+    ("top_k", (X, 25), {"axis": None}),
+    ("top_k", (X, 1), {"mode": "best"}),
+    ("top_k", (X, 1), {"axis": (0, 1)}),
+    ("top_k", (X,), {}),
+    ("softmax_topk", (X.astype(int), 1), {}),
+    ("softmax_topk", (X, 1), {"output": "probs"}),
+    ("attention", (Q, Q[:, :, :4], Q), {}),
+    ("attention", (Q, Q, Q.astype(float)), {}),
+    ("attention", (Q, Q, Q), {"mask": np.ones((5, 4), bool)}),
+    ("attention", (Q, Q, Q), {"kv_lens": np.array([5])}),
+    ("attention", (Q, Q, Q), {"window": 3}),
+    ("attention", (Q, Q, Q), {"softcap": 0}),
+    ("attention", (Q, Q, Q), {"layout": "HSD"}),
+    ("attention", (Q, Q, Q), {"dtype": "float16"}),
+    ("attention", (Q, Q, Q), {"attn_mask": None}),
+    ("attention", (Q, Q), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options"), BAD)
+def test_errors_are_those_of_arrays(name, args, options):
+    """In the same words, before there is a graph."""
+    with pytest.raises((TypeError, ValueError)) as expected:
+        getattr(cuattn, name)(*args, **options)
+    lazy = [da.from_array(a) if isinstance(a, np.ndarray) else a for a in args]
+    with pytest.raises(type(expected.value)) as error:
+        getattr(cd, name)(*lazy, **options)
+    given, told = (str(one.value).partition("; call ")[0] for one in (error, expected))
+    if "must be an option of" in told:  # there are others here
+        given, told = (text.partition(" (")[0] for text in (given, told))
+    assert given == told
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: cd.softmax(X), TypeError, "x must be a dask.array.Array, but it is numpy.ndarray"),
+        (lambda: cd.top_k([1], 1), TypeError, "x must be a dask.array.Array, but it is list"),
+        (lambda: cd.attention(da.ones((2, 8)), X, X), TypeError, "k must be a dask.array.Array"),
+        (lambda: cd.softmax(da.ones(4)[da.ones(4) > 0]), ValueError, "x must have chunks of known"),
+        (lambda: cd.softmax(da.ones(4), keep=1), TypeError, "keep must be True or False"),
+        (lambda: cd.softmax(da.ones(4), split_every=1), ValueError, "split_every must be at least"),
+        (lambda: cd.logsumexp(da.ones(4), split_every="2"), TypeError, "split_every must be an"),
+        (lambda: cd.logsumexp(da.ones(4), b=1), TypeError, "b must be an option of logsumexp"),
+        (lambda: cd.softmax(da.ones(4), out=X), TypeError, "out must be an option of softmax"),
+        (lambda: cd.softmax(da.ones(3), scale=[1, 2]), TypeError, "scale must be"),
+    ],
+)  # fmt: skip
+def test_errors_of_dask(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+# ---- Devices, and more than the memory holds ----
+
+
+def test_chunks_of_every_backend(backend, rng):
+    """Chunks stay what they are: arrays of CuPy give arrays of CuPy."""
+    x = np.stack([row for _, row in special_rows(rng, 40)][:6])
+    qkv = rng.standard_normal((3, 2, 9, 16)).astype(np.float32)
+    where = rng.random(x.shape) < 0.7
+    want = expected(x, where, qkv)
+
+    def lazy(a, chunks):
+        return da.from_array(backend.asarray(a), chunks, asarray=False)
+
+    with dask.config.set(scheduler="sync"):
+        made = build(lazy(x, (4, 15)), lazy(where, (3, 40)), [lazy(a, (1, 5, 16)) for a in qkv])
+        got = dask.compute(*made)
+    for one, told, other in zip(got, made, want, strict=True):
+        assert type(one) is backend.xp.ndarray and type(told._meta) is type(one)
+        np.testing.assert_allclose(backend.asnumpy(one), other, rtol=1e-5, atol=2e-6)
+    if backend.on_device:
+        with pytest.raises(TypeError, match="where must be an array of the same library as x"):
+            cd.softmax(lazy(x, (4, 15)), where=where)
+
+
+@pytest.mark.slow
+def test_twice_the_memory_of_all_workers(rng):
+    """x is made chunk by chunk and never spilled: what a worker holds stays below its limit."""
+    distributed = pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")
+    limit, rows, width, k = 192 << 20, 64, 1 << 16, 50
+    blocks, step = 4 * limit // (4 * rows * width), width // 2  # two workers
+
+    def block(i):
+        values = np.random.default_rng([seed, i]).integers(-1000, 1000, (rows, width), np.int16)
+        return values.astype(np.float32) / 64  # many ties
+
+    def made(index):
+        return block(int(index[0, 0]))
+
+    seed = int(rng.integers(1 << 30))
+    index = da.arange(blocks, chunks=1)[None]
+    x = index.map_blocks(made, chunks=((rows,), (width,) * blocks), dtype=np.float32,
+                         meta=np.empty((0, 0), np.float32))  # fmt: skip
+    assert x.nbytes == 2 * (2 * limit)
+    memory = dict.fromkeys(("target", "spill", "pause", "terminate"), False)
+    settings = {f"distributed.worker.memory.{key}": value for key, value in memory.items()}
+    with (
+        dask.config.set(settings),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+        done, peaks = threading.Event(), []
+
+        def watch():
+            while not done.wait(0.05):
+                peaks.append(max(worker.memory_full_info().uss for worker in workers))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            y = cd.softmax(x, keep=False)
+            some = y.map_blocks(lambda block: block[:, ::step].copy(), chunks=(rows, 2))
+            sums, some = client.compute([y.sum(axis=-1, dtype=np.float64), some], sync=True)
+            values, indices = client.compute([*cd.softmax_topk(x, k)], sync=True)
+        finally:
+            done.set()
+            watcher.join()
+    assert max(peaks) < limit, f"a worker held {max(peaks) >> 20} MiB"
+    row = int(rng.integers(rows))
+    whole = np.concatenate([block(i)[row] for i in range(blocks)])
+    ref = reference.softmax(whole)
+    np.testing.assert_allclose(sums, 1, rtol=1e-6)
+    np.testing.assert_allclose(some[row], ref[::step], rtol=1e-5)
+    want = cuattn.top_k(whole, k)
+    np.testing.assert_array_equal(indices[row], want.indices)
+    np.testing.assert_allclose(values[row], ref[want.indices], rtol=1e-5)
