@@ -605,13 +605,20 @@ def test_twice_the_memory_of_all_workers(rng):
         values = np.random.default_rng([seed, i]).integers(-1000, 1000, (rows, width), np.int16)
         return values.astype(np.float32) / 64  # many ties
 
-    def made(index):
-        return block(int(index[0, 0]))
+    class Made:
+        """What reads blocks of a file, but for the file."""
+
+        shape, dtype, ndim = (rows, blocks * width), np.dtype(np.float32), 2
+
+        def __getitem__(self, part):
+            return block(part[1].start // width)
+
+    def some(y):
+        return np.concatenate([y.sum(axis=1, keepdims=True), y[:, ::step]], axis=1)
 
     seed = int(rng.integers(1 << 30))
-    index = da.arange(blocks, chunks=1)[None]
-    x = index.map_blocks(made, chunks=((rows,), (width,) * blocks), dtype=np.float32,
-                         meta=np.empty((0, 0), np.float32))  # fmt: skip
+    x = da.from_array(Made(), (rows, width), name=False, asarray=False, fancy=False,
+                      inline_array=True, meta=np.empty((0, 0), np.float32))  # fmt: skip
     assert x.nbytes == 2 * (2 * limit)
     memory = dict.fromkeys(("target", "spill", "pause", "terminate"), False)
     settings = {f"distributed.worker.memory.{key}": value for key, value in memory.items()}
@@ -626,15 +633,14 @@ def test_twice_the_memory_of_all_workers(rng):
         done, peaks = threading.Event(), []
 
         def watch():
-            while not done.wait(0.05):
+            while not done.wait(0.1):
                 peaks.append(max(worker.memory_full_info().uss for worker in workers))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
             y = cd.softmax(x, keep=False)
-            some = y.map_blocks(lambda block: block[:, ::step].copy(), chunks=(rows, 2))
-            sums, some = client.compute([y.sum(axis=-1, dtype=np.float64), some], sync=True)
+            found = client.compute(y.map_blocks(some, chunks=(rows, 3)), sync=True)
             values, indices = client.compute([*cd.softmax_topk(x, k)], sync=True)
         finally:
             done.set()
@@ -643,8 +649,9 @@ def test_twice_the_memory_of_all_workers(rng):
     row = int(rng.integers(rows))
     whole = np.concatenate([block(i)[row] for i in range(blocks)])
     ref = reference.softmax(whole)
-    np.testing.assert_allclose(sums, 1, rtol=1e-6)
-    np.testing.assert_allclose(some[row], ref[::step], rtol=1e-5)
+    np.testing.assert_allclose(found[:, ::3].sum(axis=1, dtype=np.float64), 1, rtol=1e-5)
+    for i, place in ((1, 0), (2, step)):
+        np.testing.assert_allclose(found[row, i::3], ref[place::width], rtol=1e-5)
     want = cuattn.top_k(whole, k)
     np.testing.assert_array_equal(indices[row], want.indices)
     np.testing.assert_allclose(values[row], ref[want.indices], rtol=1e-5)
