@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 
 import numpy
@@ -11,6 +12,14 @@ import cuattn
 from cuattn._device import compiler
 
 PUBLIC = {name: getattr(cuattn, name) for name in cuattn.__all__}
+NAMES = {"cuattn": cuattn, "numpy": numpy}  # that examples may use
+with contextlib.suppress(ImportError):
+    import dask.array
+
+    import cuattn.dask
+
+    PUBLIC |= {f"dask.{name}": getattr(cuattn.dask, name) for name in cuattn.dask.__all__}
+    NAMES["dask"] = dask
 FUNCTIONS = sorted(n for n, f in PUBLIC.items() if callable(f) and not isinstance(f, type))
 # Of numpydoc: parameters and results are described, other functions named, examples given, and the
 # summary begins with no stray blank.
@@ -20,9 +29,7 @@ CHECKS = {"PR01", "PR02", "RT01", "SA01", "EX01", "SS03"}
 def failures(docstring, name):
     """What `doctest` prints of examples that fail."""
     found: list[str] = []
-    test = doctest.DocTestParser().get_doctest(
-        docstring, {"cuattn": cuattn, "numpy": numpy}, name, None, None
-    )
+    test = doctest.DocTestParser().get_doctest(docstring, dict(NAMES), name, None, None)
     assert test.examples, f"{name} has no example"
     doctest.DocTestRunner(verbose=False).run(test, out=found.append)
     return "".join(found)
