@@ -231,7 +231,7 @@ def _best(states: list[TopK], *, k: int, mode: Any) -> TopK:
     come first: as blocks come, unless they are rows of blocks of a whole array."""
     values, indices = (np.concatenate(parts, -1) for parts in zip(*states, strict=True))
     if values.ndim == 1:
-        order = np.argsort(indices)
+        order = cuattn.top_k(indices, indices.size, mode="smallest").indices
         values, indices = values[order], indices[order]
     best = cuattn.top_k(values, min(k, values.shape[-1]), mode=mode)
     return TopK(best.values, np.take_along_axis(indices, best.indices, -1))
