@@ -165,4 +165,6 @@ def scores(x: Any, scale: Any, where: Any, acc: Any) -> tuple[Any, Any]:
             return x, scale
         if scale is not None:
             x = np.multiply(x, scale, dtype=acc)
+    if not np.ndim(where):
+        where = np.full_like(x, bool(where), dtype=bool)
     return np.where(where, x, -np.inf), None

@@ -588,6 +588,10 @@ def test_chunks_of_every_backend(backend, rng):
     for one, told, other in zip(got, made, want, strict=True):
         assert type(one) is backend.xp.ndarray and type(told._meta) is type(one)
         np.testing.assert_allclose(backend.asnumpy(one), other, rtol=1e-5, atol=2e-6)
+        for part in (True, False):  # not an array of the device
+            some = cd.softmax_topk(lazy(x, (4, 15)), 3, where=part).values.compute()
+            want = cuattn.softmax_topk(x, 3, where=part).values
+            np.testing.assert_allclose(backend.asnumpy(some), want, rtol=1e-5)
     if backend.on_device:
         with pytest.raises(TypeError, match="where must be an array of the same library as x"):
             cd.softmax(lazy(x, (4, 15)), where=where)

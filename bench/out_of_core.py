@@ -1,6 +1,7 @@
 """cuattn.dask beside what dask itself offers, where x has twice the memory of all workers.
 
-    python -m bench.bench_dask [--limit 192] [--rows 64] [--only softmax]
+    pip install "cuattn[dask]" distributed tqdm
+    python -m bench.out_of_core [--limit 192] [--rows 64] [--only softmax]
 
 Time, tasks and the peak of a worker (USS), one run each in two processes of one thread. x is made
 chunk by chunk, as if it were read from a file. What is returned is small: of softmax the sum of
