@@ -149,9 +149,9 @@ def of_states(
     return da.blockwise(function, index, states, rows, **how)
 
 
-def lse(state: Any) -> Any:
+def lse(state: Any, *, dtype: Any) -> Any:
     """The log-sum-exp of a block of rows."""
-    return state.lse
+    return state.lse.astype(dtype, copy=False)
 
 
 def scores(x: Any, scale: Any, where: Any, acc: Any) -> tuple[Any, Any]:

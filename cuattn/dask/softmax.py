@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.array.utils import meta_from_array
 from dask.graph_manipulation import bind
 
@@ -139,7 +140,8 @@ def _transform(
     rows, name = [a for a in range(x.ndim) if a not in axes], function.__name__
     state, split = None, any(x.numblocks[a] > 1 for a in axes)
     if split or return_lse:
-        leaf = functools.partial(_state, axis=axes, acc=expected.acc)
+        wide = x.dtype.kind in "iu" or x.dtype == np.float64  # whatever the result is rounded to
+        leaf = functools.partial(_state, axis=axes, acc=np.float64 if wide else expected.acc)
         options = [scale, where]
         state = graph.states_of_rows(leaf, graph.merged, x, axes, options, width, f"{name}-state")
         if split and not keep:  # under other names, so that it is computed anew
@@ -150,7 +152,8 @@ def _transform(
     y = graph.blocks(whole, x, others, dtype=expected.dtype, meta=meta, token=name)
     if not return_lse:
         return y
-    return y, graph.of_states(graph.lse, state, rows, rows, expected.acc, f"{name}-lse")
+    lse = functools.partial(graph.lse, dtype=expected.acc)
+    return y, graph.of_states(lse, state, rows, rows, expected.acc, f"{name}-lse")
 
 
 def _state(x: Any, scale: Any, where: Any, *, axis: tuple[int, ...], acc: Any) -> Any:

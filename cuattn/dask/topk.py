@@ -141,7 +141,9 @@ def softmax_topk(
     found = result(values, x.dtype, "values"), result(indices, np.int64, "indices")
     if not return_lse:
         return SoftmaxTopK(*found)
-    return SoftmaxTopKLse(*found, result(graph.lse, acc, "lse", has_k=False))
+    return SoftmaxTopKLse(
+        *found, result(functools.partial(graph.lse, dtype=acc), acc, "lse", has_k=False)
+    )
 
 
 def _selection(
