@@ -11,8 +11,8 @@ import pytest
 import cuattn
 from cuattn._device import compiler
 
+NAMES = {"cuattn": cuattn, "numpy": numpy}  # that examples use
 PUBLIC = {name: getattr(cuattn, name) for name in cuattn.__all__}
-NAMES = {"cuattn": cuattn, "numpy": numpy}  # that examples may use
 with contextlib.suppress(ImportError):
     import dask.array
 
@@ -20,6 +20,13 @@ with contextlib.suppress(ImportError):
 
     PUBLIC |= {f"dask.{name}": getattr(cuattn.dask, name) for name in cuattn.dask.__all__}
     NAMES["dask"] = dask
+with contextlib.suppress(ImportError):
+    import jax
+
+    import cuattn.jax
+
+    PUBLIC |= {f"jax.{name}": getattr(cuattn.jax, name) for name in cuattn.jax.__all__}
+    NAMES["jax"] = jax
 FUNCTIONS = sorted(n for n, f in PUBLIC.items() if callable(f) and not isinstance(f, type))
 # Of numpydoc: parameters and results are described, other functions named, examples given, and the
 # summary begins with no stray blank.

@@ -293,6 +293,7 @@ ROOMS = {
     "_attention": ({"_arrays", "_device", "results"}, {"numpy"}),
     # Calls the public functions ("": cuattn itself), and lets requests check what it is given.
     "dask": ({"", "_arrays", "_softmax", "_topk", "_attention", "results"}, {"dask", "numpy"}),
+    "jax": ({"_arrays", "_attention", "_softmax", "_topk", "results"}, {"cupy", "jax", "numpy"}),
 }
 # Stages of a call, by the first word of a file's name: the stages of its own or another wing that
 # it may import. Files of other names hold public functions.
@@ -391,6 +392,9 @@ PYTHON_RULES = [
     ("cuattn", import_direction, {"_device/compiler.py": "import cuattn"}),
     ("cuattn", import_direction, {"_arrays/checks.py": "from cuattn._device import runtime"}),
     ("cuattn", import_direction, {"results.py": "import cupy"}),
+    ("cuattn", import_direction, {"_softmax/softmax.py": "import jax"}),
+    ("cuattn", import_direction, {"_topk/topk.py": "from cuattn.jax import top_k"}),
+    ("cuattn", import_direction, {"jax/_calls.py": "from cuattn._device import runtime"}),
     ("cuattn", python_budget, {"softmax.py": "\n" * (PYTHON_BUDGET + 1)}),
     ("bench", private_in_bench, {"bench_softmax.py": "from cuattn._device.runtime import launch"}),
     ("bench", private_in_bench, {"peers/inside.py": "from cuattn import _topk"}),
@@ -427,7 +431,7 @@ def test_import_rule_accepts_what_is_right():
 
 # -- what `import cuattn` pulls in -----------------------------------------------------------------
 
-HEAVY = {"cupy", "ml_dtypes", "scipy", "dask", "importlib.metadata"}
+HEAVY = {"cupy", "ml_dtypes", "scipy", "dask", "jax", "importlib.metadata"}
 
 
 def loaded_after(statement):

@@ -64,7 +64,8 @@ def test_no_python_package_is_left_out(config):
 
 def test_extras(config):
     extras = {name: lines(value) for name, value in config["options.extras_require"].items()}
-    assert set(extras) == {"cuda12x", "cuda13x", "bf16", "dask", "test", "bench", "device", "dev"}
+    names = {"cuda12x", "cuda13x", "bf16", "dask", "jax", "test", "bench", "device", "dev"}
+    assert set(extras) == names
     assert lines(config["options"]["install_requires"]) == ["numpy>=2.0"]
     for major in (12, 13):  # CuPy, the compiler and the headers; nothing else
         assert extras[f"cuda{major}x"] == [
@@ -75,7 +76,7 @@ def test_extras(config):
     assert set(extras["dask"]) <= set(extras["test"])  # else its tests are skipped
     assert "cuattn[test]" in extras["bench"]
     assert "cuattn[test,cuda13x]" in extras["device"]
-    assert "cuattn[bench,device]" in extras["dev"]
+    assert "cuattn[bench,device,jax]" in extras["dev"]
 
 
 def test_version_is_a_literal_and_agrees(config):
