@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cuattn._arrays.interchange import on_host
 from cuattn._softmax import request as softmax_request
 from cuattn.jax import _gradients
 from cuattn.jax._calls import Arrays, Call, varying
@@ -23,8 +24,14 @@ def taken(**given: Any) -> tuple[Arrays, dict[str, Any]]:
         is_option = name not in ("x", "q", "k", "v")
         if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 and is_option:
             continue  # a number
-        if isinstance(value, (jax.Array, np.generic)) or type(value) is np.ndarray:
-            arrays[name] = array = jnp.asarray(value)
+        if isinstance(value, (np.ma.MaskedArray, np.matrix)):
+            continue  # an error
+        if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+            arrays[name] = jnp.asarray(value)
+        elif on_host(value) is not None:
+            arrays[name] = jnp.from_dlpack(value)
+        if name in arrays:
+            array = arrays[name]
             shown[name] = np.broadcast_to(np.zeros((), array.dtype), array.shape)
     return arrays, shown
 
