@@ -82,7 +82,7 @@ def varying(arrays: dict[Any, Any], like: dict[Any, Any]) -> dict[Any, Any]:
 def _run(call: Call, context: Any, outs: Sequence[Any], **buffers: Any) -> None:
     """The callback: the function, from and into buffers of XLA."""
     function, places = FUNCTIONS[call.function]
-    with _stream(context, outs[0]):
+    with _current(context, outs[0]):
         given = dict(call.options) | {name: _view(buffer) for name, buffer in buffers.items()}
         out = [
             view if view.dtype == dtype else view.view(dtype)[..., 0]
@@ -115,7 +115,7 @@ def _view(buffer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _stream(context: Any, buffer: Any) -> Iterator[None]:
+def _current(context: Any, buffer: Any) -> Iterator[None]:
     """XLA's stream of this execution, on the device of a buffer, as CuPy's current one."""
     kind, device = buffer.__dlpack_device__()
     if kind in HOST:
@@ -123,5 +123,15 @@ def _stream(context: Any, buffer: Any) -> Iterator[None]:
         return
     import cupy
 
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(context.stream, device):
+    with cupy.cuda.Device(device), cupy.cuda.Stream.from_external(_Stream(context.stream)):
         yield
+
+
+class _Stream:
+    """A stream, as CUDA's protocol for streams shows one."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address

@@ -16,8 +16,6 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
-import cuattn  # noqa: E402
-import cuattn.jax as cj  # noqa: E402
 from cuattn.jax import _calls  # noqa: E402
 
 ON_CPU = jax.default_backend() == "cpu"
@@ -76,7 +74,9 @@ def assert_near(got, want, roundings=40):
         coarse = min(ours.dtype, theirs.dtype, key=lambda d: ml_dtypes.finfo(d).nmant)
         theirs = theirs.astype(np.float64)
         finite = theirs[np.isfinite(theirs)]
-        allowed = roundings * float(ml_dtypes.finfo(coarse).eps) * max(1, np.abs(finite).max(initial=0))
+        allowed = (
+            roundings * float(ml_dtypes.finfo(coarse).eps) * max(1, np.abs(finite).max(initial=0))
+        )
         np.testing.assert_allclose(ours.astype(np.float64), theirs, rtol=0, atol=allowed)
 
 
@@ -122,12 +122,17 @@ def plain_attention(
 
 def random_attention(rng, dtype="float32", batch=2, heads=4, shared=2, rows=5, columns=7, dim=3):
     """(q, k, v) and every option at once."""
+
     def draw(*shape):
         return rng.standard_normal(shape).astype(dtype)
 
     mask = rng.random((batch, 1, rows, columns)) < 0.8
     mask[:, :, rng.integers(rows)] = False
-    arrays = draw(batch, heads, rows, dim), draw(batch, shared, columns, dim), draw(batch, shared, columns, 4)
+    arrays = (
+        draw(batch, heads, rows, dim),
+        draw(batch, shared, columns, dim),
+        draw(batch, shared, columns, 4),
+    )
     return arrays, {
         "is_causal": bool(rng.integers(2)),
         "window": (3, 4),

@@ -74,7 +74,9 @@ def test_softmax_family(rng, x64, name, dtype):
 def test_selections(rng, x64, dtype):
     """Ties, NaN and infinities, k of 0 and of all; every option."""
     x = ranking_stack(rng, 33, 5, dtype)
-    cases = [("top_k", x, k, {"mode": mode}) for k in (0, 5, 33) for mode in ("largest", "smallest")]
+    cases = [
+        ("top_k", x, k, {"mode": mode}) for k in (0, 5, 33) for mode in ("largest", "smallest")
+    ]
     cube = draw(rng, (3, 4, 5), dtype)
     cases += [("top_k", cube, 3, {"axis": axis}) for axis in (0, -2, None)]
     cases += [("top_k", np.asarray(cube[0, 0, 0]), 1, {}), ("top_k", cube[:0], 2, {})]
@@ -231,7 +233,9 @@ def test_lengths_are_checked_when_it_runs():
     if not ON_CPU:
         pytest.skip("a device trusts them")
     with pytest.raises(Exception, match="kv_lens must be from 0 to 2"):
-        jax.block_until_ready(cj.attention(X[None, None], X[None, None], X[None, None], kv_lens=np.array([3])))
+        jax.block_until_ready(
+            cj.attention(X[None, None], X[None, None], X[None, None], kv_lens=np.array([3]))
+        )
 
 
 def test_nothing_runs_that_nobody_needs(ran):
@@ -264,7 +268,9 @@ def test_rows_of_vmap(rng, ran, in_axes):
     }.items():
         ran.clear()
         got = jax.jit(jax.vmap(functools.partial(call, cj), in_axes))(x)
-        assert_same(got, jax.tree.map(lambda *a: np.stack(a), *(call(cuattn, row) for row in moved)))
+        assert_same(
+            got, jax.tree.map(lambda *a: np.stack(a), *(call(cuattn, row) for row in moved))
+        )
         assert [found for found, _ in ran] == [name]
 
 
@@ -284,7 +290,9 @@ def test_options_of_rows_in_vmap(rng, ran):
 
 
 @pytest.mark.parametrize("layout", ["BHSD", "BSHD"])
-@pytest.mark.parametrize("which", ["all", "q", "k v", "mask kv_lens", "sinks q_lens", "bias alibi_slopes"])
+@pytest.mark.parametrize(
+    "which", ["all", "q", "k v", "mask kv_lens", "sinks q_lens", "bias alibi_slopes"]
+)
 def test_attention_in_vmap(rng, x64, ran, which, layout):
     """Any of the arrays may have the axis."""
     arrays, options = random_attention(rng, "float64")
@@ -307,7 +315,7 @@ def test_attention_in_vmap(rng, x64, ran, which, layout):
     got = jax.jit(jax.vmap(functools.partial(call, ours), (axes,)))(given)
     assert len(ran) == 1
     each = [{n: a[i] if n in names else a for n, a in given.items()} for i in range(3)]
-    assert_near(got, tuple(map(np.stack, zip(*(call(numpys, one) for one in each)))))
+    assert_near(got, tuple(map(np.stack, zip(*(call(numpys, one) for one in each), strict=True))))
 
 
 def test_nested_vmap_of_attention(rng, ran):

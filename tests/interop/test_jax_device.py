@@ -1,5 +1,5 @@
-"""What cuattn.jax does with XLA's buffers on a GPU, for which JAX itself need not be there: stand-ins
-show what XLA's buffers show."""
+"""What cuattn.jax does with XLA's buffers on a GPU. JAX itself need not be there: stand-ins
+show what its buffers show.
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from conftest import on_a_gpu
 
 pytest.importorskip("jax")
 
-import cuattn  # noqa: E402
-from cuattn.jax import _calls  # noqa: E402
+import cuattn
+from cuattn.jax import _calls
 
 
 class Buffer:
@@ -29,7 +29,12 @@ class Buffer:
             raise AssertionError("an empty buffer may have no address")
         names = {"bfloat16": "<V2"}
         typestr = names.get(self.dtype.name, self.dtype.str)
-        return {"shape": self.shape, "typestr": typestr, "data": (self.array.data.ptr, True), "version": 2}
+        return {
+            "shape": self.shape,
+            "typestr": typestr,
+            "data": (self.array.data.ptr, True),
+            "version": 2,
+        }
 
 
 class Context:
@@ -40,16 +45,25 @@ class Context:
 def launch(backend, stream, function, options, arrays, results):
     """The callback, as XLA would call it, into memory that holds NaN or -1."""
     xp = backend.xp
-    made = [xp.full(shape, -1 if np.dtype(dtype).kind == "i" else np.nan, dtype) for shape, dtype in results]
+    made = [
+        xp.full(shape, -1 if np.dtype(dtype).kind == "i" else np.nan, dtype)
+        for shape, dtype in results
+    ]
     given = {name: backend.asarray(a) for name, a in arrays.items()}
     xp.cuda.Device().synchronize()
-    call = _calls.Call(function, tuple(options.items()), tuple((s, np.dtype(d)) for s, d in results))
+    call = _calls.Call(
+        function, tuple(options.items()), tuple((s, np.dtype(d)) for s, d in results)
+    )
     buffers = {name: Buffer(a) for name, a in given.items()}
     return lambda: _calls._run(call, Context(stream), [Buffer(m) for m in made], **buffers), made
 
 
 CALLS = {
-    "softmax": ({"axis": (-1,), "scale": 0.5, "return_lse": True}, ("x",), [((3, 33), "x"), ((3,), "f4")]),
+    "softmax": (
+        {"axis": (-1,), "scale": 0.5, "return_lse": True},
+        ("x",),
+        [((3, 33), "x"), ((3,), "f4")],
+    ),
     "softmax_backward": ({"axis": (-1,)}, ("grad", "y"), [((3, 33), "x")]),
     "logsumexp": ({"axis": (-1,), "keepdims": True}, ("x",), [((3, 1), "x")]),
     "top_k": ({"axis": -1, "k": 4}, ("x",), [((3, 4), "x"), ((3, 4), "i8")]),
@@ -91,7 +105,9 @@ def test_into_buffers_on_the_stream(backend, rng, monkeypatch, name, dtype):
     graph.launch(stream)
     stream.synchronize()
     how = dict(options)
-    given = [how.pop(n) if n in how else backend.asarray(arrays[n]) for n in _calls.FUNCTIONS[name][1]]
+    given = [
+        how.pop(n) if n in how else backend.asarray(arrays[n]) for n in _calls.FUNCTIONS[name][1]
+    ]
     want = getattr(cuattn, name)(*given, **how)
     for ours, theirs in zip(made, want if isinstance(want, tuple) else (want,), strict=True):
         np.testing.assert_array_equal(backend.asnumpy(ours), backend.asnumpy(theirs))
@@ -115,7 +131,7 @@ def test_two_words_are_an_index(backend, rng):
 @on_a_gpu
 def test_attention_and_its_gradients(backend, rng):
     """Gradients of slopes, which have no `out`, and empty arrays."""
-    cupy, stream = backend.xp, backend.xp.cuda.Stream()
+    stream = backend.xp.cuda.Stream()
     q = rng.standard_normal((1, 2, 5, 8)).astype(np.float32)
     slopes = np.array([0.1, 0.2], np.float32)
     like = (q.shape, "f4")
@@ -129,14 +145,18 @@ def test_attention_and_its_gradients(backend, rng):
     np.testing.assert_allclose(backend.asnumpy(lse), want_lse, atol=1e-5)
     arrays |= {"grad": q, "y": want_y, "lse": want_lse}
     results = [like, like, like, ((2,), "f4")]
-    run, made = launch(backend, stream, "attention_backward", {"return_dbias": False}, arrays, results)
+    run, made = launch(
+        backend, stream, "attention_backward", {"return_dbias": False}, arrays, results
+    )
     run()
     stream.synchronize()
     want = cuattn.attention_backward(q, q, q, q, want_y, want_lse, alibi_slopes=slopes)
     for ours, theirs in zip(made, (*want[:3], want.dalibi_slopes), strict=True):
         np.testing.assert_allclose(backend.asnumpy(ours), theirs, atol=1e-4)
     empty = {"x": np.zeros((3, 0), np.float32)}
-    run, (found,) = launch(backend, stream, "logsumexp", {"axis": (-1,), "keepdims": True}, empty, [((3, 1), "f4")])
+    run, (found,) = launch(
+        backend, stream, "logsumexp", {"axis": (-1,), "keepdims": True}, empty, [((3, 1), "f4")]
+    )
     run()
     stream.synchronize()
     assert (backend.asnumpy(found) == -np.inf).all()
