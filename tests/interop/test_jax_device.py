@@ -1,5 +1,5 @@
 """What cuattn.jax does with XLA's buffers on a GPU. JAX itself need not be there: stand-ins
-show what its buffers show.
+show what its buffers show."""
 
 from __future__ import annotations
 
