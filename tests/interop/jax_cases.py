@@ -16,6 +16,8 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
+import cuattn  # noqa: E402, F401
+import cuattn.jax as cj  # noqa: E402, F401
 from cuattn.jax import _calls  # noqa: E402
 
 ON_CPU = jax.default_backend() == "cpu"
