@@ -229,6 +229,8 @@ def test_rows_that_are_not_finite(rng, x64):
     for function in (cj.softmax, lambda x, where: cj.softmax_topk(x, 2, where=where)[0]):
         dx = jax.grad(lambda x, f=function: (f(x, where=where) ** 2).sum())(x)
         assert np.isfinite(dx).all() and (dx[~where] == 0).all() and (dx[0] != 0).any()
+    (dx,) = jax.vjp(functools.partial(cj.log_softmax, where=where), x)[1](g)
+    assert np.isfinite(dx).all() and (dx[~where] == 0).all()
     ours = lambda x: cj.logsumexp(x, -1, where=where, b=1.0 * where)  # noqa: E731
     dx = np.asarray(jax.grad(lambda x: (jnp.array([1, 1, 0, 1]) * ours(x)).sum())(x))
     np.testing.assert_allclose(dx[[0, 1, 3]].sum(1), 1)
