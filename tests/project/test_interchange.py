@@ -24,6 +24,9 @@ from cuattn._arrays import interchange
 from cuattn._arrays.inputs import as_array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Capsules of NumPy 2.0 have no version, and so do not say that they may be written to.
+VERSIONED = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
+writes = pytest.mark.skipif(not VERSIONED, reason="NumPy 2.0 takes arrays in as read-only")
 
 
 class Exporter:
@@ -38,6 +41,7 @@ class Exporter:
         return self.kind, 0
 
     def capsule(self, **options):
+        options = options if VERSIONED else {}
         words = self.array.view(np.uint16) if self.array.dtype == BFLOAT16 else self.array
         capsule = words.__dlpack__(**options)
         name = b"dltensor_versioned" if options.get("max_version") else b"dltensor"
@@ -257,7 +261,13 @@ def test_every_function_is_called():
 
 
 @pytest.mark.host("arrays of the host")
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=writes) if n in ("kv_append", "attention_kvcache") else n
+        for n in CALLS
+    ],
+)
 def test_answered_by_numpy(backend, rng, name):
     """Every array of every function, by whatever library: the bits of the same call of NumPy."""
     args, options = each(
@@ -272,6 +282,7 @@ def test_answered_by_numpy(backend, rng, name):
             np.testing.assert_array_equal(ours, theirs)
 
 
+@writes
 @pytest.mark.host("arrays of the host")
 def test_out(backend, rng):
     """Written where it is; what the library hands out to be read only is refused."""

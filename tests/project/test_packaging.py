@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import cuattn
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = "options.package_data"
+USED = ("cuda12x", "cuda13x", "bf16", "test")  # extras whose oldest versions are tried
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_extras(config):
     assert lines(config["options"]["install_requires"]) == ["numpy>=2.0"]
     for major in (12, 13):  # CuPy, the compiler and the headers; nothing else
         assert extras[f"cuda{major}x"] == [
-            f"cupy-cuda{major}x>=14.2,<15",
+            f"cupy-cuda{major}x>=14.0.1,!=14.1.0,<16",
             f"cuda-toolkit[nvrtc,cudart]=={major}.*",
         ]
     assert not [line for line in extras["test"] if "cu" in line]  # the tests need no GPU
@@ -77,6 +79,27 @@ def test_extras(config):
     assert "cuattn[test]" in extras["bench"]
     assert "cuattn[test,cuda13x]" in extras["device"]
     assert "cuattn[bench,device,jax]" in extras["dev"]
+
+
+def oldest(requirements):
+    """Of requirements that begin at some version: the package, and that version."""
+    found = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in requirements)
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_the_oldest_versions_are_what_ci_tries(config):
+    """.ci/oldest.txt has one for every bound of what users and the tests install."""
+    pins = lines((ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8"))
+    tried = dict(line.split("==") for line in pins)
+    extras = config["options.extras_require"]
+    used = [config["options"]["install_requires"], *(extras[name] for name in USED)]
+    bounds = oldest(line for value in used for line in lines(value))
+    assert tried.keys() == bounds.keys() and len(tried) > 8
+    assert [n for n, bound in bounds.items() if not f"{tried[n]}.".startswith(f"{bound}.")] == []
+
+
+def test_bounds_are_read():
+    assert oldest(["a-b>=2.0,!=2.1,<3", "c", "d==1.*"]) == {"a-b": "2.0"}
 
 
 def test_version_is_a_literal_and_agrees(config):

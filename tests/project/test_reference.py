@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 
 import numpy as np
@@ -118,6 +119,8 @@ def test_scipy_scalars(special, value, axis):
     ],
 )
 def test_scipy_weights(special, x, b):
+    if b == [INF, 1.0] and np.lib.NumpyVersion(sys.modules["scipy"].__version__) < "1.16.0":
+        pytest.skip("NaN there; inf since SciPy 1.16")
     x, b = np.array(x), np.array(b)
     check(reference.logsumexp(x, b=b), scipy_quiet(special.logsumexp, x, b=b))
 

@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import rows_alone
 from tolerance import FLOATS, dtype_of
 
 import cuattn
@@ -74,6 +75,7 @@ OPERATIONS = {
 LENGTHS = (1, 5, 32, 33, 127, 300, 513, 1025, 3000, 40_000, 1 << 18, (1 << 18) + 1)
 
 
+@rows_alone
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("n", LENGTHS)
 def test_bits_of_a_row_in_any_company(rng, operation, n):
@@ -103,6 +105,7 @@ def test_bits_of_small_calls(rng, name):
         np.testing.assert_array_equal(bits(got), bits(out))
 
 
+@rows_alone
 @pytest.mark.parametrize("shape", [(40, 300), (2, (1 << 18) + 1), (3000, 5)])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", FLOATS)

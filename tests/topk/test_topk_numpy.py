@@ -11,6 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from cases import INF, NAN, draw, nans, ranking_stack
+from conftest import rows_alone
 from tolerance import FLOATS, dtype_of
 
 import cuattn
@@ -189,6 +190,7 @@ def bits_of(x, axis, k):
     return [np.moveaxis(a, axis, -1) if a.ndim == 2 else a[:, None] for a in found], state
 
 
+@rows_alone
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("n, k", [(8, 2), (128, 8), (3000, 40), (40_000, 900)])
 def test_a_row_alone(rng, dtype, n, k):
