@@ -2,8 +2,8 @@
 
     python .ci/check_examples.py WHEEL [EXAMPLE ...]
 
-WHEEL is cuattn's. Two at a time; torch is the large one: an index with its CPU wheels, in pip's
-configuration, keeps the CUDA libraries away.
+WHEEL is cuattn's. Two at a time. Of PyTorch it takes a wheel without CUDA, which would be gigabytes;
+pip's configuration has to name an index of those (https://download.pytorch.org/whl/cpu).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
+TORCH = "torch==2.13.0+cpu"
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "bench" / "examples").glob("*.py"))
 
@@ -44,7 +45,7 @@ def run(example: Path, wheel: Path) -> str:
     """The last line that it prints; raises if it fails."""
     requirements, command = recipe(example.read_text())
     ours = [name.replace("cuattn", str(wheel), 1) for name in requirements if name[:6] == "cuattn"]
-    others = [name for name in requirements if name[:6] != "cuattn"]
+    others = [TORCH if name == "torch" else name for name in requirements if name[:6] != "cuattn"]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, symlinks=True)
