@@ -2,8 +2,8 @@
 
     python .ci/check_examples.py WHEEL [EXAMPLE ...]
 
-WHEEL is cuattn's. Two at a time. Of PyTorch it takes a wheel without CUDA, which would be gigabytes;
-pip's configuration has to name an index of those (https://download.pytorch.org/whl/cpu).
+WHEEL is cuattn's. Two at a time. PyTorch is taken without CUDA, which would be gigabytes: pip's
+configuration has to name an index of such wheels (https://download.pytorch.org/whl/cpu).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(example: Path, wheel: Path) -> str:
     if done.returncode:
         raise RuntimeError(f"{example.name} fails:\n{done.stdout}{done.stderr}")
     times = f"{installed - start:.0f} s to install, {time.monotonic() - installed:.0f} s"
-    return f"{example.name}: {times}: {done.stdout.splitlines()[-1]}"
+    return f"{example.name}: {times}: {done.stdout.strip().splitlines()[-1]}"
 
 
 def main(wheel: str, *names: str) -> None:

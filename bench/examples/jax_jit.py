@@ -1,5 +1,5 @@
-"""`attention` as a part of a JAX program like any other: in `jax.jit`, `jax.vmap` and gradients, on a
-GPU or on the CPU.
+"""`attention` as a part of a JAX program like any other: in `jax.jit`, `jax.vmap` and gradients, on
+a GPU or on the CPU.
 
     pip install "cuattn[jax]"
     python bench/examples/jax_jit.py
