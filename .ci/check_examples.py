@@ -3,7 +3,7 @@
     python .ci/check_examples.py WHEEL [EXAMPLE ...]
 
 WHEEL is cuattn's. Two at a time. PyTorch is taken without CUDA, which would be gigabytes: pip's
-configuration has to name an index of such wheels (https://download.pytorch.org/whl/cpu).
+configuration has to name an index of such wheels.
 """
 
 from __future__ import annotations
