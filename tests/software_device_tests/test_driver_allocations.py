@@ -135,7 +135,7 @@ def allocated(call, **out):
 def test_every_function_is_called():
     functions = {name for name in cuattn.__all__ if inspect.isfunction(getattr(cuattn, name))}
     names = {name.partition(",")[0].partition(" ")[0] for name in calls()}
-    assert names == functions - {"show_config"}
+    assert names == functions - {"compile", "show_config"}
     for name in names - {"kv_append"}:
         assert "out" in inspect.signature(getattr(cuattn, name)).parameters
 
