@@ -71,7 +71,7 @@ def softmax(
     """
     arrays, shown = _arguments.taken(x=x, scale=scale, where=where)
     given = shown["x"], axis, shown["scale"], shown["where"]
-    call = softmax_request.transform("prob", *given, dtype, None, return_lse)
+    call = softmax_request.transform("prob", *given, dtype, None, return_lse, None)
     found = _arguments.rows("softmax", arrays, call, return_lse=call.wants_stat)
     return tuple(found) if call.wants_stat else found[0]
 
@@ -107,7 +107,7 @@ def log_softmax(
     """
     arrays, shown = _arguments.taken(x=x, scale=scale, where=where)
     given = shown["x"], axis, shown["scale"], shown["where"]
-    call = softmax_request.transform("log_prob", *given, dtype, None, False)
+    call = softmax_request.transform("log_prob", *given, dtype, None, False, None)
     return _arguments.rows("log_softmax", arrays, call)[0]
 
 
