@@ -202,20 +202,20 @@ def test_attention(rng, x64, few, layout):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_narrow_types(rng, dtype):
     """Each gradient has the dtype of its array; results may be wider."""
-    x = draw(rng, (3, 5, 8), dtype, spread=1.0)
+    x = jnp.clip(draw(rng, (3, 5, 8), dtype, spread=1.0), -2, 2)  # scores with most of their digits
     w = rng.standard_normal(x.shape).astype(np.float32)
-    for ours, plain in (
-        (cj.softmax, jax.nn.softmax),
-        (functools.partial(cj.softmax, dtype=np.float32), jax.nn.softmax),
-        (cj.log_softmax, jax.nn.log_softmax),
-        (lambda x: cj.softmax_topk(x, 8, scale=1.0).values, lambda x: plain_topk(x, 8)),
+    for ours, plain, gradients in (  # these of attention are rounded before they are added
+        (cj.softmax, jax.nn.softmax, 1),
+        (functools.partial(cj.softmax, dtype=np.float32), jax.nn.softmax, 1),
+        (cj.log_softmax, jax.nn.log_softmax, 1),
+        (lambda x: cj.softmax_topk(x, 8, scale=1.0).values, lambda x: plain_topk(x, 8), 1),
         (lambda x: cj.attention(x, x, x, dtype=np.float32),
-         lambda x: plain_attention(x[None], x[None], x[None])[0][0]),
+         lambda x: plain_attention(x[None], x[None], x[None])[0][0], 3),
     ):  # fmt: skip
         got = jax.jit(jax.grad(lambda x, f=ours: (w * f(x)).sum()))(x)
         want = jax.jit(jax.grad(lambda x, f=plain: (w * f(x)).sum()))(x.astype(np.float32))
         assert got.dtype == x.dtype
-        assert_near(got, want, roundings=40 if dtype == "float32" else 4)
+        assert_near(got, want, roundings=40 if dtype == "float32" else 4 * gradients)
 
 
 def test_rows_that_are_not_finite(rng, x64):
