@@ -142,9 +142,9 @@ def attention(
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
-    Partitioning", arXiv:2307.08691, algorithm 1.
+       Partitioning", arXiv:2307.08691, algorithm 1.
     .. [2] O. Press, N. Smith, M. Lewis, "Train Short, Test Long: Attention with Linear Biases
-    Enables Input Length Extrapolation", arXiv:2108.12409.
+       Enables Input Length Extrapolation", arXiv:2108.12409.
 
     Examples
     --------

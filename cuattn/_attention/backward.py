@@ -113,7 +113,7 @@ def attention_backward(
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
-    Partitioning", arXiv:2307.08691, algorithm 2.
+       Partitioning", arXiv:2307.08691, algorithm 2.
 
     Examples
     --------

@@ -141,9 +141,9 @@ def attention_cascade(
     References
     ----------
     .. [1] Z. Ye et al., "Cascade Inference: Memory Bandwidth Efficient Shared Prefix Batch
-    Decoding", https://flashinfer.ai/2024/02/02/cascade-inference.html.
+       Decoding", https://flashinfer.ai/2024/02/02/cascade-inference.html.
     .. [2] J. Juravsky et al., "Hydragen: High-Throughput LLM Inference with Shared Prefixes",
-    arXiv:2402.05099.
+       arXiv:2402.05099.
 
     Examples
     --------

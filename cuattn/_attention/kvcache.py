@@ -147,9 +147,9 @@ def attention_kvcache(
     References
     ----------
     .. [1] T. Dao, D. Haziza, F. Massa, G. Sizov, "Flash-Decoding for long-context inference",
-    https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+       https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
     .. [2] W. Kwon et al., "Efficient Memory Management for Large Language Model Serving with
-    PagedAttention", arXiv:2309.06180.
+       PagedAttention", arXiv:2309.06180.
 
     Examples
     --------

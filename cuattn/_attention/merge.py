@@ -66,7 +66,7 @@ def merge_attention(
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
-    section 3.1.
+       section 3.1.
 
     Examples
     --------

@@ -115,7 +115,7 @@ def softmax(
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
-    algorithm 3.
+       algorithm 3.
 
     Examples
     --------

@@ -166,7 +166,7 @@ def softmax_topk(
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867,
-    algorithm 4.
+       algorithm 4.
 
     Examples
     --------
