@@ -66,7 +66,7 @@ def test_no_python_package_is_left_out(config):
 
 def test_extras(config):
     extras = {name: lines(value) for name, value in config["options.extras_require"].items()}
-    names = {"cuda12x", "cuda13x", "bf16", "dask", "jax", "test", "bench", "device", "dev"}
+    names = {"cuda12x", "cuda13x", "bf16", "dask", "jax", "test", "bench", "device", "dev", "docs"}
     assert set(extras) == names
     assert lines(config["options"]["install_requires"]) == ["numpy>=2.0"]
     for major in (12, 13):  # CuPy, the compiler and the headers; nothing else
