@@ -40,7 +40,7 @@ numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"cuattn {version}"
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "header_links_before_dropdown": 8}
+html_theme_options = {"show_toc_level": 2, "header_links_before_dropdown": 5}
 
 sphinx_gallery_conf = {
     "examples_dirs": "generated/sources",

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ from sphinx.util.nodes import make_refnode
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parents[1]
 GALLERY, SOURCES = "generated/gallery", DOCS / "generated" / "sources"
+FILES = "files"  # pages of files that have no page else
+LANGUAGES = {
+    ".py": "python",
+    ".cuh": "cuda",
+    ".cpp": "cpp",
+    ".hpp": "cpp",
+    ".json": "json",
+    ".txt": "text",
+    "": "text",
+}
 STORY = DOCS / "softmax_to_attention.py"
 EXAMPLES = sorted((ROOT / "bench" / "examples").glob("*.py"))
 REFERENCE = ("cuattn", "cuattn.dask", "cuattn.jax", "cuattn.reference")
@@ -86,13 +97,17 @@ def write_sources(app: Sphinx) -> None:
 
 
 def pages() -> dict[str, str]:
-    """Paths of the repository, and the pages of the site that show these files."""
-    found = {path.relative_to(ROOT).as_posix(): f"{GALLERY}/{path.stem}" for path in EXAMPLES}
+    """Paths that the README files name, and the pages of the site that show these files."""
+    shown = {path.relative_to(ROOT).as_posix(): f"{GALLERY}/{path.stem}" for path in EXAMPLES}
+    named = set()
     for page in DOCS.glob("*.md"):
         for path in re.findall(r"^```\{include\} \.\./\.\./(\S+)$", page.read_text("utf-8"), re.M):
-            found[path] = page.stem
-            found[(ROOT / path).resolve().relative_to(ROOT).as_posix()] = page.stem
-    return found
+            shown[path] = page.stem
+            if (ROOT / path).exists():  # else Sphinx says so
+                named.update(re.findall(r"`([\w.][\w./-]*)`", (ROOT / path).read_text("utf-8")))
+    files = (ROOT / path for path in named if Path(path).suffix in LANGUAGES)
+    paths = [file.relative_to(ROOT).as_posix() for file in files if file.is_file()]
+    return {path: f"{FILES}/{path}" for path in sorted(paths)} | shown
 
 
 def link(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -111,6 +126,16 @@ def link(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             node.replace_self(make_refnode(app.builder, docname, target, anchor, node.deepcopy()))
 
 
+def show_files(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
+    """A page for each file that is named and has no page else."""
+    for path, page in app.config.pages_of_paths.items():
+        if page.startswith(f"{FILES}/"):
+            language = LANGUAGES[Path(path).suffix]
+            text = (ROOT / path).read_text(encoding="utf-8")
+            code = app.builder.highlighter.highlight_block(text, language, location=path)
+            yield page, {"title": path, "body": f"<h1>{path}</h1>\n{code}"}, "page.html"
+
+
 # -- the reference ---------------------------------------------------------------------------------
 
 
@@ -126,5 +151,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pages_of_paths", pages(), "env")
     app.connect("builder-inited", write_sources, priority=100)  # before sphinx-gallery
     app.connect("doctree-resolved", link)
+    app.connect("html-collect-pages", show_files)
     app.connect("env-check-consistency", check_reference)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -276,7 +276,8 @@ ax.legend()
 plt.show()
 
 # %%
-# One grows with N², the other with N: of it the result is the only part that grows at all.
+# One grows with N², the other with N: of it the result is the only part that grows at all. What
+# the kernels of attention read and write is counted by ``python -m bench.counted.io_complexity``.
 #
 # Where to go on: `cuattn.softmax`, `cuattn.softmax_topk` and `cuattn.attention` say what the
 # functions take; `cuda_src/README.md` has the kernels, which do the above in tiles of registers
