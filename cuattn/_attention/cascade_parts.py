@@ -15,6 +15,7 @@ from cuattn._attention.kvcache import attention_kvcache
 from cuattn._attention.merge import merge_attention_states
 from cuattn._attention.request_kvcache import Call
 from cuattn._attention.views import canonical
+from cuattn._device.runtime import keeping
 
 
 def over_parts(call: Call, prefixes: list[tuple[Any, Any]]) -> Any:
@@ -25,7 +26,7 @@ def over_parts(call: Call, prefixes: list[tuple[Any, Any]]) -> Any:
     on: Any = contextlib.nullcontext()
     if runtime is not None:
         on = runtime.on(runtime.device(call.arrays.q))
-    with on:
+    with on, keeping(runtime) if call.outs else contextlib.nullcontext():
         merged = _merged(call, prefixes)
     return merged if call.return_lse else merged[0]
 

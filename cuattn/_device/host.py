@@ -37,7 +37,7 @@ class Computed:
         Of the runtime, the arrays and the numbers of a call; it returns the results.
     """
 
-    in_place = False
+    in_place = allocates = False
 
     def __init__(self, given: Sequence[str], run: Callable[..., list[Any]]) -> None:
         self.given, self.run = given, run

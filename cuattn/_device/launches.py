@@ -78,6 +78,7 @@ class Launches:
         self.given, self.in_place = (*reads, *updates, *writes), in_place
         arrays, (more, self._derived) = [*self.given, *made], derived
         self.reads, self._made = len(reads) + len(updates), tuple(made.values())
+        self.allocates = bool(made)
         self.written, self._shared = len(reads), shared  # the first array that is written
         self._workspace = len(arrays) - sum(name in made for name in WORKSPACES)
         arrays += SHARED if shared else ()

@@ -58,6 +58,7 @@ class Cuda:
         self._current_device = cupy.cuda.runtime.getDevice
         self.workspaces = Workspaces(self._zeros, self.empty)
         self._limits: dict[int, Limits] = {}
+        self.kept: list[Any] = []  # memory that graphs use
 
     def signature(self, array: Any) -> tuple[Any, ...]:
         """All that a call may depend on of an array, except for its address and contents."""
@@ -71,6 +72,20 @@ class Cuda:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Uninitialised C-contiguous array on the current device."""
         return self.xp.empty(shape, dtype)
+
+    def keeping(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which all that is allocated stays where it is, if the current stream is being
+        captured: the graph uses it whenever it runs."""
+        if not self.xp.cuda.get_current_stream().is_capturing():
+            return _nowhere
+        allocate = self.xp.cuda.get_allocator()
+
+        def malloc(size: int) -> Any:
+            memory = allocate(size)
+            self.kept.append(memory)
+            return memory
+
+        return self.xp.cuda.using_allocator(malloc)
 
     def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self.xp.zeros(shape, dtype)
@@ -178,6 +193,11 @@ def current(args: tuple[Any, ...] = ()) -> Any:
         if found is not None:
             return found
     return HOST if args and type(args[0]) is np.ndarray else _runtimes.get("cuda")
+
+
+def keeping(runtime: Any) -> contextlib.AbstractContextManager[Any]:
+    """`Cuda.keeping`; nothing on other runtimes."""
+    return runtime.keeping() if isinstance(runtime, Cuda) else _nowhere
 
 
 def runtime_of(array: Any) -> Any:

@@ -8,6 +8,7 @@ input, and what it launched is what to launch. Each runtime has signatures of it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -27,6 +28,7 @@ R = TypeVar("R")
 # has two signs, and NaN. A subclass may think otherwise.
 OPTIONS = {bool, int, str, type, type(None), np.bool_, np.int32, np.int64}
 FLOATS = {float, np.float16, np.float32, np.float64}
+NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 NUMBER = "number"  # what no argument is called
 
 
@@ -75,13 +77,19 @@ def remembered(number: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
                     if NUMBER in values:
                         numbers = (values[NUMBER], *numbers[1:])
                     if not overlaps or not _overlap(runtime, given, overlaps):
-                        return kind(*launches.run(runtime, given, numbers))
-            made: Any = cold(*args, **options)
-            if type(made) is not Prepared:
-                return made
-            if key is not None:
-                _remember(key, made, values)
-            return made.launch()
+                        if not launches.allocates or options.get("out") is None:
+                            return kind(*launches.run(runtime, given, numbers))
+                        with device_runtime.keeping(runtime):
+                            return kind(*launches.run(runtime, given, numbers))
+            # With `out` nothing that is allocated outlives the call, unless a graph uses it.
+            given_out = options.get("out") is not None
+            with device_runtime.keeping(runtime) if given_out else NOTHING:
+                made: Any = cold(*args, **options)
+                if type(made) is not Prepared:
+                    return made
+                if key is not None:
+                    _remember(key, made, values)
+                return made.launch()
 
         return call
 

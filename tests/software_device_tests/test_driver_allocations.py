@@ -1,7 +1,7 @@
 """What a call with `out` allocates on a device: nothing, but for what is listed here.
 
-Memory that a call allocates while it is captured is free when the call has returned, though the
-graph uses it whenever it runs. Where nothing is allocated, no graph can lose it.
+The graph of a call uses what that has allocated whenever it runs. So this is kept where the call
+was captured, and elsewhere is free when it has returned.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def calls():
 MASK = ones(4, 64) > 0
 ENDS = cupy.array([0, 16, 32], np.int32)
 
-# What the others allocate, and give back when they return.
+# What the others allocate.
 TEMPORARY = {
     "logsumexp of a long row": "states of the parts of a row that several blocks reduce",
     "softmax_state of a long row": "the same",
@@ -130,6 +130,29 @@ def allocated(call, **out):
         call(**out)
     device.flush()
     return sizes
+
+
+@pytest.mark.parametrize("name", TEMPORARY)
+def test_a_graph_keeps_what_it_uses(name):
+    """Arrays that are made when a call has been captured are not where its graph writes."""
+    call = calls()[name]
+    outs = tuple(cupy.empty_like(r) for r in arrays_of(call()))
+    out = {"out": outs if len(outs) > 1 else outs[0]}
+    sizes = allocated(call, **out)
+    expected = [r.get() for r in outs]
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        call(**out)
+        stream.begin_capture()
+        call(**out)
+        graph = stream.end_capture()
+        others = [cupy.full(size, 77, np.uint8) for size in sizes for _ in range(3)]
+        for r in outs:
+            r.fill(1)
+        graph.launch(stream)
+        stream.synchronize()
+    for got, want in zip(outs, expected, strict=True):
+        np.testing.assert_array_equal(got.get(), want)
+    assert all((other == 77).all() for other in others)
 
 
 def test_every_function_is_called():
