@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attention_cases import Problem, any_options
 from cases import draw, ranking_stack, special_rows
+from conftest import GPU
 from tolerance import FLOATS, NAIVE, TABLE, assert_close, exact
 
 import cuattn
@@ -576,7 +577,8 @@ def test_errors_of_dask(call, error, words):
 # ---- Devices, and more than the memory holds ----
 
 
-def test_chunks_of_every_backend(backend, rng):
+@pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
+def test_chunks_of_every_library(backend, rng):
     """Chunks stay what they are: arrays of CuPy give arrays of CuPy."""
     x = np.stack([row for _, row in special_rows(rng, 40)][:6])
     qkv = rng.standard_normal((3, 2, 9, 16)).astype(np.float32)
@@ -589,9 +591,9 @@ def test_chunks_of_every_backend(backend, rng):
     with dask.config.set(scheduler="sync"):
         made = build(lazy(x, (4, 15)), lazy(where, (3, 40)), [lazy(a, (1, 5, 16)) for a in qkv])
         got = dask.compute(*made)
-    for one, told, other in zip(got, made, want, strict=True):
-        assert type(one) is backend.xp.ndarray and type(told._meta) is type(one)
-        np.testing.assert_allclose(backend.asnumpy(one), other, rtol=1e-5, atol=2e-6)
+        for one, told, other in zip(got, made, want, strict=True):
+            assert type(one) is backend.xp.ndarray and type(told._meta) is type(one)
+            np.testing.assert_allclose(backend.asnumpy(one), other, rtol=1e-5, atol=2e-6)
         for part in (True, False):  # not an array of the device
             some = cd.softmax_topk(lazy(x, (4, 15)), 3, where=part).values.compute()
             want = cuattn.softmax_topk(x, 3, where=part).values
