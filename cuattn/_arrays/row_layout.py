@@ -134,9 +134,12 @@ def expanded(array: ArraySpec, axes: tuple[int, ...]) -> ArraySpec:
 def element_strides(
     array: ArraySpec | None, shape: tuple[int, ...]
 ) -> tuple[int, ...] | None | bool:
-    """Strides in elements after broadcasting to `shape`; False where they are not whole ones."""
+    """Strides in elements after broadcasting to `shape`; False where they are not whole ones. Of
+    an array without elements, any will do: those that join all dimensions."""
     if array is None:
         return None
+    if 0 in array.shape:
+        return (0,) * len(shape)
     itemsize, missing = array.dtype.itemsize, len(shape) - len(array.shape)
     strides = [
         0 if size == 1 else stride for size, stride in zip(array.shape, array.strides, strict=True)

@@ -153,6 +153,27 @@ def test_many_axes(backend, rng):
         verify(backend, x, axis)
 
 
+def test_many_axes_without_elements(backend, rng):
+    """No copy has fewer dimensions."""
+    for shape in ((2,) * 11 + (0,), (0,) + (2,) * 11):
+        x = np.empty(shape, np.float32).transpose(rng.permutation(12))
+        shown = backend.asarray(x)
+        for axis in (*range(0, 12, 5), x.shape.index(0)):
+            want = reference.softmax_state(x, axis)
+            state = cuattn.softmax_state(shown, axis)
+            for got, expected in zip(state, want, strict=True):
+                np.testing.assert_array_equal(backend.asnumpy(got), expected)
+            assert cuattn.softmax(shown, axis).shape == shape_of(x, axis, x.shape[axis])
+            _, lse = cuattn.softmax(shown, axis, state=state, return_lse=True)
+            np.testing.assert_array_equal(backend.asnumpy(lse), reference.logsumexp(x, axis))
+            for function in (cuattn.top_k, cuattn.softmax_topk):
+                assert function(shown, 0, axis=axis).values.shape == shape_of(x, axis, 0)
+
+
+def shape_of(x, axis, size):
+    return x.shape[:axis] + (size,) + x.shape[axis + 1 :]
+
+
 @pytest.mark.parametrize("layout", cases.OUTS[:-1])
 @pytest.mark.parametrize("n", [3, 129, 1025])
 def test_strides_of_a_state(backend, rng, n, layout):
