@@ -82,8 +82,14 @@ def test_persistent_blocks(backend, rng, dim):
     """Rounds of many tiles, of few, and of none, after each other."""
     if backend.runtime is not None:
         backend.runtime.num_sms = 2
-    for how in ({"lengths": (270, 150), "q_offset": -140}, {"lengths": (140, 290)}):
-        verify(backend, rng, batch=2, heads=(2, 1), dims=(dim, dim), is_causal=True, **how)
+    how = {"batch": 3, "heads": (2, 1), "dims": (dim, dim)}  # an odd number of rounds of each kind
+    for lengths, options in (
+        ((270, 150), {"is_causal": True, "q_offset": -140}),
+        ((140, 290), {"is_causal": True}),
+        ((200, 90), {"window": (9, 0), "q_offset": 0}),  # the last queries see nothing
+        ((90, 200), {"window": (9, 0), "q_offset": 150}),  # nor are the first keys seen
+    ):
+        verify(backend, rng, lengths=lengths, **how, **options)
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (6, 2), (5, 1)], ids=str)

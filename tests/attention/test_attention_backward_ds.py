@@ -99,8 +99,9 @@ def test_persistent_blocks(backend, rng, dim):
     """Rounds of many tiles, of few, and of none, after each other."""
     if backend.runtime is not None:
         backend.runtime.num_sms = 2
-    how = {"lengths": (600, 300), "dims": (dim, dim), "is_causal": True, "q_offset": -270}
-    check(backend, rng, batch=2, heads=(2, 1), **how)
+    how = {"batch": 2, "heads": (2, 1), "dims": (dim, dim)}
+    check(backend, rng, lengths=(600, 300), is_causal=True, q_offset=-270, **how)
+    check(backend, rng, lengths=(520, 90), window=(9, 0), q_offset=0, **how)
 
 
 def test_options(backend, rng):
