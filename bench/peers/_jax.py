@@ -83,6 +83,8 @@ class Jax(Library):
 
     def asarray(self, array: Any) -> jax.Array:
         """The same memory where JAX takes it; bfloat16, which passes as int16, is copied once."""
+        if not isinstance(array, np.ndarray) and jax.default_backend() == "cpu":
+            raise Unsupported("this JAX is without CUDA")
         with _wide(array):
             if array.dtype.name == "bfloat16":
                 bits = jax.dlpack.from_dlpack(array.view(np.int16))
