@@ -1,8 +1,7 @@
 // dQ of a block of queries on Hopper's tensor cores, from the dS that attention/backward_kv_sm90.cuh has stored.
 //
 //   producer, one warp:          for each block of queries, each tile of keys that a row of it sees: K, and dS^T of
-//   each
-//                                warpgroup that has such a row -> shared memory
+//                                each warpgroup that has such a row -> shared memory
 //   consumers, 64 queries each:  for each tile of keys:  dQ += dS K  (the tensor cores, asynchronously)
 //                                dQ = scale dQ
 //

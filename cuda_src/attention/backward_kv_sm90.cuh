@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    // For each tile of queries `load`: the how manieth of the block it is, its stage and the parity of that, its head
-    // among those that share K, and its first query.
+    // Calls `load` for each tile of queries with the block, the tile's number in it, its stage and the parity to wait
+    // for, its head among those that share K, and its first query.
     const auto for_tiles = [&](const auto& load) {
       for (int round = 0; round < params.schedule.rounds; ++round) {
         KeyBlock block;
