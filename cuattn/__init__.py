@@ -14,6 +14,8 @@ from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
 from cuattn._device.recorder import compile
 from cuattn._softmax.backward import log_softmax_backward, softmax_backward
+from cuattn._softmax.cross_entropy import cross_entropy, cross_entropy_backward
+from cuattn._softmax.logits import entropy, logits_state
 from cuattn._softmax.logsumexp import logsumexp
 from cuattn._softmax.segments import segment_softmax, segment_softmax_backward
 from cuattn._softmax.softmax import log_softmax, softmax
@@ -22,6 +24,7 @@ from cuattn._topk.state import merge, softmax_topk_state
 from cuattn._topk.topk import softmax_topk, top_k
 from cuattn.results import (
     AttentionGradients,
+    LogitsState,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -33,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionGradients",
+    "LogitsState",
     "SoftmaxState",
     "SoftmaxTopK",
     "SoftmaxTopKLse",
@@ -45,9 +49,13 @@ __all__ = [
     "attention_kvcache",
     "attention_varlen",
     "compile",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "entropy",
     "kv_append",
     "log_softmax",
     "log_softmax_backward",
+    "logits_state",
     "logsumexp",
     "merge",
     "merge_attention",

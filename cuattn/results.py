@@ -24,6 +24,42 @@ class SoftmaxState(NamedTuple):
             return np.add(self.m, np.log(self.l), out=np.empty_like(self.m))
 
 
+class LogitsState(NamedTuple):
+    """A `SoftmaxState`, the sum ``t = sum(exp(x - m) * (x - m))`` and the score of a label.
+
+    `logit` is NaN in parts of a row that have not got its label. The empty state is
+    ``(-inf, 0, 0, nan)``. Where `m` is infinite, `t` is `l`.
+    """
+
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741
+    t: NDArray[Any]
+    logit: NDArray[Any]
+
+    @property
+    def lse(self) -> NDArray[Any]:
+        """Natural log-sum-exp of the row."""
+        return SoftmaxState(self.m, self.l).lse
+
+    @property
+    def entropy(self) -> NDArray[Any]:
+        """Entropy of the row in nats, ``log(l) - t / l``; NaN for an empty state."""
+        with np.errstate(all="ignore"):
+            return np.subtract(np.log(self.l), self.t / self.l, out=np.empty_like(self.m))
+
+    @property
+    def log_prob(self) -> NDArray[Any]:
+        """Logarithm of the label's probability, ``logit - m - log(l)``."""
+        with np.errstate(all="ignore"):
+            return np.subtract(self.logit - self.m, np.log(self.l), out=np.empty_like(self.m))
+
+    @property
+    def cross_entropy(self) -> NDArray[Any]:
+        """Loss of the label, ``-log_prob``."""
+        log_prob = self.log_prob
+        return np.negative(log_prob, out=log_prob)
+
+
 class TopK(NamedTuple):
     """The k best elements of each row, best first, and their indices."""
 

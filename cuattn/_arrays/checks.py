@@ -82,6 +82,11 @@ def floating_or_integer(name: str, dtype: np.dtype) -> None:
     one_dtype(name, dtype, FLOATS + INTEGERS, f"{', '.join(FLOATS)} or an integer dtype")
 
 
+def integer(name: str, dtype: np.dtype) -> None:
+    """TypeError unless the dtype is one of INTEGERS."""
+    one_dtype(name, dtype, INTEGERS, "of an integer dtype")
+
+
 def floating(name: str, dtype: np.dtype) -> None:
     """TypeError unless the dtype is one of FLOATS."""
     one_dtype(name, dtype, FLOATS, f"one of {', '.join(FLOATS)}")
@@ -118,8 +123,8 @@ def state_dtype(name: str, dtype: np.dtype) -> None:
         raise TypeError(f"{name} must be float32 or float64, but its dtype is {dtype}")
 
 
-def state_shape(name: str, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
-    """ValueError unless a state has one number per row."""
+def row_shape(name: str, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
+    """ValueError unless an array has one number per row."""
     if shape != rows:
         raise ValueError(
             f"{name} must have the shape of x without axis {rows}, but its shape is {shape}"
@@ -243,6 +248,17 @@ def ends(name: str, values: np.ndarray, total: int, other: str) -> None:
     if values[-1] != total:
         raise ValueError(
             f"{name} must end with the length of {other}, {total}, but its end is {values[-1]}"
+        )
+
+
+def labels(name: str, values: np.ndarray, size: int, ignore_index: int) -> None:
+    """ValueError unless each of these is an element of its row, or is ignored."""
+    wrong = ((values < 0) | (values >= size)) & (values != ignore_index)
+    if np.any(wrong):
+        ends = f"from 0 to {size - 1} or " if size else ""
+        raise ValueError(
+            f"{name} must be {ends}ignore_index ({ignore_index}), "
+            f"but one of them is {values[wrong].flat[0]}"
         )
 
 

@@ -84,9 +84,12 @@ def as_number_or_array(name: str, value: Any, owner: Owner) -> Any:
 
 def as_scale(value: Any, owner: Owner) -> tuple[Any, float]:
     """Factors of scores: (array, 1.0) or (None, number)."""
-    if value is None:
-        return None, 1.0
-    array = as_number_or_array("scale", value, owner)
+    return (None, 1.0) if value is None else as_factor("scale", value, owner)
+
+
+def as_factor(name: str, value: Any, owner: Owner) -> tuple[Any, float]:
+    """(array, 1.0) or (None, number)."""
+    array = as_number_or_array(name, value, owner)
     if isinstance(array, float):
         return None, array
     if array.ndim == 0 and isinstance(array, np.ndarray):

@@ -22,6 +22,7 @@ RENAMED = {
     "axes": ("axis", ""),
     "keepdim": ("keepdims", ""),
     "keep_dims": ("keepdims", ""),
+    "weight": ("b", ""),
     "weights": ("b", ""),
     "mask": ("where", "True takes part"),
     "temperature": ("scale", "scale=1 / temperature"),
@@ -30,6 +31,15 @@ RENAMED = {
     "sm_scale": ("scale", ""),
     "attn_scale": ("scale", ""),
     "scaling": ("scale", ""),
+    "logit_scale": ("scale", ""),
+    "target": ("labels", ""),
+    "targets": ("labels", ""),
+    "y_true": ("labels", ""),
+    "ignore": ("ignore_index", ""),
+    "ignored_index": ("ignore_index", ""),
+    "ignore_label": ("ignore_index", ""),
+    "ignore_class": ("ignore_index", ""),
+    "vocab_start_index": ("index_offset", ""),
     "largest": ("mode", 'mode="largest" or mode="smallest"'),
     "descending": ("mode", 'mode="largest" or mode="smallest"'),
     "topk": ("k", ""),
@@ -84,6 +94,13 @@ ABSENT = {
     "enable_gqa": "heads of k and v are shared wherever their number divides that of q",
     "deterministic": "every result has the same bits on every run",
     "num_splits": "how keys are split is chosen by shape",
+    "reduction": "there is a loss for each row; take their sum or mean",
+    "label_smoothing": "there is no label smoothing",
+    "weight": "multiply losses by weight[labels]",
+    "class_weight": "multiply losses by class_weight[labels]",
+    "lse_square_scale": "add lse_square_scale * lse**2, with return_lse=True",
+    "z_loss": "add z_loss * lse**2, with return_lse=True",
+    "return_z_loss": "add a multiple of lse**2, with return_lse=True",
     "return_sign": "a negative sum gives NaN",
     "stream": "kernels run on CuPy's current stream",
     "device": "kernels run where the arrays are",
@@ -98,6 +115,13 @@ ELSEWHERE = dict.fromkeys(
 # What other libraries call a function of ours.
 FUNCTIONS = {
     "topk": "top_k",
+    "nll_loss": "cross_entropy",
+    "cross_entropy_loss": "cross_entropy",
+    "softmax_cross_entropy": "cross_entropy",
+    "softmax_cross_entropy_with_integer_labels": "cross_entropy",
+    "sparse_softmax_cross_entropy_with_logits": "cross_entropy",
+    "sparse_categorical_crossentropy": "cross_entropy",
+    "softmax_entropy": "entropy",
     "scaled_dot_product_attention": "attention",
     "dot_product_attention": "attention",
     "flash_attn_func": "attention",
@@ -160,7 +184,7 @@ def _reason(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
 def _unknown(option: str, name: str, known: list[str], arrays: list[str]) -> str:
     ours, remedy = RENAMED.get(option, ("", ""))
     if option in FIRST:
-        ours = arrays[0]
+        ours = "x" if "x" in arrays else arrays[0]
     if ours in arrays:
         call = f"{name}({', '.join(arrays)}, ...)"
         return f"{ours} must be given by position, but it came as {option}; call {call}"

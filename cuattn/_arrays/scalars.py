@@ -95,6 +95,14 @@ def count(name: str, value: Any, most: int = MAX_INDEX, why: str = "") -> int:
     return found
 
 
+def int64(name: str, value: Any) -> int:
+    """An integer that an int64 can be."""
+    found = integer(name, value)
+    if not -MAX_INDEX - 1 <= found <= MAX_INDEX:
+        raise ValueError(f"{name} must fit into int64, but it is {shown(found)}")
+    return found
+
+
 # -- flags and words -----------------------------------------------------------------------------
 
 

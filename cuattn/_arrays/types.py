@@ -34,7 +34,7 @@ class CudaArray(Protocol):
 
 
 class RowState(Protocol):
-    """A SoftmaxState or a SoftmaxTopKState."""
+    """A SoftmaxState, LogitsState or SoftmaxTopKState."""
 
     @property
     def m(self) -> Any: ...
@@ -131,6 +131,39 @@ class SoftmaxOpen(_Softmax, OutOpen): ...
 class State(TypedDict, total=False):
     scale: Factor
     out: tuple[Array, Array] | None
+
+
+class _CrossEntropy(TypedDict, total=False):
+    axis: SupportsIndex | None
+    scale: Factor
+    ignore_index: SupportsIndex
+
+
+class CrossEntropyAlone(_CrossEntropy, OutAlone): ...
+
+
+class CrossEntropyWithLse(_CrossEntropy, OutWithLse): ...
+
+
+class CrossEntropyOpen(_CrossEntropy, OutOpen): ...
+
+
+class CrossEntropyBackward(_CrossEntropy, total=False):
+    out: Array | None
+
+
+class Entropy(TypedDict, total=False):
+    scale: Factor
+    where: Where
+    keepdims: bool
+    out: Array | None
+
+
+class LogitsOptions(TypedDict, total=False):
+    axis: SupportsIndex | None
+    scale: Factor
+    index_offset: SupportsIndex
+    out: tuple[Array, Array, Array, Array] | None
 
 
 class TopK(TypedDict, total=False):

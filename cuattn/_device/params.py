@@ -84,7 +84,10 @@ def _count(code: str) -> int:
 # ---- Rows: softmax/params.cuh, softmax/state_merge.cuh ----
 
 SOFTMAX_HEAD = Params(
-    "SoftmaxParams", "Q: x y where weight scale out stat stat_l partial offsets", "d: scale_value"
+    "SoftmaxParams",
+    "Q: x y where weight scale out stat stat_l stat_t stat_logit partial offsets",
+    "d: scale_value grad_value",
+    "q: ignore_index index_offset label_bytes",
 )
 OPERANDS = 7  # kNumOperands
 
@@ -102,7 +105,11 @@ def softmax_geometry(row_rank: int, col_rank: int) -> Params:
     )
 
 
-STATE_MERGE = Params("StateMergeParams", "Q: m_a l_a m_b l_b m l", "q: n")
+STATE_MERGE = Params(
+    "StateMergeParams",
+    "Q: m_a l_a t_a logit_a m_b l_b t_b logit_b m l t logit",
+    "q: n",
+)
 
 # ---- Selections: topk/ops.cuh (behind SoftmaxParams), topk/radix.cuh (behind TopKParams) ----
 

@@ -19,7 +19,7 @@ class Given(Block):
 
     def __init__(self, task: Task, at: Slices, acc: np.dtype) -> None:
         super().__init__(task, at, acc)
-        m, l = (self.rows.spread(one[at].reshape(-1)) for one in task.given)  # noqa: E741
+        m, l = (self.rows.spread(self.given(i)) for i in (0, 1))  # noqa: E741
         power: Any = 0
         if self.factor is not None and acc == FLOAT32:
             large = np.isfinite(self.factor) & (abs(self.factor) > 1)

@@ -43,11 +43,11 @@ def run(call: Call) -> Results:
     if result == "state":
         kept.append(np.empty(shape, expected.stat_dtype) if call.stat_l is None else call.stat_l)
     if x.size:
-        views = kept
-        if not call.request.keepdims:
-            views = [np.expand_dims(k, call.request.axes) for k in kept]
         kind = Gradient if result in ("grad", "log_grad") else Forward if m is None else Given
-        Task(kind, call.request, call.operands, call.factor, out, views, expected.acc).run()
+        given = [] if m is None else [m, l]
+        views, given = ([one.reshape(expected.row_shape) for one in some] for some in (kept, given))
+        acc = expected.acc
+        Task(kind, call.request, call.operands, call.factor, out, views, acc, given).run()
     elif m is None:
         for k, of_nothing in zip(kept, (-np.inf, 0), strict=False):
             k[...] = of_nothing

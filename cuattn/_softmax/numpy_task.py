@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from cuattn._softmax.request import Operands, Request
 class Task:
     """A call, its arrays in the order of its rows, and the kind of its blocks.
 
-    `out` is the transform, or None; `kept` are m and l of a state, with log(l) and lse for a
-    selection, else the lse alone.
+    `out` is the transform, or None. `kept` are results of which a row has one number: m and l of a
+    state, with log(l) and lse for a selection, else the lse alone. `given` are such numbers that a
+    kind of block needs.
     """
 
     def __init__(
@@ -27,8 +29,9 @@ class Task:
         out: Any,
         kept: list[Any],
         acc: np.dtype,
+        given: Sequence[Any] = (),
     ) -> None:
-        x, y, where, weight, *_, m, l = operands  # noqa: E741
+        x, y, where, weight, *_ = operands
         self.kind = kind
         self.result, self.acc = request.result, accumulator(x.dtype, acc)
         self.rows = rows = Rows(x, request.axes, self.acc)
@@ -36,9 +39,7 @@ class Task:
         self.x, self.y, self.where, self.weight, self.out = (
             rows.seen(array, x.shape) for array in (x, y, where, weight, out)
         )
-        self.kept = [rows.per_row(one) for one in kept]
-        given = [] if m is None else [np.expand_dims(one, request.axes) for one in (m, l)]
-        self.given = [rows.per_row(one) for one in given]
+        self.kept, self.given = ([rows.per_row(one) for one in some] for some in (kept, given))
         self.scale = None
         if np.ndim(factor) or factor != 1:
             row_shape = [1 if d in request.axes else size for d, size in enumerate(x.shape)]
@@ -81,6 +82,10 @@ class Block:
         if task.scale is not None:
             factor = task.scale[at].reshape(-1).astype(task.acc)  # the same in either type
             self.factor = self.rows.spread(factor.astype(acc))
+
+    def given(self, i: int) -> Any:
+        """A number that each row has been given."""
+        return self.task.given[i][self.at].reshape(-1)
 
     def load(self, name: str, part: Slices) -> Any:
         """An operand, as a view where it needs no conversion and is not gathered."""

@@ -108,9 +108,9 @@ def plan_softmax(problem: SoftmaxProblem, compute_capability: int, num_sms: int)
 
 
 @lru_cache(maxsize=4096)
-def plan_state_merge(acc: str, n: int) -> Kernel:
+def plan_state_merge(acc: str, n: int, logits: bool = False) -> Kernel:
     """Kernel that merges `n` pairs of states."""
-    arguments = {"Acc": CTYPES[acc], "kThreads": STATE_MERGE_THREADS}
+    arguments = {"Acc": CTYPES[acc], "kLogits": logits, "kThreads": STATE_MERGE_THREADS}
     grid = ceil_div(n, STATE_MERGE_THREADS)
     return Kernel("softmax_state_merge", arguments, grid, STATE_MERGE_THREADS)
 
@@ -226,7 +226,8 @@ def _plan_strided(problem: SoftmaxProblem, num_sms: int) -> SoftmaxPlan:
     lanes = lanes_of(layout)
     for threads, items, _ in STRIDED:
         items = max(1, items // problem.words)
-        if problem.acc == "float64" or problem.weighted:
+        masked_entropy = problem.masked and problem.result == "entropy"
+        if problem.acc == "float64" or problem.weighted or masked_entropy:
             threads = min(threads, 256)  # they take more than 128 registers
         if layout.cols <= threads // lanes * items:
             break

@@ -45,7 +45,7 @@ class Parts:
 def parts_of_row(cols: int, tile: int) -> Parts:
     """Parts of a row of `cols` columns, in tiles of a block."""
     slice_ = max(PART_TILES, ceil_div(ceil_div(cols, tile), MAX_PARTS)) * tile
-    return Parts(ceil_div(cols, slice_), slice_)
+    return Parts(max(1, ceil_div(cols, slice_)), slice_)
 
 
 def lanes_of(layout: Layout) -> int:

@@ -14,6 +14,9 @@ RESULTS = {
     "log_prob": "kLogProb",
     "lse": "kLse",
     "state": "kState",
+    "entropy": "kEntropy",
+    "loss": "kLoss",
+    "logits": "kLogits",
 }
 
 
@@ -21,10 +24,10 @@ RESULTS = {
 class SoftmaxProblem:
     """What a softmax kernel is chosen by.
 
-    `result` is a key of RESULTS, or "grad" / "log_grad"; dtypes are names (CTYPES); `aligned`: x
-    and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged rows' offsets, whose
-    columns are `layout`'s and `segments` their number; `state`: dtype of the m and l of whole rows,
-    whose strides are `layout`'s of y and weight.
+    `result` is a key of RESULTS, or of a gradient "grad", "log_grad", "loss_grad"; dtypes are names
+    (CTYPES); `aligned`: x and all its rows start on 16-byte boundaries; `offsets`: dtype of ragged
+    rows' offsets, whose columns are `layout`'s and `segments` their number; `state`: dtype of the m
+    and l of whole rows, whose strides are `layout`'s of y and weight, or of the lse of a loss.
     """
 
     result: str
@@ -45,13 +48,18 @@ class SoftmaxProblem:
 
     @property
     def reduces(self) -> bool:
-        return self.result in ("lse", "state")
+        return self.result in ("lse", "state", "entropy", "loss", "logits")
 
     @property
     def op(self) -> Instance:
         """The op (softmax/ops.cuh)."""
         x, acc = CTYPES[self.x], CTYPES[self.acc]
         ranks = {"kRowRank": len(self.layout.row_size), "kColRank": len(self.layout.col_size)}
+        if self.result == "loss_grad":
+            return Instance("LossBackward", {"T": x, "Acc": acc, "kRowRank": ranks["kRowRank"]})
+        if self.result in ("loss", "logits"):
+            of_logits = {"kResult": RESULTS[self.result], "kRowRank": ranks["kRowRank"]}
+            return Instance("LogitsForward", {"In": x, "Acc": acc, **of_logits})
         if self.backward:
             of_backward = {"kLog": self.result == "log_grad", "kMasked": self.masked}
             return Instance("SoftmaxBackward", {"T": x, "Acc": acc, **of_backward, **ranks})
@@ -87,7 +95,8 @@ class SoftmaxProblem:
 
     @property
     def state_bytes(self) -> int:
-        return ITEMSIZE[self.acc] * (1 if self.backward else 4 if self.weighted else 2)
+        wide = self.weighted or self.result in ("entropy", "logits")
+        return ITEMSIZE[self.acc] * (1 if self.backward else 4 if wide else 2)
 
     @property
     def fragments(self) -> int:

@@ -20,7 +20,7 @@ from cuattn._arrays.inputs import (
 from cuattn._arrays.outputs import as_outputs, rounded
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
-from cuattn.results import SoftmaxState, SoftmaxTopKState
+from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
 
 
 class Operands(NamedTuple):
@@ -30,6 +30,9 @@ class Operands(NamedTuple):
     y: Any = None
     where: Any = None
     weight: Any = None
+    labels: Any = None
+    lse: Any = None
+    grad: Any = None
     scale: Any = None
     offsets: Any = None
     m: Any = None
@@ -42,6 +45,9 @@ NAMES = {
     "y": "y",
     "where": "where",
     "weight": "b",
+    "labels": "labels",
+    "lse": "lse",
+    "grad": "grad",
     "scale": "scale",
     "offsets": "cu_seqlens",
     "m": "state[0]",
@@ -50,19 +56,24 @@ NAMES = {
     "stat": "out",
 }
 NAMES_OF_GRADIENT = NAMES | {"x": "grad"}
-NAMES_OF_STATE = NAMES | {"stat": "out[0]", "stat_l": "out[1]"}
+NAMES_OF_STATE = NAMES | {
+    name: f"out[{i}]" for i, name in enumerate(("stat", "stat_l", "stat_t", "stat_logit"))
+}
 NAMES_OF_TWO = NAMES | {"out": "out[0]", "stat": "out[1]"}
 
 
 class Request(NamedTuple):
     """One call without its data: what its plan depends on."""
 
-    result: str  # a key of problem.RESULTS, "grad" or "log_grad"
+    result: str  # a key of problem.RESULTS or, of a gradient, "grad", "log_grad", "loss_grad"
     axes: tuple[int, ...]  # sorted, not negative
     x: ArraySpec
     y: ArraySpec | None = None
     where: ArraySpec | None = None
     weight: ArraySpec | None = None
+    labels: ArraySpec | None = None  # of rows: one element of each
+    lse: ArraySpec | None = None  # of rows whose loss has a gradient; `grad`: that of the loss
+    grad: ArraySpec | None = None
     scale: ArraySpec | None = None
     offsets: ArraySpec | None = None
     m: ArraySpec | None = None  # of the whole rows that x is a part of
@@ -91,7 +102,12 @@ class Call(NamedTuple):
     out: Any = None
     stat: Any = None  # as out
     wants_stat: bool = False
-    stat_l: Any = None  # given where stat is, of a state
+    stat_l: Any = None  # given where stat is, of a state; or the lse beside a loss
+    stat_t: Any = None
+    stat_logit: Any = None
+    grad: float = 1.0  # where operands have none
+    ignore_index: int = 0
+    index_offset: int = 0
 
     @property
     def factor(self) -> Any:
@@ -123,7 +139,7 @@ def transform(
     m = l = None  # noqa: E741
     whole: list[Owner] = []
     if state is not None:
-        checks.state("state", state, SoftmaxState, SoftmaxTopKState)
+        checks.state("state", state, SoftmaxState, SoftmaxTopKState, LogitsState)
         m, l = as_array("state.m", state.m, owner), as_array("state.l", state.l, owner)  # noqa: E741
         whole = [("state.m", m), ("state.l", l)]
     request = Request(
@@ -145,7 +161,7 @@ def transform(
         inputs = [owner, ("scale", factors), ("where", where)]
         y, lse = (*as_outputs(out, shapes, inputs, kept=whole), None)[:2]
     runtime = runtime_of(x)
-    where = _placed(where, runtime, x, request)
+    where = placed_where(where, runtime, x, request)
     operands = Operands(x, where=where, scale=factors, m=m, l=l)
     return Call(runtime, request, operands, factor, y, lse, return_lse)
 
@@ -170,35 +186,9 @@ def gradient(result: str, grad: Any, y: Any, axis: Any, scale: Any, where: Any, 
         inputs = [owner, ("y", y), ("scale", factors), ("where", where)]
         (out,) = as_outputs(out, [(grad.shape, grad.dtype)], inputs)
     runtime = runtime_of(grad)
-    operands = Operands(grad, y, _placed(where, runtime, grad, request), None, factors)
+    where = placed_where(where, runtime, grad, request)
+    operands = Operands(grad, y, where=where, scale=factors)
     return Call(runtime, request, operands, factor, out)
-
-
-def segments(given: dict[str, Any], cu_seqlens: Any, scale: Any, out: Any) -> Call:
-    """A call of `segment_softmax` (of x), or of its gradient (of grad and y)."""
-    *rows, offsets = as_arrays({**given, "cu_seqlens": cu_seqlens}).values()
-    x, y = (*rows, None)[:2]
-    owner, *others = zip(given, rows, strict=True)
-    name, _ = owner
-    checks.at_least_1d(name, x.shape)
-    checks.ends_spec("cu_seqlens", offsets.shape, offsets.dtype, "segments")
-    if isinstance(offsets, np.ndarray):
-        checks.ends("cu_seqlens", offsets, x.shape[0], name)
-    factors, factor = (None, 1.0) if scale is None else as_scale(scale, owner)
-    request = Request(
-        "prob" if y is None else "grad",
-        (0,),
-        spec_of(x),
-        spec_of(y),
-        scale=spec_of(factors),
-        offsets=spec_of(offsets),
-    )
-    expected = expect(request)
-    if out is not None:
-        inputs = [owner, *others, ("cu_seqlens", offsets), ("scale", factors)]
-        (out,) = as_outputs(out, [(x.shape, expected.dtype)], inputs)
-    operands = Operands(x, y, scale=factors, offsets=offsets)
-    return Call(runtime_of(x), request, operands, factor, out)
 
 
 def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, out: Any) -> Call:
@@ -228,7 +218,7 @@ def reduction(x: Any, axis: Any, b: Any, where: Any, keepdims: Any, dtype: Any, 
         if weight is not None and not weight.ndim:
             weight = placed(weight, runtime, x)
             request = request._replace(weight=spec_of(weight), dtype=expected.dtype)
-        where = _placed(where, runtime, x, request)
+        where = placed_where(where, runtime, x, request)
     return Call(runtime, request, Operands(x, where=where, weight=weight), stat=out)
 
 
@@ -247,7 +237,7 @@ def state(x: Any, axis: Any, scale: Any, out: Any) -> Call:
     return Call(runtime_of(x), request, operands, factor, stat=m, stat_l=l)
 
 
-def _placed(where: Any, runtime: Any, x: Any, request: Request) -> Any:
+def placed_where(where: Any, runtime: Any, x: Any, request: Request) -> Any:
     """`where`, on the device of x; errors of the request win over what that allocates."""
     if runtime is None or where is None or where.ndim:
         return where
@@ -266,6 +256,8 @@ def expect(request: Request) -> Expected:
         name = "grad"
         checks.floating("grad", x.dtype)
         checks.same_shape_and_dtype("y", request.y.shape, request.y.dtype, "grad", x.shape, x.dtype)
+    elif request.result == "loss_grad":
+        checks.floating("x", x.dtype)
     else:
         checks.floating_or_integer("x", x.dtype)
     weight = None if request.weight is None else request.weight.dtype
@@ -284,9 +276,17 @@ def expect(request: Request) -> Expected:
     stat_shape = row_shape
     if not request.keepdims:
         stat_shape = tuple(size for d, size in enumerate(row_shape) if d not in request.axes)
+    if request.labels is not None:
+        checks.integer("labels", request.labels.dtype)
+        checks.row_shape("labels", request.labels.shape, stat_shape)
+    if request.lse is not None:
+        checks.state_dtype("lse", request.lse.dtype)
+        checks.row_shape("lse", request.lse.shape, stat_shape)
+    if request.grad is not None:
+        checks.broadcastable("grad", request.grad.shape, stat_shape, "the shape of the loss")
     if request.m is not None and request.l is not None:
         m, l = request.m, request.l  # noqa: E741
         checks.state_dtype("state.m", m.dtype)
-        checks.state_shape("state.m", m.shape, stat_shape)
+        checks.row_shape("state.m", m.shape, stat_shape)
         checks.same_shape_and_dtype("state.l", l.shape, l.dtype, "state.m", m.shape, m.dtype)
     return Expected(dtype, acc, dtype if request.result == "lse" else acc, row_shape, stat_shape)

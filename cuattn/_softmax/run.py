@@ -18,7 +18,7 @@ from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
 from cuattn._device.launches import Launches, Made, Prepared, one_or_all
 from cuattn._device.params import SOFTMAX_HEAD
-from cuattn._softmax import numpy_segments, numpy_softmax
+from cuattn._softmax import numpy_logits, numpy_segments, numpy_softmax
 from cuattn._softmax.request import (
     NAMES,
     NAMES_OF_GRADIENT,
@@ -31,63 +31,75 @@ from cuattn._softmax.request import (
 )
 
 UINT8 = np.dtype(np.uint8)
+INT64_MAX = np.iinfo(np.int64).max
 
-# What a call returns: the transform, and one number per row (lse, or m and l of a state).
+# What a call returns: the transform, and numbers per row (of a state all, with m the first).
 RETURNED = {
-    **dict.fromkeys(("prob", "log_prob", "grad", "log_grad"), ("out",)),
+    **dict.fromkeys(("prob", "log_prob", "grad", "log_grad", "loss_grad"), ("out",)),
     "prob_lse": ("out", "stat"),
-    "lse": ("stat",),
-    "state": ("stat", "stat_l"),
+    **dict.fromkeys(("lse", "loss", "entropy"), ("stat",)),
+    **dict.fromkeys(("state", "loss_lse"), ("stat", "stat_l")),
+    "logits": ("stat", "stat_l", "stat_t", "stat_logit"),
 }
+CHECKED = ("offsets", "labels")  # whose values are, at every call, where they are on the host
 MISALIGNED = {"m": "state.m", "l": "state.l"}  # what errors call what signatures number
 SELECTED = ("state[2]", "state[3]")  # values and indices of a state, which nothing is made of
-OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0}
+OF_NOTHING = {"out": 0, "stat": -np.inf, "stat_l": 0, "stat_t": 0, "stat_logit": np.nan}
+NUMBERS = ("scale_value", "grad_value", "ignore_index", "index_offset")  # all but one: of labels
 
 
 def prepare(call: Call, kind: Callable[..., Any] = one_or_all) -> Any:
     """A call with its launches; where it takes more than these, or none, its results."""
-    runtime, request, operands, factor, out, stat, _, stat_l = call
+    runtime, request, operands, out, stat = call[:3] + (call.out, call.stat)
     returned = RETURNED[request.result]
     names = NAMES if request.y is None else NAMES_OF_GRADIENT
     if out is not None and stat is not None:
         names = NAMES_OF_TWO
-    elif stat_l is not None:
+    elif call.stat_l is not None:
         names = NAMES_OF_STATE
+    numbers: tuple[float, ...] = (call.scale,)
+    if request.labels is not None:
+        numbers += (call.grad, call.ignore_index, call.index_offset)
     unread = SELECTED if operands.m is not None else ()
     if runtime is None:
-        if out is not None or stat is not None or operands.offsets is not None:
+        checked = any(getattr(operands, name) is not None for name in CHECKED)
+        if out is not None or stat is not None or checked:
             return kind(*_compute(call))
         arrays = {n: array for n, array in operands._asdict().items() if array is not None}
         computed = _computed(call, tuple(arrays))
-        return Prepared(HOST, computed, arrays, (factor,), kind, names, unread)
+        return Prepared(HOST, computed, arrays, numbers, kind, names, unread)
     device = runtime.device(operands.x)
-    arrays = {**operands._asdict(), "out": out, "stat": stat, "stat_l": stat_l}
+    arrays = {**operands._asdict(), **{name: getattr(call, name) for name in returned}}
     for field, array in arrays.items():
         if array is not None and runtime.address(array) % array.itemsize:
             expect(request)  # so that its errors win over this one
             raise checks.misaligned(MISALIGNED.get(field, names[field]), array)
-    if isinstance(operands.offsets, np.ndarray):
-        names = names | {"offsets": ""}  # its values are checked at every call
+    for name in CHECKED:
+        if isinstance(getattr(operands, name), np.ndarray):
+            names = names | {name: ""}
     with runtime.on(device):
         request, cast = _cast(runtime.xp, request, operands)
         aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
         given = [arrays[name] for name in returned]
-        # Kernels write m and l at one offset; where those given differ, beside them.
-        direct = stat_l is None or row_layout.alike(given)
+        # Kernels write numbers of a row at one offset; where those given differ, beside them.
+        direct = call.stat_l is None or row_layout.alike(given)
         launches = _planned(
             request, spec_of(out), spec_of(stat if direct else None), aligned, limits
         )
         if launches is None:
             request, copies = _copied(runtime.xp, request, cast)
-            return kind(*map(into, given, run(Call(runtime, request, copies, factor))))
+            nothing: dict[str, Any] = dict.fromkeys(returned)
+            call = call._replace(request=request, operands=copies, **nothing)
+            return kind(*map(into, given, run(call)))
         if cast is not operands:
             arrays |= cast._asdict()
-        prepared = Prepared(runtime, launches, arrays, (factor,), kind, names, unread)
+        prepared = Prepared(runtime, launches, arrays, numbers, kind, names, unread)
         if launches.kernels and direct:
             return prepared
         results = prepared.results()
         if not launches.kernels:
-            results = [*map(into, results, (OF_NOTHING[name] for name in returned))]
+            of_nothing = OF_NOTHING | ({"stat": 0} if request.result == "entropy" else {})
+            results = [*map(into, results, (of_nothing[name] for name in returned))]
         return kind(*map(into, given, results))
 
 
@@ -99,8 +111,11 @@ def run(call: Call) -> list[Any]:
 
 def _compute(call: Call) -> list[Any]:
     """All results of a call on NumPy arrays."""
+    result = call.request.result
+    if result in numpy_logits.RESULTS:
+        return numpy_logits.run(call)
     found = (numpy_softmax if call.operands.offsets is None else numpy_segments).run(call)
-    return [getattr(found, name) for name in RETURNED[call.request.result]]
+    return [getattr(found, name) for name in RETURNED[result]]
 
 
 def _computed(call: Call, given: tuple[str, ...]) -> Computed:
@@ -130,7 +145,8 @@ def _planned(
     expected = expect(request)
     x, returned = request.x, RETURNED[request.result]
     reads = [name for name in Operands._fields if getattr(request, name) is not None]
-    given = {"out": out, "stat": stat, "stat_l": stat if request.result == "state" else None}
+    stats = [name for name in returned if name != "out"]
+    given = {"out": out, **dict.fromkeys(stats, stat)}
     writes = [name for name, spec in given.items() if spec is not None]
     order = row_layout.memory_order(x)
     made = {}
@@ -141,7 +157,7 @@ def _planned(
     if stat is None:
         strides = row_layout.packed(expected.stat_shape, None, expected.stat_dtype.itemsize)
         stat = ArraySpec(expected.stat_shape, strides, expected.stat_dtype)
-        made["stat"] = made["stat_l"] = Made(expected.stat_shape, expected.stat_dtype)
+        made |= dict.fromkeys(stats, Made(expected.stat_shape, expected.stat_dtype))
     made = {name: one for name, one in made.items() if name in returned}
     if not request.keepdims:
         stat = row_layout.expanded(stat, request.axes)
@@ -150,6 +166,12 @@ def _planned(
     if request.m is not None and request.l is not None:
         # In the places of what only gradients and weighted sums have.
         operands[1], operands[3] = (row_layout.expanded(s, axes) for s in (request.m, request.l))
+    if request.labels is not None:
+        operands[1] = row_layout.expanded(request.labels, axes)
+    if request.lse is not None:
+        grad = request.grad and row_layout.padded(request.grad, len(expected.stat_shape))
+        operands[2] = grad and row_layout.expanded(grad, axes)
+        operands[3] = row_layout.expanded(request.lse, axes)
     if request.offsets is not None:
         # Ragged rows: a new first dimension, the segments, in which x and out do not move.
         shape, axes = (expected.row_shape[0], *shape), (1,)
@@ -163,12 +185,13 @@ def _planned(
     layout = row_layout.join_dimensions(shape, axes, tuple(steps), request.offsets is not None)
     if layout is None:
         return None
-    lse_of_given = request.m is not None and "stat" in returned  # of no columns, too
-    if layout.rows == 0 or (layout.cols == 0 and not lse_of_given):
+    # Of no columns, too: an lse that is given, a loss of rows whose labels are ignored.
+    of_nothing = (request.m or request.result in ("loss", "loss_lse")) and "stat" in returned
+    if layout.rows == 0 or (layout.cols == 0 and not of_nothing):
         return Launches(reads, writes, made, returned, ())
     row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
     problem = SoftmaxProblem(
-        result=request.result,
+        result="loss" if request.result == "loss_lse" else request.result,
         x=x.dtype.name,
         acc=expected.acc.name,
         out=expected.dtype.name,
@@ -178,15 +201,19 @@ def _planned(
         aligned=aligned and all(step % 16 == 0 for step in row_bytes),
         offsets=None if request.offsets is None else request.offsets.dtype.name,
         segments=0 if request.offsets is None else expected.row_shape[0],
-        state=None if request.m is None else request.m.dtype.name,
+        state=(state := request.m or request.lse) and state.dtype.name,
     )
     plan = plan_softmax(problem, limits.compute_capability, limits.num_sms)
     if plan.workspace_bytes:
         made["partial"] = Made((plan.workspace_bytes,), UINT8)
-    head = SOFTMAX_HEAD if request.m is None else (SOFTMAX_HEAD, {"y": "m", "weight": "l"})
-    kernels = [(kernel, (head, plan.geometry)) for kernel in plan.kernels]
+    places: dict[str, Any] = {} if request.m is None else {"y": "m", "weight": "l"}
+    if request.labels is not None:
+        places = {"y": "labels", "label_bytes": request.labels.dtype.itemsize}
+        places |= {} if request.lse is None else {"weight": "lse"}
+        places |= {} if request.grad is None else {"where": "grad"}
+    kernels = [(kernel, ((SOFTMAX_HEAD, places), plan.geometry)) for kernel in plan.kernels]
     in_place = request.m is None or "stat" not in writes  # else an lse may stand where m does
-    numbers = ("scale_value",)
+    numbers = NUMBERS[: 1 if request.labels is None else None]
     return Launches(reads, writes, made, returned, kernels, numbers=numbers, in_place=in_place)
 
 
@@ -194,16 +221,25 @@ def _cast(xp: Any, request: Request, operands: Operands) -> tuple[Request, Opera
     """Scales, weights and offsets as kernels read them: the accumulator's dtype; contiguous."""
     expected = expect(request)
     cast = {}
-    for name in ("scale", "weight"):
+    for name in ("scale", "weight", "grad"):
         array = getattr(operands, name)
         if array is not None and array.dtype != expected.acc:
             cast[name] = array.astype(expected.acc)
+    if operands.labels is not None and operands.labels.dtype not in (np.int32, np.int64):
+        cast["labels"] = _signed(xp, operands.labels)
     if operands.offsets is not None and operands.offsets.strides != (operands.offsets.itemsize,):
         cast["offsets"] = xp.ascontiguousarray(operands.offsets)
     if not cast:
         return request, operands
     specs: dict[str, Any] = {name: spec_of(array) for name, array in cast.items()}
     return request._replace(**specs, dtype=expected.dtype), operands._replace(**cast)
+
+
+def _signed(xp: Any, labels: Any) -> Any:
+    """Labels as int64: those beyond it are no element of any row, and stay so."""
+    if labels.dtype == np.uint64:
+        labels = xp.minimum(labels, np.uint64(INT64_MAX))
+    return labels.astype(np.int64)
 
 
 def _copied(xp: Any, request: Request, operands: Operands) -> tuple[Request, Operands]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cuattn._arrays.types import Host, Other, Scaled, Unpack
 from cuattn._device.signatures import remembered
-from cuattn._softmax import request
+from cuattn._softmax import request_segments
 from cuattn._softmax.run import prepare
 
 
@@ -54,7 +54,7 @@ def segment_softmax(x: Any, cu_seqlens: Any, /, *, scale: Any = None, out: Any =
     >>> cuattn.segment_softmax(x, numpy.array([0, 1, 3]))
     array([1.  , 0.25, 0.75])
     """
-    return prepare(request.segments({"x": x}, cu_seqlens, scale, out))
+    return prepare(request_segments.segments({"x": x}, cu_seqlens, scale, out))
 
 
 @overload
@@ -102,4 +102,4 @@ def segment_softmax_backward(
     >>> cuattn.segment_softmax_backward(numpy.array([2.0, 1.0, 0.0]), y, cu_seqlens)
     array([ 0.  ,  0.25, -0.25])
     """
-    return prepare(request.segments({"grad": grad, "y": y}, cu_seqlens, scale, out))
+    return prepare(request_segments.segments({"grad": grad, "y": y}, cu_seqlens, scale, out))

@@ -69,7 +69,7 @@ def softmax(
         With `return_lse` a pair.
     return_lse : bool, optional
         Also return ``log(sum(exp(scale * x)))``.
-    state : SoftmaxState or SoftmaxTopKState, optional
+    state : SoftmaxState, LogitsState or SoftmaxTopKState, optional
         What is known of whole rows, of which x is a part: that of `softmax_state` with the same
         `scale`, merged with those of the other parts. Shape of x without `axis`, float32 or
         float64. Results are then those of the whole rows, from one read of x.

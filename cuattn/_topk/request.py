@@ -14,7 +14,7 @@ from cuattn._arrays.inputs import Owner, as_array, as_scale, as_where, placed
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
-from cuattn.results import SoftmaxState, SoftmaxTopKState
+from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
 
 INT64 = np.dtype(np.int64)
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -82,7 +82,7 @@ class MergeCall(NamedTuple):
     """The merge of two states that fit each other."""
 
     runtime: Any  # None: NumPy computes it, by `cuattn.reference`
-    kind: type  # SoftmaxState or SoftmaxTopKState
+    kind: type  # SoftmaxState, LogitsState or SoftmaxTopKState
     arrays: list[Any]  # fields of one state of that kind, and then of the other
     outs: tuple[Any, ...]  # results that are given: all or none
 
@@ -163,7 +163,8 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any,
 
 def merge(a: Any, b: Any, out: Any) -> MergeCall:
     """A call of `merge`."""
-    kind: Any = SoftmaxTopKState if isinstance(a, SoftmaxTopKState) else SoftmaxState
+    others = (SoftmaxTopKState, LogitsState)
+    kind: Any = next((one for one in others if isinstance(a, one)), SoftmaxState)
     checks.state("a", a, kind)
     checks.state("b", b, kind)
     m: Any = as_array("a.m", a.m)
@@ -190,7 +191,7 @@ def merge(a: Any, b: Any, out: Any) -> MergeCall:
     if out is not None:
         # A place of a selection may come from any one of the lists, which must stay as they are.
         specs = expected[: len(kind._fields)]
-        outs = as_outputs(out, specs, inputs, in_place=kind is SoftmaxState)
+        outs = as_outputs(out, specs, inputs, in_place=kind is not SoftmaxTopKState)
     if runtime is not None:
         for name, array in (*inputs, *((f"out[{i}]", one) for i, one in enumerate(outs))):
             if runtime.address(array) % array.itemsize:

@@ -26,7 +26,7 @@ from cuattn._softmax import request as softmax_request
 from cuattn._softmax.run import run as run_softmax
 from cuattn._topk import numpy_topk
 from cuattn._topk.request import INT64, Call, MergeCall, Operands, Request, expect, fields
-from cuattn.results import SoftmaxState
+from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
 
 if TYPE_CHECKING:
     from cuattn._topk.problem import TopKProblem
@@ -271,7 +271,8 @@ def _planned_merge(
 
     made = {field: Made(*spec) for field, spec in zip(kind._fields, specs, strict=True)}
     (shape, dtype), k = specs[0], made["values"].shape[-1] if "values" in made else 0
-    fields = kind._fields if k else ("m", "l")  # nothing selected
+    logits = kind is LogitsState
+    fields = kind._fields if k or logits else ("m", "l")  # nothing selected
     reads = [f"{field}_{side}" for side in "ab" for field in fields]
     n = math.prod(shape)
     kernels: list[Any] = []
@@ -279,7 +280,7 @@ def _planned_merge(
         block = [(TOPK_STATE_MERGE, {"rows": n, "k": k})]
         kernels.append((plan_topk_state_merge(dtype.name, n, k), block))
     elif n:
-        kernels.append((plan_state_merge(dtype.name, n), [(STATE_MERGE, {"n": n})]))
+        kernels.append((plan_state_merge(dtype.name, n, logits), [(STATE_MERGE, {"n": n})]))
     made = {field: one for field, one in made.items() if field not in writes}
-    in_place = kind is SoftmaxState
+    in_place = kind is not SoftmaxTopKState
     return Launches(reads, writes, made, kind._fields, kernels, in_place=in_place)

@@ -11,9 +11,9 @@ from cuattn._arrays.types import Array, Host, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
 from cuattn._topk.run import prepare, prepare_merge
-from cuattn.results import SoftmaxState, SoftmaxTopKState
+from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
 
-State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
+State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState)
 
 
 @overload
@@ -88,18 +88,19 @@ def merge(a: State, b: State, /, *, out: tuple[Array, ...] | None = None) -> Sta
 
     Parameters
     ----------
-    a, b : SoftmaxState or SoftmaxTopKState
-        Both of one kind, shape and dtype. Empty are the states of nothing: ``(-inf, 0)``, and for
-        the selection ``(-inf, -1)`` in every place.
-    out : SoftmaxState, SoftmaxTopKState or tuple of their arrays, optional
-        Where to write: exactly the shapes and dtypes of a, any strides. A plain state may be a or b
+    a, b : SoftmaxState, LogitsState or SoftmaxTopKState
+        Both of one kind, shape and dtype. Empty are the states of nothing: ``(-inf, 0)``, with a t
+        of 0 and a logit of NaN, and for the selection ``(-inf, -1)`` in every place.
+    out : SoftmaxState, LogitsState, SoftmaxTopKState or tuple of their arrays, optional
+        Where to write: exactly the shapes and dtypes of a, any strides. A state may be a or b
         itself, or have arrays of theirs; of a selection all must be apart from every input.
 
     Returns
     -------
-    state : SoftmaxState or SoftmaxTopKState
+    state : SoftmaxState, LogitsState or SoftmaxTopKState
         Of a selection the k best of both, in the order of `softmax_topk_state`; values and indices
-        are those of the whole row exactly, however it was split.
+        are those of the whole row exactly, however it was split. Of logits the one that is a
+        number.
 
     Raises
     ------
@@ -112,6 +113,7 @@ def merge(a: State, b: State, /, *, out: tuple[Array, ...] | None = None) -> Sta
     --------
     softmax_state : The state of a row or of a part of it.
     softmax_topk_state : With the k largest elements.
+    logits_state : With the score of a label, and what entropies are made of.
 
     References
     ----------

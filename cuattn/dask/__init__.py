@@ -7,7 +7,18 @@ merged in a tree. No function is called before dask computes.
 from __future__ import annotations
 
 from cuattn.dask.attention import attention
+from cuattn.dask.logits import cross_entropy, cross_entropy_backward, entropy
 from cuattn.dask.softmax import log_softmax, logsumexp, softmax
 from cuattn.dask.topk import softmax_topk, top_k
 
-__all__ = ["attention", "log_softmax", "logsumexp", "softmax", "softmax_topk", "top_k"]
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "entropy",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+    "softmax_topk",
+    "top_k",
+]

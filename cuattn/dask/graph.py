@@ -63,6 +63,20 @@ def beside(name: str, value: Any, x: Any) -> Any:
     return array.rechunk(tuple((1,) if size == 1 else blocks for size, blocks in chunks))
 
 
+def of_rows(name: str, value: Any, x: Any, rows: Sequence[int]) -> tuple[Any, list[int]]:
+    """An array that broadcasts to the axes `rows` of x, in blocks of them, and the axes it has."""
+    array = collection(name, value, "x", x)
+    axes = [*rows][len(rows) - array.ndim :]
+    sizes = zip(array.shape, axes, strict=True)
+    return array.rechunk(tuple((1,) if size == 1 else x.chunks[a] for size, a in sizes)), axes
+
+
+def starts(x: Any, axis: int) -> tuple[Any, list[int]]:
+    """Where blocks begin on an axis: a block of one number for each."""
+    begins = np.cumsum((0, *x.chunks[axis][:-1]))
+    return da.from_array(begins, chunks=1), [axis]
+
+
 def width(split_every: Any) -> int | None:
     """How many states are merged at a time; None: as many as dask is configured to."""
     if split_every is None:
@@ -142,11 +156,13 @@ def of_states(
     dtype: Any,
     name: str,
     sizes: dict[Any, int] | None = None,
+    others: Sequence[Any] = (),
 ) -> Any:
-    """``function(state)``, an array of the axes `index`; states have `rows`, `sizes` the others."""
+    """``function(state, *others)``, an array of the axes `index`; states have `rows`, `sizes` the
+    others. `others` are arrays, each with its axes behind it."""
     meta = meta_from_array(states, len(index), dtype)
     how = {"new_axes": sizes or {}, "dtype": dtype, "meta": meta, "token": name}
-    return da.blockwise(function, index, states, rows, **how)
+    return da.blockwise(function, index, states, rows, *others, **how)
 
 
 def lse(state: Any, *, dtype: Any) -> Any:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
-import dask.array as da
 import numpy as np
 
 import cuattn
@@ -164,7 +163,7 @@ def _selection(
     else:
         axes = (axis,) = (call.axis,)
     totals = tuple(x.shape[a] for a in axes)
-    starts = [_starts(x, a) for a in axes]
+    starts = [graph.starts(x, a) for a in axes]
     leaf = functools.partial(leaf, axis=axis, totals=totals, **how)
     states = graph.states_of_rows(leaf, node, x, axes, [*others, *starts], width, name)
     rows = [a for a in range(x.ndim) if a not in axes]
@@ -179,12 +178,6 @@ def _selection(
         return graph.of_states(function, states, rows, index, dtype, token, {place: how["k"]})
 
     return result
-
-
-def _starts(x: Any, axis: int) -> tuple[Any, list[int]]:
-    """Where blocks begin on an axis: a block of one number for each."""
-    starts = np.cumsum((0, *x.chunks[axis][:-1]))
-    return da.from_array(starts, chunks=1), [axis]
 
 
 # ---- Of one block ----

@@ -18,6 +18,12 @@ from cuattn.reference._attention import (
 )
 from cuattn.reference._attention_backward import attention_backward, attention_backward_varlen
 from cuattn.reference._kvcache import attention_cascade, attention_kvcache, kv_append
+from cuattn.reference._logits import (
+    cross_entropy,
+    cross_entropy_backward,
+    entropy,
+    logits_state,
+)
 from cuattn.reference._softmax import (
     log_softmax,
     log_softmax_backward,
@@ -37,9 +43,13 @@ __all__ = [
     "attention_cascade",
     "attention_kvcache",
     "attention_varlen",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "entropy",
     "kv_append",
     "log_softmax",
     "log_softmax_backward",
+    "logits_state",
     "logsumexp",
     "merge",
     "merge_attention",

@@ -9,9 +9,23 @@ from numpy.typing import ArrayLike
 
 from cuattn.reference._numerics import Option, quiet, results, scores, shift, wide
 from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
-from cuattn.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
+from cuattn.results import (
+    LogitsState,
+    SoftmaxState,
+    SoftmaxTopK,
+    SoftmaxTopKLse,
+    SoftmaxTopKState,
+    TopK,
+)
 
-State = TypeVar("State", SoftmaxState, SoftmaxTopKState)
+State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState)
+
+
+def _tilt(part: LogitsState, m: np.ndarray) -> np.ndarray:
+    """``sum(exp(s - m) * (s - m))`` over the elements of a part; 0 where every exponential is."""
+    down = wide(part.m) - shift(m)
+    e = np.exp(down)
+    return np.where(e == 0, 0, wide(part.t) * e + wide(part.l) * e * down)
 
 
 @quiet
@@ -21,6 +35,9 @@ def merge(a: State, b: State, /, *, out: Any = None) -> State:
     l = sum(wide(part.l) * np.exp(wide(part.m) - shift(m)) for part in (a, b))  # noqa: E741
     if isinstance(a, SoftmaxState):
         return SoftmaxState(*results((wide(m), l), out))
+    if isinstance(a, LogitsState):
+        t = np.where(np.isinf(m), l, sum(_tilt(part, m) for part in (a, b)))
+        return LogitsState(*results((wide(m), l, t, np.fmax(a.logit, b.logit)), out))
     values, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
     order = np.lexsort((indices, -wide(values), indices == -1))  # the last key counts most
     best = order[..., : a.indices.shape[-1]]

@@ -9,10 +9,11 @@
 //
 // Scores t are kept in units of a power of two (ScaleParts), which every exponent is multiplied by: `unit` below.
 //
-// Three forms of it, and a plain sum for the backward pass, have the same members:
+// Four forms of it, and a plain sum for the backward pass, have the same members:
 //   SoftmaxState   m, l
 //   RestState      m, l - 1: the logarithm of a sum near 1 keeps its digits
 //   WeightedState  the same where elements have weights
+//   TiltedState    either of the first two, and the sum that the entropy needs
 // A thread adds its elements up as a Part: the state itself, but for RestState. The parts of a group of lanes become a
 // State (of_group).
 #pragma once
@@ -197,6 +198,58 @@ struct alignas(4 * sizeof(Acc) > 16 ? 16 : 4 * sizeof(Acc)) WeightedState {
     const bool near = r < w / 2 && -r < w / 2;  // w > 0, and the sum is near it
     return near ? shift + log_natural(w) + log1p_natural(r / w) : shift + log_natural(w + r);
   }
+};
+
+// t + e * d, a term of the sum of exp(d) d: 0 where e = exp(d) is, d may be -inf there.
+template <class Acc>
+__device__ __forceinline__ Acc add_tilted(Acc t, Acc e, Acc d) {
+  return ptx::fma_rn(e, max_number(-Limits<Acc>::most(), d), t);
+}
+
+// Base, and t = sum of exp(d) d, d = t_i - shift(m). Where m is infinite, t is any number.
+template <class Base>
+struct alignas(16) TiltedState : Base {
+  using Part = TiltedState<typename Base::Part>;
+  using Acc = decltype(Base::m);
+  Acc t;
+
+  static __device__ __forceinline__ TiltedState identity() { return {Base::identity(), Acc(0)}; }
+
+  // t as it counts towards a sum whose maximum is m_new >= m.
+  __device__ __forceinline__ Acc rescaled_t(Acc m_new, Acc unit) const {
+    const Acc d = this->m - shift_of(m_new), root = exp_root(d, unit);
+    return add_tilted(times_from_root(t, root), times_from_root(this->sum(), root), d);
+  }
+
+  __device__ __forceinline__ TiltedState merge(TiltedState other, Acc unit) const {
+    const Base both = Base::merge(other, unit);
+    return {both, rescaled_t(both.m, unit) + other.rescaled_t(both.m, unit)};
+  }
+  __device__ __forceinline__ TiltedState extend(TiltedState later, Acc unit) const {
+    return {Base::extend(later, unit), rescaled_t(later.m, unit) + later.t};
+  }
+
+  template <int kCount>
+  static __device__ __forceinline__ TiltedState merge_all(const TiltedState (&state)[kCount], Acc unit) {
+    TiltedState total = identity();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) total = total.merge(state[i], unit);
+    return total;
+  }
+
+  template <int kGroup, int kStride = 1>
+  __device__ __forceinline__ TiltedState merge_group(Acc unit) const {
+    const Base all = Base::template merge_group<kGroup, kStride>(unit);
+    return {all, kGroup == 1 ? t : group_sum<kGroup, kStride>(rescaled_t(all.m, unit))};
+  }
+  template <int kGroup, int kStride, bool kEqual, class Rest>
+  static __device__ __forceinline__ TiltedState of_group(Part part, Acc unit, Rest rest) {
+    const Base all = Base::template of_group<kGroup, kStride, kEqual>(part, unit, rest);
+    return {all, group_sum<kGroup, kStride>(kEqual ? part.t : part.rescaled_t(all.m, unit))};
+  }
+
+  // Of the probabilities, in nats: log(l) - t / l.
+  __device__ __forceinline__ Acc entropy(Acc unit) const { return this->log_sum() - mul_rn(t, unit) / this->sum(); }
 };
 
 // The backward pass needs one plain sum per row; the same interface lets the kernels serve both.

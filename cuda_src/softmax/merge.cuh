@@ -2,7 +2,7 @@
 // Grid: ceil(rows / kRowsPerBlock) blocks of 32 * kRowsPerBlock threads. No shared memory.
 #pragma once
 
-#include <softmax/ops.cuh>
+#include <softmax/logits.cuh>
 
 template <class Op, int kRowsPerBlock>
 __global__ void __launch_bounds__(32 * kRowsPerBlock, 1)

@@ -11,16 +11,18 @@
 //   settle      what items need between finish and the first store
 //   prepare     after finish, does to fresh items what accumulate and settle would have done
 //   store       the results of items, after finish
-//   store_stat  the row's lse or state
+//   store_stat  the row's lse, entropy or state
 //   unit        of its scores (softmax_state.cuh)
-//   kReduces    whether the only result of a row is its stat
+//   kReduces    whether the only results of a row are its stats
 #pragma once
 
 #include <softmax/params.cuh>
 #include <primitives/softmax_state.cuh>
 #include <primitives/vector.cuh>
 
-enum SoftmaxResult { kProb, kProbLse, kLogProb, kLse, kState };  // kProbLse: both probabilities and lse
+// kProbLse: both probabilities and lse. From kLse on: of a row, not of its elements; the last two are those of LogitsOp
+// (softmax/logits.cuh).
+enum SoftmaxResult { kProb, kProbLse, kLogProb, kLse, kState, kEntropy, kLoss, kLogits };
 
 template <class A, class B>
 constexpr int kFragmentOf = 16 / (sizeof(A) > sizeof(B) ? sizeof(A) : sizeof(B));
@@ -57,8 +59,16 @@ template <class Acc>
 struct StateFor<Acc, kLse, true> {
   using Type = WeightedState<Acc>;
 };
+template <class Acc>
+struct StateFor<Acc, kEntropy, false> {
+  using Type = TiltedState<RestState<Acc>>;
+};
+template <class Acc>
+struct StateFor<Acc, kLogits, false> {
+  using Type = TiltedState<SoftmaxState<Acc>>;
+};
 
-// softmax, log_softmax, logsumexp (with weights b) and softmax_state of t = scale * x.
+// softmax, log_softmax, logsumexp (with weights b), softmax_state and entropy of t = scale * x.
 template <class In, class Acc, class Out, SoftmaxResult kResult, bool kMasked, bool kWeighted, int kRowRank,
           int kColRank>
 struct SoftmaxForward {
@@ -66,9 +76,11 @@ struct SoftmaxForward {
   using Part = typename State::Part;
   using Params = SoftmaxParams<kRowRank, kColRank>;
   static constexpr bool kProbs = kResult == kProb || kResult == kProbLse;
-  static constexpr bool kReduces = kResult == kLse || kResult == kState;
+  static constexpr bool kReduces = kResult >= kLse;
+  static constexpr bool kTilted = kResult == kEntropy || kResult == kLogits;
   static constexpr bool kHasMask = kMasked;
   static constexpr int kVec = !kReduces ? kFragmentOf<In, Out> : kFragmentOf<In, In>;
+  static constexpr bool skipped = false;  // whether no element of the row needs to be read
   static_assert(!kWeighted || kResult == kLse, "only logsumexp has weights");
 
   template <int kCount>
@@ -153,14 +165,18 @@ struct SoftmaxForward {
     }
   }
 
-  // The largest of the first `used` items, at least `m`.
+  // The largest of the first `used` items, at least `m`. An entropy is 0 where nothing takes part, which m = -inf says;
+  // an element of -inf that does raises m to the least number, with a sum of 0.
   template <int kTile, int kCount>
   __device__ __forceinline__ Acc largest(const Items<kCount> (&tile)[kTile], int used, Acc m) const {
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) m = max_number(m, tile[i].t[j]);
+      for (int j = 0; j < kCount; ++j) {
+        m = max_number(m, tile[i].t[j]);
+        if (kResult == kEntropy && kMasked && tile[i].present >> j & 1) m = max_number(m, -Limits<Acc>::most());
+      }
     }
     return m;
   }
@@ -174,7 +190,7 @@ struct SoftmaxForward {
   // The same relative to `m`, which no item exceeds.
   template <int kTile, int kCount>
   __device__ __forceinline__ Part sum_at(Acc m, Items<kCount> (&tile)[kTile], int used) const {
-    Acc l = 0, w = 0;
+    Acc l = 0, w = 0, tilt = 0;
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
       if (i >= used) break;
@@ -187,8 +203,9 @@ struct SoftmaxForward {
           w += is_most ? b : Acc(0);
           sum = add_times_from_root(sum, is_most ? Acc(0) : b, root);
         } else {
-          const Acc root = exp_root(tile[i].t[j] - shift_of(m), unit);
+          const Acc d = tile[i].t[j] - shift_of(m), root = exp_root(d, unit);
           sum = j == 0 ? from_root(root) : add_from_root(sum, root);
+          if constexpr (kTilted) tilt = add_tilted(tilt, from_root(root), d);
           if constexpr (kProbs) tile[i].t[j] = root;
         }
       }
@@ -196,6 +213,8 @@ struct SoftmaxForward {
     }
     if constexpr (kWeighted)
       return {m, w, l};
+    else if constexpr (kTilted)
+      return {{m, l}, tilt};
     else
       return {m, l};
   }
@@ -277,6 +296,9 @@ struct SoftmaxForward {
       const Acc m = total.l == total.l ? mul_rn(total.m, unit) : total.l;  // a NaN in the row shows in both
       ptx::st_global(static_cast<Acc*>(params.stat) + offset, m);
       ptx::st_global(static_cast<Acc*>(params.stat_l) + offset, total.l);
+    } else if constexpr (kResult == kEntropy) {
+      const bool nothing = kMasked && total.m == -Limits<Acc>::infinity();
+      ptx::st_global(static_cast<Acc*>(params.stat) + offset, nothing ? Acc(0) : total.entropy(unit));
     } else if constexpr (kResult == kProbLse) {
       ptx::st_global(static_cast<Acc*>(params.stat) + offset, total.lse(unit));
     }

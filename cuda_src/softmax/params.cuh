@@ -13,21 +13,28 @@ enum SoftmaxPass {
 };
 
 enum SoftmaxOperand { kX, kY, kWhere, kWeight, kScale, kOut, kStat, kNumOperands };
-constexpr SoftmaxOperand kGivenM = kY, kGivenL = kWeight;  // of a state that comes in
+constexpr SoftmaxOperand kGivenM = kY, kGivenL = kWeight;                       // of a state that comes in
+constexpr SoftmaxOperand kLabels = kY, kGivenLse = kWeight, kRowGrad = kWhere;  // of logits (softmax/logits.cuh)
 
 template <int kRowRank, int kColRank>
 struct SoftmaxParams {
   const void* x;        // input; in the backward pass the gradient of the output
-  const void* y;        // backward: the forward result; of a state that comes in m, one per row
-  const void* where;    // bool, true = takes part
-  const void* weight;   // Acc, logsumexp's b; of a state that comes in l, one per row
+  const void* y;        // backward: the forward result; one per row: m of a state that comes in, or labels
+  const void* where;    // bool, true = takes part; Acc, one per row: the gradient of the loss, null: grad_value
+  const void* weight;   // Acc, logsumexp's b; one per row: l of a state that comes in, or the lse of a loss
   const void* scale;    // Acc, one per row; null: scale_value
   void* out;            // softmax, log_softmax or gradient of x
-  void* stat;           // one per row: lse, or m of the state; null: not wanted
-  void* stat_l;         // one per row: l of the state
+  void* stat;           // one per row: lse, loss or entropy, or m of the state; null: not wanted
+  void* stat_l;         // one per row: l of the state; the lse beside a loss, null: not wanted
+  void* stat_t;         // one per row: t of the state
+  void* stat_logit;     // one per row: the score of the label
   void* partial;        // [rows, parts] State, between the kernels of a split row
   const void* offsets;  // [segments + 1] int or long long: ragged rows begin and end here
   double scale_value;
+  double grad_value;
+  long long ignore_index;  // the label of rows that do not count
+  long long index_offset;  // the label of column 0
+  long long label_bytes;   // 4 or 8
   long long rows;
   long long cols;
   long long splits;         // blocks that share a row

@@ -15,6 +15,7 @@
 
 #include <primitives/block.cuh>
 #include <softmax/backward.cuh>
+#include <softmax/logits.cuh>
 
 // Blocks per SM: 512 threads leave 128 registers, ptxas would take 130 where it widens float32 to float64.
 template <class Op, SoftmaxPass kPass, int kThreadsPerRow>

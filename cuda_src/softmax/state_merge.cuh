@@ -8,23 +8,36 @@
 struct StateMergeParams {
   const void* m_a;
   const void* l_a;
+  const void* t_a;  // kLogits, as all t and logits
+  const void* logit_a;
   const void* m_b;
   const void* l_b;
+  const void* t_b;
+  const void* logit_b;
   void* m;
   void* l;
+  void* t;
+  void* logit;
   long long n;
 };
 
-template <class Acc, int kThreads>
+template <class Acc, bool kLogits, int kThreads>
 __global__ void __launch_bounds__(kThreads) softmax_state_merge(const __grid_constant__ StateMergeParams params) {
   const long long i = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= params.n) return;
-  const SoftmaxState<Acc> a = {ptx::ld_global(static_cast<const Acc*>(params.m_a) + i),
-                               ptx::ld_global(static_cast<const Acc*>(params.l_a) + i)};
-  const SoftmaxState<Acc> b = {ptx::ld_global(static_cast<const Acc*>(params.m_b) + i),
-                               ptx::ld_global(static_cast<const Acc*>(params.l_b) + i)};
+  const auto load = [i](const void* part) { return ptx::ld_global(static_cast<const Acc*>(part) + i); };
+  const auto store = [i](void* whole, Acc value) { ptx::st_global(static_cast<Acc*>(whole) + i, value); };
+  const SoftmaxState<Acc> a = {load(params.m_a), load(params.l_a)};
+  const SoftmaxState<Acc> b = {load(params.m_b), load(params.l_b)};
   const SoftmaxState<Acc> both = a.merge(b, Acc(1));
-  const Acc m = both.l == both.l ? both.m : both.l;  // a NaN in either shows in both
-  ptx::st_global(static_cast<Acc*>(params.m) + i, m);
-  ptx::st_global(static_cast<Acc*>(params.l) + i, both.l);
+  const Acc m = both.l == both.l ? both.m : both.l;  // a NaN in either shows in all
+  if constexpr (kLogits) {
+    using Tilted = TiltedState<SoftmaxState<Acc>>;
+    const Acc t = Tilted{a, load(params.t_a)}.rescaled_t(m, Acc(1)) + Tilted{b, load(params.t_b)}.rescaled_t(m, Acc(1));
+    const Acc logit_a = load(params.logit_a), logit_b = load(params.logit_b);
+    store(params.t, m - m == 0 ? t : both.l);
+    store(params.logit, logit_a == logit_a && !(logit_b > logit_a) ? logit_a : logit_b);  // NaN gives way
+  }
+  store(params.m, m);
+  store(params.l, both.l);
 }

@@ -12,6 +12,7 @@
 #include <primitives/block.cuh>
 #include <softmax/columns.cuh>
 #include <softmax/backward.cuh>
+#include <softmax/logits.cuh>
 
 template <class Op, SoftmaxPass kPass, int kLanes, int kThreads, int kItems>
 __global__ void __launch_bounds__(kThreads, 1) softmax_strided(const __grid_constant__ typename Op::Params params) {

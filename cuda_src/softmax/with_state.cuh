@@ -1,6 +1,7 @@
 // Parts of rows whose states are known: the second half of a softmax whose rows never meet.
 //
 //   y = exp(t - m) / l, or its logarithm t - m - log(l)        t = scale * x, (m, l) of the whole row
+//   dx = scale * grad * (exp(t - lse) - [column is label])     the gradient of a loss (softmax/logits.cuh)
 //
 // Every element by itself: one read, one write. A block has kRows rows, kThreads / kRows threads each, and of them one
 // of `splits` tiles of columns, kFragments fragments of kCount elements per thread. With kCount > 1 rows are contiguous
@@ -10,7 +11,7 @@
 // Milakov & Gimelshein, arXiv:1805.02867, algorithm 3, lines 7-9.
 #pragma once
 
-#include <softmax/ops.cuh>
+#include <softmax/logits.cuh>
 
 template <class Op, class Stat, int kThreads, int kRows, int kCount, int kFragments>
 __global__ void __launch_bounds__(kThreads, 1) softmax_with_state(const __grid_constant__ typename Op::Params params) {
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_with_state(const __grid_c
   // Load the tile, all of it before the first use, and the state.
   const auto state = op.template load_given<Stat>(exists ? row : 0);
   typename Op::template Items<kCount> items[kFragments];
-  load_tile<true, kStep, kCount, kFragments>(op, items, first_col, 0LL, end);
+  load_tile<true, kStep, kCount, kFragments>(op, items, first_col, 0LL, op.skipped ? 0 : end);
 
   // Scale and store.
   op.finish(state, state);
