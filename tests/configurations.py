@@ -203,6 +203,42 @@ def problems_with_state() -> Iterator[SoftmaxProblem]:
                 )
 
 
+def logits_problems() -> Iterator[SoftmaxProblem]:
+    """Losses, entropies and their states: every regime of reductions, with the dtypes and options
+    that stress it; and gradients of losses, every tile."""
+    for dtype in STRESS:
+        acc = accumulator(dtype)
+        for cols in (2**p for p in range(13)):  # what they share: an entropy has all of it
+            yield SoftmaxProblem("entropy", dtype, acc, acc, layout(4096, cols))
+        for cols in FEW_LENGTHS:
+            for result in ("loss", "entropy", "logits"):
+                yield SoftmaxProblem(result, dtype, acc, acc, layout(64, cols))
+        for rows, cols in ((64, 2), (64, 60), (64, 5000), (5000, 10_000), (2, 10**6)):
+            for result in ("loss", "entropy", "logits"):
+                yield SoftmaxProblem(result, dtype, acc, acc, layout(cols, rows, axis=0))
+        for masked in (layout(64, 5), layout(64, 3000), layout(3000, 64, axis=0)):
+            yield SoftmaxProblem("entropy", dtype, acc, acc, masked, masked=True)
+        for cols in (1, 2, 5, 9, 17, 33, 100, 200, 500, 10**5):
+            yield SoftmaxProblem("loss_grad", dtype, acc, dtype, layout(64, cols), state=acc)
+        for cols in (2, 100):
+            columns = layout(cols, 100, axis=0)
+            yield SoftmaxProblem("loss_grad", dtype, acc, dtype, columns, state=acc)
+    for x in ("int8", "uint64"):
+        for result in ("loss", "entropy", "logits"):
+            yield SoftmaxProblem(result, x, "float64", "float64", layout(64, 3000))
+    for x, state in (("float16", "float64"), ("float64", "float32")):
+        yield SoftmaxProblem("loss_grad", x, accumulator(x), x, layout(64, 500), state=state)
+    for rank in row_layout.RANKS[1:]:
+        for found in (layout(64, 3000, row_rank=rank), layout(500, 64, axis=0, row_rank=rank)):
+            for result in ("loss", "entropy", "logits"):
+                yield SoftmaxProblem(result, "float32", "float32", "float32", found)
+            yield SoftmaxProblem(
+                "loss_grad", "float32", "float32", "float32", found, state="float32"
+            )
+        of_columns = layout(500, 64, axis=0, row_rank=rank, col_rank=rank)
+        yield SoftmaxProblem("entropy", "float32", "float32", "float32", of_columns, masked=True)
+
+
 def selection(rows: int, cols: int, axis: int = -1, rank: int = 1) -> row_layout.Layout:
     """As `layout`, with the results of a selection, which have their own length along the axis."""
     found = layout(rows, cols, axis, rank)
@@ -352,7 +388,7 @@ def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
 def kernels(compute_capability: int) -> dict[str, Kernel]:
     """Name expression to kernel, for one architecture."""
     found: dict[str, Kernel] = {}
-    for problem in [*problems(), *problems_with_state()]:
+    for problem in [*problems(), *problems_with_state(), *logits_problems()]:
         for kernel in softmax_plan.plan_softmax(problem, compute_capability, SMS).kernels:
             found.setdefault(kernel.name, kernel)
     for selected in topk_problems():
@@ -381,6 +417,7 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for acc in ("float32", "float64"):
         for kernel in (
             softmax_plan.plan_state_merge(acc, 1000),
+            softmax_plan.plan_state_merge(acc, 1000, logits=True),
             plan_radix.plan_topk_state_merge(acc, 1000, 5),
         ):
             found[kernel.name] = kernel

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import cuattn
 from cuattn import (
     AttentionGradients,
+    LogitsState,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -99,6 +100,33 @@ def softmaxes() -> None:
     refused(lambda: cuattn.logsumexp(x, axis=0.5))  # type: ignore[call-overload]
 
 
+def losses() -> None:
+    labels, lse, dx = np.array([0, 3, -1], np.int32), np.empty(3, np.float32), np.empty_like(x)
+    assert_type(cuattn.cross_entropy(x, labels, ignore_index=-1), Array)
+    assert_type(cuattn.cross_entropy(x, labels, axis=-1, ignore_index=-1, out=lse), Array)
+    assert_type(cuattn.cross_entropy(x, np.array(3), axis=None, scale=2), Array)
+    assert_type(cuattn.cross_entropy(x, np.int64(3), axis=None, return_lse=False), Array)
+    pair = cuattn.cross_entropy(x, labels, scale=0.5, ignore_index=np.int8(-1), return_lse=True)
+    loss, lse = assert_type(pair, Pair)
+    out = (np.empty(3, np.float32), np.empty(3, np.float32))
+    kept = cuattn.cross_entropy(x, labels, ignore_index=-1, return_lse=True, out=out)
+    assert_type(kept, Pair)
+    one = cuattn.cross_entropy_backward(1 / 3, x, labels, lse, scale=0.5, ignore_index=-1)
+    assert_type(one, Array)
+    one = cuattn.cross_entropy_backward(loss, x, labels, lse, axis=1, ignore_index=-1, out=dx)
+    assert_type(one, Array)
+    assert_type(cuattn.entropy(x, (0, 1), scale=np.float32(2), where=x > 0), Array)
+    assert_type(cuattn.entropy(x, keepdims=True, out=np.empty((3, 1), np.float32)), Array)
+    assert_type(cuattn.entropy(anything), Any)
+
+    refused(lambda: cuattn.cross_entropy(x))  # type: ignore[call-overload]
+    refused(lambda: cuattn.cross_entropy(x, [0, 1, 2]))  # type: ignore[call-overload]
+    refused(lambda: cuattn.cross_entropy(x, labels, axis=(0, 1)))  # type: ignore[call-overload]
+    refused(lambda: cuattn.cross_entropy(x, labels, out=out))  # type: ignore[call-overload]
+    refused(lambda: cuattn.cross_entropy_backward("1", x, labels, lse))  # type: ignore[call-overload]
+    refused(lambda: cuattn.entropy(x, axis=0.5))  # type: ignore[call-overload]
+
+
 def selections() -> None:
     best = assert_type(cuattn.top_k(x, 2, axis=0, mode="smallest", sorted=False), TopK)
     assert_type(best.values, Array)
@@ -157,11 +185,24 @@ def states() -> None:
     assert_type(best.values, Array)
     assert_type(best.indices, NDArray[np.int64])
     assert_type(cuattn.merge(SoftmaxState(state.m, state.l), a), SoftmaxState)
+    labels = np.array([0, 3, 9])
+    shards = [cuattn.logits_state(x, labels, axis=1, scale=2, index_offset=n) for n in (0, 4)]
+    whole = assert_type(cuattn.merge(shards[0], shards[1]), LogitsState)
+    assert_type(whole.t, Array)
+    assert_type(whole.logit, Array)
+    for number in (whole.lse, whole.entropy, whole.log_prob, whole.cross_entropy):
+        assert_type(number, Array)
+    assert_type(cuattn.softmax(x, state=whole), Array)
+    assert_type(cuattn.merge(shards[0], shards[1], out=whole), LogitsState)
+    four = tuple(np.empty_like(m) for m in (whole.m, whole.l, whole.t, whole.logit))
+    assert_type(cuattn.logits_state(x, labels, out=LogitsState(*four)), LogitsState)
 
     assert_type(cuattn.merge(a, b, out=a), SoftmaxState)
     assert_type(cuattn.merge(parts[0], parts[1], out=tuple(best)), SoftmaxTopKState)
 
     refused(lambda: cuattn.merge(a, best))  # type: ignore[type-var]
+    refused(lambda: cuattn.merge(a, whole))  # type: ignore[type-var]
+    refused(lambda: cuattn.logits_state(x, labels, out=pair))  # type: ignore[arg-type]
     refused(lambda: cuattn.merge(a, b, out=a.m))  # type: ignore[arg-type]
     refused(lambda: cuattn.softmax_state([x]))  # type: ignore[call-overload]
     refused(lambda: cuattn.softmax_state(x, out=pair[0]))  # type: ignore[call-overload]
@@ -316,6 +357,11 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.log_softmax_backward(x, x), Any)
     assert_type(cuattn.segment_softmax(x, x, scale=x), Any)
     assert_type(cuattn.segment_softmax_backward(x, x, x, scale=x), Any)
+    assert_type(cuattn.cross_entropy(x, x, return_lse=True, out=(x, x)), Any)
+    assert_type(cuattn.cross_entropy_backward(x, x, x, x, out=x), Any)
+    assert_type(cuattn.cross_entropy_backward(0.5, x, x, x), Any)
+    assert_type(cuattn.entropy(x, where=x), Any)
+    assert_type(cuattn.logits_state(x, x, out=(x, x, x, x)), Any)
     assert_type(cuattn.top_k(x, 2, out=(x, x)), Any)
     assert_type(cuattn.softmax_topk(x, 2, where=x, out=(x, x, x), return_lse=True), Any)
     assert_type(cuattn.softmax_state(x, out=(x, x)), Any)
@@ -333,6 +379,7 @@ def others(x: Tensor) -> None:
 
 def main() -> None:
     softmaxes()
+    losses()
     selections()
     states()
     attentions()

@@ -419,14 +419,14 @@ def test_kernels_compiled_together_are_told_apart(nvdisasm):
 
 
 def test_state_merge(nvdisasm):
-    row = row_of(80, "softmax_state_merge<float, 128>")
+    row = row_of(80, "softmax_state_merge<float, false, 128>")
     assert row["global_bytes"] == {"read": 16, "written": 8}
     assert (row["bound"], row["threads"], row["occupancy"]["warps"]) == ("HBM", 128, 64)
 
 
 def test_without_nvdisasm(nvrtc, monkeypatch):
     monkeypatch.setattr(disassembly, "find_nvdisasm", lambda: None)
-    row = row_of(90, "softmax_state_merge<float, 128>")
+    row = row_of(90, "softmax_state_merge<float, false, 128>")
     assert row["registers"] > 0 and row["occupancy"]["blocks"] > 0
     assert row["mix"] is row["bound"] is row["cycles"] is None
     assert disassembly.WHEEL in row["note"]
@@ -683,7 +683,7 @@ def test_gradients_have_a_tile_of_their_own():
 
 
 def test_other_kernels_have_no_table_of_tiles(nvdisasm):
-    row = row_of(90, "softmax_state_merge<float, 128>")
+    row = row_of(90, "softmax_state_merge<float, false, 128>")
     assert (
         report_attention.tiles([row, row | {"mix": None, "header": "attention/forward_sm90.cuh"}])
         == ""
@@ -695,7 +695,15 @@ def test_other_kernels_have_no_table_of_tiles(nvdisasm):
 
 def test_command_line(nvdisasm, tmp_path, capsys):
     files = tmp_path / "kernels.json", tmp_path / "kernels.md"
-    arguments = ["--arch", "sm_80", "sm_90", "--match", "^softmax_state_merge<float", "--jobs", "1"]
+    arguments = [
+        "--arch",
+        "sm_80",
+        "sm_90",
+        "--match",
+        "^softmax_state_merge<float, f",
+        "--jobs",
+        "1",
+    ]
     assert not kernel_report.main(
         [*arguments, "--json", str(files[0]), "--markdown", str(files[1])]
     )
@@ -703,7 +711,7 @@ def test_command_line(nvdisasm, tmp_path, capsys):
     assert [row["arch"] for row in written["kernels"]] == ["sm_80", "sm_90"]
     assert written["left_out"] == []
     table = files[1].read_text()
-    assert table.count("\n|`softmax_state_merge<float, 128>`|") == 2
+    assert table.count("\n|`softmax_state_merge<float, false, 128>`|") == 2
     assert "| sm_90 (H200 SXM) | 1 | 0 | HBM 1 |" in table
     assert capsys.readouterr().out == ""
 

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = "sm_90"
 # The quickest kernels to compile.
 KERNELS = (
-    ("softmax/state_merge.cuh", "softmax_state_merge<float, 128>", ARCH),
-    ("softmax/state_merge.cuh", "softmax_state_merge<double, 128>", ARCH),
+    ("softmax/state_merge.cuh", "softmax_state_merge<float, false, 128>", ARCH),
+    ("softmax/state_merge.cuh", "softmax_state_merge<double, false, 128>", ARCH),
 )
 KERNEL = KERNELS[0]
 
@@ -122,7 +122,7 @@ def test_each_kernel_has_its_file(cache, cubins):
 
 def test_a_rejected_kernel_leaves_no_file(cache):
     with pytest.raises(compiler.CompileError):
-        load_or_compile("softmax/state_merge.cuh", "softmax_state_merge<float, 0x>", ARCH)
+        load_or_compile("softmax/state_merge.cuh", "softmax_state_merge<float, false, 0x>", ARCH)
     assert files(cache) == []
 
 

@@ -20,7 +20,7 @@ from cuattn._attention import views
 from cuattn._device import params as device_params
 from cuattn._device import tensor_map
 from cuattn._device.params import Params
-from cuattn.results import SoftmaxState, SoftmaxTopKState
+from cuattn.results import LogitsState, SoftmaxTopKState
 
 SOURCES = layout.read("cuda_src", "*.cuh")
 RANKS = [(rows, cols) for rows in row_layout.RANKS for cols in row_layout.RANKS]
@@ -286,8 +286,8 @@ HEADERS = (
         # The order of two fields, of one type each.
         (
             "softmax/state_merge",
-            "const void* l_a;\n  const void* m_b;",
-            "const void* m_b;\n  const void* l_a;",
+            "const void* logit_a;\n  const void* m_b;",
+            "const void* m_b;\n  const void* logit_a;",
         ),
         ("topk/radix", "source, target", "target, source"),
         ("softmax/params", "row_size[kRowRank]", "col_size[kRowRank]"),
@@ -341,7 +341,7 @@ def test_fields_are_called_as_their_arrays():
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
     assert names == list(views.Operands._fields)
     for kind, params, sizes in (
-        (SoftmaxState, device_params.STATE_MERGE, ["n"]),
+        (LogitsState, device_params.STATE_MERGE, ["n"]),
         (SoftmaxTopKState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),
     ):
         pointers = [field + of for of in ("_a", "_b", "") for field in kind._fields]

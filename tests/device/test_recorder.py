@@ -175,6 +175,12 @@ def shapes_and_options(dtype):
             yield "log_softmax_backward", (x, y), {"axis": axis}
             yield "softmax_state", (x,), {"axis": axis}
             yield "logsumexp", (x,), {"axis": axis, "b": y}
+            yield "entropy", (x,), {"axis": axis, "where": x > 0}
+            row = np.zeros(shape[0 if axis else 1], np.int32)
+            yield "cross_entropy", (x, row), {"axis": axis}
+            yield "logits_state", (x, row.astype(np.int64)), {"axis": axis}
+            lse = row.astype(np.promote_types(np.float32, dtype))
+            yield "cross_entropy_backward", (0.5, x, row, lse), {"axis": axis}
         yield "softmax", (x[:, 1:],), {"return_lse": True}
         yield "softmax", (x,), {"out": np.empty_like(x)}
         for k in (1, 20, 33, 300):
@@ -189,6 +195,7 @@ def shapes_and_options(dtype):
     state = array(64).astype(np.promote_types(np.float32, dtype))
     states = cuattn.SoftmaxState(state, state), cuattn.SoftmaxState(state, state)
     yield "merge", states, {}
+    yield "merge", (cuattn.LogitsState(*[state] * 4),) * 2, {}
     for dim in (64, 80, 128):
         q, k, v = array(2, 8, 100, dim), array(2, 2, 300, dim), array(2, 2, 300, dim)
         lse = array(2, 8, 100).astype(state.dtype)

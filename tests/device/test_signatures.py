@@ -338,6 +338,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     lse, ends = gpus.ndarray((8,), "float32", 1), gpus.ndarray((3,), "int64", 1)
     where, other = gpus.ndarray((8, 64), "bool", 1), gpus.ndarray((8,), "float32", 1)
     best = gpus.ndarray((8, 3), "float32", 1), gpus.ndarray((8, 3), "int64", 1)
+    labels = gpus.ndarray((8,), "int32", 1)
     q = gpus.ndarray((1, 1, 8, 64), "float32", 1)
     q_lse = gpus.ndarray((1, 1, 8), "float32", 1)
     lens, cache = gpus.ndarray((1,), "int64", 1), gpus.ndarray((1, 1, 9, 64), "float32", 1)
@@ -366,6 +367,13 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.softmax_state(x, out=(lse, other)),
         lambda: cuattn.softmax_topk_state(x, 3),
         lambda: cuattn.softmax_topk_state(x, 3, out=(lse, other, *best)),
+        lambda: cuattn.cross_entropy(x, labels, scale=2.0),
+        lambda: cuattn.cross_entropy(x, labels, return_lse=True, out=(lse, other)),
+        lambda: cuattn.cross_entropy_backward(0.5, x, labels, lse, out=x),
+        lambda: cuattn.cross_entropy_backward(other, x, labels, lse),
+        lambda: cuattn.entropy(x, where=where),
+        lambda: cuattn.logits_state(x, labels),
+        lambda: cuattn.merge(*[cuattn.LogitsState(lse, lse, lse, other)] * 2),
         lambda: cuattn.merge(*[cuattn.SoftmaxState(lse, other)] * 2, out=(lse, other)),
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
@@ -399,6 +407,7 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
         lambda: cuattn.softmax_state(x),
         lambda: cuattn.softmax_topk_state(x, 3),
+        lambda: cuattn.entropy(x, where=x > 0),
         lambda: cuattn.attention(x, x, x, window=(3, 0), bias=x),
     ]
     want = [call() for call in calls]

@@ -169,6 +169,13 @@ def test_small_and_empty_arrays(shape):
         for name in ("softmax", "log_softmax", "logsumexp"):
             got = compute(getattr(cd, name)(d, axis))
             np.testing.assert_array_equal(got, getattr(cuattn, name)(x, axis))
+        h, labels = compute(cd.entropy(d, axis)), labels_of(np.random.default_rng(0), x, axis)[0]
+        np.testing.assert_allclose(h, cuattn.entropy(x, axis), rtol=1e-6)
+        loss, lse = cd.cross_entropy(d, labels, axis=axis, return_lse=True)
+        want = cuattn.cross_entropy(x, labels, axis=axis)
+        np.testing.assert_allclose(compute(loss), want, rtol=1e-6)
+        dx = cd.cross_entropy_backward(1.0, d, labels, lse, axis=axis)
+        assert compute(dx).shape == shape
         lse = compute(cd.softmax(d, axis, return_lse=True))[1]
         np.testing.assert_array_equal(lse, cuattn.logsumexp(x, axis))
         for k in {0, min(x.size if axis is None else x.shape[axis], 1)}:
@@ -177,6 +184,100 @@ def test_small_and_empty_arrays(shape):
                 want = getattr(cuattn, function.__name__)(x, k, axis=axis)
                 for one, other in zip(got, want, strict=True):
                     np.testing.assert_array_equal(one, other)
+
+
+# ---- Losses and entropies ----
+
+
+def labels_of(rng, x, axis):
+    """Of every row one, of dask or not; one of four ignored."""
+    shape = () if axis is None else np.delete(x.shape, axis)
+    n = x.size if axis is None else x.shape[axis]
+    labels = rng.integers(max(n, 1), size=shape) if n else np.full(shape, -100)
+    labels = np.where(rng.random(shape) < 0.25, -100, labels)
+    return labels, labels if rng.random() < 0.5 else chunked(rng, labels)
+
+
+@any_chunking
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32"])
+def test_losses(rng, chunking, dtype):
+    """Also rows that are not finite, and rows that are blocks of a whole array."""
+    x = rows_to_fail(rng, 50, dtype) if dtype == "float32" else draw(rng, (4, 5, 9), dtype)
+    rounding = 1e-13 if np.dtype(dtype).itemsize == 8 or dtype == "int32" else 2e-6
+    narrow = 2e-3 if dtype == "float16" else rounding
+    for axis, scale in [(-1, None), (0, 0.5), (None, 2.0), (1, "array")]:
+        labels, lazy = labels_of(rng, x, axis)
+        if scale == "array":
+            scale = rng.uniform(-2, 2, (*x.shape[:1], 1, *x.shape[2:])).astype(np.float32)
+        options = {"axis": axis, "scale": scale}
+        d, width = chunked(rng, x, chunking), any_width(rng)
+        got = cd.cross_entropy(d, lazy, return_lse=True, split_every=width, **options)
+        want = cuattn.cross_entropy(x, labels, return_lse=True, **options)
+        for ours, theirs in zip(compute(got), want, strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=rounding)
+        if dtype == "int32":
+            continue
+        grad = rng.standard_normal(labels.shape).astype(np.float32)
+        forms = [0.25, grad, chunked(rng, grad), *([grad[..., :1]] if grad.ndim else [])]
+        given = forms[rng.integers(len(forms))]
+        dx = cd.cross_entropy_backward(given, d, lazy, got[1], **options)
+        assert dx.chunks == d.chunks
+        given = np.asarray(given)
+        ref = cuattn.cross_entropy_backward(given, x, labels, want[1], **options)
+        atol = narrow * 0.1 * np.max(abs(given))
+        np.testing.assert_allclose(exact(compute(dx)), exact(ref), rtol=narrow, atol=atol)
+
+
+@any_chunking
+def test_entropies(rng, chunking):
+    for x, axes in [
+        (rows_to_fail(rng, 64), (-1, None)),
+        (draw(rng, (3, 4, 9)), (0, (0, 2), (-1, 1), None, ())),
+    ]:
+        where = rng.random(x.shape) < 0.6
+        where[rng.integers(len(x))] = False
+        factors = rng.choice([-1.0, 0, 0.3], (len(x), *[1] * (x.ndim - 1))).astype(np.float32)
+        d = chunked(rng, x, chunking)
+        for axis in axes:
+            scale = factors if axis in (-1, (-1, 1)) else 0.5
+            keepdims = bool(rng.random() < 0.5)
+            for part in (None, [where, where[0], False][rng.integers(3)]):
+                options = {"axis": axis, "scale": scale, "where": part, "keepdims": keepdims}
+                given = options | {"where": chunked(rng, part)} if part is where else options
+                got = compute(cd.entropy(d, split_every=any_width(rng), **given))
+                want = cuattn.entropy(x, **options)
+                assert got.dtype == want.dtype
+                np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint64"])
+def test_types_of_labels(rng, dtype):
+    """Chunks begin at places that some of these types have no number for."""
+    x = rng.standard_normal((5, 400)).astype(np.float32)
+    labels = rng.integers(100, size=5).astype(dtype)
+    got = compute(cd.cross_entropy(da.from_array(x, chunks=70), chunked(rng, labels)))
+    np.testing.assert_allclose(got, cuattn.cross_entropy(x, labels), rtol=2e-6)
+
+
+@pytest.mark.parametrize("chunks", [3, 6])
+def test_labels_that_no_row_has(chunks):
+    """Of NumPy when the graph is built, of dask when they are computed."""
+    x, wrong = da.zeros((2, 6), chunks=chunks), np.array([-100, 6])
+    words = r"labels must be from 0 to 5 or ignore_index \(-100\), but one of them is 6"
+    lse = np.ones(2)
+    for lazy in (
+        lambda labels: cd.cross_entropy(x, labels),
+        lambda labels: cd.cross_entropy_backward(1.0, x, labels, lse),
+    ):
+        with pytest.raises(ValueError, match=words):
+            lazy(wrong)
+        late = lazy(da.from_array(wrong))
+        with pytest.raises(ValueError, match=words):
+            late.compute()
+    loss = cd.cross_entropy(x, da.from_array(wrong), ignore_index=6)
+    with pytest.raises(ValueError, match=r"ignore_index \(6\), but one of them is -100"):
+        loss.compute()
 
 
 # ---- Selection ----
@@ -398,6 +499,8 @@ def test_chunks_are_loaded_as_often_as_keep_says(rng, inline):
     for once in (
         lambda: [cd.softmax(whole, keep=False)],
         lambda: [cd.logsumexp(d)],
+        lambda: [cd.entropy(d)],
+        lambda: cd.cross_entropy(d, np.zeros(4, int), return_lse=True),
         lambda: cd.top_k(d, 3),
         lambda: cd.softmax_topk(d, 3, return_lse=True),
     ):
@@ -406,13 +509,20 @@ def test_chunks_are_loaded_as_often_as_keep_says(rng, inline):
         assert len(x.parts) == len(set(x.parts)) in (2, 6)
 
 
+LABELS = np.array([5, 0, -100, 3, 2, 1])
+
+
 def build(x, where, qkv):
     """One graph of each function, all of rows in several chunks."""
+    labels = np.asarray(LABELS[: len(x)], like=x._meta)
     return [
         cd.softmax(x),
         *cd.softmax(x, where=where, keep=False, return_lse=True),
         cd.log_softmax(x, None, scale=2.0),
         cd.logsumexp(x),
+        *cd.cross_entropy(x, labels, return_lse=True),
+        cd.cross_entropy_backward(0.5, x, labels, labels / 2.0),
+        cd.entropy(x, where=where),
         *cd.top_k(x, 3, axis=None),
         *cd.softmax_topk(x, 3, where=where, return_lse=True),
         *cd.attention(*qkv, is_causal=True, return_lse=True),
@@ -421,11 +531,15 @@ def build(x, where, qkv):
 
 def expected(x, where, qkv):
     """The same of arrays."""
+    labels = LABELS[: len(x)]
     return [
         cuattn.softmax(x),
         *cuattn.softmax(x, where=where, return_lse=True),
         cuattn.log_softmax(x, None, scale=2.0),
         cuattn.logsumexp(x),
+        *cuattn.cross_entropy(x, labels, return_lse=True),
+        cuattn.cross_entropy_backward(0.5, x, labels, labels / 2.0),
+        cuattn.entropy(x, where=where),
         *cuattn.top_k(x, 3, axis=None),
         *cuattn.softmax_topk(x, 3, where=where, return_lse=True),
         *cuattn.attention(*qkv, is_causal=True, return_lse=True),
@@ -519,6 +633,21 @@ BAD = [
     ("log_softmax", (X,), {"temperature": 1}),
     ("logsumexp", (X,), {"keepdims": None}),
     ("logsumexp", (X, 3), {}),
+    ("cross_entropy", (X, X[:, 0]), {}),
+    ("cross_entropy", (X, LABELS), {}),
+    ("cross_entropy", (X, LABELS[:4]), {"axis": 2}),
+    ("cross_entropy", (X, LABELS[:4]), {"axis": (0, 1)}),
+    ("cross_entropy", (X, LABELS[:4]), {"ignore_index": 0.5}),
+    ("cross_entropy", (X, LABELS[:4]), {"scale": np.ones(3)}),
+    ("cross_entropy", (X, LABELS[:4]), {"target": 1}),
+    ("cross_entropy", (X,), {}),
+    ("cross_entropy_backward", (1.0, X.astype(int), LABELS[:4], X[:, 0]), {}),
+    ("cross_entropy_backward", (1.0, X, LABELS[:4], X), {}),
+    ("cross_entropy_backward", (X, X, LABELS[:4], X[:, 0]), {}),
+    ("cross_entropy_backward", ("1", X, LABELS[:4], X[:, 0]), {}),
+    ("entropy", (X, 2), {}),
+    ("entropy", (X,), {"where": X}),
+    ("entropy", (X,), {"keepdims": 1}),
     ("top_k", (X, 7), {}),
     ("top_k", (X, -1), {}),
     ("top_k", (X, 25), {"axis": None}),
@@ -558,6 +687,11 @@ def test_errors_are_those_of_arrays(name, args, options):
     ("call", "error", "words"),
     [
         (lambda: cd.softmax(X), TypeError, "x must be a dask.array.Array, but it is numpy.ndarray"),
+        (lambda: cd.entropy(X), TypeError, "x must be a dask.array.Array, but it is numpy.ndarray"),
+        (lambda: cd.cross_entropy(X, X), TypeError, "x must be a dask.array.Array"),
+        (lambda: cd.cross_entropy(da.ones(4), [1]), TypeError, "labels must be"),
+        (lambda: cd.cross_entropy(da.ones(4), 1), TypeError, "labels must be"),
+        (lambda: cd.cross_entropy(da.ones(4), np.int8(4)), ValueError, "labels must be from 0"),
         (lambda: cd.top_k([1], 1), TypeError, "x must be a dask.array.Array, but it is list"),
         (lambda: cd.attention(da.ones((2, 8)), X, X), TypeError, "k must be a dask.array.Array"),
         (lambda: cd.softmax(da.ones(4)[da.ones(4) > 0]), ValueError, "x must have chunks of known"),
@@ -599,6 +733,9 @@ def test_chunks_of_every_library(backend, rng):
             want = cuattn.softmax_topk(x, 3, where=part).values
             np.testing.assert_allclose(backend.asnumpy(some), want, rtol=1e-5)
     if backend.on_device:
+        wrong = lazy(np.array([40, -1, 79, -100, -80, 160]), 4)
+        loss = cd.cross_entropy(lazy(np.ones((6, 40), np.float32), (4, 15)), wrong).compute()
+        assert (np.isnan(backend.asnumpy(loss)) == [1, 1, 1, 0, 1, 1]).all()
         with pytest.raises(TypeError, match="where must be an array of the same library as x"):
             cd.softmax(lazy(x, (4, 15)), where=where)
 

@@ -197,6 +197,33 @@ GIVEN_LSE = (of(GIVEN, "test_lse"),)
 GIVEN_STRIDES = tuple(of(GIVEN, "test_strides_of_a_state", n, "strided") for n in (3, 129, 1025))
 GIVEN_SCALES = (of(GIVEN, "test_scale", "softmax"), of(GIVEN, "test_scale", "log_softmax"))
 GIVEN_LOG = (of(GIVEN, "test_length", 33, "log_softmax"),)
+# Rows of logits: losses, entropies, states; slices, columns, labels.
+LOSS = (of("cross_entropy", "test_length", 33), of("cross_entropy", "test_labels", "int32"))
+LOSS_SCALE = (of("cross_entropy", "test_scale"),)
+LOSS_IGNORED = (of("cross_entropy", "test_ignored_rows", 2, 3),)
+LOSS_SMALL = (of("cross_entropy", "test_small_losses_keep_their_digits", "float32", 33),)
+LOSS_HUGE = (of("cross_entropy", "test_huge_scores", 1, 300),)
+LABELS = (of("cross_entropy", "test_labels_of_any_strides"),)
+LABELS_OUTSIDE = (of("cross_entropy", "test_labels_outside", "int64"),)
+LOSS_GRADIENT = (of("cross_entropy", "test_gradient_length", 33),)
+LOSS_GRADIENT_SCALE = (of("cross_entropy", "test_gradient_scale"),)
+LOSS_GRADIENT_SPECIAL = (of("cross_entropy", "test_gradient_special_values", 3),)
+LOSS_GRADIENTS = (of("cross_entropy", "test_gradients_of_losses", "float32"),)
+LOSS_GRADIENT_READS = (f"{FILES['test_traffic']}::test_loss_gradient_reads_once[33-100-odd]",)
+ENTROPY = (of("entropy", "test_length", 33), of("entropy", "test_length", 4097))
+ENTROPY_SLICES = (of("entropy", "test_long_rows", 2, 300001),)
+ENTROPY_SCALE = (of("entropy", "test_scale"),)
+ENTROPY_WHERE = (of("entropy", "test_where", "float32", 33),)
+ENTROPY_LEAST = (of("entropy", "test_least_numbers_are_not_nothing"),)
+ENTROPY_SMALL = (of("entropy", "test_small_entropies_keep_their_digits", "float32", 1000),)
+LOGITS_OUTSIDE = (of("logits_state", "test_labels_outside", 1, "int64"),)
+LOGITS_SPECIAL = (of("logits_state", "test_special_values", "float32", 33),)
+LOGITS_MERGE = (of("logits_state", "test_any_split_is_the_whole", "float32", 7),)
+LOGITS_INFINITE = (
+    of("logits_state", "test_infinite_beside_huge", 1025),
+    of("logits_state", "test_merge_of_infinite_and_huge"),
+)
+LOSS_GRADIENT_STRIDES = (of("cross_entropy", "test_gradient_of_rows_of_any_strides"),)
 BACK = (
     of("softmax_backward", "test_length", 33, "softmax"),
     of("softmax_backward", "test_length", 33, "log_softmax"),

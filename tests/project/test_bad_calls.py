@@ -96,6 +96,7 @@ OPTIONS = {
     **{"axis": 0, "scale": 0.5, "dtype": np.float32, "return_lse": True, "keepdims": True},
     **{"mode": "smallest", "sorted": False, "output": "logit", "renormalize": True},
     **{"index_offset": 7, "layout": "BSHD", "is_causal": True, "window": (1, None), "softcap": 2.0},
+    **{"ignore_index": -100},
     **{"precision": "ieee", "max_seqlen_q": 3, "max_seqlen_k": 3, "split_size": 256},
 }
 
@@ -208,6 +209,13 @@ def shapes(name, call):
         return [first]
     if name == "logsumexp":
         return [without(first, call.get("axis"), bool(call.get("keepdims", False)))]
+    if name == "entropy":
+        return [without(first, call.get("axis", -1), bool(call.get("keepdims", False)))]
+    if name in ("cross_entropy", "logits_state"):
+        row = without(first, call.get("axis", -1))
+        return [row] * 4 if name == "logits_state" else [row, row][: 1 + lse]
+    if name == "cross_entropy_backward":
+        return [shape_of(call["x"])]
     if name == "softmax_state":
         return [without(first, call.get("axis", -1))] * 2
     if name in ("top_k", "softmax_topk"):

@@ -139,6 +139,7 @@ def ones(shape):
 
 
 STATE = cuattn.SoftmaxState(ones(3), ones(3))
+LOGITS = cuattn.LogitsState(*STATE, ones(3), ones(3))
 SELECTED = cuattn.SoftmaxTopKState(*STATE, ones((3, 2)), np.zeros((3, 2), np.int64))
 CALLS = {
     "softmax": (
@@ -165,6 +166,13 @@ CALLS = {
     "softmax_state": ((ones((3, 4)),), {"scale": ones(())}),
     "softmax_topk_state": ((ones((3, 4)), 2), {"scale": ones((3, 1))}),
     "merge": ((STATE, STATE), {}),
+    "cross_entropy": ((ones((3, 4)), np.array([0, 3, -100])), {"scale": ones((3, 1))}),
+    "cross_entropy_backward": (
+        (ones(3), ones((3, 4)), np.array([0, 3, -100]), ones(3)),
+        {"scale": ones(())},
+    ),
+    "entropy": ((ones((3, 4)),), {"scale": ones((3, 1)), "where": np.ones((3, 1), bool)}),
+    "logits_state": ((ones((3, 4)), np.array([0, 3, 7])), {"scale": ones((3, 1))}),
     "attention": (
         (ones((2, 2, 3, 4)),) * 3,
         {

@@ -36,6 +36,23 @@ def softmax_topk(x, axis, **options):
     return found.values, np.expand_dims(found.lse, axis)
 
 
+def labels_of(x, axis):
+    """Of each row one of its own elements."""
+    return np.argmin(abs(x.astype(np.float32) - 1), axis)
+
+
+def cross_entropy(x, axis):
+    labels = labels_of(x, axis)
+    made = cuattn.cross_entropy(x, labels, axis=axis, return_lse=True)
+    dx = cuattn.cross_entropy_backward(made[0], x, labels, made[1], axis=axis)
+    return *(np.expand_dims(part, axis) for part in made), dx
+
+
+def logits_state(x, axis):
+    state = cuattn.logits_state(x, labels_of(x, axis), axis=axis)
+    return [np.expand_dims(part, axis) for part in state]
+
+
 def softmax_topk_state(x, axis):
     state = cuattn.softmax_topk_state(x, 40, axis=axis)
     values = np.moveaxis(state.values, -1, axis)
@@ -58,6 +75,10 @@ OPERATIONS = {
     "softmax_backward": softmax_backward,
     "log_softmax_backward": log_softmax_backward,
     "masked log_softmax_backward": lambda x, axis: log_softmax_backward(x, axis, where=x > -1),
+    "cross_entropy": cross_entropy,
+    "entropy": lambda x, axis: cuattn.entropy(x, axis, keepdims=True),
+    "masked entropy": lambda x, axis: cuattn.entropy(x, axis, where=x > -1, keepdims=True),
+    "logits_state": logits_state,
     "softmax_topk": softmax_topk,
     "renormalized softmax_topk": lambda x, axis: softmax_topk(x, axis, renormalize=True),
     "softmax_topk_state": softmax_topk_state,

@@ -51,6 +51,20 @@ def test_states(rng, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_states_of_logits(rng, dtype):
+    with emulator.activate():
+        a, b = (
+            cuattn.logits_state(
+                rng.standard_normal((200, 33)).astype(dtype),
+                rng.integers(0, 66, 200),
+                index_offset=33 * i,
+            )
+            for i in range(2)
+        )
+        equal(cuattn.merge(a, b), cuattn.merge(b, a))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_selections(rng, dtype):
     with emulator.activate():
         a, b = (

@@ -61,6 +61,24 @@ def weighted(x, axis):
     return cuattn.logsumexp(x, axis, b=abs(x.astype(np.float32)), keepdims=True)
 
 
+def lowest(x, axis):
+    """A label for each row, which depends on that row alone."""
+    return np.argmin(np.abs(x.astype(np.float32)), axis)
+
+
+def losses(x, axis):
+    return np.stack(cuattn.cross_entropy(x, lowest(x, axis), axis=axis, return_lse=True), axis)
+
+
+def loss_gradient(x, axis):
+    lse = cuattn.logsumexp(x, axis, dtype=np.float64)
+    return cuattn.cross_entropy_backward(0.3, x, lowest(x, axis), lse, axis=axis)
+
+
+def logits(x, axis):
+    return np.stack(cuattn.logits_state(x, lowest(x, axis), axis=axis), axis)
+
+
 OPERATIONS = {
     "softmax": lambda x, axis: cuattn.softmax(x, axis),
     "scaled": lambda x, axis: cuattn.softmax(x, axis, scale=0.7),
@@ -70,6 +88,10 @@ OPERATIONS = {
     "weighted": weighted,
     "gradient": lambda x, axis: cuattn.softmax_backward(x, abs(x), axis),
     "log gradient": lambda x, axis: cuattn.log_softmax_backward(x, -abs(x), axis),
+    "loss": losses,
+    "loss gradient": loss_gradient,
+    "entropy": lambda x, axis: cuattn.entropy(x, axis, where=x != 0, keepdims=True),
+    "logits": logits,
 }
 # Both sides of where rows are turned, cut, or not worked on together any more.
 LENGTHS = (1, 5, 32, 33, 127, 300, 513, 1025, 3000, 40_000, 1 << 18, (1 << 18) + 1)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pytest
-from configurations import accumulator, layout, problems
+from configurations import accumulator, layout, logits_problems, problems
 
 from cuattn._arrays import row_layout
 from cuattn._device.kernel import CTYPES, ITEMSIZE
@@ -27,9 +27,9 @@ SIZE_OF = {ctype: ITEMSIZE[name] for name, ctype in CTYPES.items()}
 def fragment(op):
     """Columns of one access: 16 bytes of the wider of what is read and written."""
     types = op.arguments
-    if op.template == "SoftmaxBackward":
+    if op.template in ("SoftmaxBackward", "LossBackward"):
         return 16 // SIZE_OF[types["T"]]
-    if types["kResult"] in ("kLse", "kState"):
+    if types["kResult"] not in ("kProb", "kProbLse", "kLogProb"):
         return 16 // SIZE_OF[types["In"]]
     return 16 // max(SIZE_OF[types["In"]], SIZE_OF[types["Out"]])
 
@@ -141,7 +141,8 @@ def check(problem, capability, num_sms=SMS):
         merge = plan.kernels[-1]
         assert merge.block == 32 * merge.arguments["kRowsPerBlock"]
         check_covers(rows, merge.arguments["kRowsPerBlock"], merge.grid)
-    words = 1 if op.template == "SoftmaxBackward" else 4 if problem.weighted else 2
+    wide = problem.weighted or problem.result in ("entropy", "logits")
+    words = 1 if op.template == "SoftmaxBackward" else 4 if wide else 2
     state = SIZE_OF[op.arguments["Acc"]] * words
     assert plan.workspace_bytes == (rows * parts * state if len(plan.kernels) > 1 else 0)
     return plan
@@ -183,8 +184,9 @@ def random_problem(rng):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_known_problems(capability):
-    for problem in problems():
-        check(problem, capability)
+    for problem in [*problems(), *logits_problems()]:
+        if problem.state is None:
+            check(problem, capability)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -261,10 +263,12 @@ def test_plans_are_deterministic(rng):
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 10**9])
 @pytest.mark.parametrize("acc", ["float32", "float64"])
 def test_state_merge(acc, n):
-    kernel = softmax_plan.plan_state_merge(acc, n)
-    check_grid(kernel, 75)
-    check_covers(n, kernel.block, kernel.grid)
-    assert kernel.name == f"softmax_state_merge<{CTYPES[acc]}, {kernel.block}>"
+    for logits in (False, True):
+        kernel = softmax_plan.plan_state_merge(acc, n, logits)
+        check_grid(kernel, 75)
+        check_covers(n, kernel.block, kernel.grid)
+        flag = str(logits).lower()
+        assert kernel.name == f"softmax_state_merge<{CTYPES[acc]}, {flag}, {kernel.block}>"
 
 
 def test_more_rows_than_a_grid_has_blocks():

@@ -82,6 +82,47 @@ def test_reductions_read_once(rng, name, rows, cols, make):
     assert x.size <= total.exps <= x.size * 1.15 + 600 * rows
 
 
+@pytest.mark.parametrize("make", [aligned, odd, sliced])
+@pytest.mark.parametrize("name", ["entropy", "cross_entropy", "logits_state"])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (2, 50_257), (2, 300_001)])
+def test_rows_of_logits_read_once(rng, name, rows, cols, make):
+    """And of a label one number, and one element."""
+    x = make(rng, rows, cols)
+    labels = () if name == "entropy" else (rng.integers(0, cols, rows),)
+    total, _, kernels = counters_of("sm_90", lambda: getattr(cuattn, name)(x, *labels))
+    of_labels = len(labels) * 8 * sum(kernel.grid * kernel.block for kernel in kernels)
+    assert total.global_bytes_read - of_labels <= x.nbytes * 1.01
+    assert x.nbytes <= total.global_bytes_read
+    assert total.global_sectors_read * 32 <= 1.4 * x.nbytes + of_labels / 8 + 64 * rows
+    results = rows * 4 * (4 if name == "logits_state" else 1)
+    assert results <= total.global_bytes_written <= results + 0.01 * x.nbytes
+    assert total.shared_wavefronts == total.shared_wavefronts_ideal
+    assert x.size <= total.exps <= x.size * 1.15 + 600 * rows
+
+
+@pytest.mark.parametrize("make", [aligned, odd, sliced])
+@pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (2, 70_001)])
+def test_loss_gradient_reads_once(rng, rows, cols, make):
+    """One read, one write, one exponential an element; of a row that is ignored one write."""
+    x = make(rng, rows, cols)
+    labels, lse = rng.integers(0, cols, rows), cuattn.logsumexp(x, axis=-1)
+    for ignored in (0, 1, rows):
+        labels[:ignored] = -100
+        total, y, (kernel,) = counters_of(
+            "sm_90", lambda: cuattn.cross_entropy_backward(0.1, x, labels, lse)
+        )
+        want = cuattn.reference.cross_entropy_backward(0.1, x, labels, lse)
+        np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-7)
+        threads = kernel.grid * kernel.block
+        read = x[ignored:].nbytes
+        assert total.global_bytes_read - read == 12 * threads  # each reads a label and an lse
+        assert total.global_sectors_read * 32 <= 1.4 * read + 96 * threads / 32
+        assert total.global_bytes_written == x.nbytes
+        assert total.shared_wavefronts == 0
+        assert x.size <= total.exps <= x.size + 6 * rows
+        assert total.loads_by_size[16] * 512 >= 0.9 * read
+
+
 @pytest.mark.parametrize("make", [aligned, odd])
 @pytest.mark.parametrize("name", ["softmax_backward", "log_softmax_backward"])
 @pytest.mark.parametrize(("rows", "cols"), [(33, 100), (33, 4001), (3, 50_257)])

@@ -33,6 +33,8 @@ def calls():
     keys = ones(1, 2, 2048, 64, dtype=np.float16)
     ends, lse = cupy.array([0, 16, 32]), ones(2, 32)
     state, selected = cuattn.softmax_state(x), cuattn.softmax_topk_state(x, 3)
+    labels = cupy.array([0, 63, -100, 64])
+    logits = cuattn.logits_state(x, labels)
     part = cuattn.attention(q, q, q, return_lse=True)
     parts = [cupy.stack([one, one]) for one in part]
     cache, lens = ones(1, 2, 64, 64, dtype=np.float16), cupy.array([16])
@@ -69,6 +71,24 @@ def calls():
         "softmax_state": lambda **out: cuattn.softmax_state(x, **out),
         "softmax_state of a long row": lambda **out: cuattn.softmax_state(row, **out),
         "softmax_topk_state": lambda **out: cuattn.softmax_topk_state(x, 3, **out),
+        "cross_entropy": lambda **out: cuattn.cross_entropy(x, labels, **out),
+        "cross_entropy, lse": lambda **out: cuattn.cross_entropy(x, labels, return_lse=True, **out),
+        "cross_entropy of a long row": lambda **out: cuattn.cross_entropy(row, labels[:1], **out),
+        "cross_entropy, int16": lambda **out: cuattn.cross_entropy(x, FEW_BITS, **out),
+        "cross_entropy_backward": lambda **out: cuattn.cross_entropy_backward(
+            0.25, x, labels, x[:, 0], **out
+        ),
+        "cross_entropy_backward, gradients": lambda **out: cuattn.cross_entropy_backward(
+            x[:, 1], x, labels, x[:, 0], **out
+        ),
+        "cross_entropy_backward, float16": lambda **out: cuattn.cross_entropy_backward(
+            q[0, 0, :4, 0], x, labels, x[:, 0], **out
+        ),
+        "entropy": lambda **out: cuattn.entropy(x, **out),
+        "entropy of a long row": lambda **out: cuattn.entropy(row, **out),
+        "logits_state": lambda **out: cuattn.logits_state(x, labels, **out),
+        "logits_state of a long row": lambda **out: cuattn.logits_state(row, labels[:1], **out),
+        "merge of logits": lambda **out: cuattn.merge(logits, logits, **out),
         "merge": lambda **out: cuattn.merge(state, state, **out),
         "merge of selections": lambda **out: cuattn.merge(selected, selected, **out),
         "attention": lambda **out: cuattn.attention(q, q, q, is_causal=True, **out),
@@ -96,6 +116,7 @@ def calls():
 
 MASK = ones(4, 64) > 0
 ENDS = cupy.array([0, 16, 32], np.int32)
+FEW_BITS = cupy.array([0, 63, -100, 64], np.int16)
 
 # What the others allocate.
 TEMPORARY = {
@@ -103,7 +124,12 @@ TEMPORARY = {
     "softmax_state of a long row": "the same",
     "top_k of a long row": "candidates of a selection of more than 256",
     "softmax_topk of a long row": "the same",
+    "cross_entropy of a long row": "the same",
+    "entropy of a long row": "the same",
+    "logits_state of a long row": "the same",
     "softmax, float64 scales": "scales, weights, offsets and lengths in the type of the kernels",
+    "cross_entropy, int16": "the same, and labels",
+    "cross_entropy_backward, float16": "the same, and gradients",
     "attention_varlen, int32": "the same",
     "softmax, a bool of the host": "numbers of the host that are arrays of a kernel",
     "logsumexp, a number as b": "the same",

@@ -227,6 +227,8 @@ def calls_of_cuattn():
     flat = cupy.ones((32, 2, 64), cupy.float16)
     offsets = cupy.array([0, 16, 32], np.int32)
     state, topk_state = cuattn.softmax_state(x), cuattn.softmax_topk_state(x, 3)
+    labels = cupy.array([0, 63, -100, 64], np.int32)
+    logits = cuattn.logits_state(x, labels)
     part = cuattn.attention(q, q, q, return_lse=True)
     flat_lse = cupy.zeros((2, 32), cupy.float32)
     cache, cache_lens = cupy.zeros((1, 2, 64, 64), cupy.float16), offsets[1:2]
@@ -248,7 +250,17 @@ def calls_of_cuattn():
         "softmax_topk": lambda: cuattn.softmax_topk(x, 3),
         "softmax_state": lambda: cuattn.softmax_state(x),
         "softmax_topk_state": lambda: cuattn.softmax_topk_state(x, 3),
-        "merge": lambda: (cuattn.merge(state, state), cuattn.merge(topk_state, topk_state)),
+        "cross_entropy": lambda: cuattn.cross_entropy(x, labels.astype(np.uint64), axis=1),
+        "cross_entropy_backward": lambda: cuattn.cross_entropy_backward(
+            cupy.float16(0.25), x, labels, logits.lse
+        ),
+        "entropy": lambda: cuattn.entropy(x, where=x > 0),
+        "logits_state": lambda: cuattn.logits_state(x.T, labels, axis=0),
+        "merge": lambda: (
+            cuattn.merge(state, state),
+            cuattn.merge(topk_state, topk_state),
+            cuattn.merge(logits, logits),
+        ),
         "attention": lambda: cuattn.attention(q, q, q, is_causal=True),
         "attention_varlen": lambda: cuattn.attention_varlen(flat, flat, flat, offsets, offsets),
         "attention_backward": lambda: cuattn.attention_backward(q, q, q, q, *part),

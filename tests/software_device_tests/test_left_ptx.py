@@ -45,7 +45,7 @@ def test_alone():
 @pytest.mark.parametrize("left", [True, False])
 def test_left_ptx(tmp_path, left):
     arch = f"sm_{os.environ['SOFTWARE_DEVICE_CC']}"
-    ((kernel,),) = inside.by_file(arch, "^softmax_state_merge<float")
+    ((kernel,),) = inside.by_file(arch, "^softmax_state_merge<float, false")
     environment = {**os.environ, "CUATTN_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("SOFTWARE_DEVICE_PTX", None)  # of this process
     script = tmp_path / "merge.py"
