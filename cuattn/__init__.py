@@ -20,11 +20,14 @@ from cuattn._softmax.logsumexp import logsumexp
 from cuattn._softmax.segments import segment_softmax, segment_softmax_backward
 from cuattn._softmax.softmax import log_softmax, softmax
 from cuattn._softmax.state import softmax_state
+from cuattn._topk.sample import sample, sample_state
 from cuattn._topk.state import merge, softmax_topk_state
 from cuattn._topk.topk import softmax_topk, top_k
 from cuattn.results import (
     AttentionGradients,
     LogitsState,
+    Sample,
+    SampleState,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -37,6 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGradients",
     "LogitsState",
+    "Sample",
+    "SampleState",
     "SoftmaxState",
     "SoftmaxTopK",
     "SoftmaxTopKLse",
@@ -61,6 +66,8 @@ __all__ = [
     "merge_attention",
     "merge_attention_states",
     "reference",
+    "sample",
+    "sample_state",
     "segment_softmax",
     "segment_softmax_backward",
     "show_config",

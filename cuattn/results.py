@@ -96,6 +96,39 @@ class SoftmaxTopKState(NamedTuple):
         return SoftmaxState(self.m, self.l).lse
 
 
+class Sample(NamedTuple):
+    """What has been drawn of each row, in the order of the draw, and its log-probability."""
+
+    indices: NDArray[np.int64]
+    log_prob: NDArray[Any]
+
+
+class SampleState(NamedTuple):
+    """A `SoftmaxState` and, on the last axis, the draws: `values` decide, the largest is the first.
+
+    What a row lacks is (-inf, -inf, -1).
+    """
+
+    m: NDArray[Any]
+    l: NDArray[Any]  # noqa: E741 - the name in the papers
+    values: NDArray[np.float64]
+    logits: NDArray[Any]
+    indices: NDArray[np.int64]
+
+    @property
+    def lse(self) -> NDArray[Any]:
+        """Natural log-sum-exp of the row."""
+        return SoftmaxState(self.m, self.l).lse
+
+    @property
+    def log_prob(self) -> NDArray[Any]:
+        """Log-probability of each draw in the row's softmax, -inf of what it lacks; NaN where m is
+        not finite."""
+        with np.errstate(all="ignore"):
+            m, l = self.m[..., None], self.l[..., None]  # noqa: E741
+            return np.where(np.isfinite(m), (self.logits - m) - np.log(l), np.nan)
+
+
 class AttentionGradients(NamedTuple):
     """Gradients of attention; None for what was not given or not asked for."""
 

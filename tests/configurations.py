@@ -25,7 +25,8 @@ from cuattn._softmax import plan as softmax_plan
 from cuattn._softmax.problem import SoftmaxProblem
 from cuattn._topk import plan as topk_plan
 from cuattn._topk import plan_radix
-from cuattn._topk.problem import TopKProblem
+from cuattn._topk.plan_sample import plan_sample
+from cuattn._topk.problem import SampleProblem, TopKProblem
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 STRESS = FLOATS[1:]
@@ -287,6 +288,44 @@ def topk_problems() -> Iterator[TopKProblem]:
             yield TopKProblem(dtype, selection(1, 2**33), k, softmax=dtype == "float16")
 
 
+def sampled(
+    x: str, layout: row_layout.Layout, num: int, compute_capability: int, **options
+) -> Iterator[Kernel]:
+    """Kernels of `sample`."""
+    masked = options.pop("masked", False)
+    filters = {"top_k": None, "top_p": False, "min_p": False} | options
+    problem = SampleProblem(x, layout, 0, masked=masked)
+    plan = plan_sample(problem, num, *filters.values(), compute_capability, SMS)
+    for one in plan.passes:
+        for kernel, _ in one.plan.launches:
+            yield kernel
+
+
+def sample_kernels(compute_capability: int) -> Iterator[Kernel]:
+    """Draws whose plans together hold every configuration that the dtypes stress."""
+    find = functools.partial(sampled, compute_capability=compute_capability)
+    lists = [most for most, _, _ in topk_plan.LISTS]
+    for num in lists:  # a warp a row, a block, and a block of slices
+        for rows, cols in ((10**5, 5000), (64, 5000)):
+            yield from find("float32", selection(rows, cols), num)
+        yield from find("float32", selection(64, 5000), 1, top_k=num)
+    for rows, cols in ((60, 50_000), (30, 50_000), (1, 50_000), (1, 10**6)):
+        for filters in ({}, {"top_p": True}):  # clusters, and rows that are split
+            yield from find("float32", selection(rows, cols), 1, **filters)
+    for dtype in STRESS:
+        for found in (selection(64, 5000), selection(5000, 100, axis=0)):
+            yield from find(dtype, found, lists[-1])
+            yield from find(dtype, found, 1, top_p=True)
+        for cols in (500, 1500, 10**5):
+            yield from find(dtype, selection(2, cols), 300, min_p=True)
+        yield from find(dtype, selection(64, 5000), 1, top_p=True, masked=True)
+    yield from find("float32", selection(2, 10**5), 10**4, top_k=1000)
+    for rank in row_layout.RANKS[1:]:
+        for num in (1, 300):
+            yield from find("float32", selection(64, 5000, rank=rank), num, top_p=True)
+    yield from find("float16", selection(1, 2**33), 1, top_p=True)
+
+
 def attention_problem(
     op: str, dim: int, value_dim: int | None = None, vector: bool = True, **flags
 ) -> AttentionProblem:
@@ -394,6 +433,8 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for selected in topk_problems():
         for kernel, _ in topk_plan.plan_topk(selected, compute_capability, SMS).launches:
             found.setdefault(kernel.name, kernel)
+    for kernel in sample_kernels(compute_capability):
+        found.setdefault(kernel.name, kernel)
     attended = [*attention_problems()] if compute_capability >= 80 else []
     attended += sm90_attention_problems() if compute_capability == 90 else ()
     for problem in attended:
@@ -418,7 +459,8 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
         for kernel in (
             softmax_plan.plan_state_merge(acc, 1000),
             softmax_plan.plan_state_merge(acc, 1000, logits=True),
-            plan_radix.plan_topk_state_merge(acc, 1000, 5),
+            plan_radix.plan_topk_state_merge(acc, acc, 1000, 5),
+            plan_radix.plan_topk_state_merge(acc, "float64", 1000, 5),
         ):
             found[kernel.name] = kernel
     return found

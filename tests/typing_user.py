@@ -18,6 +18,8 @@ import cuattn
 from cuattn import (
     AttentionGradients,
     LogitsState,
+    Sample,
+    SampleState,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -209,6 +211,36 @@ def states() -> None:
     refused(lambda: cuattn.softmax_topk_state(x, 2, out=pair))  # type: ignore[arg-type]
 
 
+def samples() -> None:
+    seeds = np.arange(3)[:, None]
+    indices = cuattn.sample(x, 2, seed=1, offset=np.int64(3), axis=0, scale=2, where=x > 0)
+    assert_type(indices, NDArray[np.int64])
+    kept = cuattn.sample(x, seed=seeds, offset=seeds, top_k=3, top_p=0.9, min_p=np.float32(0.1))
+    assert_type(kept, NDArray[np.int64])
+    assert_type(cuattn.sample(x, seed=1, return_log_prob=False, out=kept), NDArray[np.int64])
+    both = assert_type(cuattn.sample(x, 2, seed=1, return_log_prob=True), Sample)
+    assert_type(cuattn.sample(x, 2, seed=1, return_log_prob=True, out=both), Sample)
+    assert_type(both.indices, NDArray[np.int64])
+    assert_type(both.log_prob, Array)
+    parts = [
+        cuattn.sample_state(x, seed=1, axis=1, scale=0.5, offset=3, rows=seeds, index_offset=4 * i)
+        for i in range(2)
+    ]
+    state = assert_type(cuattn.merge(parts[0], parts[1]), SampleState)
+    assert_type(cuattn.sample_state(x, seed=1, out=parts[0]), SampleState)
+    assert_type(state.lse, Array)
+    assert_type(state.log_prob, Array)
+    assert_type(state.logits, Array)
+    assert_type(state.values, NDArray[np.float64])
+    assert_type(cuattn.sample(anything, seed=1), Any)
+
+    refused(lambda: cuattn.sample(x))  # type: ignore[call-overload]
+    refused(lambda: cuattn.sample(x, seed=1.5))  # type: ignore[call-overload]
+    refused(lambda: cuattn.sample(x, seed=1, return_log_prob=True, out=kept))  # type: ignore[call-overload]
+    refused(lambda: cuattn.sample_state(x, seed=1, top_k=3))  # type: ignore[call-overload]
+    refused(lambda: cuattn.merge(state, cuattn.softmax_state(x)))  # type: ignore[type-var]
+
+
 def attentions() -> None:
     rng = np.random.default_rng(0)
     q = k = v = rng.standard_normal((2, 3, 5, 8))
@@ -366,6 +398,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.softmax_topk(x, 2, where=x, out=(x, x, x), return_lse=True), Any)
     assert_type(cuattn.softmax_state(x, out=(x, x)), Any)
     assert_type(cuattn.softmax_topk_state(x, 2, out=(x, x, x, x)), Any)
+    assert_type(cuattn.sample(x, seed=x, offset=x, return_log_prob=True, out=(x, x)), Any)
+    assert_type(cuattn.sample_state(x, seed=x, rows=x, out=(x, x, x, x, x)), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)
@@ -382,6 +416,7 @@ def main() -> None:
     losses()
     selections()
     states()
+    samples()
     attentions()
     gradients()
     caches()

@@ -100,6 +100,12 @@ def real(name: str, dtype: np.dtype) -> None:
         )
 
 
+def integers(name: str, dtype: np.dtype) -> None:
+    """TypeError unless the dtype is an integer's; what is cast before use."""
+    if dtype.name not in INTEGERS:
+        raise TypeError(f"{name} must be an integer or an array of them, but its dtype is {dtype}")
+
+
 def result_dtype(dtype: np.dtype | None, x: np.dtype, weight: np.dtype | None = None) -> np.dtype:
     """`dtype` if given, else what SciPy promotes x and weights to, float64 for integers.
 
@@ -137,6 +143,11 @@ def misaligned(name: str, array: Any) -> ValueError:
         f"{name} must start at a multiple of its itemsize ({array.itemsize} bytes), "
         "but it does not; pass a copy"
     )
+
+
+def too_long(name: str, n: int, most: int) -> ValueError:
+    """The error for rows of which not every element has noise of its own."""
+    return ValueError(f"{name} must have at most {most} elements along axis, but it has {n}")
 
 
 def broadcastable(

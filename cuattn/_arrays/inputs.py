@@ -97,6 +97,20 @@ def as_factor(name: str, value: Any, owner: Owner) -> tuple[Any, float]:
     return array, 1.0
 
 
+def as_integers(name: str, value: Any, most: int, owner: Owner) -> tuple[Any, int]:
+    """Integers of rows: (array, 0) or (None, number), which is from 0 to `most`."""
+    host = on_host(value)
+    if host is None and not isinstance(value, (list, tuple)):
+        return None, scalars.count(name, value, most)
+    if host:
+        value = _adopted(name, value)
+    array = value if host and value.ndim == 0 else as_array(name, value, owner)
+    checks.integers(name, array.dtype)
+    if array.ndim == 0 and isinstance(array, np.ndarray):
+        return None, scalars.count(name, array, most)
+    return array, 0
+
+
 def as_where(where: Any, owner: Owner) -> Any:
     """The elements that take part, as an array; True, as in NumPy's functions, means all. One
     without dimensions may be of the host beside those of a device, until it is `placed` there."""

@@ -44,6 +44,18 @@ RENAMED = {
     "descending": ("mode", 'mode="largest" or mode="smallest"'),
     "topk": ("k", ""),
     "top_k": ("k", ""),
+    "num_samples": ("num", ""),
+    "size": ("num", ""),
+    "generator": ("seed", "an int, or an integer for each row"),
+    "rng": ("seed", "an int, or an integer for each row"),
+    "random_state": ("seed", "an int, or an integer for each row"),
+    "seeds": ("seed", ""),
+    "philox_seed": ("seed", ""),
+    "philox_offset": ("offset", ""),
+    "topp": ("top_p", ""),
+    "minp": ("min_p", ""),
+    "return_logprobs": ("return_log_prob", ""),
+    "logprobs": ("return_log_prob", ""),
     "normalize": ("renormalize", ""),
     "norm_topk_prob": ("renormalize", ""),
     "return_softmax_lse": ("return_lse", ""),
@@ -85,6 +97,8 @@ RENAMED = {
     "key": ("k", ""),
     "value": ("v", ""),
 }
+# The same of names that have another counterpart above.
+OTHERWISE = {"key": RENAMED["generator"], "topk": ("top_k", "")}
 FIRST = ("input", "a", "logits", "query")  # the first array, whatever it is called here
 # What has no counterpart, and why.
 ABSENT = {
@@ -94,6 +108,8 @@ ABSENT = {
     "enable_gqa": "heads of k and v are shared wherever their number divides that of q",
     "deterministic": "every result has the same bits on every run",
     "num_splits": "how keys are split is chosen by shape",
+    "replacement": "num elements of a row are different; draw again with another offset",
+    "replace": "num elements of a row are different; draw again with another offset",
     "reduction": "there is a loss for each row; take their sum or mean",
     "label_smoothing": "there is no label smoothing",
     "weight": "multiply losses by weight[labels]",
@@ -115,6 +131,9 @@ ELSEWHERE = dict.fromkeys(
 # What other libraries call a function of ours.
 FUNCTIONS = {
     "topk": "top_k",
+    "multinomial": "sample",
+    "categorical": "sample",
+    "top_k_top_p_sampling_from_logits": "sample",
     "nll_loss": "cross_entropy",
     "cross_entropy_loss": "cross_entropy",
     "softmax_cross_entropy": "cross_entropy",
@@ -165,12 +184,13 @@ def _reason(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
             return _unknown(option, name, list(parameters), arrays)
     lacking = [p.name for p in parameters.values() if p.default is p.empty]
     lacking = [option for option in lacking if option not in (*arrays, *options)]
-    if len(args) == len(arrays) and lacking:
+    needed = [name for name in arrays if parameters[name].default is signature.empty]
+    if len(needed) <= len(args) <= len(arrays) and lacking:
         return (
             f"{lacking[0]} must be given, but it was left out; "
             f"call {name}({', '.join(arrays)}, {lacking[0]}=...)"
         )
-    if len(args) < len(arrays):
+    if len(args) < len(needed):
         return (
             f"{arrays[len(args)]} must be given, but {len(args)} arguments came; "
             f"call {name}({', '.join(arrays)}, ...)"
@@ -183,6 +203,8 @@ def _reason(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
 
 def _unknown(option: str, name: str, known: list[str], arrays: list[str]) -> str:
     ours, remedy = RENAMED.get(option, ("", ""))
+    if ours not in known:
+        ours, remedy = OTHERWISE.get(option, (ours, remedy))
     if option in FIRST:
         ours = "x" if "x" in arrays else arrays[0]
     if ours in arrays:

@@ -95,6 +95,23 @@ def count(name: str, value: Any, most: int = MAX_INDEX, why: str = "") -> int:
     return found
 
 
+def at_least(name: str, value: Any, least: int) -> int:
+    """An integer of any size, but not less than `least`."""
+    found = integer(name, value)
+    if found < least:
+        raise ValueError(f"{name} must be at least {least}, but it is {shown(found)}")
+    return found
+
+
+def probability(name: str, value: Any, zero: bool = True) -> float:
+    """A real number from 0, which it may be or not, to 1."""
+    found = number(name, value)
+    if not (0 <= found <= 1 and (zero or found)):
+        interval = "from 0 to 1" if zero else "above 0 and at most 1"
+        raise ValueError(f"{name} must be {interval}, but it is {found}")
+    return found
+
+
 def int64(name: str, value: Any) -> int:
     """An integer that an int64 can be."""
     found = integer(name, value)

@@ -49,6 +49,7 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 Number = float | np.floating[Any] | np.integer[Any]
 Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 Factor = Number | Array | None
+Seed = SupportsIndex | Array
 Where = Array | np.bool_ | Literal[True] | None
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
 Mode = Literal["largest", "smallest"]
@@ -198,6 +199,47 @@ class SoftmaxTopKState(TypedDict, total=False):
     scale: Factor
     index_offset: SupportsIndex
     out: tuple[Array, Array, Array, Array] | None
+
+
+class _Sample(TypedDict):
+    seed: Seed
+
+
+class _SampleOptions(TypedDict, total=False):
+    offset: Seed
+    axis: SupportsIndex | None
+    scale: Factor
+
+
+class _SampleFilters(_SampleOptions, total=False):
+    where: Where
+    top_k: SupportsIndex | None
+    top_p: Number | None
+    min_p: Number | None
+
+
+class SampleAlone(_Sample, _SampleFilters, total=False):
+    return_log_prob: Literal[False]
+    out: Array | None
+
+
+class _WithLogProb(TypedDict):
+    return_log_prob: Literal[True]
+
+
+class SampleWithLogProb(_Sample, _SampleFilters, _WithLogProb, total=False):
+    out: tuple[Array, Array] | None
+
+
+class SampleOpen(_Sample, _SampleFilters, total=False):
+    return_log_prob: bool
+    out: Array | tuple[Array, Array] | None
+
+
+class SampleState(_Sample, _SampleOptions, total=False):
+    rows: Array | None
+    index_offset: SupportsIndex
+    out: tuple[Array, Array, Array, Array, Array] | None
 
 
 class _Placed(TypedDict, total=False):

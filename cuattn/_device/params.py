@@ -111,9 +111,24 @@ STATE_MERGE = Params(
     "q: n",
 )
 
-# ---- Selections: topk/ops.cuh (behind SoftmaxParams), topk/radix.cuh (behind TopKParams) ----
+# ---- Selections: topk/ops.cuh (behind SoftmaxParams), topk/sample.cuh (behind TopKParams),
+# ---- topk/radix.cuh (behind either) ----
 
 TOPK = Params("TopKParams", "Q: indices lists", "q: k index_offset output renormalize")
+SAMPLE = Params(
+    "SampleParams",
+    "Q: values seed offset numbers finished cut seed_value offset_value",
+    "d: top_p log_min_p",
+    "q: num top_k",
+)
+
+
+@cache
+def sample_strides(row_rank: int) -> Params:
+    """SampleParams<row_rank> behind SAMPLE."""
+    return Params("SampleParams", f"{row_rank}q: seed_stride offset_stride number_stride")
+
+
 RADIX_WORKSPACE = Params("RadixParams", "Q: workspace")
 RADIX_GEOMETRY = Params(
     "RadixParams",
@@ -121,7 +136,8 @@ RADIX_GEOMETRY = Params(
 )
 TOPK_STATE_MERGE = Params(
     "TopKStateMergeParams",
-    "Q: m_a l_a values_a indices_a m_b l_b values_b indices_b m l values indices",
+    "Q: m_a l_a values_a logits_a indices_a m_b l_b values_b logits_b indices_b",
+    "Q: m l values logits indices",
     "q: rows k",
 )
 

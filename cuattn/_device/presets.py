@@ -57,6 +57,17 @@ def topk(cuattn: Any, dtype: Any) -> None:
                 cuattn.softmax_topk(x, k)
 
 
+def logits(cuattn: Any, dtype: Any) -> None:
+    """cross_entropy, its gradient, entropy; and a draw, of all, by top_k and by top_p."""
+    for x in _rows(dtype):
+        labels, lse = np.zeros(len(x), np.int64), np.zeros(len(x), np.promote_types("f4", dtype))
+        cuattn.cross_entropy(x, labels, return_lse=True)
+        cuattn.cross_entropy_backward(1.0, x, labels, lse)
+        cuattn.entropy(x)
+        for filters in ({}, {"top_k": 50}, {"top_p": 0.9}):
+            cuattn.sample(x, seed=0, **filters)
+
+
 def _queries_and_keys(dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for dim in DIMS:
         for heads, kv_heads in HEADS:
@@ -97,5 +108,5 @@ def decoding(cuattn: Any, dtype: Any) -> None:
 
 
 PRESETS: dict[str, Callable[[Any, Any], None]] = {
-    f.__name__: f for f in (softmax, topk, attention, gradients, decoding)
+    f.__name__: f for f in (softmax, topk, logits, attention, gradients, decoding)
 }

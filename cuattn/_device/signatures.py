@@ -29,7 +29,8 @@ R = TypeVar("R")
 OPTIONS = {bool, int, str, type, type(None), np.bool_, np.int32, np.int64}
 FLOATS = {float, np.float16, np.float32, np.float64}
 NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-NUMBER = "number"  # what no argument is called
+NUMBERS = "numbers"  # what no argument is called
+FIELD = 1 << 63  # integers from 0 on, and below it, fit into one
 
 
 class Overlap(NamedTuple):
@@ -52,12 +53,12 @@ class Warm(NamedTuple):
     overlaps: list[Overlap]
 
 
-def remembered(number: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+def remembered(*numbers_of: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function, with its arguments `explained`, is for calls of new signatures.
 
-    It returns what is `Prepared`, or the results of what is not to be remembered. `number`: an
-    option that, where it is a float, is but the first of its numbers, and so no part of the
-    signature.
+    It returns what is `Prepared`, or the results of what is not to be remembered. `numbers_of`:
+    options that, where they are floats or natural numbers, are but the first of its numbers, and so
+    no part of the signature.
     """
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,13 +70,14 @@ def remembered(number: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
             runtime, key = device_runtime.current(args), None
             if runtime is not None:
                 values: dict[str, Any] = {}
-                key = _signature(runtime, name, places, args, options, number, values)
+                key = _signature(runtime, name, places, args, options, numbers_of, values)
                 warm = runtime.recent.get(key)
                 if warm is not None:
                     launches, names, numbers, kind, overlaps = warm
                     given = [*map(values.__getitem__, names)]
-                    if NUMBER in values:
-                        numbers = (values[NUMBER], *numbers[1:])
+                    if NUMBERS in values:
+                        changed = values[NUMBERS]
+                        numbers = tuple([changed.get(i, n) for i, n in enumerate(numbers)])
                     if not overlaps or not _overlap(runtime, given, overlaps):
                         if not launches.allocates or options.get("out") is None:
                             return kind(*launches.run(runtime, given, numbers))
@@ -101,7 +103,7 @@ def _remember(key: tuple[Any, ...], made: Prepared, values: dict[str, Any]) -> N
     launches = made.launches
     names = [made.names.get(field, "") for field in launches.given]
     given = [values.get(name) for name in names]
-    read = values.keys() - {NUMBER, *names, *made.unread}  # on the host, as a number
+    read = values.keys() - {NUMBERS, *names, *made.unread}  # on the host, as a number
     if not read and all(
         array is made.arrays[field] for array, field in zip(given, launches.given, strict=True)
     ):
@@ -115,11 +117,11 @@ def _signature(
     places: tuple[str, ...],
     args: tuple[Any, ...],
     options: dict[str, Any],
-    number: str,
+    numbers_of: tuple[str, ...],
     values: dict[str, Any],
 ) -> tuple[Any, ...] | None:
     """The key of a call. Put into `values` are its arrays, by the names that errors give them, and
-    the option `number` as NUMBER, if it is a float.
+    those of `numbers_of` by their places as NUMBERS, if they are such.
 
     None for what a key does not hold: arrays of other libraries, which may wait for a stream;
     arrays of the host beside those of a device, which are values; numbers that are arrays or of
@@ -135,8 +137,8 @@ def _signature(
         if kind is ndarray:
             values[name] = value
             key += name, runtime.signature(value)
-        elif kind in FLOATS and name == number:
-            values[NUMBER] = value
+        elif name in numbers_of and (kind in FLOATS or (kind is int and 0 <= value < FIELD)):
+            values.setdefault(NUMBERS, {})[numbers_of.index(name)] = value
             key += name, kind
         elif (
             kind in OPTIONS

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from cuattn._topk.numpy_order import order_of, ranks
-from cuattn._topk.numpy_ranking import MOST, Place, Ranked
+from cuattn._topk.numpy_ranking import MOST, Place, Ranking
 
 LEAST = 1 << 19  # up to this k the other ways are faster, and take less than 64 MB
 MOST_COLUMNS = 1 << 32
@@ -28,7 +28,7 @@ def is_large(n: int, k: int) -> bool:
     return LEAST < k and n <= MOST_COLUMNS
 
 
-def best_columns(rows: Ranked, place: Place, columns: np.ndarray) -> None:
+def best_columns(rows: Ranking, place: Place, columns: np.ndarray) -> None:
     """Write the columns of the k best of one row, best first, into `columns`, (k,) int64."""
     n = rows.x.shape[-1]
 

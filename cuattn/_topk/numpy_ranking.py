@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,22 @@ Place = tuple[Any, ...]  # an index that picks a block of rows
 Store = Callable[[Place, np.ndarray, np.ndarray], None]
 
 
+class Ranking(Protocol):
+    """What ranks the elements of rows, whose axis is the last one of x."""
+
+    @property
+    def x(self) -> np.ndarray: ...
+    @property
+    def cost(self) -> int:
+        """An element's, beside that of a comparison."""
+
+    def read(self, place: Place, columns: Any = None) -> tuple[np.ndarray, np.ndarray, bool]:
+        """As that of `Ranked`."""
+
+    def best(self, place: Place, k: int, columns: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """As that of `Ranked`."""
+
+
 class Ranked(NamedTuple):
     """Arrays whose last axis is that of rows, and how their elements rank."""
 
@@ -37,6 +53,16 @@ class Ranked(NamedTuple):
     largest: bool = True
     factor: Any = None  # per row, in the accumulator of x
     where: Any = None
+
+    @property
+    def cost(self) -> int:
+        """An element's, beside that of a comparison."""
+        return 1
+
+    def rows(self, place: Place) -> Ranked:
+        """Some of the rows."""
+        factor, where = (None if part is None else part[place] for part in self[2:])
+        return Ranked(self.x[place], self.largest, factor, where)
 
     def read(self, place: Place, columns: Any = None) -> tuple[np.ndarray, np.ndarray, bool]:
         """Elements as contiguous rows, numbers that rank them, and whether the largest are best.
@@ -54,6 +80,13 @@ class Ranked(NamedTuple):
             np.copyto(scores, -np.inf, where=~cut(self.where, place, columns))
         return x, scores, True
 
+    def best(self, place: Place, k: int, columns: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k best elements of rows, or of a slice of their columns, best first; and where in
+        that they are."""
+        x, numbers, largest = self.read(place, columns)
+        found = select(numbers, k, largest)
+        return at(x, found), found
+
 
 def cut(array: np.ndarray, place: Place, columns: Any = None) -> np.ndarray:
     """A block of rows, or some columns of it, as contiguous rows; a copy where it is not so."""
@@ -67,15 +100,13 @@ def cut(array: np.ndarray, place: Place, columns: Any = None) -> np.ndarray:
     return np.ascontiguousarray(part).reshape(-1, part.shape[-1])
 
 
-def select_rows(rows: Ranked, k: int, store: Store) -> None:
+def select_rows(rows: Ranking, k: int, store: Store) -> None:
     """``store(place, elements, columns)`` of the k best of each block of rows, best first."""
     shape, n = rows.x.shape[:-1], rows.x.shape[-1]
-    most = min(MOST, IN_FLIGHT // lanes())
+    most = min(MOST, IN_FLIGHT // lanes()) // rows.cost
 
     def one(place: Place) -> None:
-        x, numbers, largest = rows.read(place)
-        columns = select(numbers, k, largest)
-        store(place, at(x, columns), columns)
+        store(place, *rows.best(place, k))
 
     if rows.x.size <= most:
         one(())
@@ -85,7 +116,7 @@ def select_rows(rows: Ranked, k: int, store: Store) -> None:
     if few and rows.x.strides[-1] != rows.x.itemsize:
         beside = min(BESIDE, math.prod(shape))
     if n * beside <= most:
-        spread(one, lambda: pieces(shape, most // n), rows.x.size)
+        spread(one, lambda: pieces(shape, most // n), rows.x.size * rows.cost)
         return
     for place in pieces(shape, beside):
         if few or n > WHOLE:
@@ -111,7 +142,7 @@ def spread(function: Callable[[Any], None], blocks: Callable[[], Iterable[Any]],
 
 
 def _of_segments(
-    rows: Ranked, place: Place, k: int, step: int, few: bool
+    rows: Ranking, place: Place, k: int, step: int, few: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Elements and columns of the k best of long rows: candidates of segments, merged.
 
@@ -129,16 +160,18 @@ def _of_segments(
             i: int, starts: range = starts, found: list[Any] = found, worst: Any = worst
         ) -> None:
             start = starts[i]
-            _, numbers, largest = rows.read(place, slice(start, start + step))
+            piece = slice(start, min(start + step, n))
+            size = piece.stop - start
             if worst is not None:
+                _, numbers, largest = rows.read(place, piece)
                 columns = np.flatnonzero(ranks(numbers, largest) < worst)[None]
-            elif few and k < numbers.shape[1]:
-                columns = select(numbers, k, largest)  # equal ones in order of column
+            elif few and k < size:
+                _, columns = rows.best(place, k, piece)  # equal ones in order of column
             else:
-                columns = np.broadcast_to(np.arange(numbers.shape[1]), numbers.shape)
+                columns = np.broadcast_to(np.arange(size), (beside, size))
             found[i] = columns + start
 
-        spread(one, functools.partial(range, len(starts)), beside * group)
+        spread(one, functools.partial(range, len(starts)), beside * group * rows.cost)
         best = np.concatenate([best, *found], -1)
         found.clear()
         if best.shape[1] > k:

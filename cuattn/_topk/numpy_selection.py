@@ -115,10 +115,10 @@ def by_chunks(x: np.ndarray, k: int, largest: bool) -> Found:
         found = ranks(x.reshape(-1).take(flat), largest)
     else:
         found = ranks(values.reshape(-1).take(kept), largest)
-    return _by_row(found, flat, (rows, n), k), bad
+    return by_row(found, flat, (rows, n), k), bad
 
 
-def _by_row(found: np.ndarray, flat: np.ndarray, shape: tuple[int, int], k: int) -> np.ndarray:
+def by_row(found: np.ndarray, flat: np.ndarray, shape: tuple[int, int], k: int) -> np.ndarray:
     """Columns (r, k) of the best of ranks at flat places; a row that has none gets any."""
     rows, n = shape
     if rows == 1:

@@ -76,10 +76,10 @@ def plan_topk(problem: TopKProblem, compute_capability: int, num_sms: int) -> To
     long = strided and problem.layout.cols > MAX_COLUMNS
     if kernel is not None and not (long and (problem.softmax or kernel.grid < num_sms)):
         return TopKPlan(((kernel, b""),), 0, geometry(problem.layout))
-    return _plan_lists(problem, compute_capability, num_sms)
+    return plan_lists(problem, compute_capability, num_sms)
 
 
-def _plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
+def plan_lists(problem: TopKProblem, compute_capability: int, num_sms: int) -> TopKPlan:
     """topk_rows: every element is read once."""
     per_lane = next(found.per_lane for found in LISTS if problem.k <= found.max_k)
     vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1

@@ -93,9 +93,9 @@ def plan_radix(problem: TopKProblem, num_sms: int) -> RadixPlan:
 
 
 @lru_cache(maxsize=4096)
-def plan_topk_state_merge(acc: str, rows: int, k: int) -> Kernel:
-    """Kernel that merges two sorted lists of k >= 1 elements, and a state, of each row."""
-    arguments = {"Acc": CTYPES[acc], "kThreads": THREADS}
+def plan_topk_state_merge(acc: str, value: str, rows: int, k: int) -> Kernel:
+    """Kernel that merges two lists of k >= 1 elements by `value`, and a state, of each row."""
+    arguments = {"Acc": CTYPES[acc], "Value": CTYPES[value], "kThreads": THREADS}
     return Kernel("topk_state_merge", arguments, ceil_div(rows * k, THREADS), THREADS)
 
 
@@ -142,7 +142,7 @@ def _group(
     problem: TopKProblem, workspace: _Workspace, first_row: int, rows: int, num_sms: int
 ) -> Iterator[RadixLaunch]:
     """Launches for neighbouring rows."""
-    op, rank = problem.op, len(problem.layout.row_size)
+    op = problem.op
     vec = problem.vec if problem.layout.col_stride[OPERANDS.index("x")] == (1,) else 1
     items = ITEMS if problem.narrow and vec > 1 else ITEMS // 2
     fragments = max(1, items // vec)
@@ -160,7 +160,7 @@ def _group(
             kernel, workspace.geometry(first_row, splits=splits, slice_=slice_, **place)
         )
 
-    clear = {"kRowRank": rank, "kThreads": THREADS}
+    clear = {"Params": problem.params, "kThreads": THREADS}
     yield launch("topk_clear", clear, ceil_div(workspace.cleared, 16 * THREADS), THREADS)
     yield launch("topk_histogram", histogram, rows * splits, WALK_THREADS)
     yield launch("topk_filter", filter_, rows * splits, WALK_THREADS)
@@ -176,7 +176,11 @@ def _group(
         return
     kernel = _sort(problem, "kPartOfList", run, rows * ceil_div(wanted, run))
     yield RadixLaunch(kernel, workspace.geometry(first_row, source=source, target=target))
-    merge = {"Candidate": problem.candidate, "kRowRank": rank, "kThreads": THREADS}
+    merge = {
+        "Candidate": problem.candidate,
+        "Params": problem.params,
+        "kThreads": THREADS,
+    }
     while run < wanted:
         source, target = target, source
         blocks = rows * ceil_div(wanted, THREADS)

@@ -54,6 +54,11 @@ class TopKProblem:
         return Instance("TopK", {**types, "kRowRank": rank})
 
     @property
+    def params(self) -> Instance:
+        """What the op's kernels are handed."""
+        return Instance("TopKParams", {"kRowRank": len(self.layout.row_size)})
+
+    @property
     def candidate_bytes(self) -> int:
         return 8 if self.narrow else 16
 
@@ -77,3 +82,31 @@ class TopKProblem:
         """Fragments that cover a row, wherever it starts."""
         past = 0 if self.aligned else self.vec - 1
         return ceil_div(self.layout.cols + past, self.vec)
+
+
+@dataclass(frozen=True)
+class SampleProblem(TopKProblem):
+    """Draws from each row, out of a list of its `k` best elements or, by radix, `k` draws.
+
+    `by_noise`: the best are those with noise, which are drawn; else by score, to draw from.
+    """
+
+    softmax: bool = True
+    by_noise: bool = True
+
+    @property
+    def narrow(self) -> bool:
+        return not self.by_noise and super().narrow
+
+    @property
+    def op(self) -> Instance:
+        """The op (topk/sample.cuh)."""
+        types = {"In": CTYPES[self.x], "Acc": ORDERED[self.x]}
+        rest = {"kMasked": self.masked, "kRowRank": len(self.layout.row_size)}
+        if self.by_noise:
+            return Instance("SampleByNoise", {**types, **rest})
+        return Instance("SampleByScore", {**types, "Candidate_": self.candidate, **rest})
+
+    @property
+    def params(self) -> Instance:
+        return Instance("SampleParams", {"kRowRank": len(self.layout.row_size)})

@@ -14,7 +14,7 @@ from cuattn._arrays.inputs import Owner, as_array, as_scale, as_where, placed
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
-from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
+from cuattn.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 
 INT64 = np.dtype(np.int64)
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -82,7 +82,7 @@ class MergeCall(NamedTuple):
     """The merge of two states that fit each other."""
 
     runtime: Any  # None: NumPy computes it, by `cuattn.reference`
-    kind: type  # SoftmaxState, LogitsState or SoftmaxTopKState
+    kind: type  # SoftmaxState, LogitsState, SoftmaxTopKState or SampleState
     arrays: list[Any]  # fields of one state of that kind, and then of the other
     outs: tuple[Any, ...]  # results that are given: all or none
 
@@ -94,7 +94,7 @@ def top_k(x: Any, k: Any, axis: Any, mode: Any, sorted: Any, out: Any) -> Call:
     """A call of `top_k`."""
     x = as_array("x", x)
     owner, runtime = ("x", x), runtime_of(x)
-    x, axis, _, _ = _rows(runtime, x, axis)
+    x, axis, _ = one_axis(runtime, x, axis, None)
     scalars.one_of("mode", mode, ("largest", "smallest"))
     scalars.flag("sorted", sorted)
     request = Request("top_k", axis, _count(k, x, axis), spec_of(x))
@@ -120,7 +120,7 @@ def softmax_topk(
     factors, factor = as_scale(scale, owner)
     where = as_where(where, owner)
     inputs = [owner, ("scale", factors), ("where", where)]
-    x, axis, factors, where = _rows(runtime, x, axis, factors, where)
+    x, axis, where, factors = one_axis(runtime, x, axis, where, factors)
     scalars.one_of("output", output, ("prob", "log_prob", "logit"))
     request = Request(
         output,
@@ -148,7 +148,7 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any,
     owner, runtime = ("x", x), runtime_of(x)
     factors, factor = as_scale(scale, owner)
     inputs = [owner, ("scale", factors)]
-    x, axis, factors, _ = _rows(runtime, x, axis, factors)
+    x, axis, _, factors = one_axis(runtime, x, axis, None, factors)
     rows = max(x.size // max(x.shape[axis], 1), 1)
     why = ", so that the result can be addressed"
     k = scalars.count("k", k, scalars.MAX_INDEX // (8 * rows), why)
@@ -163,7 +163,7 @@ def softmax_topk_state(x: Any, k: Any, axis: Any, scale: Any, index_offset: Any,
 
 def merge(a: Any, b: Any, out: Any) -> MergeCall:
     """A call of `merge`."""
-    others = (SoftmaxTopKState, LogitsState)
+    others = (SoftmaxTopKState, SampleState, LogitsState)
     kind: Any = next((one for one in others if isinstance(a, one)), SoftmaxState)
     checks.state("a", a, kind)
     checks.state("b", b, kind)
@@ -180,8 +180,10 @@ def merge(a: Any, b: Any, out: Any) -> MergeCall:
             like: Any = ("a.m", shape, dtype)
             if name == "a.values":
                 selected = (*shape, *array.shape[-1:])
-            if field in ("values", "indices"):
-                own = dtype if field == "values" else INT64
+            if field in ("values", "logits", "indices"):
+                own = {"indices": INT64}.get(field, dtype)
+                if field == "values" and kind is SampleState:
+                    own = FLOAT64
                 like = ("a.m with one more axis", selected, own)
             if (array.shape, array.dtype) != like[1:]:
                 checks.same_shape_and_dtype(name, array.shape, array.dtype, *like)
@@ -191,7 +193,7 @@ def merge(a: Any, b: Any, out: Any) -> MergeCall:
     if out is not None:
         # A place of a selection may come from any one of the lists, which must stay as they are.
         specs = expected[: len(kind._fields)]
-        outs = as_outputs(out, specs, inputs, in_place=kind is not SoftmaxTopKState)
+        outs = as_outputs(out, specs, inputs, in_place=kind in (SoftmaxState, LogitsState))
     if runtime is not None:
         for name, array in (*inputs, *((f"out[{i}]", one) for i, one in enumerate(outs))):
             if runtime.address(array) % array.itemsize:
@@ -199,23 +201,22 @@ def merge(a: Any, b: Any, out: Any) -> MergeCall:
     return MergeCall(runtime, kind, [array for _, array in inputs], outs)
 
 
-def _rows(
-    runtime: Any, x: Any, axis: Any, scale: Any = None, where: Any = None
-) -> tuple[Any, int, Any, Any]:
-    """x, one axis of it, scale and where; axis None is that of all elements, in C order."""
+def one_axis(runtime: Any, x: Any, axis: Any, where: Any, *per_row: Any) -> tuple[Any, ...]:
+    """x, one axis of it, `where`, and arrays of numbers per row; axis None is that of all elements,
+    in C order."""
     axis = None if axis is None else scalars.one_axis(axis, x.ndim)
     if axis is not None and x.ndim:
-        return x, axis, scale, where
-    if where is not None and x.ndim and where.ndim:
-        checks.broadcastable("where", where.shape, x.shape, "the shape of x")
-        where = (np if runtime is None else runtime.xp).broadcast_to(where, x.shape)
-    one = scale is not None and scale.size == 1 and scale.ndim <= x.ndim
-    return (
-        x.reshape(-1),
-        0,
-        scale.reshape(1) if one else scale,
-        where.reshape(-1) if where is not None and where.ndim else where,
+        return (x, axis, where, *per_row)
+    if where is not None and where.ndim:
+        if x.ndim:
+            checks.broadcastable("where", where.shape, x.shape, "the shape of x")
+            where = (np if runtime is None else runtime.xp).broadcast_to(where, x.shape)
+        where = where.reshape(-1)
+    ones = (
+        one.reshape(1) if one is not None and one.size == 1 and one.ndim <= x.ndim else one
+        for one in per_row
     )
+    return (x.reshape(-1), 0, where, *ones)
 
 
 def _count(k: Any, x: Any, axis: int) -> int:

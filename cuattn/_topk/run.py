@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,22 +17,32 @@ from cuattn._device.launches import Block, Launches, Made, Prepared
 from cuattn._device.params import (
     RADIX_WORKSPACE,
     SOFTMAX_HEAD,
-    STATE_MERGE,
     TOPK,
-    TOPK_STATE_MERGE,
 )
 from cuattn._softmax import request as softmax_request
 from cuattn._softmax.run import run as run_softmax
 from cuattn._topk import numpy_topk
-from cuattn._topk.request import INT64, Call, MergeCall, Operands, Request, expect, fields
-from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
+from cuattn._topk.request import (
+    INT64,
+    Call,
+    Expected,
+    Operands,
+    Request,
+    expect,
+    fields,
+)
+from cuattn.results import SoftmaxState
 
 if TYPE_CHECKING:
     from cuattn._topk.problem import TopKProblem
+    from cuattn._topk.request_sample import Call as SampleCall
+    from cuattn._topk.request_sample import Expected as SampleExpected
+    from cuattn._topk.request_sample import Request as SampleRequest
 
 UINT8 = np.dtype(np.uint8)
 NAMES = {name: name for name in Operands._fields}
 PAIR = ("out", "indices")  # values, and where they are
+STATS = ("stat", "stat_l")
 NUMBERS = ("scale_value", "renormalize", "index_offset")  # the first of Options
 
 
@@ -59,7 +68,7 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
             request = request._replace(scale=spec_of(operands.scale))
             call = call._replace(request=request, operands=operands)
         aligned, limits = runtime.address(operands.x) % 16 == 0, runtime.limits(device)
-        direct = _direct(outs)
+        direct = direct_outs(outs)
         specs = tuple((name, spec_of(array)) for name, array in direct.items())
         wants_lse = options.wants_lse
         launches = _planned(request, options.renormalize, wants_lse, aligned, limits, specs)
@@ -75,7 +84,7 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
         alone = not launches.kernels and "stat" in call.fields and 0 not in expected.stat_shape
         if not by_radix and not alone and len(direct) == len(outs):
             return made
-        state: Any = _state(call, direct) if by_radix or alone else None
+        state: Any = state_of_rows(call, direct) if by_radix or alone else None
         if by_radix:
             arrays |= {"stat": state.m, "stat_l": state.l}
         found = dict(zip(PAIR if by_radix else call.fields, made.results(), strict=True))
@@ -88,12 +97,14 @@ def prepare(call: Call, kind: Callable[..., Any]) -> Any:
         return kind(*(into(outs.get(name), found[name]) for name in call.fields))
 
 
-def _direct(outs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The given results that kernels can write: the two of a pair have their strides in common."""
+def direct_outs(
+    outs: Mapping[str, Any], alike: tuple[tuple[str, ...], ...] = (PAIR, STATS)
+) -> Mapping[str, Any]:
+    """The given results that kernels can write: these have their strides in common."""
     direct = dict(outs)
-    for pair in (PAIR, ("stat", "stat_l")):
-        if not row_layout.alike(outs[name] for name in pair if name in outs):
-            direct = {name: array for name, array in direct.items() if name not in pair}
+    for group in alike:
+        if not row_layout.alike(outs[name] for name in group if name in outs):
+            direct = {name: array for name, array in direct.items() if name not in group}
     return direct
 
 
@@ -168,7 +179,30 @@ def _problem(request: Request, aligned: bool, given: Mapping[str, ArraySpec]) ->
     """The problem of a checked request; None if no kernel can follow the strides of its arrays."""
     from cuattn._topk.problem import TopKProblem
 
-    expected = expect(request)
+    layout = layout_of(request, expect(request), given)
+    if layout is None:
+        return None
+    row_bytes = [stride * request.x.dtype.itemsize for stride in layout.row_stride[0]]
+    return TopKProblem(
+        x=request.x.dtype.name,
+        layout=layout,
+        k=request.k,
+        softmax=request.result != "top_k",
+        masked=request.where is not None,
+        aligned=aligned and all(step % 16 == 0 for step in row_bytes),
+    )
+
+
+def layout_of(
+    request: Request | SampleRequest,
+    expected: Expected | SampleExpected,
+    given: Mapping[str, ArraySpec],
+    per_row: tuple[tuple[int, ...], ...] = (),
+) -> Layout | None:
+    """Rows and columns of a selection; None if no kernel can follow the strides of its arrays.
+
+    `given`: the results that come in; `per_row`: strides of more operands.
+    """
     x, axis = request.x, request.axis
     shape, out_shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), expected.shape
     at = len(shape) - 1 if request.result == "state" else axis  # of the selected elements
@@ -186,25 +220,16 @@ def _problem(request: Request, aligned: bool, given: Mapping[str, ArraySpec]) ->
     if any(strides is False for strides in reads):
         return None
     x_strides, where, scale = reads
-    strides = (x_strides, None, where, None, scale, out_rows, stat)
+    strides = (x_strides, None, where, None, scale, out_rows, stat, *per_row)
     rows = row_layout.join_dimensions(shape, (axis,), strides)
     if rows is None:
         return None
     cols = tuple((0 if s is None else s[axis],) for s in (x_strides, None, where, None))
     cols += ((0,), (out[at],), (0,))
-    layout = Layout(rows.row_size, (x.shape[axis],), rows.row_stride, cols)
-    row_bytes = [stride * x.dtype.itemsize for stride in layout.row_stride[0]]
-    return TopKProblem(
-        x=x.dtype.name,
-        layout=layout,
-        k=request.k,
-        softmax=request.result != "top_k",
-        masked=request.where is not None,
-        aligned=aligned and all(step % 16 == 0 for step in row_bytes),
-    )
+    return Layout(rows.row_size, (x.shape[axis],), rows.row_stride, cols)
 
 
-def _state(call: Call, direct: Mapping[str, Any]) -> SoftmaxState:
+def state_of_rows(call: Call | SampleCall, direct: Mapping[str, Any]) -> SoftmaxState:
     """m and l of each row, by a pass of their own; in the results, if it is a state's."""
     runtime, request, expected, operands, options, _ = call
     rows = softmax_request.Request(
@@ -234,53 +259,3 @@ def _copied(call: Call) -> Call:
             copies[name] = runtime.xp.ascontiguousarray(wide)
     specs: dict[str, Any] = {name: spec_of(array) for name, array in copies.items()}
     return Call(runtime, request._replace(**specs), expected, Operands(**copies), options)
-
-
-def prepare_merge(call: MergeCall) -> Any:
-    """A merge of two states with its launch; its results where they are copied."""
-    runtime, arrays = call.runtime, call.arrays
-    kind: Any = call.kind
-    with runtime.on(runtime.device(arrays[0])):
-        arrays = [
-            array if array.flags.c_contiguous else runtime.xp.ascontiguousarray(array)
-            for array in arrays
-        ]
-        fields = kind._fields
-        names = {
-            f"{field}_{side}": f"{side}[{i}]" for side in "ab" for i, field in enumerate(fields)
-        }
-        given = dict(zip(names, arrays, strict=True))
-        outs = dict(zip(fields, call.outs, strict=False))
-        direct = {field: array for field, array in outs.items() if array.flags.c_contiguous}
-        specs = tuple((a.shape, a.dtype) for a in arrays[: len(fields)])
-        launches = _planned_merge(kind, specs, tuple(direct))
-        names |= {field: f"out[{i}]" for i, field in enumerate(outs)}
-        prepared = Prepared(runtime, launches, given | direct, (), kind, names)
-        if len(direct) == len(outs):
-            return prepared
-        return kind(*map(into, call.outs, prepared.results()))
-
-
-@lru_cache(maxsize=4096)
-def _planned_merge(
-    kind: Any, specs: tuple[tuple[tuple[int, ...], np.dtype], ...], writes: tuple[str, ...]
-) -> Launches:
-    """The launch that merges two states of these shapes and dtypes; `writes`: what comes in."""
-    from cuattn._softmax.plan import plan_state_merge
-    from cuattn._topk.plan_radix import plan_topk_state_merge
-
-    made = {field: Made(*spec) for field, spec in zip(kind._fields, specs, strict=True)}
-    (shape, dtype), k = specs[0], made["values"].shape[-1] if "values" in made else 0
-    logits = kind is LogitsState
-    fields = kind._fields if k or logits else ("m", "l")  # nothing selected
-    reads = [f"{field}_{side}" for side in "ab" for field in fields]
-    n = math.prod(shape)
-    kernels: list[Any] = []
-    if n and k:
-        block = [(TOPK_STATE_MERGE, {"rows": n, "k": k})]
-        kernels.append((plan_topk_state_merge(dtype.name, n, k), block))
-    elif n:
-        kernels.append((plan_state_merge(dtype.name, n, logits), [(STATE_MERGE, {"n": n})]))
-    made = {field: one for field, one in made.items() if field not in writes}
-    in_place = kind is not SoftmaxTopKState
-    return Launches(reads, writes, made, kind._fields, kernels, in_place=in_place)

@@ -10,10 +10,11 @@ from cuattn._arrays.outputs import into, rounded
 from cuattn._arrays.types import Array, Host, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
-from cuattn._topk.run import prepare, prepare_merge
-from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
+from cuattn._topk.run import prepare
+from cuattn._topk.run_merge import prepare_merge
+from cuattn.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 
-State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState)
+State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState, SampleState)
 
 
 @overload
@@ -88,19 +89,20 @@ def merge(a: State, b: State, /, *, out: tuple[Array, ...] | None = None) -> Sta
 
     Parameters
     ----------
-    a, b : SoftmaxState, LogitsState or SoftmaxTopKState
+    a, b : SoftmaxState, LogitsState, SoftmaxTopKState or SampleState
         Both of one kind, shape and dtype. Empty are the states of nothing: ``(-inf, 0)``, with a t
-        of 0 and a logit of NaN, and for the selection ``(-inf, -1)`` in every place.
-    out : SoftmaxState, LogitsState, SoftmaxTopKState or tuple of their arrays, optional
+        of 0 and a logit of NaN, and for the selection -inf and -1 in every place.
+    out : state of their kind or tuple of its arrays, optional
         Where to write: exactly the shapes and dtypes of a, any strides. A state may be a or b
         itself, or have arrays of theirs; of a selection all must be apart from every input.
 
     Returns
     -------
-    state : SoftmaxState, LogitsState or SoftmaxTopKState
+    state : state of their kind
         Of a selection the k best of both, in the order of `softmax_topk_state`; values and indices
-        are those of the whole row exactly, however it was split. Of logits the one that is a
-        number.
+        are those of the whole row exactly, however it was split. So are the draws of
+        `sample_state`, which a row that turns out to hold NaN or +inf has none of. Of logits the
+        one that is a number.
 
     Raises
     ------
@@ -114,6 +116,7 @@ def merge(a: State, b: State, /, *, out: tuple[Array, ...] | None = None) -> Sta
     softmax_state : The state of a row or of a part of it.
     softmax_topk_state : With the k largest elements.
     logits_state : With the score of a label, and what entropies are made of.
+    sample_state : With draws.
 
     References
     ----------

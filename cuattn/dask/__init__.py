@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cuattn.dask.attention import attention
 from cuattn.dask.logits import cross_entropy, cross_entropy_backward, entropy
+from cuattn.dask.sample import sample
 from cuattn.dask.softmax import log_softmax, logsumexp, softmax
 from cuattn.dask.topk import softmax_topk, top_k
 
@@ -18,6 +19,7 @@ __all__ = [
     "entropy",
     "log_softmax",
     "logsumexp",
+    "sample",
     "softmax",
     "softmax_topk",
     "top_k",

@@ -24,6 +24,7 @@ from cuattn.reference._logits import (
     entropy,
     logits_state,
 )
+from cuattn.reference._sample import sample, sample_state
 from cuattn.reference._softmax import (
     log_softmax,
     log_softmax_backward,
@@ -54,6 +55,8 @@ __all__ = [
     "merge",
     "merge_attention",
     "merge_attention_states",
+    "sample",
+    "sample_state",
     "segment_softmax",
     "segment_softmax_backward",
     "softmax",

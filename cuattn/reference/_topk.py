@@ -11,6 +11,7 @@ from cuattn.reference._numerics import Option, quiet, results, scores, shift, wi
 from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
 from cuattn.results import (
     LogitsState,
+    SampleState,
     SoftmaxState,
     SoftmaxTopK,
     SoftmaxTopKLse,
@@ -18,7 +19,7 @@ from cuattn.results import (
     TopK,
 )
 
-State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState)
+State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState, SampleState)
 
 
 def _tilt(part: LogitsState, m: np.ndarray) -> np.ndarray:
@@ -38,11 +39,18 @@ def merge(a: State, b: State, /, *, out: Any = None) -> State:
     if isinstance(a, LogitsState):
         t = np.where(np.isinf(m), l, sum(_tilt(part, m) for part in (a, b)))
         return LogitsState(*results((wide(m), l, t, np.fmax(a.logit, b.logit)), out))
-    values, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
-    order = np.lexsort((indices, -wide(values), indices == -1))  # the last key counts most
+    *parts, indices = (np.concatenate(pair, -1) for pair in zip(a[2:], b[2:], strict=True))
+    values: Any = list(map(wide, parts))  # or these, and logits
+    if isinstance(a, SampleState):  # of a row that holds NaN or +inf there are no draws
+        lost = ~(m < np.inf)[..., None]
+        values, indices = (
+            [np.where(lost, -np.inf, one) for one in values],
+            np.where(lost, -1, indices),
+        )
+    order = np.lexsort((indices, -values[0], indices == -1))  # the last key counts most
     best = order[..., : a.indices.shape[-1]]
-    values, indices = (np.take_along_axis(both, best, -1) for both in (wide(values), indices))
-    return SoftmaxTopKState(*results((wide(m), l, values, indices), out))
+    found: Any = (np.take_along_axis(one, best, -1) for one in (*values, indices))
+    return type(a)(*results((wide(m), l, *found), out))
 
 
 @quiet

@@ -43,3 +43,14 @@ __device__ __forceinline__ T group_min(T value) {
   for (int mask = 1; mask < kGroup; mask *= 2) value = min(value, __shfl_xor_sync(0xffffffff, value, mask));
   return value;
 }
+
+// The sum over this lane and those below. The whole warp calls it.
+template <class T>
+__device__ __forceinline__ T sum_up_to_lane(T value) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T below = __shfl_up_sync(0xffffffff, value, offset);
+    if (static_cast<int>(threadIdx.x % 32) >= offset) value += below;
+  }
+  return value;
+}

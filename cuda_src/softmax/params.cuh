@@ -58,7 +58,7 @@ struct SoftmaxParams {
     return offset(col, col_size, col_stride[operand]);
   }
 
- private:
+  // Of element `index` of an index space.
   template <int kRank>
   static __device__ __forceinline__ long long offset(long long index, const long long (&size)[kRank],
                                                      const long long (&stride)[kRank]) {

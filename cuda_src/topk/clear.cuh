@@ -3,9 +3,8 @@
 
 #include <topk/radix.cuh>
 
-template <int kRowRank, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    topk_clear(const __grid_constant__ RadixParams<TopKParams<kRowRank>> params) {
+template <class Params, int kThreads>
+__global__ void __launch_bounds__(kThreads) topk_clear(const __grid_constant__ RadixParams<Params> params) {
   const long long i = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i * 16 < params.cleared) ptx::st_global(params.template at<uint4>(0, i), uint4{0, 0, 0, 0});
 }

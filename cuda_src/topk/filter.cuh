@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   Candidate* list = params.template at<Candidate>(params.list, row * params.wanted);
   Candidate* buffer = params.template at<Candidate>(params.buffer, row * params.topk.row.cols);
   walk_slice<true, kThreads, kVec, kFragments>(
-      op, params, blockIdx.x % splits, [&](const auto& items, long long first_col, int from, int to) {
+      op, blockIdx.x % splits * params.slice, params.slice,
+      [&](const auto& items, long long first_col, int from, int to) {
         unsigned int listed = 0, buffered = 0;  // one bit per element
 #pragma unroll
         for (int j = 0; j < kFragments; ++j) {

@@ -16,12 +16,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Op op(params.topk, params.first_row + row);
 
   unsigned int* bins = ptx::static_smem<unsigned int, kBins>();
-  for (int b = threadIdx.x; b < kBins; b += kThreads) ptx::st_shared(bins + b, 0u);
-  __syncthreads();  // every bin is zero before any thread counts
+  clear_bins<kThreads>(bins);
 
   BinCounter<unsigned int> counter{bins};
   walk_slice<false, kThreads, kVec, kFragments>(
-      op, params, blockIdx.x % splits, [&](const auto& items, long long first_col, int from, int to) {
+      op, blockIdx.x % splits * params.slice, params.slice,
+      [&](const auto& items, long long first_col, int from, int to) {
 #pragma unroll
         for (int j = 0; j < kFragments; ++j) {
 #pragma unroll

@@ -4,7 +4,7 @@
 // theirs. Grid: rows blocks. Shared memory: one list per warp.
 #pragma once
 
-#include <topk/ops.cuh>
+#include <topk/sample.cuh>
 #include <topk/warp_list.cuh>
 #include <ptx/smem.cuh>
 
@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) topk_merge(const __grid_consta
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const long long row = blockIdx.x, splits = params.row.splits;
   const Op op(params, row);
+  if (!op.is_wanted()) return;
 
   WarpList<Candidate, kPerLane> list(slots, static_cast<int>(params.k));
   const Candidate* lists = static_cast<const Candidate*>(params.lists) + row * splits * params.k;

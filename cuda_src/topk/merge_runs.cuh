@@ -7,9 +7,8 @@
 #include <topk/merge_path.cuh>
 #include <topk/radix.cuh>
 
-template <class Candidate, int kRowRank, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    topk_merge_runs(const __grid_constant__ RadixParams<TopKParams<kRowRank>> params) {
+template <class Candidate, class Params, int kThreads>
+__global__ void __launch_bounds__(kThreads) topk_merge_runs(const __grid_constant__ RadixParams<Params> params) {
   const unsigned blocks = static_cast<unsigned>((params.wanted + kThreads - 1) / kThreads);
   const long long row = blockIdx.x / blocks;
   const long long e = static_cast<long long>(blockIdx.x % blocks) * kThreads + threadIdx.x;

@@ -3,9 +3,13 @@
 //
 // Both load as SoftmaxForward does, and have these members beyond load, unpack and accumulate (softmax/ops.cuh):
 //   best        the largest key of a tile of items, without NaN; nothing() where there is no number
-//   examine     best, and the tile's part of the state, with the tile's maximum taken once
+//   examine     best, and the tile's part of the state, with the tile's maximum taken once; of what cannot beat the
+//   k-th,
+//               it need not look closer
 //   candidate   element j of an item
 //   selected    the state of one selected element
+//   add_noise   what candidates need beyond items, in kernels that do not call `examine`
+//   is_wanted   whether the row is to be read
 //   store       result e of the row, after selection; norm: the state that probabilities are relative to
 //   store_row   the results per row: lse or state
 #pragma once
@@ -59,6 +63,8 @@ struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> 
   using Candidate = Candidate_;
   using Key = typename Candidate::Key;
   using State = NoState;
+  using Ordered = In;  // what keys tell apart
+  static constexpr bool kSamples = false;
 
   template <int kCount>
   struct Items {
@@ -88,7 +94,8 @@ struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> 
   }
 
   template <int kTile, int kCount>
-  __device__ __forceinline__ Key examine(const Items<kCount> (&tile)[kTile], int, State&) const {
+  __device__ __forceinline__ Key examine(const Items<kCount> (&tile)[kTile], int, State&, long long, int,
+                                         Candidate) const {
     return best(tile);
   }
 
@@ -109,6 +116,10 @@ struct TopK : SoftmaxForward<In, Value_, In, kState, false, false, kRowRank, 1> 
   __device__ __forceinline__ Candidate candidate(const Items<kCount>& items, int j, long long col) const {
     return Candidate::make(items.key[j], col);
   }
+
+  template <int kCount>
+  __device__ __forceinline__ void add_noise(Items<kCount>&, long long) const {}
+  __device__ __forceinline__ bool is_wanted() const { return true; }
 
   __device__ __forceinline__ State selected(Candidate) const { return {}; }
 
@@ -136,6 +147,8 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   using Candidate = Candidate_;
   using Key = typename Candidate::Key;
   using State = typename Base::State;
+  using Ordered = Acc;
+  static constexpr bool kSamples = false;
   template <int kCount>
   using Items = typename Base::template Items<kCount>;
 
@@ -153,7 +166,8 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   }
 
   template <int kTile, int kCount>
-  __device__ __forceinline__ Key examine(Items<kCount> (&tile)[kTile], int used, State& total) const {
+  __device__ __forceinline__ Key examine(Items<kCount> (&tile)[kTile], int used, State& total, long long, int,
+                                         Candidate) const {
     const Acc t = this->largest(tile, kTile, -Limits<Acc>::infinity());
     total = total.extend(this->sum_at(max_number(total.m, t), tile, used), this->unit);
     return sort_key(t, Acc(1));
@@ -163,6 +177,10 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   __device__ __forceinline__ Candidate candidate(const Items<kCount>& items, int j, long long col) const {
     return Candidate::make(sort_key(items.t[j], Acc(1)), col);
   }
+
+  template <int kCount>
+  __device__ __forceinline__ void add_noise(Items<kCount>&, long long) const {}
+  __device__ __forceinline__ bool is_wanted() const { return true; }
 
   __device__ __forceinline__ State selected(Candidate candidate) const {
     if (candidate.is_none()) return State::identity();
@@ -207,19 +225,23 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
 template <class Op, int kPerLane>
 __device__ __forceinline__ void store_selection(const Op& op, const typename Op::Candidate (&best)[kPerLane],
                                                 typename Op::State total) {
-  const int lane = threadIdx.x % 32;
-  typename Op::State norm = total;
-  if (op.params.renormalize) {
-    norm = Op::State::identity();
+  if constexpr (Op::kSamples) {
+    op.store_draws(best, total);
+  } else {
+    const int lane = threadIdx.x % 32;
+    typename Op::State norm = total;
+    if (op.params.renormalize) {
+      norm = Op::State::identity();
+#pragma unroll
+      for (int r = 0; r < kPerLane; ++r) {
+        if (r * 32 + lane < op.params.k) norm = norm.merge(op.selected(best[r]), op.unit);
+      }
+      norm = norm.template merge_group<32>(op.unit);
+    }
 #pragma unroll
     for (int r = 0; r < kPerLane; ++r) {
-      if (r * 32 + lane < op.params.k) norm = norm.merge(op.selected(best[r]), op.unit);
+      if (r * 32 + lane < op.params.k) op.store(r * 32 + lane, best[r], norm);
     }
-    norm = norm.template merge_group<32>(op.unit);
+    if (lane == 0) op.store_row(total);
   }
-#pragma unroll
-  for (int r = 0; r < kPerLane; ++r) {
-    if (r * 32 + lane < op.params.k) op.store(r * 32 + lane, best[r], norm);
-  }
-  if (lane == 0) op.store_row(total);
 }

@@ -15,7 +15,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <topk/ops.cuh>
+#include <topk/sample.cuh>
 
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
@@ -46,25 +46,18 @@ struct RadixParams {
 
 // ---- Ranks --------------------------------------------------------------------------------------
 
-template <class Pointer>
-struct Pointee;
-template <class T>
-struct Pointee<const T*> {
-  using Type = T;
-};
-
 // Which bits of a key an op's elements differ in, and their order.
 template <class Op>
 struct RadixOrder {
   using Candidate = typename Op::Candidate;
   using Key = typename Candidate::Key;
-  using In = typename Pointee<decltype(Op::x)>::Type;
+  using Ordered = typename Op::Ordered;
   using Count = typename Select<sizeof(Candidate) == 8, unsigned int, unsigned long long>::Type;
 
   // Integers below 32 bits have keys next to each other; signed ones around 2^31, which an offset moves to 0.
-  static constexpr bool kSigned = kIsSame<In, signed char> || kIsSame<In, short>;
-  static constexpr bool kShort = kSigned || kIsSame<In, unsigned char> || kIsSame<In, unsigned short>;
-  static constexpr int kBits = kShort ? 8 * sizeof(In) : sizeof(In) == 8 ? 64 : 32;
+  static constexpr bool kSigned = kIsSame<Ordered, signed char> || kIsSame<Ordered, short>;
+  static constexpr bool kShort = kSigned || kIsSame<Ordered, unsigned char> || kIsSame<Ordered, unsigned short>;
+  static constexpr int kBits = kShort ? 8 * sizeof(Ordered) : sizeof(Ordered) == 8 ? 64 : 32;
   static constexpr Key kOffset = kSigned ? Key(1) << (kBits - 1) : 0;
   static constexpr Key kMask = static_cast<Key>(~0ULL >> (64 - kBits));
   static constexpr int kFirstLow = kBits > kDigitBits ? kBits - kDigitBits : 0;  // lowest of the first 11 bits
@@ -99,6 +92,16 @@ struct RadixCut {
     return high_index < index ? -1 : high_index > index;
   }
 
+  // The last candidate whose rank begins so.
+  __device__ __forceinline__ Candidate last() const {
+    typename Order::Key rank = key;
+    unsigned long long last_index = index;
+    for (int i = 0; i < key_low; ++i) rank = 2 * rank + 1;
+    for (int i = 0; i < index_low; ++i) last_index = 2 * last_index + 1;
+    return Candidate::make((~rank & Order::kMask) - Order::kOffset, last_index);
+  }
+  __device__ __forceinline__ bool is_one() const { return key_low == 0 && index_low == 0; }
+
   // The next bits, at most 11 and never of both key and index.
   __device__ __forceinline__ int width() const {
     const int unknown = key_low > 0 ? key_low : index_low;
@@ -130,16 +133,34 @@ struct BinCounter {
   unsigned int bin = 0;
   Count run = 0;
 
-  __device__ __forceinline__ void add(unsigned int next) {
+  __device__ __forceinline__ void add(unsigned int next, Count weight = 1) {
     if (next != bin) flush();
     bin = next;
-    ++run;
+    run += weight;
   }
   __device__ __forceinline__ void flush() {
     if (run > 0) atomicAdd(bins + bin, run);
     run = 0;
   }
 };
+
+// Zeroes a block's histogram in shared memory.
+template <int kThreads, class Count>
+__device__ __forceinline__ void clear_bins(Count* bins) {
+  for (int b = threadIdx.x; b < kBins; b += kThreads) ptx::st_shared(bins + b, Count(0));
+  __syncthreads();  // every bin is zero before any thread counts
+}
+
+// Sums its groups of bins, once every thread has counted.
+template <int kThreads, class Count>
+__device__ __forceinline__ void sum_bin_groups(Count* bins) {
+  __syncthreads();  // everything is counted before groups are summed
+  for (int b = threadIdx.x; b < kBins; b += kThreads) {
+    const Count sum = group_sum<32>(ptx::ld_shared(bins + b));
+    if (threadIdx.x % 32 == 0) ptx::st_shared(bins + kBins + b / 32, sum);
+  }
+  __syncthreads();  // all groups are summed before any warp looks at them
+}
 
 // The bin of the last wanted element, which holds `inside` elements; the bins ahead of it hold `before`.
 template <class Count>
@@ -148,17 +169,6 @@ struct RadixBin {
   Count before;
   Count inside;
 };
-
-// The sum over this lane and those below. The whole warp calls it.
-template <class Count>
-__device__ __forceinline__ Count sum_up_to_lane(Count count) {
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const Count below = __shfl_up_sync(0xffffffff, count, offset);
-    if (static_cast<int>(threadIdx.x % 32) >= offset) count += below;
-  }
-  return count;
-}
 
 // The bin where the running sum of counts reaches `wanted`, which is at least 1 and at most the whole sum. A lane holds
 // bins lane * kPer to lane * kPer + kPer - 1. The whole warp calls it; every lane gets the result.
@@ -214,17 +224,18 @@ __device__ __forceinline__ RadixBin<Count> block_find_bin(const Load& load, Coun
 
 // ---- Walking ------------------------------------------------------------------------------------
 
-// visit(items, first_col, from, to) for each tile of slice `split` of the op's row; item j of a thread is at columns
+// visit(items, first_col, from, to) for each tile of columns start ... start + size - 1 of the op's row, counted from a
+// fragment boundary (vector.cuh); item j of a thread is at columns
 // first_col + j * kThreads * kVec and following, and those from first_col + `from` to first_col + `to` count. The next
 // tile is in flight while one is visited. Every thread of the block makes the same number of visits.
-template <bool kStreaming, int kThreads, int kVec, int kFragments, class Op, class Params, class Visit>
-__device__ __forceinline__ void walk_slice(const Op& op, const Params& params, long long split, const Visit& visit) {
+template <bool kStreaming, int kThreads, int kVec, int kFragments, class Op, class Visit>
+__device__ __forceinline__ void walk_slice(const Op& op, long long start, long long size, const Visit& visit) {
   constexpr int kStep = kThreads * kVec;
   constexpr int kTile = kStep * kFragments;
-  const long long cols = params.topk.row.cols;
-  const long long start = split * params.slice - (kVec > 1 ? op.past_boundary() : 0);
+  const long long cols = op.params.row.cols;
+  start -= kVec > 1 ? op.past_boundary() : 0;
   const long long begin = start > 0 ? start : 0;
-  const long long end = start + params.slice < cols ? start + params.slice : cols;
+  const long long end = start + size < cols ? start + size : cols;
 
   typename Op::template Loaded<kVec> loaded[kFragments];
   const auto load = [&](long long first_col) {
@@ -238,6 +249,8 @@ __device__ __forceinline__ void walk_slice(const Op& op, const Params& params, l
 #pragma unroll
     for (int j = 0; j < kFragments; ++j) op.unpack(items[j], loaded[j], first_col + j * kStep, begin, end);
     if (tile + kTile < end) load(first_col + kTile);
+#pragma unroll
+    for (int j = 0; j < kFragments; ++j) op.add_noise(items[j], first_col + j * kStep);
     const long long from = begin - first_col, to = end - first_col;
     visit(items, first_col, from > 0 ? static_cast<int>(from) : 0, to < kTile ? static_cast<int>(to) : kTile);
   }

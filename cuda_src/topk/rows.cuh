@@ -20,7 +20,7 @@
 #pragma once
 
 #include <primitives/block.cuh>
-#include <topk/ops.cuh>
+#include <topk/sample.cuh>
 #include <topk/warp_list.cuh>
 
 // Two blocks per SM, where that many registers are enough on every architecture.
@@ -44,14 +44,16 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
   static_assert(kQueue >= 32 * kPerLane, "a queue's memory holds a list");
   static_assert(!kHasState || 32 % (kWarpsPerRow * kClusterSize) == 0, "the parts of a lane are those of one warp");
 
-  // Row of this thread. Warps past the last row own no column but take part in every collective.
+  // Row of this thread. Warps past the last row, or of one that is not wanted, own no column but take part in every
+  // collective.
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int thread = threadIdx.x % (32 * kWarpsPerRow);
   const unsigned splits = kClusterSize > 1 ? kClusterSize : static_cast<unsigned>(params.row.splits);
   const unsigned split = blockIdx.x % splits;
   const long long row = static_cast<long long>(blockIdx.x / splits) * kRowsPerBlock + warp / kWarpsPerRow;
-  const bool exists = row < params.row.rows;
-  const Op op(params, exists ? row : 0);
+  const bool is_row = row < params.row.rows;
+  const Op op(params, is_row ? row : 0);
+  const bool exists = is_row && op.is_wanted();
   const int past = kVec > 1 ? op.past_boundary() : 0;
   const long long end = exists ? params.row.cols : 0;
 
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerRow * kRowsPerBlock,
     const bool last = part >= parts;
     if (!last) load();
 
-    const Key best = op.examine(items, used, total);
+    const Key best = op.examine(items, used, total, first_col, kStep, list.kth);
     if constexpr (kHasState) {
       if (part != this_part) {
         total = total.template merge_group<32>(op.unit);

@@ -31,19 +31,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   Count* bins = ptx::static_smem<Count, kBins + kBinGroups>();
   RadixCut<Op> cut(last.bin, cols);
   do {
-    for (int b = threadIdx.x; b < kBins; b += kThreads) ptx::st_shared(bins + b, Count(0));
-    __syncthreads();  // every bin is zero before any thread counts
+    clear_bins<kThreads>(bins);
     BinCounter<Count> counter{bins};
     walk_candidates<kThreads>(buffer, count, [&](Candidate candidate) {
       if (!candidate.is_none() && cut.compare(candidate) == 0) counter.add(cut.bin(candidate));
     });
     counter.flush();
-    __syncthreads();  // everything is counted before groups are summed
-    for (int b = threadIdx.x; b < kBins; b += kThreads) {
-      const Count sum = group_sum<32>(ptx::ld_shared(bins + b));
-      if (lane == 0) ptx::st_shared(bins + kBins + b / 32, sum);
-    }
-    __syncthreads();  // all groups are summed before the first warp looks for the bin
+    sum_bin_groups<kThreads>(bins);
     last = block_find_bin([&](int i) { return ptx::ld_shared(bins + i); }, wanted);
     wanted -= last.before;
     cut.extend(last.bin);

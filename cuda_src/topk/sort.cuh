@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       typename Op::template Items<1> item;
       op.template load<true>(loaded, e, 0LL, count);
       op.unpack(item, loaded, e, 0LL, count);
+      op.add_noise(item, e);
       if (e < count) candidate = op.candidate(item, 0, e);
     } else if (e < count) {
       candidate = ptx::ld_global(source + e);

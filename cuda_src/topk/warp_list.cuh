@@ -80,11 +80,12 @@ struct WarpList {
     count += __popc(lanes);
   }
 
-  // Merges whole batches of the queue into the list, and with `all` the rest as well. Starts at the end of the queue:
-  // in a row that ascends, what came last beats the others, which are then dropped unsorted.
+  // Merges batches of the queue into the list, whole ones or as many as the list holds, and with `all` the rest as
+  // well. Starts at the end of the queue: in a row that ascends, what came last beats the others, which are then
+  // dropped unsorted.
   __device__ __forceinline__ void drain(bool all) {
     __syncwarp();  // what other lanes have appended
-    while (count >= (all ? 1 : 32 * kBatch)) {
+    while (count >= (all ? 1 : min(k, 32 * kBatch))) {
       const int first = count > 32 * kBatch ? count - 32 * kBatch : 0;
       Candidate batch[kBatch];
       bool any = false;

@@ -20,7 +20,7 @@ from cuattn._attention import views
 from cuattn._device import params as device_params
 from cuattn._device import tensor_map
 from cuattn._device.params import Params
-from cuattn.results import LogitsState, SoftmaxTopKState
+from cuattn.results import LogitsState, SampleState, SoftmaxTopKState
 
 SOURCES = layout.read("cuda_src", "*.cuh")
 RANKS = [(rows, cols) for rows in row_layout.RANKS for cols in row_layout.RANKS]
@@ -29,6 +29,11 @@ TENSOR_MAP = Params("TensorMap", "16Q: words")  # as the driver packs it
 
 def rows(row_rank, col_rank=1):
     return [device_params.SOFTMAX_HEAD, device_params.softmax_geometry(row_rank, col_rank)]
+
+
+def sampled(rank):
+    parts = [device_params.TOPK, device_params.SAMPLE, device_params.sample_strides(rank)]
+    return [*rows(rank), *parts]
 
 
 BACKWARD = [
@@ -41,6 +46,15 @@ BACKWARD = [
 PACKED = {
     **{f"SoftmaxParams<{r}, {c}>": rows(r, c) for r, c in RANKS},
     **{f"TopKParams<{r}>": [*rows(r), device_params.TOPK] for r in row_layout.RANKS},
+    **{f"SampleParams<{r}>": sampled(r) for r in row_layout.RANKS},
+    **{
+        f"RadixParams<SampleParams<{r}>>": [
+            *sampled(r),
+            device_params.RADIX_WORKSPACE,
+            device_params.RADIX_GEOMETRY,
+        ]
+        for r in row_layout.RANKS
+    },
     **{
         f"RadixParams<TopKParams<{r}>>": [
             *rows(r),
@@ -107,9 +121,11 @@ class Layout(NamedTuple):
 
 
 def definition(name, files):
-    """What stands in angle brackets before a struct, in parentheses of alignas, and in braces."""
-    head = rf"(?:template <([^<>]*)>\s*)?struct (?:alignas\((\d+)\) )?{name} \{{(.*?)^\}};"
-    text = "\n".join(layout.code(text) for text in files.values() if f" {name} {{" in text)
+    """What stands in angle brackets before a struct, in parentheses of alignas, behind a colon, and
+    in braces."""
+    head = r"(?:template <([^<>]*)>\s*)?struct (?:alignas\((\d+)\) )?"
+    head += rf"{name}(?: : ([\w<>]+))? \{{(.*?)^\}};"
+    text = "\n".join(layout.code(text) for text in files.values() if f" {name} " in text)
     found = re.findall(head, text, re.DOTALL | re.MULTILINE)
     assert len(found) == 1, f"{len(found)} structs {name}"
     return found[0]
@@ -137,13 +153,14 @@ def number(text, files):
 def lay_out(type_, files):
     """Fields, size and alignment of a struct of C, with template arguments if it has parameters."""
     name, _, arguments = type_.partition("<")
-    parameters, alignas, body = definition(name, files)
+    parameters, alignas, base, body = definition(name, files)
     parameters = re.findall(r"(\w+)(?:,|$)", parameters)
     arguments = arguments[:-1].split(", ") if arguments else []
     for parameter, argument in zip(parameters, arguments, strict=True):
-        body = re.sub(rf"\b{parameter}\b", argument, body)
+        base, body = (re.sub(rf"\b{parameter}\b", argument, text) for text in (base, body))
 
-    fields, end, align = [], 0, int(alignas or 1)
+    inner = lay_out(base, files) if base else Layout([], 0, 1)
+    fields, end, align = [*inner.fields], inner.size, max(inner.align, int(alignas or 1))
     for statement in statements(body):
         declared = re.fullmatch(FIELD, statement)
         assert declared, f"{name}: what is `{statement}`?"
@@ -238,7 +255,7 @@ def test_every_declaration_is_compared():
     assert declared <= compared
     for name, parts in PACKED.items():
         embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
-        embedded += ["AttentionBackwardParams", "ScoreGradients"]
+        embedded += ["AttentionBackwardParams", "ScoreGradients", "SampleParams"]
         assert parts[-1].name == name.partition("<")[0]
         assert {part.name for part in parts} <= {parts[-1].name, *embedded}
 
@@ -303,6 +320,8 @@ HEADERS = (
         ("topk/ops", "long long output; ", "long long output; int more; "),
         ("topk/ops", "<kRowRank, 1> row;", "<kRowRank, kRowRank> row;"),
         ("topk/state_merge", "long long k;", "int k;"),
+        ("topk/sample", "long long num;", "int num;"),
+        ("topk/sample", " : TopKParams<kRowRank>", ""),
         ("ptx/cp_async_bulk", "alignas(128)", "alignas(1024)"),
         ("attention/merge", "outs_stride[5]", "outs_stride[4]"),
         # What the parser does not know.
@@ -342,10 +361,11 @@ def test_fields_are_called_as_their_arrays():
     assert names == list(views.Operands._fields)
     for kind, params, sizes in (
         (LogitsState, device_params.STATE_MERGE, ["n"]),
-        (SoftmaxTopKState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),
+        (SampleState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),
     ):
         pointers = [field + of for of in ("_a", "_b", "") for field in kind._fields]
         assert list(params.codes) == pointers + sizes
+    assert {*SoftmaxTopKState._fields} < {*SampleState._fields}
 
 
 def test_numbers_of_the_headers():

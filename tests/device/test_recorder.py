@@ -188,6 +188,8 @@ def shapes_and_options(dtype):
                 yield "top_k", (x, k), {}
                 yield "softmax_topk", (x[:, ::-1], k), {}
                 yield "softmax_topk_state", (x, k), {}
+                yield "sample", (x, k), {"seed": 1}
+                yield "sample_state", (x, k), {"seed": 1}
     ends = np.array([0, 3, 40, 64])
     x = array(64, 2)
     yield "segment_softmax", (x, ends), {}

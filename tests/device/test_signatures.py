@@ -367,6 +367,8 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.softmax_state(x, out=(lse, other)),
         lambda: cuattn.softmax_topk_state(x, 3),
         lambda: cuattn.softmax_topk_state(x, 3, out=(lse, other, *best)),
+        lambda: cuattn.sample(x, 3, seed=1),
+        lambda: cuattn.sample_state(x, 3, seed=1, scale=0.5),
         lambda: cuattn.cross_entropy(x, labels, scale=2.0),
         lambda: cuattn.cross_entropy(x, labels, return_lse=True, out=(lse, other)),
         lambda: cuattn.cross_entropy_backward(0.5, x, labels, lse, out=x),
@@ -407,6 +409,8 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
         lambda: cuattn.softmax_topk(x, 3, return_lse=True),
         lambda: cuattn.softmax_state(x),
         lambda: cuattn.softmax_topk_state(x, 3),
+        lambda: cuattn.sample(x, 3, seed=1, top_p=0.5, return_log_prob=True),
+        lambda: cuattn.sample_state(x, 3, seed=x.astype(int)[..., :1], scale=0.5),
         lambda: cuattn.entropy(x, where=x > 0),
         lambda: cuattn.attention(x, x, x, window=(3, 0), bias=x),
     ]

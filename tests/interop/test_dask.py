@@ -525,6 +525,8 @@ def build(x, where, qkv):
         cd.entropy(x, where=where),
         *cd.top_k(x, 3, axis=None),
         *cd.softmax_topk(x, 3, where=where, return_lse=True),
+        *cd.sample(x, 2, seed=1, where=where, top_k=3, return_log_prob=True),
+        cd.sample(x, axis=0, seed=1),
         *cd.attention(*qkv, is_causal=True, return_lse=True),
     ]
 
@@ -542,6 +544,8 @@ def expected(x, where, qkv):
         cuattn.entropy(x, where=where),
         *cuattn.top_k(x, 3, axis=None),
         *cuattn.softmax_topk(x, 3, where=where, return_lse=True),
+        *cuattn.sample(x, 2, seed=1, where=where, top_k=3, return_log_prob=True),
+        cuattn.sample(x, axis=0, seed=1),
         *cuattn.attention(*qkv, is_causal=True, return_lse=True),
     ]
 

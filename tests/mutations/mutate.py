@@ -306,6 +306,50 @@ RADIX_STORE = radix("softmax", 5003, 5000, "prob", False)
 RADIX_BEYOND = radix("state_beyond_the_row", 700, 500)
 RADIX_BEYOND_RUNS = radix("state_beyond_the_row", 700, 3001)
 RADIX_READS = ("tests/topk/test_radix.py::test_reads[float32-4-50257-2.25]",)
+
+
+# Draws: noise, lists by noise and by score, and cuts.
+def drawn(test, *parameters):
+    """Node IDs of cases of tests/topk/test_sample_traffic.py without a backend."""
+    return (f"tests/topk/test_sample_traffic.py::test_{test}[{'-'.join(map(str, parameters))}]",)
+
+
+SAMPLE_NOISE = (of("sample", "test_noise_is_what_is_defined", 1),)
+SAMPLE_FIRST = (of("sample", "test_noise_is_what_is_defined", 3),)
+SAMPLE_PAST = tuple(
+    of("sample_traffic", "test_counters_that_fragments_do_not_begin_with", *case)
+    for case in ((1, 2), (3, 3))
+)
+SAMPLE_SEED = (of("sample", "test_seed", 2**32),)
+SAMPLE_OFFSET = (of("sample", "test_offset", 2**32),)
+SAMPLE_ROWS = (of("sample_traffic", "test_numbers_of_rows_have_64_bits"),)
+SAMPLE_AXIS = (of("sample", "test_axis", "float32", 0),)
+SAMPLE_NUMBERS = (of("sample", "test_numbers_of_columns", 0),)
+SAMPLE_HUGE = (of("sample", "test_huge_logits", "float32"),)
+SAMPLE_SKIPPED = tuple(
+    drawn("noise_that_is_not_drawn_would_not_be_selected", most, "float32", "sm_80", 1)[0]
+    for most in (0, 2.0**25)
+)
+SAMPLE_SPECIAL = (
+    of("sample", "test_special_values", 310, 2),
+    of("sample", "test_rows_without_probabilities", "options0"),
+    of("sample", "test_where", "shape3"),
+)
+SAMPLE_NUM = (of("sample", "test_num", 33),)
+SAMPLE_MORE = (of("sample", "test_top_k", 2),)
+SAMPLE_TOP_P = (of("sample", "test_top_p", 0.9),)
+SAMPLE_FLAT = (of("sample", "test_top_p_of_flat_rows", 0.95),)
+SAMPLE_ORDER = (of("sample", "test_order_of_filters"),)
+SAMPLE_MIN_P = (of("sample", "test_min_p", 0.05),)
+SAMPLE_READS = drawn("only_rows_that_need_it_are_read_again", "sm_80", 4, "filters0", 5)
+SAMPLE_MIN_P_READS = drawn("one_read", "min_p", "a-block-a-row")
+SAMPLE_CUT = (of("sample", "test_top_k", 257),)
+SAMPLE_CUT_TIES = (of("sample", "test_top_k_of_ties", 300),)
+SAMPLE_CUT_BOTH = drawn("no_bit_depends_on_the_device", {"top_k": 400, "top_p": 0.5})
+SAMPLE_CUT_ROUNDED = (of("sample_traffic", "test_min_p_between_two_numbers"),)
+SAMPLE_UNIT = (of("sample_traffic", "test_rows_have_the_numbers_of_their_shape", "order0"),)
+SAMPLE_MERGED = (of("sample", "test_any_split_has_the_draws_of_the_whole", "float32", 2),)
+SAMPLE_LOST = (of("sample", "test_merge_of_rows_without_probabilities"),)
 WALK = tuple(
     f"tests/device/test_primitives.py::test_walk_to_the_last_candidate_that_a_count_can_tell[{case}]"
     for case in ("255-NarrowCandidate", "193-WideCandidate")

@@ -59,6 +59,8 @@ def test_numpy_scalar_for_x(backend, dtype):
             lambda x: cuattn.softmax_backward(x, x),
             lambda x: cuattn.softmax_topk(x, 1),
             lambda x: cuattn.softmax_topk_state(x, 2),
+            lambda x: cuattn.sample(x, 2, seed=3, return_log_prob=True),
+            lambda x: cuattn.sample_state(x, 2, seed=3),
         ]
     for call in calls:
         same(call(number), call(array))
@@ -130,6 +132,10 @@ def test_huge_numbers(refusing, huge):
     refusing.refuses(ValueError, "k", "softmax_topk", x, huge)
     refusing.refuses(ValueError, "k", "softmax_topk_state", x, huge)
     refusing.refuses(ValueError, "index_offset", "softmax_topk_state", x, 2, index_offset=huge)
+    refusing.refuses(ValueError, "num", "sample", x, huge, seed=1)
+    refusing.refuses(ValueError, "seed", "sample", x, seed=2 * huge)  # of 64 bits it may be
+    refusing.refuses(ValueError, "offset", "sample", x, seed=1, offset=huge)
+    refusing.refuses(ValueError, "index_offset", "sample_state", x, seed=1, index_offset=huge)
     refusing.refuses(ValueError, "q_offset", "attention", x, x, x, q_offset=huge)
     refusing.refuses(TypeError, "dtype", "softmax", x, dtype=huge)
     refusing.refuses((ValueError, np.exceptions.AxisError), "axis", "softmax", x, huge)
@@ -185,6 +191,7 @@ FLAGS = [
     ("softmax_topk", "return_lse"),
     ("softmax_topk", "renormalize"),
     ("top_k", "sorted"),
+    ("sample", "return_log_prob"),
     ("attention", "is_causal"),
     ("attention", "return_lse"),
     ("attention_backward", "is_causal"),
@@ -205,6 +212,7 @@ def test_flags(refusing, name, option):
     args, named = CALLS[name]
     args = each(refusing.array, args)
     more = {"bias": refusing.array(named["bias"])} if option == "return_dbias" else {}
+    needed = {"seed": 1} if name == "sample" else {}
     for value in (
         None,
         0,
@@ -218,10 +226,11 @@ def test_flags(refusing, name, option):
         np.int8(1),
         object(),
     ):
-        refusing.refuses(TypeError, option, name, *args, words="True or False", **{option: value})
+        given = {option: value, **needed}
+        refusing.refuses(TypeError, option, name, *args, words="True or False", **given)
     for value in (True, False):
         got, want = (
-            getattr(cuattn, name)(*args, **more, **{option: flag})
+            getattr(cuattn, name)(*args, **more, **needed, **{option: flag})
             for flag in (np.bool_(value), value)
         )
         assert len(leaves(got)) == len(leaves(want))
@@ -306,6 +315,13 @@ OTHERS = [  # the call, our name in what it is told, and what else that says
     (lambda: cuattn.top_k(X, 2, largest=False), "mode", 'mode="smallest"'),
     (lambda: cuattn.top_k(X, k=2), "k", "position"),
     (lambda: cuattn.softmax_topk(X, topk=2), "k", "position"),
+    (lambda: cuattn.sample(X, num_samples=2, seed=1), "num", "position"),
+    (lambda: cuattn.sample(X, seed=1, temperature=2), "scale", "1 / temperature"),
+    (lambda: cuattn.sample(X, generator=None), "seed", "an int"),
+    (lambda: cuattn.sample(X, key=3), "seed", "an int"),
+    (lambda: cuattn.sample(X, seed=1, topk=3), "top_k", "topk"),
+    (lambda: cuattn.sample(X, 2, seed=1, replacement=False), "replacement", "offset"),
+    (lambda: cuattn.sample(X), "seed", "seed=..."),
     (lambda: cuattn.softmax_topk(X, 2, norm_topk_prob=True), "renormalize", "norm_topk_prob"),
     (lambda: cuattn.cross_entropy(X, target=X), "labels", "target"),
     (lambda: cuattn.cross_entropy(X, X, ignored_index=0), "ignore_index", "ignored_index"),
@@ -350,7 +366,8 @@ def test_names_of_others(i):
 
 def test_only_names_of_ours_are_recommended():
     known = {n for name in PUBLIC for n in inspect.signature(getattr(cuattn, name)).parameters}
-    assert {ours for ours, _ in keywords.RENAMED.values()} <= known
+    renamed = (*keywords.RENAMED.values(), *keywords.OTHERWISE.values())
+    assert {ours for ours, _ in renamed} <= known
     assert not known & set(keywords.ABSENT)
 
 
@@ -383,6 +400,8 @@ def test_functions_look_as_they_are_written(name):
     ("theirs", "ours"),
     [
         ("topk", "top_k"),
+        ("multinomial", "sample"),
+        ("categorical", "sample"),
         ("nll_loss", "cross_entropy"),
         ("softmax_cross_entropy", "cross_entropy"),
         ("scaled_dot_product_attention", "attention"),

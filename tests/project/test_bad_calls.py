@@ -96,6 +96,7 @@ OPTIONS = {
     **{"axis": 0, "scale": 0.5, "dtype": np.float32, "return_lse": True, "keepdims": True},
     **{"mode": "smallest", "sorted": False, "output": "logit", "renormalize": True},
     **{"index_offset": 7, "layout": "BSHD", "is_causal": True, "window": (1, None), "softcap": 2.0},
+    **{"return_log_prob": True, "top_k": 3, "top_p": 0.5, "min_p": 0.5},
     **{"ignore_index": -100},
     **{"precision": "ieee", "max_seqlen_q": 3, "max_seqlen_k": 3, "split_size": 256},
 }
@@ -224,6 +225,12 @@ def shapes(name, call):
     if name == "softmax_topk_state":
         _, row = selected(call, 0)
         return [row, row, (*row, int(call["k"])), (*row, int(call["k"]))]
+    if name == "sample":
+        indices, _ = selected(call, int(call["num"]))
+        return [indices, indices][: 1 + bool(call.get("return_log_prob", False))]
+    if name == "sample_state":
+        _, row = selected(call, 0)
+        return [row, row, *[(*row, int(call["num"]))] * 3]
     if name == "merge":
         return [shape_of(part) for part in call["a"]]
     if name == "merge_attention":

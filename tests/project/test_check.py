@@ -289,6 +289,8 @@ SEVERAL = {
     "softmax_topk": lambda x, **out: cuattn.softmax_topk(x, 2, axis=0, **out),
     "softmax_state": lambda x, **out: cuattn.softmax_state(x, **out),
     "softmax_topk_state": lambda x, **out: cuattn.softmax_topk_state(x, 2, **out),
+    "sample, log_prob": lambda x, **out: cuattn.sample(x, 2, seed=1, return_log_prob=True, **out),
+    "sample_state": lambda x, **out: cuattn.sample_state(x, 2, seed=1, **out),
     "merge": lambda x, **out: cuattn.merge(*[cuattn.SoftmaxState(x[0, :3], x[2, :3])] * 2, **out),
     "softmax_topk, lse": lambda x, **out: cuattn.softmax_topk(x, 2, return_lse=True, **out),
 }
@@ -328,7 +330,7 @@ def test_shape_and_dtype_of_several(several):
     for i, out in enumerate(outs):
         for bad in (out[None], out[:-1], out[..., None], out.reshape(-1, 1, 1)):
             refuses(ValueError, f"out[{i}]", *outs[:i], bad, *outs[i + 1 :])
-        for dtype in (np.float16, np.float64, np.int32, np.bool_):
+        for dtype in {np.float16, np.float64, np.int32, np.bool_} - {out.dtype.type}:
             refuses(TypeError, f"out[{i}]", *outs[:i], out.astype(dtype), *outs[i + 1 :])
         bad = refusing.xp.broadcast_to(out[:1], out.shape)
         refuses(ValueError, f"out[{i}]", *outs[:i], bad, *outs[i + 1 :])

@@ -165,6 +165,19 @@ CALLS = {
     "softmax_topk": ((ones((3, 4)), 2), {"scale": ones((3, 1)), "where": np.ones(4, bool)}),
     "softmax_state": ((ones((3, 4)),), {"scale": ones(())}),
     "softmax_topk_state": ((ones((3, 4)), 2), {"scale": ones((3, 1))}),
+    "sample": (
+        (ones((3, 4)), 2),
+        {
+            "seed": np.array([[1], [2], [3]]),
+            "offset": np.array([[4]]),
+            "scale": ones((3, 1)),
+            "where": np.ones(4, bool),
+        },
+    ),
+    "sample_state": (
+        (ones((3, 4)), 2),
+        {"seed": 1, "scale": ones((3, 1)), "rows": np.array([[7], [8], [9]])},
+    ),
     "merge": ((STATE, STATE), {}),
     "cross_entropy": ((ones((3, 4)), np.array([0, 3, -100])), {"scale": ones((3, 1))}),
     "cross_entropy_backward": (

@@ -293,6 +293,8 @@ ROOMS = {
     "_attention": ({"_arrays", "_device", "results"}, {"numpy"}),
     # Calls the public functions ("": cuattn itself), and lets requests check what it is given.
     "dask": ({"", "_arrays", "_softmax", "_topk", "_attention", "results"}, {"dask", "numpy"}),
+    # The main job's calls on the sample: it, too, calls the public functions.
+    "data": ({"", "reference"}, {"numpy"}),
     "jax": ({"_arrays", "_attention", "_softmax", "_topk", "results"}, {"cupy", "jax", "numpy"}),
 }
 # Stages of a call, by the first word of a file's name: the stages of its own or another wing that

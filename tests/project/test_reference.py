@@ -223,6 +223,9 @@ def test_dtype_and_out(rng):
         lambda **out: reference.softmax_topk_state(x, 5, **out),
         lambda **out: reference.merge(*[reference.softmax_state(x)] * 2, **out),
         lambda **out: reference.merge(*[reference.softmax_topk_state(x, 2)] * 2, **out),
+        lambda **out: reference.sample(x, 2, seed=1, return_log_prob=True, **out),
+        lambda **out: reference.sample_state(x, 5, seed=1, **out),
+        lambda **out: reference.merge(*[reference.sample_state(x, 2, seed=1)] * 2, **out),
     ):
         found, out = call(), [np.empty_like(part) for part in call()]
         given = call(out=tuple(out))

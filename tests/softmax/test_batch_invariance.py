@@ -59,6 +59,13 @@ def softmax_topk_state(x, axis):
     return np.expand_dims(state.m, axis), np.expand_dims(state.l, axis), values
 
 
+def sample(x, axis):
+    """With a seed of each row: the row's number would count as well."""
+    seed = np.expand_dims(np.full(np.delete(x.shape, axis), 7), axis)
+    found = cuattn.sample(x, 5, seed=seed, axis=axis, top_k=40, return_log_prob=True)
+    return found.indices, found.log_prob
+
+
 OPERATIONS = {
     "softmax": lambda x, axis: cuattn.softmax(x, axis, scale=0.7),
     "softmax with lse": lambda x, axis: [
@@ -82,6 +89,7 @@ OPERATIONS = {
     "softmax_topk": softmax_topk,
     "renormalized softmax_topk": lambda x, axis: softmax_topk(x, axis, renormalize=True),
     "softmax_topk_state": softmax_topk_state,
+    "sample": sample,
 }
 
 

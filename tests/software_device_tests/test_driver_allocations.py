@@ -33,6 +33,8 @@ def calls():
     keys = ones(1, 2, 2048, 64, dtype=np.float16)
     ends, lse = cupy.array([0, 16, 32]), ones(2, 32)
     state, selected = cuattn.softmax_state(x), cuattn.softmax_topk_state(x, 3)
+    draws = cuattn.sample_state(x, 3, seed=1)
+    seeds = cupy.arange(4, dtype=np.uint64)[:, None]
     labels = cupy.array([0, 63, -100, 64])
     logits = cuattn.logits_state(x, labels)
     part = cuattn.attention(q, q, q, return_lse=True)
@@ -71,6 +73,11 @@ def calls():
         "softmax_state": lambda **out: cuattn.softmax_state(x, **out),
         "softmax_state of a long row": lambda **out: cuattn.softmax_state(row, **out),
         "softmax_topk_state": lambda **out: cuattn.softmax_topk_state(x, 3, **out),
+        "sample": lambda **out: cuattn.sample(x, seed=1, **out),
+        "sample, log_prob": lambda **out: cuattn.sample(
+            x, 2, seed=seeds, offset=seeds[0], return_log_prob=True, **out
+        ),
+        "sample_state": lambda **out: cuattn.sample_state(x, 3, seed=1, **out),
         "cross_entropy": lambda **out: cuattn.cross_entropy(x, labels, **out),
         "cross_entropy, lse": lambda **out: cuattn.cross_entropy(x, labels, return_lse=True, **out),
         "cross_entropy of a long row": lambda **out: cuattn.cross_entropy(row, labels[:1], **out),
@@ -90,6 +97,7 @@ def calls():
         "logits_state of a long row": lambda **out: cuattn.logits_state(row, labels[:1], **out),
         "merge of logits": lambda **out: cuattn.merge(logits, logits, **out),
         "merge": lambda **out: cuattn.merge(state, state, **out),
+        "merge of draws": lambda **out: cuattn.merge(draws, draws, **out),
         "merge of selections": lambda **out: cuattn.merge(selected, selected, **out),
         "attention": lambda **out: cuattn.attention(q, q, q, is_causal=True, **out),
         "attention, lse": lambda **out: cuattn.attention(q, q, q, return_lse=True, **out),

@@ -227,6 +227,7 @@ def calls_of_cuattn():
     flat = cupy.ones((32, 2, 64), cupy.float16)
     offsets = cupy.array([0, 16, 32], np.int32)
     state, topk_state = cuattn.softmax_state(x), cuattn.softmax_topk_state(x, 3)
+    draws, seeds = cuattn.sample_state(x, 3, seed=1), cupy.arange(4)[:, None]
     labels = cupy.array([0, 63, -100, 64], np.int32)
     logits = cuattn.logits_state(x, labels)
     part = cuattn.attention(q, q, q, return_lse=True)
@@ -250,6 +251,11 @@ def calls_of_cuattn():
         "softmax_topk": lambda: cuattn.softmax_topk(x, 3),
         "softmax_state": lambda: cuattn.softmax_state(x),
         "softmax_topk_state": lambda: cuattn.softmax_topk_state(x, 3),
+        "sample": lambda: (
+            cuattn.sample(x, 2, seed=seeds, offset=seeds[0], return_log_prob=True),
+            cuattn.sample(x, seed=1, top_k=5, top_p=0.5, min_p=0.1),
+        ),
+        "sample_state": lambda: cuattn.sample_state(x, 3, seed=1),
         "cross_entropy": lambda: cuattn.cross_entropy(x, labels.astype(np.uint64), axis=1),
         "cross_entropy_backward": lambda: cuattn.cross_entropy_backward(
             cupy.float16(0.25), x, labels, logits.lse
@@ -260,6 +266,7 @@ def calls_of_cuattn():
             cuattn.merge(state, state),
             cuattn.merge(topk_state, topk_state),
             cuattn.merge(logits, logits),
+            cuattn.merge(draws, draws),
         ),
         "attention": lambda: cuattn.attention(q, q, q, is_causal=True),
         "attention_varlen": lambda: cuattn.attention_varlen(flat, flat, flat, offsets, offsets),

@@ -100,19 +100,16 @@ def topk(
         strided = layout.col_stride[0] != (1,)
     kernel = kernel(problem) if kernel else plan_lanes(problem, strided)
     wants_stat = softmax and output != "logit"
-    params = SOFTMAX_HEAD.pack(
-        x=emulator.address(x),
-        y=0,
-        where=0 if where is None else emulator.address(where),
-        weight=0,
-        scale=0 if scales is None else emulator.address(scales),
-        out=emulator.address(values),
-        stat=emulator.address(stat) if wants_stat else 0,
-        stat_l=emulator.address(stat_l) if output == "state" else 0,
-        partial=0,
-        offsets=0,
-        scale_value=sign if scale is None or scales is not None else scale,
-    )
+    given = {
+        "x": emulator.address(x),
+        "where": 0 if where is None else emulator.address(where),
+        "scale": 0 if scales is None else emulator.address(scales),
+        "out": emulator.address(values),
+        "stat": emulator.address(stat) if wants_stat else 0,
+        "stat_l": emulator.address(stat_l) if output == "state" else 0,
+        "scale_value": sign if scale is None or scales is not None else scale,
+    }
+    params = SOFTMAX_HEAD.pack(**(dict.fromkeys(SOFTMAX_HEAD.codes, 0) | given))
     params += plan_parts.geometry(layout, plan_parts.Parts(1, layout.cols))
     params += TOPK.pack(
         indices=emulator.address(indices),

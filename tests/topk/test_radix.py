@@ -99,19 +99,15 @@ def select(
     def address(array):
         return 0 if array is None else emulator.address(array)
 
-    params = SOFTMAX_HEAD.pack(
-        x=address(x),
-        y=0,
-        where=address(where),
-        weight=0,
-        scale=0,
-        out=address(values),
-        stat=address(m),
-        stat_l=address(l),
-        partial=0,
-        offsets=0,
-        scale_value=scale if softmax else (1.0 if largest else -1.0),
-    )
+    given = {
+        "x": address(x),
+        "where": address(where),
+        "out": address(values),
+        "stat": address(m),
+        "stat_l": address(l),
+        "scale_value": scale if softmax else (1.0 if largest else -1.0),
+    }
+    params = SOFTMAX_HEAD.pack(**(dict.fromkeys(SOFTMAX_HEAD.codes, 0) | given))
     params += plan_parts.geometry(layout)
     params += TOPK.pack(
         indices=address(indices),
@@ -455,10 +451,12 @@ def merge(a, b, arch="sm_90"):
     """(values, indices, m, l) of two of the same, merged by the planned kernel."""
     results = tuple(emulator.empty(array.shape, array.dtype) for array in a)
     rows, k = a[0].shape
-    kernel = plan_radix.plan_topk_state_merge(a[0].dtype.name, rows, k)
+    dtype = a[0].dtype.name
+    kernel = plan_radix.plan_topk_state_merge(dtype, dtype, rows, k)
     names = [name + of for of in ("_a", "_b", "") for name in ("values", "indices", "m", "l")]
     addresses = map(emulator.address, (*a, *b, *results))
     pointers = dict(zip(names, addresses, strict=True))
+    pointers |= dict.fromkeys(("logits_a", "logits_b", "logits"), 0)
     params = TOPK_STATE_MERGE.pack(**pointers, rows=rows, k=k)
     emulator.Runtime(arch).launch(kernel, params, (*a, *b), results)
     return results
