@@ -93,7 +93,11 @@ transposed = Array((1000, 64), strides=(4, 4000))
 rows = Array((64, 1))
 mask = Array((64, 1000), bool)
 offsets = Array((3,), np.int64)
+labels = Array((64,), np.int64)
+labels.data.ptr += 1 << 35
+seeds = Array((64, 1), np.int64)
 state = cuattn.SoftmaxState(lse, lse)
+logits_state = cuattn.LogitsState(lse, lse, lse, lse)
 q = Array((2, 8, 512, 64), np.float16)
 k = Array((2, 4, 512, 64), np.float16)
 out = Array((2, 8, 512, 64), np.float16)
@@ -125,13 +129,26 @@ CALLS = {
     "log_softmax_backward": lambda: cuattn.log_softmax_backward(x, y),
     "segment_softmax": lambda: cuattn.segment_softmax(x, offsets),
     "segment_softmax_backward": lambda: cuattn.segment_softmax_backward(x, y, offsets),
+    "cross_entropy": lambda: cuattn.cross_entropy(x, labels),
+    "cross_entropy, return_lse": lambda: cuattn.cross_entropy(x, labels, return_lse=True),
+    "cross_entropy_backward": lambda: cuattn.cross_entropy_backward(0.5, x, labels, lse),
+    "cross_entropy_backward, in place": lambda: cuattn.cross_entropy_backward(
+        lse, x, labels, lse, out=x
+    ),
+    "entropy": lambda: cuattn.entropy(x),
     "top_k": lambda: cuattn.top_k(x, 5),
     "softmax_topk": lambda: cuattn.softmax_topk(x, 5),
     "softmax_topk, renormalize": lambda: cuattn.softmax_topk(x, 5, renormalize=True),
     "softmax_topk, return_lse": lambda: cuattn.softmax_topk(x, 5, return_lse=True),
+    "sample": lambda: cuattn.sample(x, seed=3, offset=5),
+    "sample, seed per row": lambda: cuattn.sample(x, seed=seeds),
+    "sample, filters": lambda: cuattn.sample(x, seed=3, top_k=50, top_p=0.9, min_p=0.1),
     "softmax_state": lambda: cuattn.softmax_state(x),
+    "logits_state": lambda: cuattn.logits_state(x, labels),
+    "sample_state": lambda: cuattn.sample_state(x, seed=3),
     "softmax_topk_state": lambda: cuattn.softmax_topk_state(x, 5),
     "merge": lambda: cuattn.merge(state, state),
+    "merge, logits": lambda: cuattn.merge(logits_state, logits_state),
     "attention": lambda: cuattn.attention(q, k, k),
     "attention, causal": lambda: cuattn.attention(q, k, k, is_causal=True),
     "attention, return_lse": lambda: cuattn.attention(q, k, k, return_lse=True),

@@ -46,7 +46,7 @@ BOTH = ("bfloat16", "float32")
 HALF = ("float16", "bfloat16")  # CuPy, the baseline, multiplies not every dtype
 SINGLE = ("float32",)
 PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
-FLAGS = ("causal", "transposed", "spread", "one_long", "e4m3", *PATTERNS)
+FLAGS = ("causal", "transposed", "spread", "one_long", "e4m3", "flat", *PATTERNS)
 TRANSFORMERS = {  # layers, batch, heads of 64, sequence length, causal
     "BERT-large": (24, 16, 16, 512, 0),
     "GPT-2 medium": (24, 8, 16, 1024, 1),
@@ -71,6 +71,20 @@ def vocabulary_shapes() -> Iterator[dict[str, int]]:
     for cols in VOCABULARIES:
         for rows in (1, 8, 64, 512):
             yield {"rows": rows, "cols": cols}
+
+
+def token_shapes() -> Iterator[dict[str, int]]:
+    for cols in VOCABULARIES:
+        for rows in (64, 4096):
+            yield {"rows": rows, "cols": cols}
+
+
+def filter_shapes() -> Iterator[dict[str, int]]:
+    options = [{"top_k": 50}, {"top_p_percent": 90}, {"min_p_percent": 5}]
+    options += [{"top_k": 50, "top_p_percent": 90}, {"top_p_percent": 90, "flat": 1}]
+    for cols in (32_000, 128_256):
+        for rows in (1, 64, 512):
+            yield from ({"rows": rows, "cols": cols, **option} for option in options)
 
 
 def small_shapes() -> Iterator[dict[str, int]]:
@@ -180,6 +194,8 @@ TRANSFORMS = {
     "log_softmax_backward": 3,
 }
 FORWARD = {"softmax": 1, "logsumexp": 2, "log_softmax": 3}
+LOSSES = {"cross_entropy": 1, "cross_entropy_backward": 2, "entropy": 3}
+SMALL = {**TRANSFORMS, "cross_entropy": 3, "sample": 3}
 
 GRIDS = {
     "quack": Grid("QuACK, benchmarks/benchmark_softmax.py", TRANSFORMS, BOTH, quack_shapes),
@@ -189,7 +205,13 @@ GRIDS = {
         BOTH,
         vocabulary_shapes,
     ),
-    "small": Grid("calls that Python and the launch rule", TRANSFORMS, SINGLE, small_shapes),
+    "quack-loss": Grid("QuACK, benchmarks/benchmark_cross_entropy.py", LOSSES, BOTH, quack_shapes),
+    "vocabulary-loss": Grid("tokens of a step of training", LOSSES, BOTH, token_shapes),
+    "sampling": Grid("a token for each request of a batch", {"sample": 1}, BOTH, vocabulary_shapes),
+    "sampling-filters": Grid(
+        "as FlashInfer, benchmarks/bench_sampling.py", {"sample": 2}, BOTH, filter_shapes
+    ),
+    "small": Grid("calls that Python and the launch rule", SMALL, SINGLE, small_shapes),
     "paper": Grid(
         "Milakov & Gimelshein, arXiv:1805.02867, section 5: batch 4000 and 10",
         {"softmax": 2},

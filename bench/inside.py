@@ -169,6 +169,8 @@ __all__ = [
     "truth",
     "truth_attention",
     "truth_attention_backward",
+    "truth_loss",
+    "truth_loss_backward",
     "truth_topk",
 ]
 
@@ -199,6 +201,29 @@ def truth(name: str, operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray
         expected = getattr(reference, name)(*operands, axis=-1)
         naive = tolerance.NAIVE[name](*operands, axis=-1)
     size = tolerance.TERMS[name](*operands) if name in tolerance.TERMS else abs(expected)
+    return expected, allowed(expected, naive, size, dtype)
+
+
+def truth_loss(name: str, operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray, float]:
+    """Float64 result of `cross_entropy` or `entropy`, and the largest error that the contract
+    allows a result of this dtype: as in `truth`."""
+    expected = getattr(reference, name)(*operands)
+    logs = tolerance.naive_log_softmax(operands[0], dtype=dtype_of(dtype))
+    if name == "entropy":
+        naive = -np.sum(np.exp(logs) * logs, axis=-1, dtype=tolerance.lse_dtype(logs.dtype))
+    else:
+        naive = -np.take_along_axis(logs, operands[1][:, None], -1)[:, 0]
+    return expected, allowed(expected, naive, abs(expected), dtype)
+
+
+def truth_loss_backward(operands: list[np.ndarray], dtype: str) -> tuple[np.ndarray, float]:
+    """The same of `cross_entropy_backward`."""
+    grad, x, labels, lse = operands
+    hit = labels[:, None] == np.arange(x.shape[1])
+    p = np.exp(x.astype(lse.dtype) - lse[:, None])
+    naive = (grad[:, None] * (p - hit)).astype(x.dtype)
+    size = abs(grad[:, None]) * (p + hit)
+    expected = reference.cross_entropy_backward(*operands)
     return expected, allowed(expected, naive, size, dtype)
 
 

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+from typing import Any
 
-from bench.peers._base import OPERATIONS, SCORE_BYTES, Contestant, Library, Unsupported
+from bench.peers._base import OPERATIONS, SCORE_BYTES, Contestant, Filters, Library, Unsupported
 
 __all__ = [
     "OPERATIONS",
     "SCORE_BYTES",
     "Contestant",
+    "Filters",
     "Library",
     "Unsupported",
     "contestants",
@@ -43,6 +45,7 @@ _LIBRARIES = {
     "flash_attn.cute": ("_wheels", "FlashAttention4"),
     "quack": ("_wheels", "Quack"),
     "flashinfer": ("_wheels", "FlashInfer"),
+    "liger_kernel": ("_wheels", "Liger"),
 }
 
 
@@ -75,17 +78,21 @@ def find() -> tuple[dict[str, str], dict[str, str]]:
     return {package: library.version for package, library in found.items()}, dict(missing)
 
 
-def contestants(operation: str, *, k: int | None = None, causal: bool = False) -> list[Contestant]:
+def contestants(
+    operation: str, *, k: int | None = None, causal: bool = False, **filters: Any
+) -> list[Contestant]:
     """Every way of the found libraries to do an operation of `OPERATIONS`.
 
     `k` is for "top_k" and "softmax_topk", which return (values, indices) sorted from the largest;
     the values of "softmax_topk" are probabilities of the full row. `causal` is for attention; the
-    mask is aligned to the bottom right corner. A call raises `Unsupported` for arrays that its
-    contestant cannot take.
+    mask is aligned to the bottom right corner. `filters` are those of "sample". A call raises
+    `Unsupported` for arrays that its contestant cannot take.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, but is {operation!r}")
     if operation in ("top_k", "softmax_topk") and k is None:
         raise ValueError(f"k must be given for {operation}")
     libraries = _libraries()[0].values()
+    if operation == "sample":
+        return [one for library in libraries for one in library.samplers(Filters(**filters))]
     return [one for library in libraries for one in library.contestants(operation, k, causal)]

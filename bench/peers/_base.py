@@ -10,17 +10,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 # Inputs of each operation, in the order in which a contestant takes them. Rows lie along the last
-# axis of two-dimensional arrays; q, k and v are (batch, heads, seqlen, head_dim), and k and v may
-# have fewer heads, a divisor of those of q. A cache is (pages, heads, page_size, head_dim), a page
-# table (batch, pages of the longest sequence); one of a single column names all pages in order.
+# axis of two-dimensional arrays. Labels, lse and the gradient of a loss are (rows,); seeds, which
+# most generators have no use for, (rows, 1). q, k and v are (batch, heads, seqlen, head_dim), and k
+# and v may have fewer heads, a divisor of those of q. A cache is (pages, heads, page_size,
+# head_dim), a page table (batch, pages of the longest sequence); one of a single column names all
+# pages in order.
 OPERATIONS = {
     "softmax": ("x",),
     "log_softmax": ("x",),
     "logsumexp": ("x",),
     "softmax_backward": ("grad", "y"),
     "log_softmax_backward": ("grad", "y"),
+    "cross_entropy": ("x", "labels"),
+    "cross_entropy_backward": ("grad", "x", "labels", "lse"),
+    "entropy": ("x",),
     "top_k": ("x",),
     "softmax_topk": ("x",),
+    "sample": ("x", "seeds"),
     "attention": ("q", "k", "v"),
     "attention_backward": ("grad", "q", "k", "v", "y", "lse"),
     "attention_kvcache": ("q", "k_cache", "v_cache", "kv_lens", "page_table"),
@@ -35,6 +41,15 @@ Call = Callable[..., Any]
 
 class Unsupported(RuntimeError):
     """This contestant cannot take these dtypes, shapes or options, or this kind of clock."""
+
+
+class Filters(NamedTuple):
+    """Which elements of a row may be drawn, in this order: the `top_k` best, of these the fewest
+    best that hold `top_p` of their probability, and what is as probable as `min_p` of the best."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
 
 class Contestant(NamedTuple):
@@ -58,6 +73,13 @@ class Library:
     def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
         """The ways of this library to do an operation; none where it does not have it."""
         raise NotImplementedError
+
+    def samplers(self, filters: Filters) -> Iterator[Contestant]:
+        """The ways of this library to draw one element of each row: indices, (rows,) or (rows, 1).
+
+        None where it does not have one.
+        """
+        yield from ()
 
     def asarray(self, array: Any) -> Any:
         """A CuPy array, or a NumPy one on the CPU, as an array of this library."""

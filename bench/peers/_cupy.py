@@ -6,12 +6,21 @@ The same code runs on NumPy arrays with `Cupy(numpy, scipy.special)`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from bench.peers._base import Call, Contestant, Library, Unsupported, refusing, require_scores
+from bench.peers._base import (
+    Call,
+    Contestant,
+    Filters,
+    Library,
+    Unsupported,
+    refusing,
+    require_scores,
+)
 
 WARM_UPS = 3
 
@@ -42,7 +51,31 @@ class Cupy(Library):
                 f"{self.special.__name__}.softmax, argpartition",
                 lambda x: self.top_k(softmax(x, axis=-1), k),
             )
+        if operation == "cross_entropy":
+            log_softmax = self.special.log_softmax
+            yield self._contestant(
+                f"{self.special.__name__}.log_softmax, take_along_axis",
+                lambda x, labels: -self._picked(log_softmax(x, axis=-1), labels),
+            )
         yield self._contestant("CuPy expression", own)
+
+    def samplers(self, filters: Filters) -> Iterator[Contestant]:
+        """The largest of x plus Gumbel noise, and the inverse of the summed probabilities."""
+        draws = self.xp.random.default_rng()
+
+        def gumbel(x: Any, seeds: Any) -> Any:
+            x, indices = self._filtered(x, filters)
+            noise = -self.xp.log(draws.standard_exponential(x.shape, dtype=np.float32))
+            return self._original(indices, (x + noise).argmax(axis=-1))
+
+        def inverse(x: Any, seeds: Any) -> Any:
+            x, indices = self._filtered(x, filters)
+            total = self.softmax(x).cumsum(axis=-1, dtype=np.promote_types(x.dtype, np.float32))
+            u = draws.random((len(x), 1), dtype=np.float32)
+            return self._original(indices, (total <= u * total[:, -1:]).sum(axis=-1))
+
+        for name, call in (("x + Gumbel noise", gumbel), ("softmax, cumsum", inverse)):
+            yield self._contestant(f"CuPy {name}", call)
 
     def _contestant(self, name: str, call: Call) -> Contestant:
         return Contestant(name, self, refusing(call, TypeError, NotImplementedError))
@@ -69,6 +102,46 @@ class Cupy(Library):
     def log_softmax_backward(self, grad: Any, y: Any) -> Any:
         """The product of the Jacobian of log_softmax and `grad`."""
         return grad - self.xp.exp(y) * grad.sum(axis=-1, keepdims=True)
+
+    def cross_entropy(self, x: Any, labels: Any) -> Any:
+        """The log-sum-exp of each row less what its label selects."""
+        return self.logsumexp(x) - self._picked(x, labels)
+
+    def cross_entropy_backward(self, grad: Any, x: Any, labels: Any, lse: Any) -> Any:
+        """The softmax from its log-sum-exp, 1 less at the labels, times `grad`."""
+        p = self.xp.exp(x - lse[:, None])
+        p[self.xp.arange(len(x)), labels] -= 1
+        return (p * grad[:, None]).astype(x.dtype, copy=False)
+
+    def entropy(self, x: Any) -> Any:
+        """The logarithm of the sum of exponentials less the mean of the shifted row."""
+        s = x - x.max(axis=-1, keepdims=True)
+        e = self.xp.exp(s)
+        total = e.sum(axis=-1)
+        return self.xp.log(total) - (e * s).sum(axis=-1) / total
+
+    def _picked(self, x: Any, labels: Any) -> Any:
+        return self.xp.take_along_axis(x, labels[:, None], -1)[:, 0]
+
+    def _filtered(self, x: Any, filters: Filters) -> tuple[Any, Any]:
+        """What may be drawn, the rest at -inf, and its indices in the row where these differ."""
+        xp, (top_k, top_p, min_p), indices = self.xp, filters, None
+        if top_k is not None:
+            x, indices = self.top_k(x, top_k)
+        if top_p is not None:
+            if indices is None:
+                indices = xp.argsort(-x, axis=-1)
+                x = xp.take_along_axis(x, indices, -1)
+            p = self.softmax(x).astype(np.promote_types(x.dtype, np.float32), copy=False)
+            x = xp.where(p.cumsum(axis=-1) - p < top_p, x, -np.inf)
+        if min_p is not None:
+            m = x.max(axis=-1, keepdims=True).astype(np.promote_types(x.dtype, np.float32))
+            x = xp.where(x >= m + math.log(min_p), x, -np.inf)
+        return x, indices
+
+    def _original(self, indices: Any, drawn: Any) -> Any:
+        """Of draws among sorted elements, the indices that these had."""
+        return drawn if indices is None else self._picked(indices, drawn)
 
     def top_k(self, x: Any, k: int) -> tuple[Any, Any]:
         """Select with argpartition, then sort the k best.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from bench.peers._base import (
     BSHD,
     Call,
     Contestant,
+    Filters,
     Library,
     Unsupported,
     refusing,
@@ -47,12 +49,57 @@ def _top_k_and_logsumexp(x: jax.Array, k: int) -> Any:
     return jnp.exp(values - lse).astype(x.dtype), indices
 
 
+def _cross_entropy(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """As `optax.softmax_cross_entropy_with_integer_labels`, in float32."""
+    x = _widened(x)
+    picked = jnp.take_along_axis(x, labels[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(x, -1) - picked
+
+
+def _cross_entropy_backward(
+    grad: jax.Array, x: jax.Array, labels: jax.Array, lse: jax.Array
+) -> jax.Array:
+    hit = jax.nn.one_hot(labels, x.shape[1], dtype=lse.dtype)
+    return (grad[:, None] * (jnp.exp(_widened(x) - lse[:, None]) - hit)).astype(x.dtype)
+
+
+def _entropy(x: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(_widened(x), -1)
+    return -jnp.sum(jnp.exp(log_p) * log_p, -1)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _sample(x: jax.Array, seeds: jax.Array, filters: Filters) -> jax.Array:
+    """`jax.random.categorical` of what may be drawn."""
+    (top_k, top_p, min_p), indices = filters, None
+    if top_k is not None:
+        x, indices = jax.lax.top_k(x, top_k)
+    if top_p is not None:
+        if indices is None:
+            indices = jnp.argsort(x, axis=-1, descending=True)
+            x = jnp.take_along_axis(x, indices, -1)
+        p = jax.nn.softmax(_widened(x), -1)
+        x = jnp.where(jnp.cumsum(p, -1) - p < top_p, x, -jnp.inf)
+    if min_p is not None:
+        m = _widened(jnp.max(x, -1, keepdims=True))
+        x = jnp.where(x >= m + math.log(min_p), x, -jnp.inf)
+    key = jax.random.key(seeds[0, 0])  # of an operand: XLA must not fold the noise
+    drawn = jax.random.categorical(key, _widened(x))[:, None]
+    return drawn if indices is None else jnp.take_along_axis(indices, drawn, -1)
+
+
 FUNCTIONS: dict[str, Call] = {
     "softmax": lambda x: jax.nn.softmax(x, -1),
     "log_softmax": lambda x: jax.nn.log_softmax(x, -1),
     "logsumexp": lambda x: jax.nn.logsumexp(x, -1),
     "softmax_backward": _softmax_backward,
     "log_softmax_backward": _log_softmax_backward,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_backward": _cross_entropy_backward,
+    "entropy": _entropy,
 }
 
 
@@ -80,6 +127,11 @@ class Jax(Library):
             cudnn = refusing(_attention("cudnn", causal), NotImplementedError, ValueError)
             yield Contestant("jax.nn cuDNN", library, cudnn)
             yield Contestant("jax.nn XLA", library, _attention("xla", causal))
+
+    def samplers(self, filters: Filters) -> Iterator[Contestant]:
+        """One, with all filters."""
+        call = functools.partial(_sample, filters=filters)
+        yield Contestant("jax.random.categorical", self, _jit(call))
 
     def asarray(self, array: Any) -> jax.Array:
         """The same memory where JAX takes it; bfloat16, which passes as int16, is copied once."""

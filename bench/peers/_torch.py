@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.peers import _torch_rows
 from bench.peers._base import (
     Call,
     Contestant,
+    Filters,
     Library,
     Unsupported,
     require_scores,
@@ -46,6 +48,8 @@ FUNCTIONS: dict[str, Call] = {
     "log_softmax_backward": lambda grad, y: torch.ops.aten._log_softmax_backward_data(
         grad, y, -1, y.dtype
     ),
+    "cross_entropy": _torch_rows.cross_entropy,
+    "entropy": _torch_rows.entropy,
 }
 SOFTMAX_TOPK = {
     "softmax, topk": _softmax_then_topk,  # writes and reads all probabilities
@@ -60,44 +64,11 @@ SDPA = {  # backend -> its switch
 NO_BACKEND = ("No available kernel", "No viable backend")  # what torch says on a GPU, on the CPU
 
 
-class Torch(Library):
+class TorchArrays(Library):
     """torch tensors that share the memory of CuPy's (or NumPy's) arrays."""
 
     name = "torch"
     version = torch.__version__
-
-    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
-        """Eager and compiled.
-
-        The mode of torch.compile is the default one, which users and the published comparisons
-        have; "max-autotune" would cost many more compilations for each shape.
-        """
-        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
-        if operation in FUNCTIONS:
-            yield Contestant("torch", self, FUNCTIONS[operation])
-            yield Contestant("torch.compile", self, compiled(FUNCTIONS[operation]))
-        elif operation == "top_k":
-            yield Contestant("torch.topk", self, lambda x: torch.topk(x, k))
-        elif operation == "softmax_topk":
-            for name, function in SOFTMAX_TOPK.items():
-                call = functools.partial(function, k=k)
-                yield Contestant(f"torch {name}", self, call)
-                yield Contestant(f"torch.compile {name}", self, compiled(call))
-        elif operation == "attention":
-            yield Contestant("torch", self, functools.partial(_eager_attention, causal=causal))
-            for name in ("cuDNN", "flash", "efficient"):
-                call = functools.partial(_sdpa, backend=name, causal=causal)
-                yield Contestant(f"torch SDPA {name}", self, call)
-        elif operation == "attention_backward":
-            eager = functools.partial(_eager_attention, causal=causal)
-            yield Contestant("torch", self, Backward(eager))
-            for name in ("cuDNN", "flash", "efficient"):
-                call = functools.partial(_sdpa, backend=name, causal=causal)
-                yield Contestant(f"torch SDPA {name}", self, Backward(call))
-        elif operation == "attention_kvcache":
-            for name in ("cuDNN", "flash"):
-                call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
-                yield Contestant(f"torch SDPA {name}", self, call)
 
     def asarray(self, array: Any) -> torch.Tensor:
         """The same memory; what DLPack of NumPy and CuPy lacks passes as integers."""
@@ -157,25 +128,77 @@ class Torch(Library):
         return torch.cuda.max_memory_allocated() - before
 
 
+class Torch(TorchArrays):
+    """What PyTorch itself has."""
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Eager and compiled.
+
+        The mode of torch.compile is the default one, which users and the published comparisons
+        have; "max-autotune" would cost many more compilations for each shape.
+        """
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        if operation in FUNCTIONS:
+            yield Contestant("torch", self, FUNCTIONS[operation])
+            yield Contestant("torch.compile", self, compiled(FUNCTIONS[operation]))
+        elif operation == "top_k":
+            yield Contestant("torch.topk", self, lambda x: torch.topk(x, k))
+        elif operation == "softmax_topk":
+            for name, function in SOFTMAX_TOPK.items():
+                call = functools.partial(function, k=k)
+                yield Contestant(f"torch {name}", self, call)
+                yield Contestant(f"torch.compile {name}", self, compiled(call))
+        elif operation == "cross_entropy_backward":
+            loss = Backward(_torch_rows.cross_entropy, leaves=1, others=1)
+            yield Contestant("torch", self, lambda *arrays: loss(*arrays)[0])
+            by_lse = compiled(_torch_rows.cross_entropy_backward)
+            yield Contestant("torch.compile", self, by_lse)
+        elif operation == "attention":
+            yield Contestant("torch", self, functools.partial(_eager_attention, causal=causal))
+            for name in ("cuDNN", "flash", "efficient"):
+                call = functools.partial(_sdpa, backend=name, causal=causal)
+                yield Contestant(f"torch SDPA {name}", self, call)
+        elif operation == "attention_backward":
+            eager = functools.partial(_eager_attention, causal=causal)
+            yield Contestant("torch", self, Backward(eager))
+            for name in ("cuDNN", "flash", "efficient"):
+                call = functools.partial(_sdpa, backend=name, causal=causal)
+                yield Contestant(f"torch SDPA {name}", self, Backward(call))
+        elif operation == "attention_kvcache":
+            for name in ("cuDNN", "flash"):
+                call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
+                yield Contestant(f"torch SDPA {name}", self, call)
+
+    def samplers(self, filters: Filters) -> Iterator[Contestant]:
+        """Eager and, with the noise that a compiler can see, compiled."""
+        for name, call in _torch_rows.samplers(filters):
+            yield Contestant(f"torch {name}", self, call)
+        compiled = torch.compile(call, fullgraph=True, dynamic=False)
+        yield Contestant(f"torch.compile {name}", self, compiled)
+
+
 class Backward:
-    """The backward pass of an attention, whose forward pass is that of the first call.
+    """The backward pass of a function, whose forward pass is that of the first call.
 
     That one is not timed. Its graph is kept, so that each call has what the forward pass saves.
     """
 
     __name__ = "backward"
 
-    def __init__(self, attention: Call) -> None:
-        self._attention = attention
+    def __init__(self, forward: Call, leaves: int = 3, others: int = 0) -> None:
+        self._forward, self._leaves, self._others = forward, leaves, others
         self._graphs: dict[tuple[int, ...], tuple[Any, ...]] = {}
 
-    def __call__(self, grad: Any, q: Any, k: Any, v: Any, y: Any, lse: Any) -> Any:
-        """Gradients of q, k and v."""
-        key = tuple(array.data_ptr() for array in (grad, q, k, v))
+    def __call__(self, grad: Any, *arrays: Any) -> Any:
+        """Gradients of the leaves, which come first in `arrays`; then what else the forward pass
+        takes, and what its results were."""
+        count = self._leaves
+        key = tuple(array.data_ptr() for array in (grad, *arrays[:count]))
         with torch.inference_mode(False), torch.enable_grad():
             if key not in self._graphs:
-                leaves = tuple(array.clone().requires_grad_() for array in (q, k, v))
-                self._graphs[key] = self._attention(*leaves), leaves, grad.clone()
+                leaves = tuple(array.clone().requires_grad_() for array in arrays[:count])
+                others = [array.clone() for array in arrays[count : count + self._others]]
+                self._graphs[key] = self._forward(*leaves, *others), leaves, grad.clone()
             out, leaves, own_grad = self._graphs[key]
             return torch.autograd.grad(out, leaves, own_grad, retain_graph=True)
 

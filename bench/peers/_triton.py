@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from bench.peers._base import Contestant, Unsupported, require_dtype
-from bench.peers._torch import Torch
+from bench.peers._torch import TorchArrays
 
 MAX_COLS = 65536  # elements of a row that one program can hold
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     TILES = TILES[:1]  # the interpreter cannot time them
 
 
-class Triton(Torch):
+class Triton(TorchArrays):
     """Kernels below; torch's arrays, streams and graphs."""
 
     name = "triton"

@@ -1,15 +1,16 @@
-"""Packages of kernels for torch tensors: FlashAttention 2, 3 and 4, QuACK, FlashInfer."""
+"""Packages of kernels for torch tensors: FlashAttention 2, 3 and 4, QuACK, FlashInfer, Liger."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 import torch
 
-from bench.peers._base import BSHD, Call, Contestant, Unsupported, refusing, require_dtype
-from bench.peers._torch import Backward, Torch
+from bench.peers._base import BSHD, Call, Contestant, Filters, Unsupported, refusing, require_dtype
+from bench.peers._torch import Backward, TorchArrays
 
 # How these packages say that they do not take an argument.
 REFUSALS = (AssertionError, NotImplementedError, TypeError, ValueError)
@@ -17,7 +18,7 @@ MAX_HEAD_DIM = 256  # elements, of all FlashAttentions
 WORKSPACE_BYTES = 128 * 2**20  # what FlashInfer recommends
 
 
-class FlashAttention2(BSHD, Torch):
+class FlashAttention2(BSHD, TorchArrays):
     """`flash_attn.flash_attn_func`."""
 
     name = "flash_attn 2"
@@ -83,32 +84,39 @@ class FlashAttention4(FlashAttention2):
         self.version = metadata.version("flash-attn-4")
 
 
-class Quack(Torch):
-    """QuACK: softmax and its backward, and a bitonic top-k for short rows."""
+class Quack(TorchArrays):
+    """QuACK: softmax, cross-entropy and their backward, and a bitonic top-k for short rows."""
 
     name = "quack"
 
     def __init__(self) -> None:
         import quack
+        from quack.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
         from quack.softmax import softmax_bwd
         from quack.topk import topk
 
         self.version = quack.__version__
         self._softmax, self._softmax_backward, self._topk = quack.softmax, softmax_bwd, topk
+        self._cross_entropy = cross_entropy_fwd, cross_entropy_bwd  # quack/cross_entropy.py, 0.6.4
 
     def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
         """Its top-k takes powers of two: up to 4096 columns, and k up to 128."""
+        loss, loss_backward = self._cross_entropy
         calls: dict[str, Call] = {
             "softmax": self._softmax,
             "softmax_backward": self._softmax_backward,
+            "cross_entropy": loss,
+            "cross_entropy_backward": lambda grad, x, labels, lse: loss_backward(
+                x, labels, grad, lse
+            ),
             "top_k": lambda x: self._topk(x, k),
         }
         if operation in calls:
             yield Contestant("quack", self, refusing(calls[operation], *REFUSALS))
 
 
-class FlashInfer(Torch):
-    """FlashInfer: softmax, top-k, and batch prefill over ragged keys and values."""
+class FlashInfer(TorchArrays):
+    """FlashInfer: softmax, top-k, sampling, and batch prefill over ragged keys and values."""
 
     name = "flashinfer"
 
@@ -143,9 +151,58 @@ class FlashInfer(Torch):
         elif operation == "attention_kvcache":
             yield Contestant("flashinfer", self, refusing(_PagedDecode(package), *REFUSALS))
 
+    def samplers(self, filters: Filters) -> Iterator[Contestant]:
+        """From logits, and from the probabilities of torch's softmax, as SGLang calls it.
+
+        flashinfer/sampling.py, 0.6.18: seeds and offsets are two vectors, as a graph needs them.
+        """
+        top_k, top_p, min_p = filters
+        calls = {
+            (): {"sampling_from_logits": (), "sampling_from_probs": ()},
+            ("top_k",): {
+                "top_k_top_p_sampling_from_logits": (top_k, 1.0),
+                "top_k_sampling_from_probs": (top_k,),
+            },
+            ("top_p",): {"top_p_sampling_from_probs": (top_p,)},
+            ("min_p",): {"min_p_sampling_from_probs": (min_p,)},
+            ("top_k", "top_p"): {"top_k_top_p_sampling_from_logits": (top_k, top_p)},
+        }
+        given = tuple(name for name, value in filters._asdict().items() if value is not None)
+
+        def sampler(name: str, arguments: tuple[Any, ...]) -> Call:
+            def call(x: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+                if name.endswith("probs"):
+                    x = torch.softmax(x, -1, dtype=torch.float32)
+                function, seeds = getattr(self._package, name), seeds[:, 0]
+                return function(x, *arguments, seed=seeds, offset=seeds)
+
+            return refusing(call, *REFUSALS)
+
+        for name, arguments in calls.get(given, {}).items():
+            kind = name.rpartition("_")[2]
+            yield Contestant(f"flashinfer from {kind}", self, sampler(name, arguments))
+
 
 class _FlashInferBSHD(BSHD, FlashInfer):
     """A ragged batch lies as (tokens, heads, head_dim)."""
+
+
+class Liger(TorchArrays):
+    """Liger: the cross-entropy. Its gradient is computed by the forward pass, into x."""
+
+    name = "liger"
+
+    def __init__(self) -> None:
+        # src/liger_kernel/transformers/functional.py, 0.8.2. It reads labels on the host.
+        from liger_kernel.transformers.functional import liger_cross_entropy
+
+        self.version, self._function = metadata.version("liger_kernel"), liger_cross_entropy
+
+    def contestants(self, operation: str, k: int | None, causal: bool) -> Iterator[Contestant]:
+        """Losses in the dtype of x."""
+        call = functools.partial(self._function, reduction="none")
+        if operation == "cross_entropy":
+            yield Contestant("liger", self, refusing(call, *REFUSALS))
 
 
 class _RaggedPrefill:

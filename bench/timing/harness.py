@@ -47,6 +47,7 @@ class Operation:
     samples: Callable[[Cell, tuple[Any, ...], Callable[[Any], np.ndarray]], list[Sample]]
     work: Callable[[Cell], Work]
     result: Callable[[Cell], tuple[int, ...]] | None  # shape of `out`, if our call has that
+    dtype: Callable[[Cell], str] = field(default=lambda cell: cell.dtype)  # of `out`
     options: Callable[[Cell], dict[str, Any]] = field(default=lambda cell: {})  # such as k
     predicted: Callable[[Cell, list[Any]], float | None] | None = None  # seconds of our kernels
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # on CuPy's arrays

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench import inside
+
 PEER_FACTOR = 2  # on our error bound: a peer has to compute the same function
 
 
@@ -19,7 +21,8 @@ class Sample(NamedTuple):
     part: Any = ...  # of what `index` selects, on the host
     which: int | None = None  # of several results
     selects_from: np.ndarray | None = None  # rows: the result is indices, and these are compared
-    holds_for_peers: bool = True  # False: of equal elements they may choose others
+    may_draw: np.ndarray | None = None  # rows: the result is indices of elements that are true here
+    holds_for_peers: bool = True  # False: they may choose other elements, or round more often
 
 
 class WrongResult(AssertionError):
@@ -30,9 +33,10 @@ def verify_ours(entry, operation, cell, ours, native, samples, device, plan) -> 
     """Our call, into a poisoned result where it takes one: what is not written, shows."""
     options, poison = {}, None
     if operation.result is not None:
-        out = options["out"] = device.xp.empty(operation.result(cell), native[0].dtype)
+        dtype = inside.dtype_of(operation.dtype(cell))
+        out = options["out"] = device.xp.empty(operation.result(cell), dtype)
         poison = out.view(f"u{out.itemsize}")
-        poison.fill(np.iinfo(poison.dtype).max)  # a NaN in every float format
+        poison.fill(np.iinfo(poison.dtype).max)  # a NaN in every float format, and no index
     with plan() as kernels:
         result = ours.call(*native, **options)
     entry["plan"] = [kernel.name for kernel in kernels]
@@ -56,8 +60,14 @@ def _verify(entry, library, result: Any, samples: list[Sample], factor: float) -
             array = result if sample.which is None else result[sample.which]
             whole = library.asnumpy(array[sample.index])
         got = whole[sample.part]
+        if sample.may_draw is not None:
+            got = got.reshape(len(got), -1)  # one draw of a row may come as a number
         if got.shape != sample.expected.shape:
             raise WrongResult(f"shape {got.shape}, but {sample.expected.shape} is expected")
+        if sample.may_draw is not None:
+            if not _selected(sample.may_draw, got).all():
+                raise WrongResult("an element is drawn that the options exclude")
+            continue
         if sample.selects_from is not None:
             got = _selected(sample.selects_from, got)
         error = float(np.max(np.abs(got.astype(np.float64) - sample.expected), initial=0))

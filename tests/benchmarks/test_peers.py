@@ -21,13 +21,15 @@ import scipy.special
 from conftest import why_no_gpu
 
 from bench import peers
-from bench.peers import _base
+from bench.bench_sample import may_draw
+from bench.peers import Filters, _base
 from bench.peers._cupy import Cupy
 from cuattn import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 NAMES = ["cupy", "torch", "jax", "triton", "flash_attn", "flash_attn_interface", "quack"]
+NAMES += ["flashinfer", "liger_kernel"]
 K = 9
 # What a few roundings of each dtype may cost, of the largest value of the result.
 ERROR = {"float16": 2.0**-7, "bfloat16": 2.0**-4, "float32": 2.0**-18, "float64": 2.0**-46}
@@ -54,6 +56,11 @@ def inputs(operation, rng, dtype, shape=(13, 131), causal=False):
         arrays = [random(rng, 2, h, n, 32, dtype=dtype) for h, n in ((6, 1), (3, 83), (3, 83))]
         return [*arrays, np.full(2, 83, np.int32), np.arange(2, dtype=np.int32)[:, None]]
     x = random(rng, *shape, dtype=dtype)
+    if operation.startswith("cross_entropy"):
+        acc = np.promote_types(np.float32, x.dtype)
+        grad, lse = rng.normal(0, 2, len(x)).astype(acc), reference.logsumexp(x, axis=-1)
+        arrays = [x, rng.integers(0, x.shape[1], len(x))]
+        return [grad, *arrays, lse.astype(acc)] if operation.endswith("backward") else arrays
     if operation in ("softmax_backward", "log_softmax_backward"):
         forward = getattr(reference, operation.removesuffix("_backward"))
         return [random(rng, *shape, dtype=dtype), forward(x).astype(x.dtype)]
@@ -81,7 +88,7 @@ def cached_attention(q, k, v, kv_lens, page_table, causal):
 
 def check(operation, got, arrays, causal=False):
     """A result on the host against the reference in float64."""
-    dtype = arrays[0].dtype.name
+    dtype = arrays[operation == "cross_entropy_backward"].dtype.name  # of x
     if operation in ("top_k", "softmax_topk"):
         values, indices = got
         x = arrays[0].astype(np.float64)
@@ -125,7 +132,7 @@ def options(operation, causal=False):
     return K if operation in ("top_k", "softmax_topk") else None, causal
 
 
-CASES = [(name, False) for name in peers.OPERATIONS] + [
+CASES = [(name, False) for name in peers.OPERATIONS if name != "sample"] + [
     ("attention", True),
     ("attention_backward", True),
 ]
@@ -140,7 +147,7 @@ cases = pytest.mark.parametrize(("operation", "causal"), CASES)
 def test_cupy_expressions(operation, causal, dtype, rng):
     arrays = inputs(operation, rng, dtype, causal=causal)
     contestants = list(Cupy(np, scipy.special).contestants(operation, *options(operation, causal)))
-    library = ["softmax", "log_softmax", "logsumexp", "softmax_topk"]
+    library = ["softmax", "log_softmax", "logsumexp", "softmax_topk", "cross_entropy"]
     assert len(contestants) == 1 + (operation in library)
     for contestant in contestants:
         check(operation, run(contestant, arrays), arrays, causal)
@@ -374,7 +381,10 @@ def installed(name):
 def test_contestants(name, operation, causal, dtype, rng):
     arrays = inputs(operation, rng, dtype, causal=causal)
     contestants = list(installed(name).contestants(operation, *options(operation, causal)))
-    assert contestants or (name, operation) == ("jax", "attention_kvcache")
+    assert contestants or (name, operation) in [
+        ("jax", "attention_backward"),
+        ("jax", "attention_kvcache"),
+    ]
     for contestant in contestants:
         if refuses(contestant.name, dtype):
             with pytest.raises(peers.Unsupported):
@@ -384,7 +394,7 @@ def test_contestants(name, operation, causal, dtype, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", [n for n in peers.OPERATIONS if n[:9] != "attention"])
+@pytest.mark.parametrize("operation", [n for n, _ in CASES if n[:9] != "attention"])
 def test_torch_compile(operation, rng):
     """Also more shapes than it compiles for by itself."""
     contestants = list(installed("torch").contestants(operation, *options(operation)))
@@ -549,6 +559,36 @@ class StubDecode:
         )
 
 
+def stub_samplers():
+    """Of FlashInfer: indices in int32 from Gumbel noise, among what the filters leave."""
+    import torch
+
+    def draw(logits, indices=None, *, seed, offset, top_k=None, top_p=None, min_p=None):
+        assert seed.dtype == offset.dtype == torch.int64
+        assert seed.shape == offset.shape == (len(logits),)
+        keep = may_draw(logits.numpy(), top_k, None if top_p == 1 else top_p, min_p)
+        logits = logits.masked_fill(~torch.from_numpy(keep), -torch.inf)
+        noise = torch.from_numpy(np.random.default_rng().gumbel(size=logits.shape))
+        return (logits + noise).argmax(-1).int()
+
+    def from_probs(filter=None):
+        def sampler(probs, *value, **how):
+            assert probs.dtype == torch.float32 and abs(probs.sum(-1) - 1).max() < 1e-5
+            return draw(probs.log(), **dict(zip([filter], value)), **how)  # noqa: B905
+
+        return sampler
+
+    filters = {f"{name}_sampling_from_probs": from_probs(name) for name in Filters._fields}
+    return {
+        "sampling_from_logits": draw,
+        "sampling_from_probs": from_probs(),
+        "top_k_top_p_sampling_from_logits": lambda logits, top_k, top_p, **how: draw(
+            logits, top_k=top_k, top_p=top_p, **how
+        ),
+        **filters,
+    }
+
+
 class StubWrapper:
     plans = 0
 
@@ -580,6 +620,17 @@ def stubs(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
         return made
 
+    def loss(x, target, ignore_index=-100):
+        assert target.dtype == torch.int64 and target.dim() == 1
+        return torch.nn.functional.cross_entropy(x.float(), target, reduction="none")
+
+    def loss_backward(x, target, dloss, lse, ignore_index=-100):
+        hit = torch.nn.functional.one_hot(target, x.shape[1])
+        return dloss[:, None] * (torch.exp(x - lse[:, None]) - hit)
+
+    def liger(input, target, reduction="mean"):
+        return torch.nn.functional.cross_entropy(input, target, reduction=reduction)
+
     def topk(x, k, softmax=False):
         assert k == 2 ** int(np.log2(k)), "k must be a power of 2"
         return torch.topk(x, k)
@@ -595,25 +646,32 @@ def stubs(monkeypatch):
     module("quack", "5", softmax=lambda x: torch.softmax(x, -1))
     module("quack.softmax", softmax_bwd=lambda dy, y: y * (dy - (dy * y).sum(-1, keepdim=True)))
     module("quack.topk", topk=topk)
+    module("quack.cross_entropy", cross_entropy_fwd=loss, cross_entropy_bwd=loss_backward)
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        module(name)
+    module("liger_kernel.transformers.functional", liger_cross_entropy=liger)
     softmax = lambda logits: torch.softmax(logits.float(), -1)  # noqa: E731
     wrapper = {"BatchPrefillWithRaggedKVCacheWrapper": StubWrapper}
     wrapper["BatchDecodeWithPagedKVCacheWrapper"] = StubDecode
-    module("flashinfer", "6", softmax=softmax, top_k=top_k, **wrapper)
+    module("flashinfer", "6", softmax=softmax, top_k=top_k, **wrapper, **stub_samplers())
     from bench.peers import _wheels
 
-    monkeypatch.setattr(_wheels.metadata, "version", {"flash_attn_3": "3", "flash-attn-4": "4"}.get)
+    versions = {"flash_attn_3": "3", "flash-attn-4": "4", "liger_kernel": "7"}
+    monkeypatch.setattr(_wheels.metadata, "version", versions.get)
     names = ["FlashAttention2", "FlashAttention3", "FlashAttention4", "Quack", "FlashInfer"]
+    names.append("Liger")
     return [getattr(_wheels, name)() for name in names]
 
 
 @cases
 def test_wheels_are_called_as_they_are_to_be(stubs, operation, causal, rng):
-    assert [library.version for library in stubs] == ["2", "3", "4", "5", "6"]
+    assert [library.version for library in stubs] == ["2", "3", "4", "5", "6", "7"]
     contestants = [
         one for each in stubs for one in each.contestants(operation, *options(operation, causal))
     ]
     counts = {"softmax": 2, "softmax_backward": 1, "top_k": 2, "softmax_topk": 1, "attention": 4}
     counts |= {"attention_backward": 3, "attention_kvcache": 2}
+    counts |= {"cross_entropy": 2, "cross_entropy_backward": 1}
     assert len(contestants) == counts.get(operation, 0)
     dtype = "float16" if operation[:9] == "attention" else "float32"
     arrays = inputs(operation, rng, dtype, causal=causal)
@@ -626,7 +684,7 @@ def test_wheels_are_called_as_they_are_to_be(stubs, operation, causal, rng):
 
 
 def test_flashinfer_plans_once_for_a_shape(stubs, rng):
-    (contestant,) = stubs[-1].contestants("attention", None, True)
+    (contestant,) = stubs[4].contestants("attention", None, True)
     before = StubWrapper.plans
     for _ in range(3):
         arrays = inputs("attention", rng, "float16", causal=True)

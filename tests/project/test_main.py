@@ -15,6 +15,7 @@ import pytest
 import cuattn
 from cuattn import __main__ as job
 from cuattn import reference
+from cuattn.data import cases, words
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["lighthouse", "harbour", "daughter", "lamp", "sea", "ferry", "fog", "captain"]  # best ones
@@ -63,6 +64,20 @@ def test_json_predicts_the_stored_words():
     assert all(check["ok"] for check in result["stored"].values())
 
 
+def test_json_has_the_perplexity_and_five_draws_of_the_kept_words():
+    """Its own word is among the five stored ones of each token, whose probabilities are stored."""
+    result = json.loads(run("--json").stdout)
+    own = [dict(row["stored"])[row["token"]] for row in result["top5"]]
+    value = np.exp(-np.mean(np.log(own)))
+    assert result["perplexity"]["ok"] and result["draws"]["ok"]
+    assert result["perplexity"]["value"] == pytest.approx(value, rel=1e-5)
+    draws = {row["token"]: row["words"] for row in result["draws"]["rows"]}
+    for row in result["top5"]:
+        assert len(draws[row["token"]]) == 5
+        assert set(draws[row["token"]]) <= {word for word, _ in row["stored"]}
+    assert max(len(set(drawn)) for drawn in draws.values()) > 1
+
+
 def test_table():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,6 +89,7 @@ def test_table():
     assert all(row.endswith("  ok") for row in rows)
     assert "WRONG" not in done.stdout
     assert "harbour 3.05 %  harbor 0.73 %" in done.stdout
+    assert "Five draws from these five words, seed 0, offsets 0 to 4  ok\nlighthouse" in done.stdout
 
 
 def test_without_a_gpu_it_says_so_in_one_line():
@@ -129,12 +145,12 @@ def wrong(module, name):
 
     def off(*args, **options):
         result = getattr(module, name)(*args, **options)
-        if not isinstance(result, tuple):
-            return result * 1.02
-        if not hasattr(result, "values"):
+        if isinstance(result, tuple):
             make = getattr(result, "_make", tuple)
-            return make(part if part is None else part * 1.02 for part in result)
-        return result._replace(values=result.values * 1.02)
+            return make(
+                part if part is None or part.dtype.kind == "i" else part * 1.02 for part in result
+            )
+        return result + 1 if result.dtype.kind == "i" else result * 1.02
 
     setattr(stand_in, name, off)
     return stand_in
@@ -148,8 +164,14 @@ def wrong(module, name):
         "softmax_backward",
         "segment_softmax",
         "segment_softmax_backward",
+        "cross_entropy",
+        "cross_entropy_backward",
+        "entropy",
         "top_k",
         "softmax_topk",
+        "sample",
+        "logits_state",
+        "sample_state",
         "attention",
         "attention_varlen",
         "attention_backward",
@@ -159,12 +181,23 @@ def wrong(module, name):
 @pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
 def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     """Wrong results and wrong expectations both end in exit code 1, and the table says where."""
-    monkeypatch.setattr(job, module.__name__.split(".")[-1], wrong(module, name))
+    for user in (cases, words):
+        monkeypatch.setattr(user, module.__name__.split(".")[-1], wrong(module, name))
     assert job.main(["--json", "--repeat", "1"]) == 1
     result = json.loads(capsys.readouterr().out)
     assert not result["ok"]
     assert not any(row["ok"] for row in result["operations"] if row["operation"] == name)
     assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
+
+
+@pytest.mark.parametrize(("name", "what"), [("cross_entropy", "perplexity"), ("sample", "draws")])
+@pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
+def test_wrong_words_are_an_error(monkeypatch, capsys, module, name, what):
+    monkeypatch.setattr(words, module.__name__.split(".")[-1], wrong(module, name))
+    assert job.main(["--json", "--repeat", "1"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert not result[what]["ok"]
+    assert all(row["ok"] for row in result["operations"])
 
 
 def test_a_wrong_gradient_is_an_error(monkeypatch, capsys):

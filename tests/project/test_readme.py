@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import on_a_gpu
+from conftest import GPU, on_a_gpu
 from test_layout import functions, read
 
 import cuattn
@@ -60,6 +60,13 @@ def test_example_prints_what_readme_shows():
     example = block(README, "python")
     assert len([line for line in example.splitlines() if line]) == 12
     assert printed(example) == block(README, "text", "output")
+
+
+@pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
+def test_the_example_of_penalties(backend):
+    text, xp = (ROOT / "cuattn" / "README.md").read_text(encoding="utf-8"), backend.xp.__name__
+    example = block(text, "python", "penalties").replace("import numpy as", f"import {xp} as")
+    assert printed(example) == block(text, "text", "drawn")
 
 
 @on_a_gpu

@@ -1,0 +1,1 @@
+"""The sample of ``python -m cuattn``, and what is computed of it."""
