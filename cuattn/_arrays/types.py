@@ -6,7 +6,6 @@ and so is what comes out of arrays of any library but NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypedDict
 
@@ -51,15 +50,8 @@ Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 Factor = Number | Array | None
 Seed = SupportsIndex | Array
 Where = Array | np.bool_ | Literal[True] | None
-Window = tuple[SupportsIndex | None, SupportsIndex | None]
 Mode = Literal["largest", "smallest"]
 Output = Literal["prob", "log_prob", "logit"]
-Layout = Literal["BHSD", "BSHD"]
-Precision = Literal["ieee", "tf32"]
-SplitSize = SupportsIndex | Literal["auto"] | None
-CacheScale = Number | Array | None
-HostPrefixes = Sequence[tuple[Host, Host | None]]
-OtherPrefixes = Sequence[tuple[Other, Other | None]]
 
 
 # ---- Options by keyword ----
@@ -240,89 +232,3 @@ class SampleState(_Sample, _SampleOptions, total=False):
     rows: Array | None
     index_offset: SupportsIndex
     out: tuple[Array, Array, Array, Array, Array] | None
-
-
-class _Placed(TypedDict, total=False):
-    is_causal: bool
-    q_offset: SupportsIndex | Array | None
-    window: Window | None
-    scale: Number | NDArray[Any] | None
-    softcap: Number | NDArray[Any] | None
-    mask: Array | None
-    alibi_slopes: Array | None
-    sinks: Array | None
-    q_lens: Array | None
-    kv_lens: Array | None
-    precision: Precision | None
-
-
-class _Scores(_Placed, total=False):
-    bias: Array | None
-
-
-class _Attention(_Scores, total=False):
-    layout: Layout
-
-
-class _Typed(TypedDict, total=False):
-    dtype: DTypeLike | None
-
-
-class AttentionAlone(_Attention, _Typed, OutAlone): ...
-
-
-class AttentionWithLse(_Attention, _Typed, OutWithLse): ...
-
-
-class AttentionOpen(_Attention, _Typed, OutOpen): ...
-
-
-class _Varlen(_Scores, total=False):
-    max_seqlen_q: SupportsIndex | None
-    max_seqlen_k: SupportsIndex | None
-
-
-class VarlenAlone(_Varlen, _Typed, OutAlone): ...
-
-
-class VarlenWithLse(_Varlen, _Typed, OutWithLse): ...
-
-
-class VarlenOpen(_Varlen, _Typed, OutOpen): ...
-
-
-class _Gradients(TypedDict, total=False):
-    grad_lse: Array | None
-    return_dbias: bool
-    out: tuple[Array, Array, Array] | tuple[Array, Array, Array, Array] | None
-
-
-class Backward(_Attention, _Gradients): ...
-
-
-class VarlenBackward(_Varlen, _Gradients): ...
-
-
-class _Cached(_Placed, _Typed, total=False):
-    page_table: Array | None
-    k_new: Array | None
-    v_new: Array | None
-    value_dim: SupportsIndex | None
-    k_scale: CacheScale
-    v_scale: CacheScale
-    split_size: SplitSize
-    layout: Layout
-
-
-class CachedAlone(_Cached, OutAlone): ...
-
-
-class CachedWithLse(_Cached, OutWithLse): ...
-
-
-class CachedOpen(_Cached, OutOpen): ...
-
-
-class Merge(TypedDict, total=False):
-    layout: Layout
-    out: tuple[Array, Array] | None

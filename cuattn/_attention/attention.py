@@ -6,21 +6,18 @@ from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from cuattn._arrays.types import (
+from cuattn._arrays.attention_types import (
     AttentionAlone,
     AttentionOpen,
     AttentionWithLse,
-    Host,
     Layout,
-    Other,
-    Pair,
     Precision,
-    Unpack,
     VarlenAlone,
     VarlenOpen,
     VarlenWithLse,
     Window,
 )
+from cuattn._arrays.types import Host, Other, Pair, Unpack
 from cuattn._attention import checks, request
 from cuattn._attention.run import prepare
 from cuattn._device.signatures import remembered

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-from cuattn._arrays.types import (
+from cuattn._arrays.attention_types import (
     Backward,
-    Host,
     Layout,
-    Other,
     Precision,
-    Unpack,
     VarlenBackward,
     Window,
 )
+from cuattn._arrays.types import Host, Other, Unpack
 from cuattn._attention import checks, request_backward
 from cuattn._attention.run_backward import prepare
 from cuattn._device.signatures import remembered

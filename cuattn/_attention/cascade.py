@@ -6,22 +6,19 @@ from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from cuattn._arrays.keywords import explained
-from cuattn._arrays.types import (
+from cuattn._arrays.attention_types import (
     CachedAlone,
     CachedOpen,
     CachedWithLse,
-    Host,
     HostPrefixes,
     Layout,
-    Other,
     OtherPrefixes,
-    Pair,
     Precision,
     SplitSize,
-    Unpack,
     Window,
 )
+from cuattn._arrays.keywords import explained
+from cuattn._arrays.types import Host, Other, Pair, Unpack
 from cuattn._attention import request_cascade, request_kvcache
 from cuattn._attention.cascade_parts import over_parts
 

@@ -6,21 +6,17 @@ from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from cuattn._arrays.types import (
-    Array,
+from cuattn._arrays.attention_types import (
     CachedAlone,
     CachedOpen,
     CachedWithLse,
     CacheScale,
-    Host,
     Layout,
-    Other,
-    Pair,
     Precision,
     SplitSize,
-    Unpack,
     Window,
 )
+from cuattn._arrays.types import Array, Host, Other, Pair, Unpack
 from cuattn._attention import request_kvcache, run_kvcache_host
 from cuattn._device.signatures import remembered
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex, overload
 
-from cuattn._arrays.types import Host, Layout, Merge, Other, Pair, Unpack
+from cuattn._arrays.attention_types import Layout, Merge
+from cuattn._arrays.types import Host, Other, Pair, Unpack
 from cuattn._attention import request_merge
 from cuattn._attention.run_merge import prepare_merge
 from cuattn._device.signatures import remembered

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from cuattn._arrays.attention_types import Layout, Precision, Window
 from cuattn._arrays.keywords import explained
-from cuattn._arrays.types import Layout, Precision, Window
 from cuattn._attention import request
 from cuattn.jax._arguments import results_of, taken
 from cuattn.jax._calls import Arrays
