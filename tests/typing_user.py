@@ -116,6 +116,7 @@ def losses() -> None:
     one = cuattn.cross_entropy_backward(1 / 3, x, labels, lse, scale=0.5, ignore_index=-1)
     assert_type(one, Array)
     one = cuattn.cross_entropy_backward(loss, x, labels, lse, axis=1, ignore_index=-1, out=dx)
+    one = cuattn.cross_entropy_backward(1.0, x, labels, lse, index_offset=0)
     assert_type(one, Array)
     assert_type(cuattn.entropy(x, (0, 1), scale=np.float32(2), where=x > 0), Array)
     assert_type(cuattn.entropy(x, keepdims=True, out=np.empty((3, 1), np.float32)), Array)

@@ -142,6 +142,7 @@ class CrossEntropyOpen(_CrossEntropy, OutOpen): ...
 
 
 class CrossEntropyBackward(_CrossEntropy, total=False):
+    index_offset: SupportsIndex | None
     out: Array | None
 
 

@@ -87,7 +87,7 @@ SOFTMAX_HEAD = Params(
     "SoftmaxParams",
     "Q: x y where weight scale out stat stat_l stat_t stat_logit partial offsets",
     "d: scale_value grad_value",
-    "q: ignore_index index_offset label_bytes",
+    "q: ignore_index index_offset label_bytes in_part",
 )
 OPERANDS = 7  # kNumOperands
 

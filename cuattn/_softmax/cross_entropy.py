@@ -135,6 +135,7 @@ def cross_entropy_backward(
     axis: SupportsIndex | None = -1,
     scale: Any = None,
     ignore_index: SupportsIndex = -100,
+    index_offset: SupportsIndex | None = None,
     out: Any = None,
 ) -> Any:
     """Gradient of `cross_entropy` with respect to x, from one read of x and one write.
@@ -151,6 +152,9 @@ def cross_entropy_backward(
         and its lse hold.
     lse : array, shape of x without `axis`, float32 or float64
         The second result, ``cross_entropy(x, labels, ..., return_lse=True)[1]``.
+    index_offset : int, optional
+        Where in the row this part begins, if x is a part of the rows of labels and lse, as a shard
+        of a vocabulary: a label that is not in it is in another one. Not negative.
     out : array, optional
         Where to write: shape and dtype of x, any strides. x itself is allowed.
 
@@ -166,6 +170,7 @@ def cross_entropy_backward(
     See Also
     --------
     cross_entropy : The forward pass.
+    logits_state : The lse of rows in parts, merged.
 
     Notes
     -----
@@ -183,5 +188,7 @@ def cross_entropy_backward(
     array([[-0.375,  0.375],
            [ 0.25 , -0.25 ]])
     """
-    call, kind = request_logits.loss_gradient(grad, x, labels, lse, axis, scale, ignore_index, out)
+    call, kind = request_logits.loss_gradient(
+        grad, x, labels, lse, axis, scale, ignore_index, index_offset, out
+    )
     return prepare(call, kind)

@@ -116,8 +116,8 @@ def logits_state(
     See Also
     --------
     merge : The state of two parts of a row.
-    softmax : With `state`, probabilities of a part among the whole row: the gradient of the loss,
-        but for the 1 that its label takes off.
+    cross_entropy_backward : With `index_offset` and the lse of merged states, the gradient of a
+        part.
 
     Examples
     --------

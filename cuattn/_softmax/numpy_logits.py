@@ -70,7 +70,7 @@ def _gradient(call: Call) -> Any:
     if x.size:
         grad = np.broadcast_to(call.grad if grad is None else grad, labels.shape)
         ignored = labels == call.ignore_index
-        labels = labels.astype(np.int64)
+        labels = labels.astype(np.int64) - call.index_offset
         rows = [one.reshape(expected.row_shape) for one in (lse, grad, labels, ignored)]
         acc = expected.acc
         Task(Gradient, call.request, call.operands, call.factor, out, [], acc, rows).run()
@@ -121,9 +121,8 @@ class Gradient(Block):
     def __init__(self, task: Task, at: Slices, acc: np.dtype) -> None:
         super().__init__(task, at, acc)
         lse, grad, self.labels, self.ignored = map(self.given, range(4))
-        known = np.isfinite(lse) & (self.labels >= 0) & (self.labels < self.rows.length)
         self.lse = self.rows.spread(lse.astype(acc))
-        self.grad = self.rows.spread(np.where(known, grad.astype(acc), acc.type(np.nan)))
+        self.grad = self.rows.spread(np.where(np.isfinite(lse), grad.astype(acc), acc.type(np.nan)))
 
     def reduce(self) -> None:
         """Nothing: the lse is of whole rows."""

@@ -80,6 +80,7 @@ class Request(NamedTuple):
     l: ArraySpec | None = None  # noqa: E741
     dtype: np.dtype | None = None  # of the result, if it was given
     keepdims: bool = False
+    in_part: bool = False  # a label may be in another part of its row
 
 
 class Expected(NamedTuple):

@@ -50,6 +50,7 @@ def loss_gradient(
     axis: Any,
     scale: Any,
     ignore_index: Any,
+    index_offset: Any,
     out: Any,
 ) -> tuple[Call, Callable[..., Any]]:
     """A call of `cross_entropy_backward`, and what makes the result of that of its request."""
@@ -70,9 +71,11 @@ def loss_gradient(
         lse=spec_of(arrays["lse"]),
         grad=spec_of(gradients),
         scale=spec_of(factors),
+        in_part=index_offset is not None,
     )
+    offset = _offset(index_offset, x.shape[axis]) if request.in_part else 0
     expect(request)
-    if isinstance(labels, np.ndarray):
+    if isinstance(labels, np.ndarray) and not request.in_part:
         checks.labels("labels", labels, x.shape[axis], ignore_index)
     if out is not None:
         (out,) = as_outputs(out, [(whole.shape, whole.dtype)], inputs)
@@ -83,7 +86,14 @@ def loss_gradient(
         kind = partial(_whole, whole.shape, out, in_place)
     operands = Operands(x, labels=labels, lse=arrays["lse"], grad=gradients, scale=factors)
     call = Call(runtime_of(x), request, operands, factor, dx)
-    return call._replace(grad=gradient, ignore_index=ignore_index), kind
+    more = {"grad": gradient, "ignore_index": ignore_index, "index_offset": offset}
+    return call._replace(**more), kind
+
+
+def _offset(index_offset: Any, size: int) -> int:
+    """Where in the row a part of this size begins."""
+    why = ", so that every index is an int64"
+    return scalars.count("index_offset", index_offset, scalars.MAX_INDEX - size, why)
 
 
 def _whole(shape: tuple[int, ...], out: Any, in_place: bool, dx: Any) -> Any:
@@ -121,8 +131,7 @@ def state(x: Any, labels: Any, axis: Any, scale: Any, index_offset: Any, out: An
     factors, factor = as_scale(scale, owner)
     inputs = [*both.items(), ("scale", factors)]
     x, axis, factors = _rows(both["x"], axis, factors)
-    why = ", so that every index is an int64"
-    offset = scalars.count("index_offset", index_offset, scalars.MAX_INDEX - x.shape[axis], why)
+    offset = _offset(index_offset, x.shape[axis])
     request = Request(
         "logits", (axis,), spec_of(x), labels=spec_of(both["labels"]), scale=spec_of(factors)
     )

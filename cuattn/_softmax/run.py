@@ -209,6 +209,7 @@ def _planned(
     places: dict[str, Any] = {} if request.m is None else {"y": "m", "weight": "l"}
     if request.labels is not None:
         places = {"y": "labels", "label_bytes": request.labels.dtype.itemsize}
+        places["in_part"] = int(request.in_part)
         places |= {} if request.lse is None else {"weight": "lse"}
         places |= {} if request.grad is None else {"where": "grad"}
     kernels = [(kernel, ((SOFTMAX_HEAD, places), plan.geometry)) for kernel in plan.kernels]

@@ -130,7 +130,7 @@ def cross_entropy_backward(
     one, gradient, whole, factor = map(graph.stand_in, (graph.checked("x", x), grad, lse, scale))
     ignored = scalars.int64("ignore_index", ignore_index)
     known = _known(labels, ignored)
-    options = axis, factor, known[1], None
+    options = axis, factor, known[1], None, None
     call, _ = request_logits.loss_gradient(gradient, one, known[0], whole, *options)
     shape = x.shape
     x, axes, rows = _rows(x, axis, call)

@@ -10,7 +10,6 @@ import numpy as np
 import cuattn
 from cuattn._arrays import checks
 from cuattn.dask import graph
-from cuattn.results import SoftmaxState
 
 
 class Losses(NamedTuple):
@@ -74,23 +73,9 @@ def gradient_of_part(
 ) -> Any:
     """The same where a label may be in another block."""
     _check(labels, math.prod(totals), ignore_index)
-    row = [size if a in axes else 1 for a, size in enumerate(x.shape)]
-    place = np.arange(math.prod(row), like=x).reshape(row)
-    acc = np.float64 if x.dtype == np.float64 else np.float32
-    index, ignored, grad = (
-        np.expand_dims(one, axes)
-        for one in (
-            _in_block(labels, x, axes, starts, totals),
-            labels == ignore_index,
-            np.ones_like(lse, acc) * grad,
-        )
-    )
-    state = SoftmaxState(lse, np.ones_like(lse))
-    with np.errstate(all="ignore"):
-        dx = cuattn.softmax(x, axes, scale=scale, dtype=acc, state=state)
-        dx -= place == index
-        dx *= grad if scale is None else grad * scale
-        return np.where(ignored, dx.dtype.type(0), dx).astype(x.dtype)
+    index = np.where(labels == ignore_index, -2, _in_block(labels, x, axes, starts, totals))
+    how = {"axis": _axis(x, axes), "scale": scale, "ignore_index": -2, "index_offset": 0}
+    return cuattn.cross_entropy_backward(grad, x, index, lse, **how)
 
 
 def entropies(x: Any, scale: Any, where: Any, *, axes: Any) -> Entropies:

@@ -79,10 +79,12 @@ def cross_entropy_backward(
     axis: int | None = -1,
     scale: Option = None,
     ignore_index: int = -100,
+    index_offset: int | None = None,
     out: Any = None,
 ) -> Any:
     """Gradient of `cross_entropy` in x: ``scale * grad * (exp(scale * x - lse) - [label])``. Zeros
     where the label is ignored, else NaN where the row has no such element or lse is not finite.
+    With `index_offset` x is a part of the rows, and a label may be in another one.
     """
     x, labels, lse = wide(x), np.asarray(labels), wide(lse)
     axis = axis if x.ndim and axis is not None else None
@@ -90,9 +92,10 @@ def cross_entropy_backward(
     factor = np.broadcast_to(1 if scale is None else scale, rows).reshape(lse.shape)
     s = _rows(x, axis, scale)
     p = np.exp(s - lse[..., None])
-    hit = np.arange(s.shape[-1]) == labels[..., None]
+    hit = np.arange(s.shape[-1]) + (index_offset or 0) == labels[..., None]
     dx = (factor * grad)[..., None] * (p - hit)
-    known = np.isfinite(lse) & (labels >= 0) & (labels < s.shape[-1])
+    inside = (labels >= 0) & (labels < s.shape[-1]) | (index_offset is not None)
+    known = np.isfinite(lse) & inside
     dx = np.where(known[..., None], dx, np.nan)
     dx = np.where((labels == ignore_index)[..., None], 0, dx)
     return result(dx.reshape(x.shape) if axis is None else np.moveaxis(dx, -1, axis), out=out)

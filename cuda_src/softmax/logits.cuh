@@ -4,8 +4,9 @@
 //   gradient  scale * grad * (exp(t - lse) - [column is label])
 //   state     m, l, the sum of exp(t - m) (t - m), and t[label]
 //
-// A label that is no column has a loss, a gradient and a score of NaN, and nothing is read at it. A row whose label is
-// ignored has a loss and a gradient of 0, whatever it holds.
+// A label that is no column has a loss, a gradient and a score of NaN, and nothing is read at it; where columns are a
+// part of the row it takes nothing off the gradient. A row whose label is ignored has a loss and a gradient of 0,
+// whatever it holds.
 #pragma once
 
 #include <softmax/ops.cuh>
@@ -75,7 +76,8 @@ struct LossBackward : SoftmaxForward<T, Acc, T, kProb, false, false, kRowRank, 1
     const Stat lse = ptx::ld_global(static_cast<const Stat*>(params.weight) + params.row_offset(kGivenLse, row));
     grad = static_cast<Acc>(params.grad_value);
     if (params.where) grad = ptx::ld_global(static_cast<const Acc*>(params.where) + params.row_offset(kRowGrad, row));
-    if (!(lse - lse == 0) || label >= static_cast<unsigned long long>(params.cols)) grad = Limits<Acc>::nan();
+    const bool known = params.in_part || label < static_cast<unsigned long long>(params.cols);
+    if (!(lse - lse == 0) || !known) grad = Limits<Acc>::nan();
     return {static_cast<Acc>(lse / static_cast<Stat>(this->unit)), Acc(1)};
   }
 

@@ -35,6 +35,7 @@ struct SoftmaxParams {
   long long ignore_index;  // the label of rows that do not count
   long long index_offset;  // the label of column 0
   long long label_bytes;   // 4 or 8
+  long long in_part;       // of a gradient: labels that are no column are those of other parts of the row
   long long rows;
   long long cols;
   long long splits;         // blocks that share a row

@@ -415,6 +415,28 @@ def test_gradient_length(backend, rng, n):
     verify_backward(backend, draw(rng, 5), x, draw_labels(rng, x))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gradient_of_parts(backend, rng, dtype, axis):
+    """Each has the gradient of the whole: a label of another part takes nothing off."""
+    n = 530
+    x, grad = draw(rng, (9, n), dtype), backend.asarray(draw(rng, 9))
+    labels = np.array([0, 1, 263, 264, 265, n - 1, IGNORED, *rng.integers(0, n, 2)])
+    given = backend.asarray(x.T.copy() if axis == 0 else x)
+    labels = backend.asarray(labels)
+    _, lse = cuattn.cross_entropy(given, labels, axis=axis, return_lse=True)
+    whole = backend.asnumpy(cuattn.cross_entropy_backward(grad, given, labels, lse, axis=axis))
+    cuts = [0, 264, 265, 265, n]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        part = (slice(start, end),) if axis == 0 else (slice(None), slice(start, end))
+        got = cuattn.cross_entropy_backward(
+            grad, given[part], labels, lse, axis=axis, index_offset=start
+        )
+        got, want = backend.asnumpy(got).astype(float), whole[part].astype(float)
+        assert not np.isnan(want).any()
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("n", [3, 33, 1025])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("lse_dtype_", ["float32", "float64"])
