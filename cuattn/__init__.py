@@ -6,6 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from cuattn import reference
 from cuattn._arrays.keywords import FUNCTIONS
+from cuattn._arrays.results import (
+    AttentionGradients,
+    LogitsState,
+    Sample,
+    SampleState,
+    SoftmaxState,
+    SoftmaxTopK,
+    SoftmaxTopKLse,
+    SoftmaxTopKState,
+    TopK,
+)
 from cuattn._attention.attention import attention, attention_varlen
 from cuattn._attention.backward import attention_backward, attention_backward_varlen
 from cuattn._attention.cascade import attention_cascade
@@ -23,17 +34,6 @@ from cuattn._softmax.state import softmax_state
 from cuattn._topk.sample import sample, sample_state
 from cuattn._topk.state import merge, softmax_topk_state
 from cuattn._topk.topk import softmax_topk, top_k
-from cuattn.results import (
-    AttentionGradients,
-    LogitsState,
-    Sample,
-    SampleState,
-    SoftmaxState,
-    SoftmaxTopK,
-    SoftmaxTopKLse,
-    SoftmaxTopKState,
-    TopK,
-)
 
 __version__ = "0.1.0"
 

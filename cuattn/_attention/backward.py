@@ -11,11 +11,11 @@ from cuattn._arrays.attention_types import (
     VarlenBackward,
     Window,
 )
+from cuattn._arrays.results import AttentionGradients
 from cuattn._arrays.types import Host, Other, Unpack
 from cuattn._attention import checks, request_backward
 from cuattn._attention.run_backward import prepare
 from cuattn._device.signatures import remembered
-from cuattn.results import AttentionGradients
 
 
 @overload

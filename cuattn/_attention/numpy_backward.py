@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from cuattn._arrays import blocks
+from cuattn._arrays.results import AttentionGradients
 from cuattn._attention.numpy_attention import (
     Lengths,
     alike,
@@ -39,7 +40,6 @@ from cuattn._attention.numpy_scores import (
 from cuattn._attention.numpy_tile import flush, products, usable, weigh
 from cuattn._attention.request_backward import Call
 from cuattn._attention.views import canonical_views, cast
-from cuattn.results import AttentionGradients
 
 Seen = Callable[[], np.ndarray] | None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cuattn._arrays.results import AttentionGradients
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention.request import Options, expect
 from cuattn._attention.request_backward import BackwardArrays, Call
@@ -34,7 +35,6 @@ from cuattn._device.params import (
     SCORE_GRADIENTS,
 )
 from cuattn._device.tensor_map import Boxes
-from cuattn.results import AttentionGradients
 
 LARGE = ("dq", "dk", "dv", "dbias")  # what `out` has
 READ = ("q", "k", "v", "grad", "y")  # 16 bytes at a time, if they can be

@@ -6,11 +6,11 @@ from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
+from cuattn._arrays.results import LogitsState
 from cuattn._arrays.types import Axis, Entropy, Host, LogitsOptions, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request_logits
 from cuattn._softmax.run import prepare
-from cuattn.results import LogitsState
 
 
 @overload

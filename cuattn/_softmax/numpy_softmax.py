@@ -14,11 +14,11 @@ import numpy as np
 
 from cuattn._arrays import row_layout
 from cuattn._arrays.blocks import BLOCK, Slices, quiet, scratch
+from cuattn._arrays.results import SoftmaxState
 from cuattn._softmax.numpy_given import Given
 from cuattn._softmax.numpy_gradient import Gradient
 from cuattn._softmax.numpy_task import Block, Task
 from cuattn._softmax.request import Call, Request, expect
-from cuattn.results import SoftmaxState
 
 
 class Results(NamedTuple):

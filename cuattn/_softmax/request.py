@@ -18,9 +18,9 @@ from cuattn._arrays.inputs import (
     placed,
 )
 from cuattn._arrays.outputs import as_outputs, rounded
+from cuattn._arrays.results import LogitsState, SoftmaxState, SoftmaxTopKState
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
-from cuattn.results import LogitsState, SoftmaxState, SoftmaxTopKState
 
 
 class Operands(NamedTuple):

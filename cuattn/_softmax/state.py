@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, overload
 
+from cuattn._arrays.results import SoftmaxState
 from cuattn._arrays.types import Axis, Host, Other, State, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._softmax import request
 from cuattn._softmax.run import prepare
-from cuattn.results import SoftmaxState
 
 
 @overload

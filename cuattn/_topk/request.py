@@ -12,9 +12,9 @@ import numpy as np
 from cuattn._arrays import checks, scalars
 from cuattn._arrays.inputs import Owner, as_array, as_scale, as_where, placed
 from cuattn._arrays.outputs import as_outputs
+from cuattn._arrays.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, ArraySpec, spec_of
 from cuattn._device.runtime import runtime_of
-from cuattn.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 
 INT64 = np.dtype(np.int64)
 NONE: Mapping[str, Any] = MappingProxyType({})

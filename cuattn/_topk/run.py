@@ -10,6 +10,7 @@ import numpy as np
 
 from cuattn._arrays import checks, row_layout
 from cuattn._arrays.outputs import into
+from cuattn._arrays.results import SoftmaxState
 from cuattn._arrays.row_layout import ArraySpec, Layout, spec_of
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Limits
@@ -31,7 +32,6 @@ from cuattn._topk.request import (
     expect,
     fields,
 )
-from cuattn.results import SoftmaxState
 
 if TYPE_CHECKING:
     from cuattn._topk.problem import TopKProblem

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.outputs import into
+from cuattn._arrays.results import LogitsState, SoftmaxState
 from cuattn._device.launches import Launches, Made, Prepared
 from cuattn._device.params import STATE_MERGE, TOPK_STATE_MERGE
 from cuattn._topk.request import MergeCall
-from cuattn.results import LogitsState, SoftmaxState
 
 
 def prepare_merge(call: MergeCall) -> Any:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn._arrays import types
+from cuattn._arrays.results import Sample, SampleState
 from cuattn._arrays.types import Host, Other, Unpack
 from cuattn._device.launches import one_or_all
 from cuattn._device.signatures import remembered
 from cuattn._topk import request_sample
 from cuattn._topk.run_sample_host import prepare
-from cuattn.results import Sample, SampleState
 
 
 @overload

@@ -7,12 +7,12 @@ from typing import Any, SupportsIndex, TypeVar, overload
 from cuattn import reference
 from cuattn._arrays import types
 from cuattn._arrays.outputs import into, rounded
+from cuattn._arrays.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 from cuattn._arrays.types import Array, Host, Other, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
 from cuattn._topk.run import prepare
 from cuattn._topk.run_merge import prepare_merge
-from cuattn.results import LogitsState, SampleState, SoftmaxState, SoftmaxTopKState
 
 State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState, SampleState)
 

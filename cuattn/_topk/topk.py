@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, SupportsIndex, overload
 
 from cuattn._arrays import types
+from cuattn._arrays.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 from cuattn._arrays.types import Host, Mode, Other, Output, Unpack
 from cuattn._device.signatures import remembered
 from cuattn._topk import request
 from cuattn._topk.run import prepare
-from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 
 @overload

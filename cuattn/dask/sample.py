@@ -13,9 +13,9 @@ from dask.array.utils import meta_from_array
 
 import cuattn
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.results import Sample, SampleState, SoftmaxTopKState
 from cuattn._topk import request_sample
 from cuattn.dask import graph
-from cuattn.results import Sample, SampleState, SoftmaxTopKState
 
 MOST = 1 << 62  # an index after all others
 

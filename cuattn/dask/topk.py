@@ -10,9 +10,9 @@ import numpy as np
 
 import cuattn
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.results import SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
 from cuattn._topk import request
 from cuattn.dask import graph
-from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState, TopK
 
 
 @explained

@@ -21,12 +21,12 @@ from __future__ import annotations
 from typing import Any, SupportsIndex
 
 from cuattn._arrays.keywords import explained
+from cuattn._arrays.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 from cuattn._arrays.types import Axis, Mode, Output
 from cuattn._softmax import request as softmax_request
 from cuattn._topk import request as topk_request
 from cuattn.jax import _arguments
 from cuattn.jax._attention import attention
-from cuattn.results import SoftmaxTopK, SoftmaxTopKLse, TopK
 
 __all__ = ["attention", "log_softmax", "logsumexp", "softmax", "softmax_topk", "top_k"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cuattn._arrays.results import AttentionGradients
 from cuattn.reference._attention import Window, canonical, numbers_of, uncanonical
 from cuattn.reference._heads import cut, dense_backward, each_head, of_sequence, segments
 from cuattn.reference._numerics import Option, quiet, result, wide
-from cuattn.results import AttentionGradients
 
 
 @quiet

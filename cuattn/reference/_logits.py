@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cuattn._arrays.results import LogitsState
 from cuattn.reference._numerics import (
     Axis,
     Option,
@@ -20,7 +21,6 @@ from cuattn.reference._numerics import (
     wide,
 )
 from cuattn.reference._softmax import log_softmax, logsumexp
-from cuattn.results import LogitsState
 
 
 def _rows(x: ArrayLike, axis: int | None, scale: Option) -> np.ndarray:

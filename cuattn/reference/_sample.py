@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cuattn._arrays.results import Sample, SampleState
 from cuattn.reference._numerics import Option, log_sum, quiet, result, results, row_max, shift, wide
-from cuattn.results import Sample, SampleState
 
 LOW, BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 M0, M1, W0, W1 = map(np.uint64, (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from cuattn._arrays.results import SoftmaxState, SoftmaxTopKState
 from cuattn.reference._numerics import (
     Axis,
     Option,
@@ -20,7 +21,6 @@ from cuattn.reference._numerics import (
     shift,
     wide,
 )
-from cuattn.results import SoftmaxState, SoftmaxTopKState
 
 
 @quiet

@@ -7,9 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cuattn.reference._numerics import Option, quiet, results, scores, shift, wide
-from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
-from cuattn.results import (
+from cuattn._arrays.results import (
     LogitsState,
     SampleState,
     SoftmaxState,
@@ -18,6 +16,8 @@ from cuattn.results import (
     SoftmaxTopKState,
     TopK,
 )
+from cuattn.reference._numerics import Option, quiet, results, scores, shift, wide
+from cuattn.reference._softmax import log_softmax, logsumexp, softmax, softmax_state
 
 State = TypeVar("State", SoftmaxState, LogitsState, SoftmaxTopKState, SampleState)
 

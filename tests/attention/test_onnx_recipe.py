@@ -1,5 +1,5 @@
-"""Attention and TensorScatter of ONNX, as cuattn/README.md writes them with our functions: against
-what the operators' text says (opset 24), score by score.
+"""Attention and TensorScatter of ONNX, as cuattn/reference/README.md writes them with our
+functions: against what the operators' text says (opset 24), score by score.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ import pytest
 import test_layout as layout
 
 from cuattn._arrays import row_layout
+from cuattn._arrays.results import LogitsState, SampleState, SoftmaxTopKState
 from cuattn._attention import views
 from cuattn._device import params as device_params
 from cuattn._device import tensor_map
 from cuattn._device.params import Params
-from cuattn.results import LogitsState, SampleState, SoftmaxTopKState
 
 SOURCES = layout.read("cuda_src", "*.cuh")
 RANKS = [(rows, cols) for rows in row_layout.RANKS for cols in row_layout.RANKS]

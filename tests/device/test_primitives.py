@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cuattn import reference
-from cuattn.results import SoftmaxState
+from cuattn._arrays.results import SoftmaxState
 
 THREADS = 64
 

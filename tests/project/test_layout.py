@@ -281,21 +281,20 @@ def test_a_missing_twin_is_seen():
 
 # -- Python --------------------------------------------------------------------------------------
 
-# Rooms of the package: the rooms that a file there may import beside its own, and the packages of
-# others. What it imports may be anywhere in it.
+# Rooms of the package: the rooms, or modules of a room, that a file there may import beside its own
+# room, and the packages of others. What it imports may be anywhere in it.
 ROOMS = {
-    "results": (set(), {"numpy"}),
     "_arrays": (set(), {"cupy", "ml_dtypes", "numpy", "typing_extensions"}),
     "_device": ({"_arrays"}, {"cuda", "cupy", "numpy"}),  # cuda: cuda.pathfinder, a part of CuPy
-    "reference": ({"results"}, {"numpy"}),
-    "_softmax": ({"_arrays", "_device", "results"}, {"numpy"}),
-    "_topk": ({"_arrays", "_device", "_softmax", "reference", "results"}, {"numpy"}),
-    "_attention": ({"_arrays", "_device", "results"}, {"numpy"}),
+    "reference": ({"_arrays/results"}, {"numpy"}),
+    "_softmax": ({"_arrays", "_device"}, {"numpy"}),
+    "_topk": ({"_arrays", "_device", "_softmax", "reference"}, {"numpy"}),
+    "_attention": ({"_arrays", "_device"}, {"numpy"}),
     # Calls the public functions ("": cuattn itself), and lets requests check what it is given.
-    "dask": ({"", "_arrays", "_softmax", "_topk", "_attention", "results"}, {"dask", "numpy"}),
+    "dask": ({"", "_arrays", "_softmax", "_topk", "_attention"}, {"dask", "numpy"}),
     # The main job's calls on the sample: it, too, calls the public functions.
     "data": ({"", "reference"}, {"numpy"}),
-    "jax": ({"_arrays", "_attention", "_softmax", "_topk", "results"}, {"cupy", "jax", "numpy"}),
+    "jax": ({"_arrays", "_attention", "_softmax", "_topk"}, {"cupy", "jax", "numpy"}),
 }
 # Stages of a call, by the first word of a file's name: the stages of its own or another wing that
 # it may import. Files of other names hold public functions.
@@ -309,7 +308,7 @@ STAGES = {
     "run": {"numpy", "plan", "problem", "request", "run", "views"},
     "public": {"checks", "public", "request", "run", "views"},
 }
-MAX_ROOMS = 14  # entries of cuattn/ itself: 12, and the bridges to dask and to JAX
+MAX_ROOMS = 12  # entries of cuattn/ itself
 
 
 def imports(text, package="cuattn"):
@@ -352,7 +351,7 @@ def import_direction(files):
         ours, others = imports(text)
         for name in ours:
             module = "/".join(name.split(".")[:2])
-            allowed = module.split("/")[0] in rooms | {room}
+            allowed = bool({module, module.split("/")[0]} & (rooms | {room}))
             if own and stage(module):
                 allowed = allowed and stage(module) in STAGES[own]
             if not allowed and (path, name) != ("_device/config.py", ""):  # it tells the version
@@ -393,7 +392,6 @@ PYTHON_RULES = [
     ("cuattn", import_direction, {"_device/params.py": "from cuattn._softmax import plan"}),
     ("cuattn", import_direction, {"_device/compiler.py": "import cuattn"}),
     ("cuattn", import_direction, {"_arrays/checks.py": "from cuattn._device import runtime"}),
-    ("cuattn", import_direction, {"results.py": "import cupy"}),
     ("cuattn", import_direction, {"_softmax/softmax.py": "import jax"}),
     ("cuattn", import_direction, {"_topk/topk.py": "from cuattn.jax import top_k"}),
     ("cuattn", import_direction, {"jax/_calls.py": "from cuattn._device import runtime"}),
@@ -423,9 +421,9 @@ def test_a_room_is_a_folder():
 
 def test_import_rule_accepts_what_is_right():
     files = {
-        "_topk/topk.py": "from cuattn import results\nfrom cuattn._softmax import run",
+        "_topk/topk.py": "from cuattn._arrays import results\nfrom cuattn._softmax import run",
         "_topk/plan_lanes.py": "from cuattn._device import kernel\nfrom ._topk import problem",
-        "reference/_topk.py": "from __future__ import annotations\nimport numpy as np",
+        "reference/_topk.py": "from cuattn._arrays.results import TopK\nimport numpy as np",
         "_device/config.py": "import cuattn",
     }
     assert import_direction(files) == []

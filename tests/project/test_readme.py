@@ -18,6 +18,7 @@ import cuattn
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = ("bench", "cuattn", "cuda_src", "tests")
+RULES = ROOT / "cuattn" / "reference" / "README.md"
 OTHERS = [
     *sorted((ROOT / ".github").glob("*.md")),
     *(file for part in PARTS for file in sorted((ROOT / part).rglob("README.md"))),
@@ -64,14 +65,14 @@ def test_example_prints_what_readme_shows():
 
 @pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
 def test_the_example_of_penalties(backend):
-    text, xp = (ROOT / "cuattn" / "README.md").read_text(encoding="utf-8"), backend.xp.__name__
+    text, xp = RULES.read_text(encoding="utf-8"), backend.xp.__name__
     example = block(text, "python", "penalties").replace("import numpy as", f"import {xp} as")
     assert printed(example) == block(text, "text", "drawn")
 
 
 @on_a_gpu
 def test_the_example_of_a_graph(backend):
-    text = (ROOT / "cuattn" / "README.md").read_text(encoding="utf-8")
+    text = RULES.read_text(encoding="utf-8")
     assert printed(block(text, "python", "graph")) == block(text, "text", "output")
 
 

@@ -11,7 +11,7 @@ import pytest
 from tolerance import TABLE
 
 from cuattn import reference
-from cuattn.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState
+from cuattn._arrays.results import SoftmaxState, SoftmaxTopK, SoftmaxTopKLse, SoftmaxTopKState
 
 NAN, INF = np.nan, np.inf
 # Two float64 computations of the same thing: a few roundings of each value apart.

@@ -15,6 +15,7 @@ import pytest
 from cases import LAYOUTS, draw, nans, ranking_rows
 
 from cuattn import reference
+from cuattn._arrays.results import SoftmaxState
 from cuattn._arrays.row_layout import OPERANDS, Layout
 from cuattn._device.params import (
     RADIX_GEOMETRY,
@@ -26,7 +27,6 @@ from cuattn._device.params import (
 from cuattn._softmax import plan_parts
 from cuattn._topk import plan_radix
 from cuattn._topk.problem import TopKProblem
-from cuattn.results import SoftmaxState
 
 INF, NAN = np.inf, np.nan
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}  # enum TopKOutput
