@@ -53,11 +53,11 @@ def by_file(arch: str, match: str | None = None) -> list[list[Any]]:
 
 def in_groups(chosen: Iterable[Any]) -> list[list[Any]]:
     """Kernels in groups that compile together."""
-    files: dict[str, list[Any]] = {}
+    files: dict[tuple[str, str], list[Any]] = {}
     for kernel in chosen:
-        files.setdefault(kernel.header, []).append(kernel)
+        files.setdefault((kernel.header, kernel.text), []).append(kernel)
     groups = []
-    for header, group in files.items():
+    for (header, _), group in files.items():
         size = min(TOGETHER, FEWER.get(header, TOGETHER))
         groups += [group[i : i + size] for i in range(0, len(group), size)]
     return groups
@@ -73,36 +73,36 @@ class Program(NamedTuple):
 
 
 def compile_together(
-    header: str, names: list[str], arch: str, options: tuple[str, ...] = ()
+    header: str, names: list[str], arch: str, text: str = "", options: tuple[str, ...] = ()
 ) -> Program:
     """Several instantiations in one program: headers are parsed once.
 
     Kept in the cache of kernels: the report and the compile test ask for the same ones.
     """
     together = "\n".join((*names, *options))
-    kept = cache_directory() / f"{stem(header, together, arch)}.together"
+    kept = cache_directory() / f"{stem(header, together, arch, text)}.together"
     with contextlib.suppress(OSError, ValueError, TypeError):  # not there, damaged, of another form
         return Program(kept.read_bytes(), *json.loads(kept.with_suffix(".json").read_text()))
-    program = compile_program(header, names, arch, options)
+    program = compile_program(header, names, arch, text, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         _write(kept, program.cubin)
         _write(kept.with_suffix(".json"), json.dumps(program[1:]).encode())  # the text last
-        keep_ptx(header, program.symbols, program.ptx, arch)
+        keep_ptx(header, program.symbols, program.ptx, arch, text)
     return program
 
 
-def keep_ptx(header: str, symbols: dict[str, str], ptx: str, arch: str) -> None:
+def keep_ptx(header: str, symbols: dict[str, str], ptx: str, arch: str, text: str = "") -> None:
     """Keep a file of PTX for each kernel of what the software device runs, which then need not
     compile it once more."""
     for name, symbol in symbols.items() if arch in RUN else ():
-        path = cache_directory() / f"{stem(header, name, arch)}.ptx"
+        path = cache_directory() / f"{stem(header, name, arch, text)}.ptx"
         _write(path, alone(ptx, symbol).encode())
 
 
-def stem(header: str, name: str, arch: str) -> str:
+def stem(header: str, name: str, arch: str, text: str = "") -> str:
     """What names a file of a kernel, or of some together, by this NVRTC."""
-    return f"{cache_key(header, name, arch)}-{compiler.version()}"
+    return f"{cache_key(header, name, arch, text)}-{compiler.version()}"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -127,12 +127,12 @@ def alone(ptx: str, *symbols: str) -> str:
 
 
 def compile_program(
-    header: str, names: list[str], arch: str, options: tuple[str, ...] = ()
+    header: str, names: list[str], arch: str, text: str = "", options: tuple[str, ...] = ()
 ) -> Program:
     """The same, whatever the cache holds."""
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(f"#include <{header}>\n", "together.cu", (), ())
+    program = nvrtc.createProgram(f"#include <{header}>\n{text}", "together.cu", (), ())
     try:
         for name in names:
             nvrtc.addNameExpression(program, name)

@@ -14,6 +14,7 @@ from tolerance import TABLE, assert_close, dtype_of, exact, lse_dtype
 
 import cuattn
 from cuattn import reference
+from cuattn.reference._score import score_of
 
 INF, NAN = np.inf, np.nan
 
@@ -105,7 +106,8 @@ class Scores(NamedTuple):
 
 
 def naive_scores(q, k, op, *, scale=None, softcap=None, bias=None, alibi_slopes=None,
-                 q_offset=None, q_lens=None, kv_lens=None, **_):  # fmt: skip
+                 q_offset=None, q_lens=None, kv_lens=None, score=None, score_args=None,
+                 **_):  # fmt: skip
     """`Scores` of products in float32 (float64 for float64); for "tf32" what is multiplied is
     rounded to that."""
     dtype, acc = q.dtype, lse_dtype(q.dtype)
@@ -122,10 +124,15 @@ def naive_scores(q, k, op, *, scale=None, softcap=None, bias=None, alibi_slopes=
     if bias is not None:
         s = s + bias.astype(acc)
     i, j = np.ogrid[: s.shape[2], : s.shape[3]]
-    distance = abs(offsets(s.shape, q_offset, q_lens, kv_lens)[:, None, None, None] + i - j)
+    places = offsets(s.shape, q_offset, q_lens, kv_lens)[:, None, None, None] + i
+    distance = abs(places - j)
     if alibi_slopes is not None:
         slopes = np.broadcast_to(alibi_slopes, s.shape[:2])[..., None, None]
         s = s - slopes.astype(acc) * distance.astype(acc)
+    if score is not None:
+        b, h = np.ogrid[: s.shape[0], : s.shape[1]]
+        numbers = b[..., None, None], h[..., None, None], places, j
+        s = np.broadcast_to(score_of(score, score_args)(s, *numbers), s.shape).astype(acc)
     return Scores(s, strayed, chain, distance, rounded)
 
 
@@ -256,6 +263,8 @@ NUMBERS = {"scale", "softcap", "q_offset"}
 
 
 def put(backend, value):
+    if isinstance(value, dict):
+        return {name: put(backend, one) for name, one in value.items()}
     return backend.asarray(value) if isinstance(value, np.ndarray) else value
 
 

@@ -14,10 +14,12 @@ import functools
 from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
+from cuattn._arrays.expression import Indexed, parse
 from cuattn._attention import plan as attention_plan
 from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
+from cuattn._attention.plan_score import plan_score
 from cuattn._attention.plan_sm90 import plan_attention_sm90
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel
@@ -353,6 +355,25 @@ def attention_problems() -> Iterator[AttentionProblem]:
     yield problem("float16", 128, masked=True)
 
 
+def score_problems() -> Iterator[AttentionProblem]:
+    """Calls with a score expression: a common one, and one with some of everything."""
+    relative = parse("s + table[h, q - k]", (Indexed("table", "float", 2),))
+    of_all = parse(
+        "where((0 <= q - k < 99) & (tree[q, k] == tree[k, k]), tanh(s) * exp(w), log(s) / k)"
+        " + min(far[q // 8 % 5], 9)",
+        (Indexed("far", "float", 1), Indexed("tree", "int", 2), Indexed("w", "float", 0)),
+    )
+    common = plan_score(relative, ("float32",))
+    every = plan_score(of_all, ("float64", "int32", "bfloat16"))
+    rule = {"modified": True, "score": every}
+    masked = {"vector": False, "bias": "float32", "masked": True}
+    yield attention_problem("float16", 64, modified=True, score=common)
+    yield attention_problem("float64", 128, modified=True, score=common)
+    yield attention_problem("float16", 128, **rule, **masked)
+    for op, dim in (("float16", 256), ("tf32", 128), ("float32", 64)):
+        yield attention_problem(op, dim, **rule)
+
+
 def sm90_attention_problems() -> Iterator[AttentionProblem]:
     """What they lack of the tiles of Hopper's own kernel; and with it, what that leaves to the
     general one there: arrays that TMA cannot move."""
@@ -435,7 +456,7 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
             found.setdefault(kernel.name, kernel)
     for kernel in sample_kernels(compute_capability):
         found.setdefault(kernel.name, kernel)
-    attended = [*attention_problems()] if compute_capability >= 80 else []
+    attended = [*attention_problems(), *score_problems()] if compute_capability >= 80 else []
     attended += sm90_attention_problems() if compute_capability == 90 else ()
     for problem in attended:
         plan = plan_attention_sm90(problem, compute_capability, SMS)

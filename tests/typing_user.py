@@ -254,6 +254,7 @@ def attentions() -> None:
     )  # fmt: skip
     assert_type(out, Array)
     both = cuattn.attention(q, k, v, sinks=np.ones(3), out=(out, lse), return_lse=True)
+    both = cuattn.attention(q, k, v, score="s", score_args={}, out=(out, lse), return_lse=True)
     assert_type(both, Pair)
     assert_type(cuattn.attention(anything, anything, anything, return_lse=True), Any)
     flat: Array = q[0]
@@ -266,6 +267,10 @@ def attentions() -> None:
     )  # fmt: skip
     assert_type(out, Array)
     lse = np.empty((5, 3))
+    of = {"t": np.ones(3)}
+    assert_type(
+        cuattn.attention_varlen(flat, flat, flat, ends, ends, score="t[k]", score_args=of), Array
+    )
     both = cuattn.attention_varlen(flat, flat, flat, ends, ends, out=(out, lse), return_lse=True)
     assert_type(both, Pair)
     out, lse = cuattn.attention(flat, flat, flat, layout="BSHD", return_lse=True)
@@ -279,6 +284,7 @@ def attentions() -> None:
     refused(lambda: cuattn.attention(q, k, v, precision="fp16"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, out=made))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, window=3))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention(q, k, v, score=3))  # type: ignore[call-overload]
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 

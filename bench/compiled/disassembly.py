@@ -30,8 +30,8 @@ class Code(NamedTuple):
 def compile_kernels(kernels: list[Any], arch: str) -> list[Code]:
     """Code of kernels of one source file, in their order."""
     names = [kernel.name for kernel in kernels]
-    header, target = kernels[0].header, arch + kernels[0].suffix
-    program = inside.compile_together(header, names, target, VERBOSE)
+    header, target, text = kernels[0].header, arch + kernels[0].suffix, kernels[0].text
+    program = inside.compile_together(header, names, target, text, VERBOSE)
     said = logs(program.log)
     sass, note = {}, f"no SASS: nvdisasm is missing (pip install {WHEEL})"
     if find_nvdisasm() is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, SupportsIndex, TypedDict
 
 from numpy.typing import DTypeLike, NDArray
@@ -36,6 +36,11 @@ class _Scores(_Placed, total=False):
     bias: Array | None
 
 
+class _Expression(TypedDict, total=False):
+    score: str | None
+    score_args: Mapping[str, Array] | None
+
+
 class _Attention(_Scores, total=False):
     layout: Layout
 
@@ -44,13 +49,13 @@ class _Typed(TypedDict, total=False):
     dtype: DTypeLike | None
 
 
-class AttentionAlone(_Attention, _Typed, OutAlone): ...
+class AttentionAlone(_Attention, _Expression, _Typed, OutAlone): ...
 
 
-class AttentionWithLse(_Attention, _Typed, OutWithLse): ...
+class AttentionWithLse(_Attention, _Expression, _Typed, OutWithLse): ...
 
 
-class AttentionOpen(_Attention, _Typed, OutOpen): ...
+class AttentionOpen(_Attention, _Expression, _Typed, OutOpen): ...
 
 
 class _Varlen(_Scores, total=False):
@@ -58,13 +63,13 @@ class _Varlen(_Scores, total=False):
     max_seqlen_k: SupportsIndex | None
 
 
-class VarlenAlone(_Varlen, _Typed, OutAlone): ...
+class VarlenAlone(_Varlen, _Expression, _Typed, OutAlone): ...
 
 
-class VarlenWithLse(_Varlen, _Typed, OutWithLse): ...
+class VarlenWithLse(_Varlen, _Expression, _Typed, OutWithLse): ...
 
 
-class VarlenOpen(_Varlen, _Typed, OutOpen): ...
+class VarlenOpen(_Varlen, _Expression, _Typed, OutOpen): ...
 
 
 class _Gradients(TypedDict, total=False):

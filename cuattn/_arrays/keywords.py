@@ -69,6 +69,8 @@ RENAMED = {
     "attn_bias": ("bias", ""),
     "attention_bias": ("bias", ""),
     "alibi": ("alibi_slopes", ""),
+    "score_mod": ("score", "an expression as a str, such as 's + table[h, q - k]'"),
+    "mask_mod": ("score", "an expression as a str, such as 'where(k <= q, s, -inf)'"),
     "soft_cap": ("softcap", ""),
     "logits_soft_cap": ("softcap", ""),
     "attn_logits_soft_cap": ("softcap", ""),
@@ -125,7 +127,13 @@ ABSENT = {
 }
 # What a function of ours has not, but another one has.
 ELSEWHERE = dict.fromkeys(
-    [("attention_kvcache", "bias"), ("attention_cascade", "bias")], "attention"
+    [
+        ("attention_kvcache", "bias"),
+        ("attention_cascade", "bias"),
+        ("attention_kvcache", "score"),
+        ("attention_cascade", "score"),
+    ],
+    "attention",
 )
 
 # What other libraries call a function of ours.

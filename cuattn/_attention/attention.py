@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
@@ -45,6 +46,8 @@ def attention(
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
+    score: str | None = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Any = None,
     kv_lens: Any = None,
     layout: Layout = "BHSD",
@@ -89,6 +92,13 @@ def attention(
         Adds ``-slope * abs(i + q_offset - j)`` to the score of query i and key j.
     sinks : array, shape (H,), optional
         Scores of one more key of each head, with a value of 0; neither scaled nor masked.
+    score : str, optional
+        A Python expression that scores become, after all above and before what hides keys: of `s`,
+        the score, `b`, the sequence, `h`, the head of q, `q` and `k`, the places of query
+        (``i + q_offset``) and key (j), `inf`, and elements of arrays. See Notes.
+    score_args : dict of str to array, optional
+        The arrays by the names that `score` has for them: up to 6, of up to 4 dimensions, any
+        strides, of float dtypes, bool or integers (but uint64).
     q_lens, kv_lens : array of int, shape (B,), optional
         Queries and keys of each sequence that are not padding. Values from 0 to S: checked where
         it is a NumPy array; a device array is trusted, and never leads outside the sequence.
@@ -136,6 +146,12 @@ def attention(
     bias) are computed another way, as those of a cache, which shows in the last bits.
     Runs on the current stream of the device of q; does not synchronise.
 
+    `score` has ``+ - * / // %``, comparisons, ``& | ~`` (no ``and``, ``or``, ``not``, ``if``),
+    ``abs, min, max, exp, log, tanh, sqrt, where(condition, a, b)``, all as NumPy has them, on
+    integers of 64 bits, bools, and floats of the precision in which results accumulate. Indices
+    are clamped: ``table[i]`` is the first element for every i below 0, and the last one beyond. A
+    score of -inf hides the key. A kernel is compiled for each expression, not for each shape.
+
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
@@ -149,13 +165,17 @@ def attention(
     >>> cuattn.attention(q, k, numpy.array([[1.0], [3.0]]), is_causal=True)
     array([[1.],
            [2.]])
+    >>> bias = {"t": numpy.array([numpy.log(3), 0.0])}  # by distance
+    >>> cuattn.attention(q, k, numpy.array([[1.0], [3.0]]), score="s + t[q - k]", score_args=bias)
+    array([[2. ],
+           [2.5]])
     """
     arrays = {"mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
     arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
     numbers = is_causal, window, scale, softcap, precision
     required = {"q": q, "k": k, "v": v}
-    call = request.attention(required, arrays, q_offset, layout, numbers, dtype, return_lse, out)
-    return prepare(call)
+    rest = dtype, return_lse, out, score, score_args
+    return prepare(request.attention(required, arrays, q_offset, layout, numbers, *rest))
 
 
 @overload
@@ -208,6 +228,8 @@ def attention_varlen(
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
+    score: str | None = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Any = None,
     kv_lens: Any = None,
     precision: Precision | None = None,
@@ -232,7 +254,7 @@ def attention_varlen(
         Must broadcast to (B, H, M, N), M and N their own last two sizes: query i and key j of
         sequence b use ``[b, h, i, j]``. Beyond M and N a mask is False and a bias 0; an axis of
         length 1 is the same for all.
-    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks
+    is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, score, score_args
         As `attention`, where B counts sequences and S_q and S_k are their lengths.
     precision, dtype, return_lse, out
         As `attention`.
@@ -269,5 +291,5 @@ def attention_varlen(
     numbers = is_causal, window, scale, softcap, precision
     ends = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     required = {"q": q, "k": k, "v": v, **ends}
-    call = request.attention(required, arrays, q_offset, "BSHD", numbers, dtype, return_lse, out)
-    return prepare(call)
+    rest = dtype, return_lse, out, score, score_args
+    return prepare(request.attention(required, arrays, q_offset, "BSHD", numbers, *rest))

@@ -11,6 +11,7 @@ import numpy as np
 
 from cuattn._arrays import blocks
 from cuattn._arrays.row_layout import packed
+from cuattn._attention.numpy_score import score_of
 from cuattn._attention.numpy_scores import ALL, Heads
 from cuattn._attention.numpy_tile import attend, is_usable, products
 
@@ -53,6 +54,7 @@ def few(call: Any, given: tuple[str, ...]) -> Callable[..., list[Any] | None] | 
         and call.layout == "BHSD"
         and o.left is o.right is None
         and not o.softcap
+        and o.score is None
         and all(a.strides == packed(a.shape, None, acc.itemsize) for a in specs)
         and q.dtype == acc
         and shapes[0][1] == shapes[1][1]  # each head has its own keys
@@ -236,7 +238,8 @@ def heads_of(x: Any, o: Any, b: slice | np.ndarray, lengths: Lengths) -> Heads:
     slopes = None if x.alibi_slopes is None else by_key(x.alibi_slopes[b])[..., None, None]
     sinks = None if x.sinks is None else by_key(x.sinks[None])[..., None]
     arrays = q, k, v, out, lse, mask, bias, slopes, sinks
-    return Heads(*arrays, place, o.scale, o.softcap, o.left, o.right)
+    score = None if o.score is None else score_of(x, o.score, b)
+    return Heads(*arrays, place, o.scale, o.softcap, o.left, o.right, score)
 
 
 def _tokens(ends: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:

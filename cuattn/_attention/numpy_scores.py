@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn._arrays.blocks import widen
+from cuattn._attention.numpy_score import Score
 
 ALL = slice(0, None)
 
@@ -28,6 +29,7 @@ class Heads(NamedTuple):
     softcap: float
     left: int | None
     right: int | None
+    score: Score | None = None
 
     def tile(self, b: slice, h: slice, i: slice) -> Heads:
         """Sequences b, heads h of k and v, queries i."""
@@ -39,6 +41,8 @@ class Heads(NamedTuple):
             cut["slopes"] = self.slopes[b, h]
         if self.sinks is not None:
             cut["sinks"] = self.sinks[:, h]
+        if self.score is not None:
+            cut["score"] = self.score.tile(b, h)
         return self._replace(k=self.k[b, h], v=self.v[b, h], place=self.place + i.start, **cut)
 
 
@@ -65,6 +69,8 @@ def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
         part += once(bias, s.dtype)
     if x.slopes is not None:
         by_head -= x.slopes.astype(s.dtype) * distances(x, j, by_head)
+    if x.score is not None:
+        x.score.change(by_head, x.place, j)
     return _hide(by_head, x, j)
 
 

@@ -26,7 +26,8 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """
     batch, heads, group, rows, dim = x.q.shape
     shape = batch, heads, group * rows
-    changed = x.bias is not None or x.slopes is not None  # scores may be -inf
+    changed = is_changed(x)  # scores may be -inf
+    by_rows = varies(x.mask) or varies(x.bias) or x.score is not None
     q = (wide(x.q, acc) * acc.type(x.scale)).reshape(*shape, dim)
     m: Any = None
     bad: Any = None  # queries with a product that is not finite
@@ -35,7 +36,7 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         m.reshape(x.q.shape[:4])[...] = x.sinks
         l, o = np.exp(m - _shift(m)), np.zeros((*shape, x.v.shape[3]), acc)  # noqa: E741
     for j in key_tiles(x, keys):
-        s = products(q, usable(x.k[:, :, j], acc), varies(x.mask) or varies(x.bias))
+        s = products(q, usable(x.k[:, :, j], acc), by_rows)
         if not np.minimum.reduce(s, axis=None) > -np.inf:
             found = (~np.isfinite(s) & seen(x, s, j)).any(axis=3, keepdims=True)
             bad = found if bad is None else bad | found
@@ -46,7 +47,7 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         shift = _shift(m) if changed or hides or bad is not None else m
         s -= shift
         np.exp(s, out=s)
-        if x.slopes is not None:  # far keys
+        if x.slopes is not None or x.score is not None:  # far keys
             flush(s)
         total = np.matmul(s, _ones(s.shape[3], acc))[..., None]
         sees = functools.partial(seen, x, s, j) if hides else None
@@ -66,6 +67,11 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         o /= l
         return o, lse
     return _mended(x, keys, o, l, lse, np.False_ if bad is None else bad)
+
+
+def is_changed(x: Heads) -> bool:
+    """Whether something is added to scores, or more."""
+    return x.bias is not None or x.slopes is not None or x.score is not None
 
 
 def _shift(m: np.ndarray) -> np.ndarray:
@@ -142,7 +148,7 @@ def _mended(
     """out and lse: 0 and -inf of queries that see nothing, and what is not finite from float64."""
     acc = o.dtype
     nothing = l == 0
-    if acc == FLOAT32 and (x.bias is not None or x.slopes is not None):
+    if acc == FLOAT32 and is_changed(x):
         nothing &= ~_has_scores(x, keys)  # or float32 has made them infinite
     o /= l
     np.copyto(o, 0, where=nothing)
@@ -162,8 +168,11 @@ def _has_scores(x: Heads, keys: int) -> np.ndarray:
     """Which queries see a key whose score is not -inf in float64, (B, G, g * M, 1)."""
     batch, heads, group, rows, _ = x.q.shape
     found = np.zeros((batch, heads, group * rows, 1), bool)
+    q = (wide(x.q, FLOAT64) * x.scale).reshape(batch, heads, group * rows, x.q.shape[4])
     for j in key_tiles(x, keys):
         s = np.zeros((batch, heads, group * rows, j.stop - j.start))
+        if x.score is not None:  # what it makes of a score is anything
+            s = products(q, usable(x.k[:, :, j], FLOAT64), True)
         to_scores(s, x, j)
         found |= (s != -np.inf).any(axis=3, keepdims=True)
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.problem import AttentionProblem
+from cuattn._attention.problem import NO_SCORE, AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
@@ -100,10 +100,15 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
     table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
-    tile = next(t for t in table if max(dim, value_dim) <= t.max_dim and kib >= t.smem_kib)
+    most_rows = 1 if problem.score else 2  # an expression needs registers
+    tile = next(
+        t
+        for t in table
+        if max(dim, value_dim) <= t.max_dim and kib >= t.smem_kib and t.row_tiles <= most_rows
+    )
     rows = 16 * tile.warps * tile.row_tiles
 
-    item = ITEMSIZE[problem.dtype]
+    item, score = ITEMSIZE[problem.dtype], problem.score or NO_SCORE
     smem = max(rows * dim + tile.slots * tile.keys * max(dim, value_dim), rows * value_dim) * item
     arguments = {
         "Op": OPS[problem.op],
@@ -117,10 +122,19 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "kModified": problem.modified,
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
+        "Score": score.name,
     }
     row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
-    kernel = Kernel("attention_forward", arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    kernel = Kernel(
+        "attention_forward",
+        arguments,
+        grid,
+        32 * tile.warps,
+        smem_bytes=smem,
+        text=score.text,
+        expression=score.expression,
+    )
     return AttentionPlan(kernel, row_blocks, heads_in_l2)
 
 

@@ -77,6 +77,7 @@ def plan_attention_sm90(
     """Kernel of one call on a device; None: the general one computes it."""
     sizes = problem.q_rows, problem.k_rows, problem.head_dim, problem.value_dim
     special = problem.bias is not None or problem.masked or not problem.tma
+    special = special or problem.score is not None
     if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
         return None
     dim = next(d for d in DIMS if problem.head_dim <= d)

@@ -20,6 +20,17 @@ class Grid(NamedTuple):
     heads_in_l2: int  # units side by side, whose K and V stay in L2, in AttentionParams
 
 
+class Score(NamedTuple):
+    """A score expression as C++: a struct for the template argument `Score` of kernels."""
+
+    name: str
+    text: str  # that defines it
+    expression: str  # as the caller wrote it
+
+
+NO_SCORE = Score("NoScore", "", "")
+
+
 @dataclass(frozen=True)
 class AttentionProblem:
     """What of one call decides on its kernel."""
@@ -40,12 +51,13 @@ class AttentionProblem:
     masked: bool = False
     ragged: bool = False
     bounded: bool = False  # later queries see later keys only
+    score: Score | None = None  # then `modified`, too
 
     @property
     def is_decode(self) -> bool:
         """Whether blocks share the keys of a head instead of its rows, which are too few."""
         rows = self.q_rows * (self.heads // self.kv_heads)
-        changed = self.bias is not None or self.masked or self.ragged
+        changed = self.bias is not None or self.masked or self.ragged or self.score is not None
         return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed
 
     def grid(self, rows: int, pack: int = 1) -> Grid:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +18,13 @@ from cuattn._arrays.checks import (
     floating_or_integer,
     misaligned,
 )
+from cuattn._arrays.expression import Expression
 from cuattn._arrays.inputs import Owner, as_array, as_arrays
 from cuattn._arrays.interchange import on_host
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, spec_of
 from cuattn._attention import checks
+from cuattn._attention.request_score import expression, named
 from cuattn._attention.views import Arrays, Shape, Sizes, canonical_shape, fractional, specs_of
 from cuattn._device.runtime import runtime_of
 
@@ -34,6 +38,7 @@ class Options(NamedTuple):
     right: int | None = None
     q_offset: int | None = None  # None, and no array: bottom-right
     tf32: bool = False
+    score: Expression | None = None
 
 
 class Expected(NamedTuple):
@@ -59,6 +64,7 @@ class Call(NamedTuple):
     layout: str
     outs: tuple[Any, ...] | None  # out, or out and lse; None: to be allocated
     return_lse: bool
+    score_args: Mapping[str, Any] = MappingProxyType({})  # by the names that errors give them
 
     @property
     def results(self) -> list[tuple[Shape, np.dtype]]:
@@ -76,23 +82,28 @@ def attention(
     dtype: Any,
     return_lse: Any,
     out: Any,
+    score: Any = None,
+    score_args: Any = None,
 ) -> Call:
     """A call of `attention` or `attention_varlen`: arrays by name, and options as they were given.
 
     `numbers`: is_causal, window, scale, softcap and precision.
     """
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
-    given, offset = as_given(required, optional, q_offset)
+    indexed = named(score, score_args)
+    given, offset = as_given({**required, **indexed}, optional, q_offset)
+    indexed = {name: given.pop(name) for name in indexed}
     arrays = Arrays(**given)
     specs = specs_of(arrays)
     expected = expect(specs, layout)
     check_values(arrays, expected.sizes)
     options = options_of(offset, expected.head_dim, specs.q.dtype, *numbers)
+    options = options._replace(score=expression(score, indexed))
     expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
-    call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse)
-    inputs = list(zip(arrays._fields, arrays, strict=True))
+    call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse, indexed)
+    inputs = [*zip(arrays._fields, arrays, strict=True), *indexed.items()]
     if out is not None:
         call = call._replace(outs=as_outputs(out, call.results, inputs, in_place=False))
     if runtime is not None:

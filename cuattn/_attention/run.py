@@ -10,6 +10,7 @@ import numpy as np
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_attention, request_kvcache, views_kvcache
 from cuattn._attention.request import Call, Expected, Options
+from cuattn._attention.run_score import score_arrays_of
 from cuattn._attention.views import (
     Arrays,
     Operands,
@@ -21,11 +22,16 @@ from cuattn._attention.views import (
     is_widened,
     specs_of,
     strides_of,
+    whole_elements,
 )
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
-from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
+from cuattn._device.params import (
+    ATTENTION_POINTERS,
+    ATTENTION_SM90,
+    ATTENTION_TAIL,
+)
 
 if TYPE_CHECKING:
     from cuattn._attention.problem import AttentionProblem
@@ -40,12 +46,15 @@ def prepare(call: Call) -> Any:
     runtime, expected, outs = call.runtime, call.expected, call.outs or ()
     if runtime is None:
         given = {n: array for n, array in call.arrays._asdict().items() if array is not None}
+        given |= call.score_args
         if outs or any(name in given for name in INTEGERS):  # whose values are checked
             return one_or_all(*_compute(call))
-        return Prepared(HOST, _computed(call, tuple(given)), given, (), one_or_all, NAMES)
+        names = NAMES | {name: name for name in call.score_args}
+        return Prepared(HOST, _computed(call, tuple(given)), given, (), one_or_all, names)
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
         arrays = cast(call.arrays, expected.acc, expected.fractional, runtime.xp)
+        indexed = {n: whole_elements(runtime.xp, array) for n, array in call.score_args.items()}
     aligned = tuple(
         not any(runtime.address(array) % 16 for array in some) for some in (arrays[:3], outs[:1])
     )
@@ -58,9 +67,11 @@ def prepare(call: Call) -> Any:
         call.return_lse,
         aligned,
         runtime.limits(device),
+        tuple((name, spec_of(array)) for name, array in indexed.items()),
     )
-    given = {**arrays._asdict(), **dict(zip(("out", "lse"), outs, strict=False))}
+    given = {**arrays._asdict(), **indexed, **dict(zip(("out", "lse"), outs, strict=False))}
     names = NAMES_OF_TWO if len(outs) > 1 else NAMES
+    names = names | {name: name for name in indexed}
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     return Prepared(runtime, launches, given, (), one_or_all, names)
@@ -71,18 +82,22 @@ def _compute(call: Call) -> list[Any]:
     expected, outs = call.expected, call.outs or tuple(np.empty(*one) for one in call.results)
     arrays = cast(call.arrays, expected.acc, expected.fractional, np)
     operands = canonical_views(arrays, outs, expected.sizes, call.layout, np)
+    operands = operands._replace(score_args=tuple(call.score_args.values()))
     numpy_attention.attention(operands, call.options)
     return [*outs]
 
 
 def _computed(call: Call, given: tuple[str, ...]) -> Computed:
     """What is left of a call on NumPy arrays, without these arrays."""
-    few, call = numpy_attention.few(call, given), call._replace(arrays=call.specs)
+    few, names = numpy_attention.few(call, given), [*call.score_args]
+    call = call._replace(arrays=call.specs, score_args={})
 
     def run(runtime: Any, arrays: list[Any], numbers: tuple[Any, ...]) -> list[Any]:
         if few is not None and (found := few(*arrays)) is not None:
             return found
-        return _compute(call._replace(arrays=Arrays(**dict(zip(given, arrays, strict=True)))))
+        by_name = dict(zip(given, arrays, strict=True))
+        indexed = {name: by_name.pop(name) for name in names}
+        return _compute(call._replace(arrays=Arrays(**by_name), score_args=indexed))
 
     return Computed(given, run)
 
@@ -108,21 +123,24 @@ def _planned(
     return_lse: bool,
     aligned: tuple[bool, ...],
     limits: Limits,
+    indexed: tuple[tuple[str, ArraySpec], ...],
 ) -> Launches:
     """Launch of a call, if there is anything to compute.
 
     `outs` may be empty. `aligned`: q, k and v, and out, start on 16-byte boundaries, as new memory
-    does.
+    does. `indexed`: arrays of a score expression, by the names of their fields.
     """
     from cuattn._attention.plan import plan_attention
     from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     reads = [name for name, spec in given._asdict().items() if spec is not None]
+    reads += [name for name, _ in indexed]
     writes, made = results[: len(outs)], dict[str, Made]()
     if not outs:
         made, outs = made_results(expected, results)
     operands = canonical_specs(given, outs, sizes, layout)
+    operands = operands._replace(score_args=tuple(spec for _, spec in indexed))
     q, k, v, out, lse, *_ = operands
     batch, heads, q_rows, value_dim = sizes.batch, q.shape[1], q.shape[2], v.shape[3]
     if not batch * heads * q_rows or (not value_dim and lse is None):
@@ -146,7 +164,7 @@ def _planned(
     plan = sm90 or plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
     tail = tail_of(operands, options, problem, plan.row_blocks, plan.heads_in_l2, aligned[1], pack)
-    block = (ATTENTION_POINTERS, tail)
+    block = (ATTENTION_POINTERS, tail, score_arrays_of(dict(indexed)))
     if sm90 is None:
         return Launches(reads, writes, made, results, [(plan.kernel, block)])
     dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
@@ -170,10 +188,14 @@ def problem_of(
 ) -> AttentionProblem:
     """What decides on the kernels of a call, of canonical specs."""
     from cuattn._attention.plan import MAX_SCALE
+    from cuattn._attention.plan_score import plan_score
     from cuattn._attention.problem import AttentionProblem
 
     _, heads, q_rows, head_dim = x.q.shape
     _, kv_heads, k_rows, value_dim = x.v.shape
+    score = None
+    if options.score is not None:
+        score = plan_score(options.score, tuple(spec.dtype.name for spec in x.score_args))
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rescored = options.softcap or not 0 < options.scale < MAX_SCALE
     return AttentionProblem(
@@ -188,11 +210,12 @@ def problem_of(
         value_dim=value_dim,
         vector=vector,
         tma=tma,
-        modified=bool(rescored or x.bias is not None or x.alibi_slopes is not None),
+        modified=bool(rescored or score or x.bias is not None or x.alibi_slopes is not None),
         bias=None if x.bias is None else x.bias.dtype.name,
         masked=x.mask is not None,
         ragged=ragged,
         bounded=options.right is not None,
+        score=score,
     )
 
 

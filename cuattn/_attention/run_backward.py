@@ -14,6 +14,7 @@ from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention.request import Options, expect
 from cuattn._attention.request_backward import BackwardArrays, Call
 from cuattn._attention.run import INTEGERS, problem_of, tail_of
+from cuattn._attention.run_score import score_arrays_of
 from cuattn._attention.views import (
     Shape,
     canonical_lse,
@@ -154,7 +155,7 @@ def _planned(
         tail = tail_of(x, options, problem, launch.row_blocks, launch.heads_in_l2, False)
         if launch.schedule:
             end = *end[:-1], end[-1].pack(**launch.schedule._asdict())
-        block = (ATTENTION_POINTERS, {"out": "y"}), tail, backward, *end
+        block = (ATTENTION_POINTERS, {"out": "y"}), tail, score_arrays_of({}), backward, *end
         if launch.kernel.grid:
             kernels.append((launch.kernel, block))
             boxes.append([*maps])

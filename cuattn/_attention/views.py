@@ -55,6 +55,7 @@ class Operands(NamedTuple):
     kv_lens: Any = None  # (B,)
     cu_seqlens_q: Any = None  # (B + 1,)
     cu_seqlens_k: Any = None  # (B + 1,)
+    score_args: tuple[Any, ...] = ()  # of a score expression, in the order of their names
 
 
 class Sizes(NamedTuple):

@@ -34,14 +34,14 @@ def mode() -> str:
     return given
 
 
-def cache_key(header: str, name: str, arch: str) -> str:
+def cache_key(header: str, name: str, arch: str, text: str = "") -> str:
     """Digest of everything a cubin depends on, save for the compiler and its headers."""
-    parts = (compiler.source_digest(), header, name, *compiler.code_options(arch))
+    parts = (compiler.source_digest(), header, name, *compiler.code_options(arch), text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 
 def load_or_compile(
-    header: str, name: str, arch: str, *, always: bool = False
+    header: str, name: str, arch: str, text: str = "", *, always: bool = False
 ) -> tuple[Path | None, bytes]:
     """Cubin of one instantiation and its file in the cache, None where the cache cannot be written.
 
@@ -49,7 +49,7 @@ def load_or_compile(
     missing, or nothing is to be compiled (`mode`, unless `always`): what any other one has.
     """
     never = mode() == "never" and not always
-    key, version, lack = cache_key(header, name, arch), None, None
+    key, version, lack = cache_key(header, name, arch, text), None, None
     try:
         version = compiler.installed()
     except (ImportError, OSError, RuntimeError) as error:
@@ -68,7 +68,7 @@ def load_or_compile(
             "compiles it into the cache"
         ) from lack
     began = time.perf_counter()
-    cubin, _ = compiler.compile_kernel(header, name, arch)
+    cubin, _ = compiler.compile_kernel(header, name, arch, text)
     seconds = time.perf_counter() - began
     written = _write(_file_name(key, compiler.installed(), cubin), cubin)
     if written is not None:

@@ -110,7 +110,7 @@ def architecture(compute_capability: int) -> str:
 
 
 def compile_kernel(
-    header: str, name: str, arch: str, options: tuple[str, ...] = ()
+    header: str, name: str, arch: str, text: str = "", options: tuple[str, ...] = ()
 ) -> tuple[bytes, str]:
     """Compile one instantiation; needs no GPU.
 
@@ -122,6 +122,8 @@ def compile_kernel(
         Name expression of the kernel.
     arch : str
         NVRTC target, e.g. ``"sm_90"``.
+    text : str
+        C++ that follows the header.
     options : tuple of str
         More NVRTC options.
 
@@ -137,7 +139,7 @@ def compile_kernel(
     """
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(f"#include <{header}>\n", "cuattn.cu", (), ())
+    program = nvrtc.createProgram(f"#include <{header}>\n{text}", "cuattn.cu", (), ())
     try:
         nvrtc.addNameExpression(program, name)
         try:

@@ -57,6 +57,8 @@ class Kernel(Instance):
 
     `smem_bytes` of dynamic shared memory per block. `suffix` "a": for one architecture only, whose
     target is called so. `registers`: what a thread starts with at least, or the kernel would hang.
+    `text`: C++ that follows the header and defines types among the template's arguments;
+    `expression`: what a caller wrote for it.
     """
 
     grid: int
@@ -65,6 +67,8 @@ class Kernel(Instance):
     smem_bytes: int = 0
     suffix: str = ""
     registers: int = 0
+    text: str = ""
+    expression: str = ""
 
     @property
     def header(self) -> str:

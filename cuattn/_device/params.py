@@ -160,8 +160,9 @@ ATTENTION_TAIL = Params(
     "4q: mask_stride bias_stride",
     "2q: alibi_stride",
 )
+SCORE_ARRAYS = Params("ScoreArrays", "6Q: array", "24q: size stride")  # the end of AttentionParams
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
-ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", "36x:")
+ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", "116x:")
 ATTENTION_MERGE = Params(
     "AttentionMergeParams",
     "Q: outs lses out lse",
@@ -181,12 +182,8 @@ ATTENTION_BACKWARD = Params(
 )
 # Behind tensor maps and these two; what is behind it ends at a multiple of 128 bytes.
 SCORE_GRADIENTS = Params("ScoreGradients", "Q: images", "i: units unit q_tiles k_tiles")
-ATTENTION_BACKWARD_SM90 = Params(
-    "AttentionBackwardSm90Params", "i: blocks section rounds turns", "48x:"
-)
-ATTENTION_BACKWARD_DS = Params(
-    "AttentionBackwardDsParams", "i: blocks section rounds turns", "48x:"
-)
+ATTENTION_BACKWARD_SM90 = Params("AttentionBackwardSm90Params", "i: blocks section rounds turns")
+ATTENTION_BACKWARD_DS = Params("AttentionBackwardDsParams", "i: blocks section rounds turns")
 ATTENTION_BACKWARD_BIAS = Params(
     "AttentionBackwardBiasParams",
     "Q: dbias",

@@ -160,7 +160,7 @@ def load(kernel: Kernel, compute_capability: int) -> Any:
     from cuattn._device import cache, compiler
 
     target = compiler.architecture(compute_capability) + kernel.suffix
-    return cache.load_or_compile(kernel.header, kernel.name, target, always=True)
+    return cache.load_or_compile(kernel.header, kernel.name, target, kernel.text, always=True)
 
 
 def limits_of(arch: int | str, num_sms: int | None) -> Limits:

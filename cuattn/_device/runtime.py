@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from operator import attrgetter
@@ -36,6 +37,7 @@ recorders: dict[int, Any] = {}
 
 
 # CUfunction_attribute
+LOCAL_SIZE = 3  # CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
 NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 MAX_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PER_THREAD = 2  # cudaStreamPerThread
@@ -137,7 +139,8 @@ class Cuda:
             function = self._kernels.get(key)
             if function is None:
                 arch = compiler.architecture(self.limits(device).compute_capability) + kernel.suffix
-                path, cubin = cache.load_or_compile(kernel.header, kernel.name, arch)
+                source = kernel.header, kernel.name, arch, kernel.text
+                path, cubin = cache.load_or_compile(*source)
                 if path is not None:
                     function = self.xp.RawModule(path=str(path)).get_function(
                         compiler.kernel_symbol(cubin)
@@ -152,7 +155,21 @@ class Cuda:
                 if kernel.smem_bytes:
                     self.xp.cuda.driver.funcSetAttribute(handle, MAX_SMEM, kernel.smem_bytes)
                 self._kernels[key] = function
+                if kernel.expression:
+                    self._warn_of_spills(kernel, handle)
             return function
+
+    def _warn_of_spills(self, kernel: Any, handle: Any) -> None:
+        """Every other kernel is known to need no more registers than there are."""
+        spilled = self.xp.cuda.driver.funcGetAttribute(LOCAL_SIZE, handle)
+        if spilled:
+            found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
+            warnings.warn(
+                f"score {kernel.expression!r} needs more than the {found} registers of a thread: "
+                f"{spilled} bytes of each lie in memory, which is slower; a shorter one may not",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _check_registers(self, kernel: Any, handle: Any) -> None:
         from cuattn._device import compiler

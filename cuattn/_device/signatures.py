@@ -149,6 +149,9 @@ def _signature(
         elif isinstance(value, tuple):
             key += name, kind, len(value)
             arguments += [(f"{name}[{i}]", one) for i, one in enumerate(value)]
+        elif kind is dict and all(type(i) is str for i in value):
+            key += name, kind, len(value)
+            arguments += [(f"{name}[{i!r}]", one) for i, one in value.items()]
         else:
             return None
     return tuple(key)

@@ -6,6 +6,8 @@ A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonica
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from cuattn.reference._heads import (
     shift,
 )
 from cuattn.reference._numerics import Option, quiet, result, wide
+from cuattn.reference._score import score_of
 
 Window = tuple[int | None, int | None]
 
@@ -41,6 +44,8 @@ def attention(
     bias: Option = None,
     alibi_slopes: Option = None,
     sinks: Option = None,
+    score: Any = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Option = None,
     kv_lens: Option = None,
     layout: str = "BHSD",
@@ -51,14 +56,16 @@ def attention(
 ) -> Any:
     """``softmax(scale * q @ k.T) @ v`` of each head; with ``return_lse=True`` also the lse.
 
-    Every score is kept at once, `precision` changes nothing.
+    Every score is kept at once, `precision` changes nothing. `score` may also be a function of s,
+    b, h, q and k.
     """
     ndim = np.ndim(q)
     queries, keys, values = (canonical(np.asarray(a), layout) for a in (q, k, v))
     numbers = numbers_of(queries, scale, softcap, window, is_causal)
     full, full_lse = nothing((*queries.shape[:-1], values.shape[-1]), wide(queries[:0]).dtype)
     arrays = queries, keys, values, mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
-    for b, h, head in each_head(*arrays, *numbers):
+    score = score_of(score, score_args) if isinstance(score, str) else score
+    for b, h, head in each_head(*arrays, *numbers, score=score):
         full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
     return in_layout(full, full_lse, layout, ndim, return_lse, out, dtype)
 
@@ -83,6 +90,8 @@ def attention_varlen(
     bias: Option = None,
     alibi_slopes: Option = None,
     sinks: Option = None,
+    score: Any = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Option = None,
     kv_lens: Option = None,
     precision: str | None = None,
@@ -95,6 +104,7 @@ def attention_varlen(
     total, heads, _ = queries.shape
     full, full_lse = nothing((heads, total, values.shape[-1]), wide(queries[:0]).dtype)
     slopes = None if alibi_slopes is None else np.asarray(alibi_slopes)
+    score = score_of(score, score_args) if isinstance(score, str) else score
     for b, (i, j) in enumerate(segments(np.asarray(cu_seqlens_q), np.asarray(cu_seqlens_k))):
         sizes = i.stop - i.start, j.stop - j.start
         one, full_lse[:, i] = attention(
@@ -110,6 +120,7 @@ def attention_varlen(
             bias=cut(bias, b, *sizes, 0),
             alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else of_sequence(slopes, b),
             sinks=sinks,
+            score=score and partial(_of_batch, score, b),
             q_lens=of_sequence(q_lens, b),
             kv_lens=of_sequence(kv_lens, b),
             layout="BSHD",
@@ -117,6 +128,10 @@ def attention_varlen(
         )
         full[:, i] = one.swapaxes(0, 1)
     return in_layout(full[None], full_lse[None], "BSHD", 3, return_lse, out, dtype)
+
+
+def _of_batch(score: Any, b: int, s: Any, _: int, h: int, q: Any, k: Any) -> Any:
+    return score(s, b, h, q, k)
 
 
 # -- merging -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ A part of `cuattn.reference`, whose rules hold here. Arrays of several heads are
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Head(NamedTuple):
     softcap: float
     left: int | None
     right: int | None
+    score: Any = None  # of scores, and of places of queries and keys
 
 
 # -- one head ------------------------------------------------------------------------------------
@@ -46,7 +48,11 @@ def _scores(head: Head) -> tuple[np.ndarray, Any]:
     if head.softcap:
         e = np.exp(-2 * abs(s / head.softcap))
         s, chain = head.softcap * np.tanh(s / head.softcap), 4 * e / (1 + e) ** 2
-    return s + wide(head.bias) - wide(head.slope) * abs(_distance(head)), chain
+    s = s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
+    if head.score:
+        rows, columns = np.arange(len(head.q)), np.arange(len(head.k))
+        s = np.broadcast_to(head.score(s, rows[:, None] + head.offset, columns), s.shape)
+    return s, chain
 
 
 def _sees(head: Head) -> np.ndarray:
@@ -130,8 +136,10 @@ def each_head(
     q_lens: Any,
     kv_lens: Any,
     *numbers: Any,
+    score: Any = None,
 ) -> Iterator[tuple[int, int, Head]]:
-    """Batch, head and `Head` of canonical arrays; `numbers` are the last four fields of `Head`."""
+    """Batch, head and `Head` of canonical arrays; `numbers` are the last four fields of `Head` but
+    for the `score`, which is handed b and h, too."""
     (batch, heads, rows, _), (_, heads_kv, columns, _) = q.shape, k.shape
     shape = (batch, heads, rows, columns)
     mask = np.broadcast_to(True if mask is None else mask, shape)
@@ -144,7 +152,16 @@ def each_head(
     for b, h in np.ndindex(batch, heads):
         m, n, g = int(q_lens[b]), int(kv_lens[b]), h * heads_kv // heads
         arrays = q[b, h, :m], k[b, g, :n], v[b, g, :n], mask[b, h, :m, :n], bias[b, h, :m, :n]
-        yield b, h, Head(*arrays, int(offsets[b]), slopes[b, h], sinks[h], *numbers)
+        own = score and partial(_of_head, score, b, h)
+        yield (
+            b,
+            h,
+            Head(*arrays, int(offsets[b]), slopes[b, h], sinks[h], *numbers)._replace(score=own),
+        )
+
+
+def _of_head(score: Any, b: int, h: int, s: Any, q: Any, k: Any) -> Any:
+    return score(s, b, h, q, k)
 
 
 def cut(array: Any, b: int, rows: int, columns: int, fill: Any) -> Any:

@@ -20,7 +20,7 @@
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kValueDim, int kSlots, bool kVector,
-          bool kModified, class Bias, bool kMasked>
+          bool kModified, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid_constant__ AttentionParams params) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
 #pragma unroll
   for (int step = 0; step < kSlots - 1; ++step) load(step);
 
-  const ScoreRule<kModified, Bias, kMasked, Acc> rule(params, block, block.head);
+  const ScoreRule<kModified, Bias, kMasked, Acc, Score> rule(params, block, block.head);
   const Acc fold = Base::kUnit * (kModified ? Acc(1) : static_cast<Acc>(params.scale));
   const int row0 = block.first + warp_row + lane / 4;  // of fragment element 0; elements 2 and 3 are 8 further down
   Acc o[kMTiles][kDTiles][4] = {};

@@ -4,6 +4,13 @@
 
 #include <ptx/cp_async_bulk.cuh>
 
+// What a score expression indexes: its arrays in the order of their names, strides in elements, and sizes of 1 for
+// dimensions that an array has not (cuattn/_attention/plan_score.py).
+struct ScoreArrays {
+  const void* array[6];
+  long long size[6][4], stride[6][4];
+};
+
 struct AttentionParams {
   const void* q;                  // T [batch, heads, q_rows, head_dim]
   const void* k;                  // T [batch, heads / sharing, k_rows, head_dim]
@@ -34,6 +41,7 @@ struct AttentionParams {
   int out_is_float;   // 1: out is float, T has 16 bits
   long long q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, head, row, column
   long long lse_stride[3], mask_stride[4], bias_stride[4], alibi_stride[2];
+  ScoreArrays score_arrays;
 
   static constexpr long long kUnbounded = 1LL << 40;
 };

@@ -1,6 +1,6 @@
 // Which keys a query sees, and how its scores change before the softmax.
 //
-//   s = scale (q k)  ->  softcap tanh(s / softcap)  ->  + bias  ->  - slope |i + offset - j|  ->  masks
+//   s = scale (q k)  ->  softcap tanh(s / softcap)  ->  + bias  ->  - slope |i + offset - j|  ->  Score  ->  masks
 #pragma once
 
 #include <attention/params.cuh>
@@ -8,6 +8,12 @@
 #include <ptx/memory.cuh>
 
 struct NoBias {};
+
+// In the place of a score expression, which is a struct of its own behind the kernel's header:
+//   template <class Acc> static Acc score(Acc s, long long b, long long h, long long q, long long k,
+//                                         const ScoreArrays& arrays);
+// b: sequence, h: query head, q, k: places of query and key among the keys.
+struct NoScore {};
 
 // Exponentials of scores: base 2 in float32, which has an instruction for it, base e in float64. e^x is exp(x kUnit),
 // and exp(x) is e^(x kNatural).
@@ -236,9 +242,19 @@ __device__ __forceinline__ bool find_block(const AttentionParams& params, int co
   return true;
 }
 
+// A bias as an accumulator: finite ones stay so, those of float64 in float32, too.
+template <class To, class From>
+__device__ __forceinline__ To to_finite(From value) {
+  const To most = Limits<To>::most(), converted = to_acc<To>(value);
+  if constexpr (sizeof(From) > sizeof(To)) {
+    if (fabs(converted) > most && fabs(value) <= Limits<From>::most()) return value < 0 ? -most : most;
+  }
+  return converted;
+}
+
 // Scores of one warp's fragments (attention/matmul.cuh) after all but the masks of position. kModified: they are scaled
-// here; else only the softmax scales them. Op::Acc scores; bias of type Bias.
-template <bool kModified, class Bias, bool kMasked, class Acc>
+// here; else only the softmax scales them. Op::Acc scores; bias of type Bias; Score: a score expression.
+template <bool kModified, class Bias, bool kMasked, class Acc, class Score = NoScore>
 struct ScoreRule {
   using Base = ScoreBase<Acc>;
 
@@ -248,9 +264,16 @@ struct ScoreRule {
   const bool* mask;
   Acc slope;
   long long offset;
+  int head;
 
   __device__ __forceinline__ ScoreRule(const AttentionParams& params, const QueryBlock& block, int head)
-      : params(params), block(block), bias(nullptr), mask(nullptr), slope(0), offset(block.to - params.right - 1) {
+      : params(params),
+        block(block),
+        bias(nullptr),
+        mask(nullptr),
+        slope(0),
+        offset(block.to - params.right - 1),
+        head(head) {
     const long long b = block.batch, h = head;
     if constexpr (!kIsSame<Bias, NoBias>) {
       bias = static_cast<const Bias*>(params.bias) + b * params.bias_stride[0] + h * params.bias_stride[1];
@@ -293,10 +316,13 @@ struct ScoreRule {
     }
     if constexpr (!kIsSame<Bias, NoBias>) {
       if (i < params.bias_rows && j < params.bias_cols) {
-        s += finite<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
+        s += to_finite<Acc>(ptx::ld_global(bias + i * params.bias_stride[2] + j * params.bias_stride[3]));
       }
     }
     if (slope != 0) s -= slope * distance(i, j);
+    if constexpr (!kIsSame<Score, NoScore>) {
+      s = Score::template score<Acc>(s, block.batch, head, i + offset, j, params.score_arrays);
+    }
     return s;
   }
 
@@ -304,16 +330,5 @@ struct ScoreRule {
   __device__ __forceinline__ Acc distance(int i, int j) const {
     const long long between = i + offset - j;
     return static_cast<Acc>(between < 0 ? -between : between);
-  }
-
- private:
-  // A bias as an accumulator: finite ones stay so, those of float64 in float32, too.
-  template <class To, class From>
-  static __device__ __forceinline__ To finite(From value) {
-    const To most = Limits<To>::most(), converted = to_acc<To>(value);
-    if constexpr (sizeof(From) > sizeof(To)) {
-      if (fabs(converted) > most && fabs(value) <= Limits<From>::most()) return value < 0 ? -most : most;
-    }
-    return converted;
   }
 };

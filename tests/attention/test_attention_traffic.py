@@ -13,7 +13,7 @@ from conftest import SEED
 import cuattn
 from cuattn._attention import plan
 from cuattn._attention.problem import AttentionProblem
-from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_TAIL
+from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_TAIL, SCORE_ARRAYS
 
 DTYPES = {
     "float16": np.float16,
@@ -190,7 +190,8 @@ def test_order_of_ragged_blocks(rng, batch, descending):
     ends = dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), emulator.address(starts))
     found = np.zeros((len(rows), 6), np.int64)
     params = ATTENTION_POINTERS.pack(**dict.fromkeys(ATTENTION_POINTERS.codes, 0) | ends)
-    params += ATTENTION_TAIL.pack(**tail | sizes) + np.int64(emulator.address(found)).tobytes()
+    params += ATTENTION_TAIL.pack(**tail | sizes) + bytes(SCORE_ARRAYS.struct.size)
+    params += np.int64(emulator.address(found)).tobytes()
     emulator.launch_source(FOUND, "find", len(rows), 32, params, reads=[starts], writes=[found])
     for order, got in ((rows, found[:, :3]), (keys, found[:, 3:])):
         assert [(b, first // 16) if exists else None for exists, b, first in got] == order

@@ -19,7 +19,12 @@ from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
 from cuattn._attention.problem import L2_BYTES, AttentionProblem
 from cuattn._device import runtime
 from cuattn._device.kernel import Limits
-from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90, ATTENTION_TAIL
+from cuattn._device.params import (
+    ATTENTION_POINTERS,
+    ATTENTION_SM90,
+    ATTENTION_TAIL,
+    SCORE_ARRAYS,
+)
 from cuattn._device.recent import Recent
 
 PROBLEM = AttentionProblem("float16", "float16", 3, 8, 2, 1000, 777, 64, 64, tma=True)
@@ -409,7 +414,8 @@ def unpack(params):
 
 def unpack_sm90(params):
     """Four maps, the fields of AttentionParams, pack_log2 and blocks."""
-    before, size = 4 * 128, ATTENTION_POINTERS.struct.size + ATTENTION_TAIL.struct.size
+    parts = ATTENTION_POINTERS, ATTENTION_TAIL, SCORE_ARRAYS
+    before, size = 4 * 128, sum(part.struct.size for part in parts)
     assert len(params) == before + size + ATTENTION_SM90.struct.size
     maps = [params[i : i + 128] for i in range(0, before, 128)]
     last = ATTENTION_SM90.unpack(params, before + size)

@@ -270,7 +270,7 @@ def test_compiles_without_a_spill(arch):
         pytest.skip(f"no NVRTC: {error}")
     options = (f"-I{baselines.INCLUDE}", "--ptxas-options=-v")
     for file, name in KERNELS:
-        cubin, log = inside.compile_kernel(f"baselines/{file}.cuh", name, arch, options)
+        cubin, log = inside.compile_kernel(f"baselines/{file}.cuh", name, arch, options=options)
         assert file in inside.kernel_symbol(cubin)
         assert log.count("Used ") == 1
         assert complaints(log) == []

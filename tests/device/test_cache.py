@@ -34,7 +34,7 @@ class Compiler:
             raise RuntimeError("CuPy failed to load libnvrtc")
         return self.version
 
-    def compile_kernel(self, header, name, arch, options=()):
+    def compile_kernel(self, header, name, arch, text):
         self.compiled.append(name)
         return f"{name} {arch} {self.installed()}".encode(), ""
 
@@ -320,7 +320,7 @@ import os, sys, warnings
 from cuattn._device import cache, compiler
 warnings.simplefilter("error")
 compiler.installed = lambda: "13.5"
-compiler.compile_kernel = lambda header, name, arch: (name.encode(), "")
+compiler.compile_kernel = lambda header, name, arch, text: (name.encode(), "")
 compiler.source_digest()
 user, *names = sys.argv[1:]
 os.setgroups([])  # what another user cannot read has been imported

@@ -56,9 +56,9 @@ def _nvrtc_is_there():
         pytest.skip(f"no NVRTC: {error}")
 
 
-def compiled(header: str, names: list[str], arch: str) -> inside.Program:
+def compiled(header: str, names: list[str], arch: str, text: str) -> inside.Program:
     """These instantiations, with what ptxas -v says of them."""
-    return inside.compile_together(header, names, arch, disassembly.VERBOSE)
+    return inside.compile_together(header, names, arch, text, disassembly.VERBOSE)
 
 
 def complaints(log: str) -> list[str]:
@@ -135,16 +135,16 @@ def register_faults(ptx: str) -> dict[str, list[str]]:
 def logs(arch: str, group: list) -> dict[str, tuple[int, str]]:
     """Of a program, for its architecture and those that share its PTX: how many kernels these ship
     of it, and what ptxas -v says."""
-    header, found = group[0].header, {}
-    program = compiled(header, [kernel.name for kernel in group], arch)
+    header, text, found = group[0].header, group[0].text, {}
+    program = compiled(header, [kernel.name for kernel in group], arch, text)
     for member, names in shared_ptx.shared(arch, group).items():
         if member == arch:
             found[member] = len(group), program.log
         elif shared_ptx.find_ptxas() is None:
-            found[member] = len(names), compiled(header, names, member).log
+            found[member] = len(names), compiled(header, names, member, text).log
         else:
             ptx = shared_ptx.retargeted(program, names, member)
-            inside.keep_ptx(header, {n: program.symbols[n] for n in names}, ptx, member)
+            inside.keep_ptx(header, {n: program.symbols[n] for n in names}, ptx, member, text)
             found[member] = len(names), shared_ptx.assembled(ptx, member)
     return found
 
@@ -167,12 +167,13 @@ def test_architectures_that_share_their_ptx(rng, twin):
         arch, group = shared_ptx.programs()[at]
         names = shared_ptx.shared(arch, group).get(twin)
         if arch != twin and names:
-            drawn[group[0].header] = arch, rng.permutation(names)[:3].tolist()
+            text = group[0].text
+            drawn[group[0].header] = arch, rng.permutation(names)[:3].tolist(), text
     assert len(drawn) > 10
     for header in rng.choice(sorted(drawn), 5, replace=False):
-        arch, names = drawn[header]
+        arch, names, text = drawn[header]
         theirs, own = (
-            inside.compile_program(header, names, target.replace("sm", "compute"))
+            inside.compile_program(header, names, target.replace("sm", "compute"), text)
             for target in (arch, twin)
         )
         assert own.ptx == shared_ptx.retargeted(theirs, names, twin), names
@@ -184,7 +185,8 @@ def test_all_configurations_of_hopper_alone(part):
     chosen = groups[part::SM90_PARTS]
     assert chosen
     for group in chosen:
-        program = compiled(group[0].header, [kernel.name for kernel in group], "sm_90a")
+        names, text = [kernel.name for kernel in group], group[0].text
+        program = compiled(group[0].header, names, "sm_90a", text)
         assert program.log.count("Used ") == len(group)
         assert not complaints(program.log)
         assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
@@ -255,7 +257,7 @@ def test_the_gate_sees_a_spill(tmp_path, monkeypatch):
     """
     (tmp_path / "spills.cuh").write_text(source)
     monkeypatch.setattr(compiler, "source_directory", lambda: tmp_path)
-    log = inside.compile_program("spills.cuh", ["spills"], "sm_90", disassembly.VERBOSE).log
+    log = inside.compile_program("spills.cuh", ["spills"], "sm_90", "", disassembly.VERBOSE).log
     assert any("spill" in line for line in complaints(log))
 
 
@@ -293,7 +295,7 @@ def test_the_gate_sees_what_ptxas_says_of_wgmma(
     source = WGMMA.format(root=compiler.source_directory(), bounds=bounds, first=first, early=early)
     (tmp_path / "wgmma.cuh").write_text(source)
     monkeypatch.setattr(compiler, "source_directory", lambda: tmp_path)
-    program = inside.compile_program("wgmma.cuh", ["wgmma"], "sm_90a", disassembly.VERBOSE)
+    program = inside.compile_program("wgmma.cuh", ["wgmma"], "sm_90a", "", disassembly.VERBOSE)
     assert "Used " in program.log
     found = complaints(program.log)
     if expected is None:
@@ -387,7 +389,7 @@ def test_the_gate_of_hopper_looks_into_functions(hopper):
 @pytest.mark.parametrize("kind", ["commit", "wait", "fence"])
 def test_the_gate_of_hopper_sees_what_orders_wgmma(hopper, kind):
     kernel, _ = hopper
-    program = compiled(kernel.header, [kernel.name], "sm_90a")
+    program = compiled(kernel.header, [kernel.name], "sm_90a", kernel.text)
     (code,) = wgmma_registers.kernels(program.ptx).values()
     places = [i for i, now in enumerate(code) if now.kind == kind]
     assert len(places) == {"commit": 4, "wait": 4, "fence": 3}[kind]

@@ -40,13 +40,14 @@ class Gpus(Namespace):
 
     `launches` holds (device, symbol, grid, block, args), `smem` their shared memory, `loads`
     (device, file or bytes), `attributes` (device, function, attribute, value), `asked` (device,
-    function, attribute), all of which are `registers`, and `visits` the devices that were switched
-    to.
+    function, attribute), all of which are `registers`, or `spilled` bytes, and `visits` the devices
+    that were switched to.
     """
 
     def __init__(self):
         self.launches, self.loads, self.visits, self.allocations = [], [], [], []
-        self.smem, self.attributes, self.asked, self.registers = [], [], [], 0
+        self.smem, self.attributes, self.asked = [], [], []
+        self.registers = self.spilled = 0
         gpus, here, memory = self, threading.local(), iter(range(1 << 20, 1 << 40, 1 << 12))
 
         def current():
@@ -109,7 +110,7 @@ class Gpus(Namespace):
 
         def get_attribute(attribute, handle):
             gpus.asked.append((current(), handle, attribute))
-            return gpus.registers
+            return gpus.spilled if attribute == 3 else gpus.registers
 
         stream = Namespace("stream", ptr=0, is_capturing=lambda: False)
         runtime = Namespace("runtime", getDevice=current, getDeviceProperties=properties)
@@ -133,7 +134,7 @@ def gpus(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """(header, name, arch) of what was asked for; files are named after it."""
+    """(header, name, arch, text) of what was asked for; files are named after it."""
     asked = []
 
     def load_or_compile(*kernel):
@@ -164,7 +165,7 @@ def test_launch(runtime, gpus, compiled):
     ((device, symbol, grid, block, args),) = gpus.launches
     assert (device, symbol, grid, block) == (0, "_Zsome<float, 1>", (3,), (64,))
     assert gpus.loads == [(0, str(Path("cache", KERNEL.name)))]
-    assert compiled == [(KERNEL.header, KERNEL.name, "sm_80")]
+    assert compiled == [(KERNEL.header, KERNEL.name, "sm_80", "")]
     # CuPy passes the bytes of an array of one element by value, whatever their number.
     (argument,) = args
     assert type(argument) is np.ndarray and argument.shape == (1,)
@@ -188,7 +189,7 @@ def test_kernels_are_loaded_once_a_device(runtime, gpus, compiled):
             launch(runtime)
     assert [device for device, *_ in gpus.launches] == [0, 1, 0, 1]
     assert [device for device, _ in gpus.loads] == [0, 1]
-    assert [arch for _, _, arch in compiled] == ["sm_80", "sm_90"]
+    assert [arch for _, _, arch, _ in compiled] == ["sm_80", "sm_90"]
 
 
 @pytest.mark.parametrize("in_a_file", [True, False])
@@ -231,12 +232,29 @@ def test_registers_are_checked_once_a_device(runtime, gpus, compiled, monkeypatc
     assert len(gpus.launches) == 6
 
 
+def test_a_score_that_spills_warns(runtime, gpus, compiled):
+    """When it is loaded, and then no more; what has no expression is not asked about."""
+    own = dataclasses.replace(OTHER, text="struct Own {};", expression="s + 1")
+    gpus.registers, gpus.spilled = 255, 48
+    launch(runtime, KERNEL)
+    with pytest.warns(RuntimeWarning, match=r"score 's \+ 1' .* 255 registers .* 48 bytes"):
+        launch(runtime, own)
+    launch(runtime, own)
+    assert compiled[1] == (OTHER.header, OTHER.name, "sm_80", "struct Own {};")
+    # 3 is CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES of the driver's CUfunction_attribute.
+    assert gpus.asked == [(0, "handle of _Zsome<float, 2>", i) for i in (3, 4)]
+    gpus.spilled = 0
+    with runtime.on(1):
+        launch(runtime, own)
+    assert len(gpus.launches) == 4
+
+
 def test_a_kernel_of_one_architecture(runtime, gpus, compiled):
     own = dataclasses.replace(KERNEL, suffix="a")
     with runtime.on(1):
         for kernel in (KERNEL, own, KERNEL, own):
             launch(runtime, kernel)
-    assert compiled == [(KERNEL.header, KERNEL.name, arch) for arch in ("sm_90", "sm_90a")]
+    assert compiled == [(KERNEL.header, KERNEL.name, arch, "") for arch in ("sm_90", "sm_90a")]
     assert len(gpus.loads) == 2 and len(gpus.launches) == 4
     assert len(runtime._kernels) == len(set(runtime._kernels.values())) == 2
 
@@ -348,7 +366,7 @@ def test_a_call_runs_where_its_array_is(device, gpus, compiled):
     assert isinstance(y, gpus.ndarray) and (y.shape, y.dtype) == (x.shape, x.dtype)
     assert y.data.device_id == device
     assert gpus.visits == [1] * device * 2 and gpus.cuda.runtime.getDevice() == 0  # plan, launch
-    assert {arch for _, _, arch in compiled} == {f"sm_{80 + 10 * device}"}
+    assert {arch for _, _, arch, _ in compiled} == {f"sm_{80 + 10 * device}"}
     assert gpus.allocations == [device] * 2
     assert [launch[0] for launch in gpus.launches] == [device] * 2
     for *_, (argument,) in gpus.launches:

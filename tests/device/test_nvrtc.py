@@ -79,9 +79,9 @@ def compiled(monkeypatch):
     """Name expressions that were compiled, in order."""
     names, compile_kernel = [], compiler.compile_kernel
 
-    def counted(header, name, arch, options=()):
+    def counted(header, name, arch, text):
         names.append(name)
-        return compile_kernel(header, name, arch, options)
+        return compile_kernel(header, name, arch, text)
 
     monkeypatch.setattr(compiler, "compile_kernel", counted)
     return names
@@ -436,14 +436,15 @@ def sources(tmp_path, monkeypatch):
     return folder
 
 
-def key(header=KERNEL[0], name=KERNEL[1], arch=ARCH):
+def key(header=KERNEL[0], name=KERNEL[1], arch=ARCH, text=""):
     compiler.source_digest.cache_clear()
-    return cache_key(header, name, arch)
+    return cache_key(header, name, arch, text)
 
 
 def test_key_of_the_arguments():
     keys = [key(), key(header="softmax/rows.cuh"), key(name=KERNELS[1][1]), key(arch="sm_80")]
-    assert len(set(keys)) == 4 and key() == keys[0]
+    keys.append(key(text="struct Own {};"))
+    assert len(set(keys)) == 5 and key() == keys[0]
     assert all(len(k) == 40 and k.isalnum() for k in keys)
 
 

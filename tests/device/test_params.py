@@ -36,11 +36,12 @@ def sampled(rank):
     return [*rows(rank), *parts]
 
 
-BACKWARD = [
+ATTENTION = [
     device_params.ATTENTION_POINTERS,
     device_params.ATTENTION_TAIL,
-    device_params.ATTENTION_BACKWARD,
+    device_params.SCORE_ARRAYS,
 ]
+BACKWARD = [*ATTENTION, device_params.ATTENTION_BACKWARD]
 
 # Struct -> what the host hands over, one after the other.
 PACKED = {
@@ -66,13 +67,8 @@ PACKED = {
     },
     "StateMergeParams": [device_params.STATE_MERGE],
     "TopKStateMergeParams": [device_params.TOPK_STATE_MERGE],
-    "AttentionParams": [device_params.ATTENTION_POINTERS, device_params.ATTENTION_TAIL],
-    "AttentionSm90Params": [
-        *[TENSOR_MAP] * 4,
-        device_params.ATTENTION_POINTERS,
-        device_params.ATTENTION_TAIL,
-        device_params.ATTENTION_SM90,
-    ],
+    "AttentionParams": ATTENTION,
+    "AttentionSm90Params": [*[TENSOR_MAP] * 4, *ATTENTION, device_params.ATTENTION_SM90],
     "AttentionBackwardParams": BACKWARD,
     "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
     "AttentionBackwardSumsParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SUMS],
@@ -165,7 +161,7 @@ def lay_out(type_, files):
         declared = re.fullmatch(FIELD, statement)
         assert declared, f"{name}: what is `{statement}`?"
         base = declared["type"].removeprefix("const ")
-        assert not declared["pointer"] or declared["names"].isidentifier(), statement
+        assert not declared["pointer"] or "," not in declared["names"], statement
         for declarator in declared["names"].split(", "):
             field, *lengths = re.findall(r"\w+", declarator)
             count = int(np.prod([number(length, files) for length in lengths], dtype=int))
@@ -255,9 +251,10 @@ def test_every_declaration_is_compared():
     assert declared <= compared
     for name, parts in PACKED.items():
         embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
-        embedded += ["AttentionBackwardParams", "ScoreGradients", "SampleParams"]
-        assert parts[-1].name == name.partition("<")[0]
-        assert {part.name for part in parts} <= {parts[-1].name, *embedded}
+        embedded += ["AttentionBackwardParams", "ScoreGradients", "SampleParams", "ScoreArrays"]
+        last = next(part for part in reversed(parts) if part is not device_params.SCORE_ARRAYS)
+        assert last.name == name.partition("<")[0]
+        assert {part.name for part in parts} <= {last.name, *embedded}
 
 
 def test_a_compiler_lays_them_out_so():
@@ -313,6 +310,8 @@ HEADERS = (
         # Types, lengths, and what moves all that follows.
         ("attention/params", "int heads_in_l2", "long long heads_in_l2"),
         ("attention/params", "alibi_stride[2]", "alibi_stride[3]"),
+        ("attention/params", "const void* array[6]", "const void* array[5]"),
+        ("attention/params", "size[6][4], stride[6][4]", "stride[6][4], size[6][4]"),
         ("attention/params", "TensorMap q, k, v, out", "TensorMap q, k, v"),
         ("attention/params", "int pack_log2;", "int pack_log2, more;"),
         ("softmax/params", "kOut, kStat,", "kOut, kMore, kStat,"),
@@ -358,7 +357,7 @@ def test_fields_are_called_as_their_arrays():
     names = list(device_params.ATTENTION_POINTERS.codes)
     arrays = list(views.Arrays._fields)
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
-    assert names == list(views.Operands._fields)
+    assert [*names, "score_args"] == list(views.Operands._fields)
     for kind, params, sizes in (
         (LogitsState, device_params.STATE_MERGE, ["n"]),
         (SampleState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),

@@ -25,7 +25,7 @@ def made(monkeypatch):
     """(name, target) of what was asked of the cache; nothing is compiled."""
     asked = []
 
-    def load_or_compile(header, name, arch, *, always=False):
+    def load_or_compile(header, name, arch, text, *, always=False):
         assert always
         asked.append((name, arch))
         return Path("file"), b""

@@ -379,6 +379,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.merge(*[cuattn.SoftmaxState(lse, other)] * 2, out=(lse, other)),
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
+        lambda: cuattn.attention(q, q, q, score="s + t[b]", score_args={"t": lens}),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),
         lambda: cuattn.attention_kvcache(q, cache, cache, kv_lens=lens),
         lambda: cuattn.attention_kvcache(q, *halves, kv_lens=lens, k_new=q, v_new=q, out=out),
@@ -413,6 +414,7 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
         lambda: cuattn.sample_state(x, 3, seed=x.astype(int)[..., :1], scale=0.5),
         lambda: cuattn.entropy(x, where=x > 0),
         lambda: cuattn.attention(x, x, x, window=(3, 0), bias=x),
+        lambda: cuattn.attention(x, x, x, score="s + t[h, q, k]", score_args={"t": x}),
     ]
     want = [call() for call in calls]
     monkeypatch.setattr(HOST, "recent", Known(HOST.recent))

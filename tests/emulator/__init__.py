@@ -469,7 +469,7 @@ class Runtime:
 
     def library(self, kernel, before=""):
         """`kernel` compiled, with the text `before` in front of it."""
-        source = f"{before}#include <{kernel.header}>\n"
+        source = f"{before}#include <{kernel.header}>\n{getattr(kernel, 'text', '')}"
         return build.kernel_library(source, kernel.name, profile=self.profile)
 
     def launch(self, kernel, params, reads, writes):

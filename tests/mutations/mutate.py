@@ -446,6 +446,11 @@ ATTENTION_TF32, ATTENTION_FLOAT, ATTENTION_DOUBLE = (
     (ampere("attention", "test_many_keys", op), ampere("attention", "test_ones", op))
     for op in ATTENTION_OPS[2:]
 )
+# Score expressions: by themselves, and in attention.
+SCORE_LANGUAGE = ("tests/attention/test_score_language.py::test_random_expressions",)
+SCORE_CORNERS = ("tests/attention/test_score_language.py::test_corners",)
+SCORE = (ampere("score", "test_uses", 4), ampere("score", "test_uses", 0))
+SCORE_PRODUCTS = ("tests/softmax/test_contraction.py::test_products_of_scores",)
 ATTENTION_WINDOW = (
     ampere("attention", "test_window", "(150, 150)", "(9, 12)"),
     ampere("attention", "test_window", "(37, 83)", "(17, None)"),

@@ -287,7 +287,7 @@ def device(request, monkeypatch):
 @pytest.mark.parametrize("name", CALLS)
 def test_bad_calls(name, device):
     arrays, options, _ = parameters(name)
-    argument = rf"^(?:{'|'.join(arrays + options)})\b[\w.\[\]]* must .+, but .+"
+    argument = rf"^(?:{'|'.join(arrays + options)})\b[\w.\[\]']* must .+, but .+"
     counts = dict.fromkeys(("right", "type", "value"), 0)
 
     @seed(f"{os.environ[SEED]} {name} {device is None}")

@@ -200,7 +200,12 @@ CALLS = {
     ),
     "attention_varlen": (
         (ones((5, 2, 4)),) * 3 + (np.array([0, 2, 5]),) * 2,
-        {"sinks": ones(2), "q_offset": np.array([0, 1])},
+        {
+            "sinks": ones(2),
+            "q_offset": np.array([0, 1]),
+            "score": "s + table[h, q - k]",
+            "score_args": {"table": ones((2, 3))},
+        },
     ),
     "attention_backward": (
         (ones((2, 2, 3, 4)),) * 5 + (ones((2, 2, 3)),),

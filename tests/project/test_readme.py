@@ -64,10 +64,11 @@ def test_example_prints_what_readme_shows():
 
 
 @pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
-def test_the_example_of_penalties(backend):
+@pytest.mark.parametrize(("example", "shown"), [("penalties", "drawn"), ("score", "scored")])
+def test_the_examples_of_rules(backend, example, shown):
     text, xp = RULES.read_text(encoding="utf-8"), backend.xp.__name__
-    example = block(text, "python", "penalties").replace("import numpy as", f"import {xp} as")
-    assert printed(example) == block(text, "text", "drawn")
+    example = block(text, "python", example).replace("import numpy as", f"import {xp} as")
+    assert printed(example) == block(text, "text", shown)
 
 
 @on_a_gpu

@@ -1,4 +1,5 @@
-"""Merges commute in all bits where the compiler fuses products into additions, as NVRTC does.
+"""Merges commute in all bits where the compiler fuses products into additions, as NVRTC does, and
+products of score expressions are rounded as NumPy's are.
 
 The emulator compiles kernels with contraction off; here they are compiled with it.
 """
@@ -95,3 +96,13 @@ def test_a_row_alone(rng, function):
         with emulator.activate(arch="sm_90", num_sms=num_sms):
             made.append(function(rows)[0])
     assert made[0].tobytes() == made[1].tobytes()
+
+
+def test_products_of_scores(rng):
+    """No compiler knows that these two are the same."""
+    x = np.abs(rng.standard_normal((1, 1, 9, 16))).astype(np.float32)
+    args = {name: np.array(1.1, np.float32) for name in ("t", "u")}
+    with emulator.activate(arch="sm_80"):
+        score = "(s * t - abs(s) * u) * 1e9"
+        out = cuattn.attention(x, x, x, score=score, score_args=args)
+    np.testing.assert_allclose(out, np.broadcast_to(x.mean(axis=2, keepdims=True), x.shape), 1e-5)

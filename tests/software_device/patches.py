@@ -108,11 +108,11 @@ def _add_ptx(nvrtc):
 
     compile_kernel = own.compile_kernel
 
-    def compiled(header, name, arch, options=()):
-        key = f"{cache.cache_key(header, name, arch)}-{own.version()}"
+    def compiled(header, name, arch, text="", options=()):
+        key = f"{cache.cache_key(header, name, arch, text)}-{own.version()}"
         left = Path(os.environ[PTX]) / f"{key}.ptx"
         if options or not getattr(here, "loads", False) or not left.exists():
-            return compile_kernel(header, name, arch, options)
+            return compile_kernel(header, name, arch, text, options)
         ptx = left.read_bytes()
         return _elf(ptx) + MARK + ptx + b"\0", ""
 

@@ -61,10 +61,10 @@ def own_programs():
     for arch in ARCHITECTURES:
         for kernel in kernels(TARGETS[arch]).values():
             target = arch.replace("sm_", "compute_") + kernel.suffix  # no ptxas
-            groups[kernel.header, target].append(kernel.name)
-    for (header, target), names in groups.items():
+            groups[kernel.header, target, kernel.text].append(kernel.name)
+    for (header, target, text), names in groups.items():
         for first in range(0, len(names), TOGETHER):
-            yield header, target, names[first : first + TOGETHER]
+            yield header, target, text, names[first : first + TOGETHER]
 
 
 def count_program(program):
@@ -73,8 +73,8 @@ def count_program(program):
 
     from cuattn._device import compiler
 
-    header, target, names = program
-    handle = nvrtc.createProgram(f"#include <{header}>\n", "opcodes.cu", (), ())
+    header, target, text, names = program
+    handle = nvrtc.createProgram(f"#include <{header}>\n{text}", "opcodes.cu", (), ())
     try:
         for name in names:
             nvrtc.addNameExpression(handle, name)

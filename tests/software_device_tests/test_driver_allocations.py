@@ -101,6 +101,9 @@ def calls():
         "merge of selections": lambda **out: cuattn.merge(selected, selected, **out),
         "attention": lambda **out: cuattn.attention(q, q, q, is_causal=True, **out),
         "attention, lse": lambda **out: cuattn.attention(q, q, q, return_lse=True, **out),
+        "attention with a score": lambda **out: cuattn.attention(
+            q, q, q, score="s + t[q]", score_args={"t": q[0, 0, :, 0]}, **out
+        ),
         "attention of few queries": lambda **out: cuattn.attention(q[:, :, :1], keys, keys, **out),
         "attention_varlen": lambda **out: cuattn.attention_varlen(
             flat, flat, flat, ends, ends, **out

@@ -269,7 +269,9 @@ def calls_of_cuattn():
             cuattn.merge(draws, draws),
         ),
         "attention": lambda: cuattn.attention(q, q, q, is_causal=True),
-        "attention_varlen": lambda: cuattn.attention_varlen(flat, flat, flat, offsets, offsets),
+        "attention_varlen": lambda: cuattn.attention_varlen(
+            flat, flat, flat, offsets, offsets, score="s + t[q]", score_args={"t": flat[:, 0, 0]}
+        ),
         "attention_backward": lambda: cuattn.attention_backward(q, q, q, q, *part),
         "attention_backward_varlen": lambda: cuattn.attention_backward_varlen(
             flat, flat, flat, flat, flat, flat_lse, offsets, offsets

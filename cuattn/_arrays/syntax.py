@@ -1,0 +1,78 @@
+"""The text of a score expression as Python's tree, and errors that point at a column of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from cuattn._arrays.checks import shown
+
+MAX_LENGTH, MAX_NODES, MAX_DEPTH = 4096, 500, 60
+
+
+class Text:
+    """A text, and what is raised about it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def refuse(self, must: str, what: str, node: Any, remedy: str = "") -> NoReturn:
+        """The error for a node, or for a place in the text."""
+        at = node if isinstance(node, int) else self.index(node.lineno, node.col_offset)
+        line, column = self.text.count("\n", 0, at), at - self.text.rfind("\n", 0, at)
+        of_line = f"line {line + 1}, " if "\n" in self.text else ""
+        more = f"; {remedy}" if remedy else ""
+        raise ValueError(f"score must {must}, but {what} at {of_line}column {column}{more}")
+
+    def index(self, line: int, column: int) -> int:
+        """Where a line and a column of the text without leading blanks are."""
+        at = len(self.text) - len(self.text.lstrip())
+        for _ in range(line - 1):
+            at = self.text.index("\n", at) + 1
+        return at + column
+
+    def source(self, node: Any) -> str:
+        """The text of a node, for people."""
+        begin = self.index(node.lineno, node.col_offset)
+        return shown(self.text[begin : self.index(node.end_lineno, node.end_col_offset)])
+
+    def tree(self) -> ast.expr:
+        """The tree of the text, which is neither large nor deep."""
+        if len(self.text) > MAX_LENGTH:
+            raise ValueError(
+                f"score must have at most {MAX_LENGTH} characters, but it has {len(self.text)}"
+            )
+        strange = re.search(r"[^ -~\n\t]", self.text)
+        if strange:
+            what = f"{ascii(strange[0])} is none"
+            self.refuse("be of printable ASCII characters", what, strange.start())
+        if not self.text.strip():
+            raise ValueError("score must be an expression, but it is empty; None changes nothing")
+        try:
+            tree = ast.parse(self.text.lstrip(), mode="eval").body
+        except SyntaxError as error:
+            line, column = error.lineno or 1, max(0, (error.offset or 1) - 1)
+            lines = self.text.lstrip().count("\n") + 1
+            at = min(self.index(min(line, lines), column), len(self.text))
+            at = at if error.offset else len(self.text.rstrip())  # it ends too early
+            self.refuse("be a Python expression", f"Python says: {error.msg}", at)
+        except (MemoryError, RecursionError, ValueError):
+            self.refuse(f"be nested at most {MAX_DEPTH} deep", "it is nested deeper", 0)
+        for count, (node, depth) in enumerate(_nodes(tree)):
+            if count == MAX_NODES:
+                self.refuse(f"have at most {MAX_NODES} parts", "there are more", node)
+            if depth > MAX_DEPTH:
+                self.refuse(f"be nested at most {MAX_DEPTH} deep", "it is nested deeper", node)
+        return tree
+
+
+def _nodes(tree: ast.AST) -> Iterator[tuple[ast.expr, int]]:
+    """Expressions of a tree and how deep they lie, without recursion."""
+    waiting: list[tuple[ast.AST, int]] = [(tree, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, ast.expr):
+            yield node, depth
+        waiting += [(child, depth + 1) for child in ast.iter_child_nodes(node)]

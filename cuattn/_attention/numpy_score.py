@@ -1,0 +1,73 @@
+"""Score expressions by NumPy, step by step, for a tile of queries and keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn._arrays.expression import Expression, Step
+
+NUMBERS = {"int": np.int64, "bool": np.bool_}
+
+
+class Score(NamedTuple):
+    """A score expression of heads and sequences, whose numbers it is handed."""
+
+    expression: Expression
+    arrays: tuple[Any, ...]
+    b: Any  # (B, 1, 1, 1, 1)
+    h: Any  # (1, G, g, 1, 1)
+
+    def tile(self, b: slice, h: slice) -> Score:
+        """Sequences b, heads h of k and v."""
+        return self._replace(b=self.b[b], h=self.h[:, h])
+
+    def change(self, s: np.ndarray, place: int, j: slice) -> None:
+        """Scores (B, G, g, M, N), in place, of queries from `place` on and keys j."""
+        q = np.arange(place, place + s.shape[3], dtype=np.int64)[:, None]
+        k = np.arange(j.start, j.stop, dtype=np.int64)
+        names = {"s": s, "b": self.b, "h": self.h, "q": q, "k": k}
+        steps, values = self.expression.steps, list[Any]()
+        last = {place: n for n, step in enumerate(steps) for place in step.operands}
+        for n, step in enumerate(steps):
+            values.append(self._value(step, [values[place] for place in step.operands], names))
+            for place in step.operands:
+                if last[place] == n:
+                    values[place] = None  # its memory is for the next ones
+        s[...] = values[-1]
+
+    def _value(self, step: Step, operands: list[Any], names: dict[str, Any]) -> Any:
+        acc = names["s"].dtype
+        if step.operation == "name":
+            return names[step.value]
+        if step.operation == "number":
+            if step.kind == "float":
+                return to_finite(np.float64(step.value), acc)
+            return NUMBERS[step.kind](step.value)
+        if step.operation == "float":
+            return operands[0].astype(acc)
+        if step.operation == "element":
+            array = self.arrays[step.value]
+            most = [size - 1 for size in array.shape]
+            found = array[tuple(map(np.clip, operands, [0] * len(most), most))]
+            return (
+                to_finite(found, acc) if step.kind == "float" else found.astype(NUMBERS[step.kind])
+            )
+        return getattr(np, step.operation)(*operands)
+
+
+def score_of(x: Any, expression: Expression, b: slice | np.ndarray) -> Score:
+    """The expression of sequences b of `views.Operands`."""
+    batch = len(x.q) if x.cu_seqlens_q is None else len(x.cu_seqlens_q) - 1
+    sequences = np.arange(batch, dtype=np.int64)[b].reshape(-1, 1, 1, 1, 1)
+    heads = np.arange(x.q.shape[1], dtype=np.int64).reshape(1, x.k.shape[1], -1, 1, 1)
+    return Score(expression, x.score_args, sequences, heads)
+
+
+def to_finite(a: Any, acc: np.dtype) -> Any:
+    """An array or a number in `acc`: finite ones stay so, those of float64 in float32, too."""
+    if a.dtype.itemsize > acc.itemsize:
+        most = np.finfo(acc).max
+        a = np.where(np.isfinite(a), np.clip(a, -most, most), a)
+    return a.astype(acc)

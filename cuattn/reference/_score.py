@@ -1,0 +1,73 @@
+"""Score expressions by Python itself, over grids of indices in float64.
+
+A part of `cuattn.reference`, whose rules hold here. The text is trusted: `attention` checks it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from cuattn.reference._numerics import wide
+
+Score = Callable[..., Any]  # of s, b, h, q, k
+
+
+class _Clamped:
+    """An array whose indices are moved to the nearest ones that there are."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __getitem__(self, index: Any) -> Any:
+        index = index if isinstance(index, tuple) else (index,)
+        sizes = zip(index, self.array.shape, strict=True)
+        return self.array[tuple(np.clip(i, 0, size - 1) for i, size in sizes)]
+
+
+class _AsNumPy(ast.NodeTransformer):
+    """Numbers as those of NumPy, which wrap and divide by 0; chains of comparisons by ``&``."""
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        kind = {bool: "bool_", int: "int64"}.get(type(node.value), "float64")
+        return ast.Call(ast.Name(kind, ast.Load()), [node], [])
+
+    def visit_Compare(self, node: ast.Compare) -> Any:
+        self.generic_visit(node)
+        lefts = [node.left, *node.comparators]
+        pairs = zip(lefts, node.ops, node.comparators, strict=False)
+        links = [ast.Compare(left, [op], [right]) for left, op, right in pairs]
+        return reduce(lambda one, other: ast.BinOp(one, ast.BitAnd(), other), links)  # type: ignore
+
+
+FUNCTIONS: dict[str, Any] = {
+    "bool_": np.bool_,
+    "int64": np.int64,
+    "float64": np.float64,
+    "inf": np.float64(np.inf),
+    "abs": np.abs,
+    "min": lambda *numbers: reduce(np.minimum, numbers),
+    "max": lambda *numbers: reduce(np.maximum, numbers),
+    **{name: getattr(np, name) for name in ("exp", "log", "tanh", "sqrt", "where")},
+}
+
+
+def score_of(text: str, arrays: Mapping[str, Any] | None) -> Score:
+    """A function of s, b, h, q and k."""
+    tree = ast.fix_missing_locations(_AsNumPy().visit(ast.parse(text.strip(), mode="eval")))
+    code, names = compile(tree, "score", "eval"), dict[str, Any](FUNCTIONS)
+    for name, array in (arrays or {}).items():
+        array = np.asarray(array)
+        if array.dtype.kind != "b":
+            array = array.astype(np.int64) if array.dtype.kind in "iu" else wide(array)
+        names[name] = _Clamped(array) if array.ndim else array[()]
+
+    def score(s: Any, b: int, h: int, q: Any, k: Any) -> Any:
+        numbers = {"s": s, "b": np.int64(b), "h": np.int64(h), "q": q, "k": k}
+        return eval(code, {"__builtins__": {}}, names | numbers)
+
+    return score
