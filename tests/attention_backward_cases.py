@@ -34,7 +34,7 @@ def naive_backward(grad, q, k, v, y, lse, grad_lse, seen, op, **options):
     """
     dtype, acc = q.dtype, lse_dtype(q.dtype)
     batch, heads_kv, group = *k.shape[:2], q.shape[1] // max(1, k.shape[1])
-    s, strayed, chain, distance, rounded = naive_scores(q, k, op, **options)
+    s, strayed, chain, own, distance, rounded = naive_scores(q, k, op, **options)
     scale = options.get("scale")
     scale = acc.type(max(1, q.shape[-1]) ** -0.5 if scale is None else scale)
     grad, q, k, v, y = (rounded(a.astype(acc)) for a in (grad, q, k, v, y))
@@ -45,7 +45,7 @@ def naive_backward(grad, q, k, v, y, lse, grad_lse, seen, op, **options):
     sinks = options.get("sinks")
     sink = np.exp((acc.type(-INF) if sinks is None else sinks.astype(acc)[:, None, None]) - lse)
     delta = np.where(lse == INF, 0, np.sum(grad * y, axis=-1, keepdims=True) - grad_lse)
-    ds = p * (np.matmul(grad, v.swapaxes(-1, -2)) - delta)
+    ds = own * p * (np.matmul(grad, v.swapaxes(-1, -2)) - delta)
 
     def gradients(p, ds, dx, sink, grad, q, k):
         def by_key(a):
@@ -69,7 +69,7 @@ def naive_backward(grad, q, k, v, y, lse, grad_lse, seen, op, **options):
     finite = np.where(lse == INF, 0, abs(lse))
     sized = np.where(p > 0, p * (1 + abs(s) + finite + strayed), 0)
     parts = np.sum(abs(grad * y), axis=-1, keepdims=True) + abs(grad_lse)
-    sized_ds = sized * (np.matmul(abs(grad), abs(v).swapaxes(-1, -2)) + parts)
+    sized_ds = abs(own) * sized * (np.matmul(abs(grad), abs(v).swapaxes(-1, -2)) + parts)
     sized_sink = np.where(sink > 0, sink * (2 + finite) * parts, 0)
     sizes = gradients(sized, sized_ds, sized_ds, sized_sink, abs(grad), abs(q), abs(k))
     narrow = [None if d is None else d.astype(dtype) for d in plain[:3]]

@@ -14,6 +14,7 @@ from tolerance import TABLE, assert_close, dtype_of, exact, lse_dtype
 
 import cuattn
 from cuattn import reference
+from cuattn.reference._dual import Dual, as_dual
 from cuattn.reference._score import score_of
 
 INF, NAN = np.inf, np.nan
@@ -101,6 +102,7 @@ class Scores(NamedTuple):
     s: np.ndarray
     strayed: np.ndarray  # how far the sums of products stray on the way to a score
     chain: np.ndarray  # the derivative of what is capped
+    own: np.ndarray  # that of a score expression, by what it changes
     distance: np.ndarray  # of queries' places and keys
     rounded: Callable[[np.ndarray], np.ndarray]
 
@@ -116,6 +118,7 @@ def naive_scores(q, k, op, *, scale=None, softcap=None, bias=None, alibi_slopes=
     q, k = (rounded(a.astype(acc)) for a in (q, k))
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else scale
     s, chain = np.matmul(q, k.swapaxes(-1, -2)) * acc.type(scale), np.ones((), acc)
+    own = chain
     squares = (np.square(a, dtype=np.float64) for a in (q, k.swapaxes(-1, -2)))
     strayed = abs(scale) * np.sqrt(np.matmul(*squares))
     if softcap:
@@ -132,8 +135,10 @@ def naive_scores(q, k, op, *, scale=None, softcap=None, bias=None, alibi_slopes=
     if score is not None:
         b, h = np.ogrid[: s.shape[0], : s.shape[1]]
         numbers = b[..., None, None], h[..., None, None], places, j
-        s = np.broadcast_to(score_of(score, score_args)(s, *numbers), s.shape).astype(acc)
-    return Scores(s, strayed, chain, distance, rounded)
+        found = as_dual(score_of(score, score_args)(Dual(s, acc.type(1)), *numbers))
+        s = np.broadcast_to(found.value, s.shape).astype(acc)
+        own = np.where(s == -INF, 0, 0 if found.d is None else found.d).astype(acc)
+    return Scores(s, strayed, chain, own, distance, rounded)
 
 
 @np.errstate(all="ignore")
@@ -143,7 +148,7 @@ def naive(q, k, v, seen, op, *, sinks=None, **options):
     Probabilities and out are rounded to the dtype, as FlashAttention's tests have it.
     """
     dtype, acc = q.dtype, lse_dtype(q.dtype)
-    s, strayed, _, _, rounded = naive_scores(q, k, op, **options)
+    s, strayed, _, _, _, rounded = naive_scores(q, k, op, **options)
     v = np.repeat(rounded(v.astype(acc)), q.shape[1] // max(1, k.shape[1]), axis=1)
     s = np.where(seen, s, acc.type(-INF))
     sink = acc.type(-INF) if sinks is None else sinks.astype(acc)[:, None, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
@@ -351,20 +352,27 @@ def attention_problems() -> Iterator[AttentionProblem]:
             yield problem(op, dim, vector=False)
             yield problem(op, dim, modified=True, bias=bias, masked=True)
         yield problem("bfloat16", dim, vector=False, modified=True, bias="bfloat16", masked=True)
+    for op in ("float16", "bfloat16", "tf32", "float32", "float64"):
+        bias = "float64" if op == "float64" else "float32"
+        yield problem(op, 512)
+        yield problem(op, 512, vector=False, modified=True, bias=bias, masked=True)
+    yield problem("float16", 320)
+    yield problem("float64", 288, vector=False)
     yield problem("float16", 128, modified=True)
     yield problem("float16", 128, masked=True)
 
 
-def score_problems() -> Iterator[AttentionProblem]:
-    """Calls with a score expression: a common one, and one with some of everything."""
+def score_problems(chain: bool = False) -> Iterator[AttentionProblem]:
+    """Calls with a score expression: a common one, and one with some of everything; `chain`: for
+    gradients."""
     relative = parse("s + table[h, q - k]", (Indexed("table", "float", 2),))
     of_all = parse(
         "where((0 <= q - k < 99) & (tree[q, k] == tree[k, k]), tanh(s) * exp(w), log(s) / k)"
         " + min(far[q // 8 % 5], 9)",
         (Indexed("far", "float", 1), Indexed("tree", "int", 2), Indexed("w", "float", 0)),
     )
-    common = plan_score(relative, ("float32",))
-    every = plan_score(of_all, ("float64", "int32", "bfloat16"))
+    common = plan_score(relative, ("float32",), chain)
+    every = plan_score(of_all, ("float64", "int32", "bfloat16"), chain)
     rule = {"modified": True, "score": every}
     masked = {"vector": False, "bias": "float32", "masked": True}
     yield attention_problem("float16", 64, modified=True, score=common)
@@ -420,7 +428,7 @@ def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
             many = dataclasses.replace(problem, q_rows=2000, k_rows=2000)
             if storing := plan_backward_ds.plan_ds(many, compute_capability, SMS):
                 yield from (launch.kernel for launch in storing.rounds[0][2:])
-    for problem in backward_problems():
+    for problem in [*backward_problems(), *itertools.islice(score_problems(chain=True), 3)]:
         yield plan_backward.plan_rows(problem, problem.vector).kernel
         yield plan_backward.plan_q(problem, compute_capability).kernel
         for launch in plan_backward.plan_kv(problem, compute_capability):

@@ -297,7 +297,7 @@ def gradients() -> None:
         grad, q, q, q, y, lse, grad_lse=lse, is_causal=True, q_offset=0, window=(3, None),
         scale=0.3, softcap=9, mask=bias == 0, bias=bias, alibi_slopes=ones, sinks=ones,
         q_lens=np.array([5, 4]), kv_lens=np.array([3, 5]), layout="BHSD", precision="ieee",
-        return_dbias=True, out=None,
+        return_dbias=True, out=None, score="s * t[k]", score_args={"t": ones},
     )  # fmt: skip
     assert_type(found, AttentionGradients)
     assert_type(found.dq, Array)
@@ -316,7 +316,8 @@ def gradients() -> None:
         is_causal=True, q_offset=np.array([0, 0]), window=(1, 1), scale=np.float32(0.3),
         softcap=None, mask=np.ones((2, 2), bool), bias=None, alibi_slopes=np.ones(5),
         sinks=np.ones(5), q_lens=ends[:2], kv_lens=ends[:2], precision=None, return_dbias=False,
-        out=(np.empty_like(flat), np.empty_like(flat), np.empty_like(flat)),
+        out=(np.empty_like(flat), np.empty_like(flat), np.empty_like(flat)), score="s",
+        score_args={},
     )  # fmt: skip
     assert_type(found, AttentionGradients)
     loose: Any = flat

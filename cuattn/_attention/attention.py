@@ -70,7 +70,7 @@ def attention(
     k : array, shape (B, H_kv, S_k, D), dtype of q
         As many dimensions as q; H must be a multiple of H_kv.
     v : array, shape (B, H_kv, S_k, D_v), dtype of q
-        D and D_v are at most 256.
+        D and D_v are at most 512.
     is_causal : bool, optional
         Query i sees keys up to ``i + q_offset``.
     q_offset : int or array of int, shape (B,), optional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, SupportsIndex, overload
 
 from cuattn._arrays.attention_types import (
@@ -46,6 +47,8 @@ def attention_backward(
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
+    score: str | None = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Any = None,
     kv_lens: Any = None,
     layout: Layout = "BHSD",
@@ -62,14 +65,14 @@ def attention_backward(
     grad : cupy.ndarray or numpy.ndarray, shape and dtype of y
         Gradient with respect to the result; any strides, 0 too.
     q, k, v : array
-        As in the forward call.
+        As in the forward call, but D and D_v are at most 256.
     y, lse : array
         What it returned: ``y, lse = attention(q, k, v, return_lse=True)``.
     grad_lse : array, shape and dtype of lse, optional
         Gradient with respect to lse. Default: 0.
     is_causal, q_offset, window, scale, softcap, mask, bias, alibi_slopes, sinks
         As in the forward call: with others the results are wrong, which cannot be checked.
-    q_lens, kv_lens, layout, precision
+    score, score_args, q_lens, kv_lens, layout, precision
         Likewise.
     return_dbias : bool, optional
         Also return the gradient of `bias`, which takes two more products.
@@ -105,8 +108,9 @@ def attention_backward(
     `attention_backward_varlen`) are stored for a while, 16 bits each and at most 1 GiB at a time:
     dq takes one product then, not three. That depends on the sequence, not on the batch.
 
-    There is no gradient of numbers. That of `scale` is ``sum(q * dq) / scale``. There is no
-    dropout.
+    There is no gradient of numbers, nor of the arrays of `score_args`. That of `scale` is
+    ``sum(q * dq) / scale``, without `score`. At a kink of `score` (``abs``, ``min``, ``max``) its
+    derivative is that of one side, and where the score is -inf it is 0. There is no dropout.
 
     References
     ----------
@@ -128,9 +132,8 @@ def attention_backward(
     arrays |= {"sinks": sinks, "q_lens": q_lens, "kv_lens": kv_lens}
     numbers = is_causal, window, scale, softcap, precision
     required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
-    return prepare(
-        request_backward.backward(required, arrays, q_offset, layout, numbers, return_dbias, out)
-    )
+    rest = return_dbias, out, score, score_args
+    return prepare(request_backward.backward(required, arrays, q_offset, layout, numbers, *rest))
 
 
 @overload
@@ -183,6 +186,8 @@ def attention_backward_varlen(
     bias: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
+    score: str | None = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Any = None,
     kv_lens: Any = None,
     precision: Precision | None = None,
@@ -205,7 +210,7 @@ def attention_backward_varlen(
         Gradient with respect to lse. Default: 0.
     is_causal, q_offset, window, scale, softcap, mask, bias, alibi_slopes, sinks
         As in the forward call.
-    q_lens, kv_lens, precision
+    score, score_args, q_lens, kv_lens, precision
         Likewise.
     return_dbias, out
         As `attention_backward`.
@@ -241,6 +246,5 @@ def attention_backward_varlen(
     numbers = is_causal, window, scale, softcap, precision
     required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
     required |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    return prepare(
-        request_backward.backward(required, arrays, q_offset, "BSHD", numbers, return_dbias, out)
-    )
+    rest = return_dbias, out, score, score_args
+    return prepare(request_backward.backward(required, arrays, q_offset, "BSHD", numbers, *rest))

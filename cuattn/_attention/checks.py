@@ -12,7 +12,8 @@ from cuattn._arrays.checks import INTEGERS, broadcastable, one_dtype, shown
 from cuattn._arrays.scalars import float_dtype, integer, number
 
 Shape = tuple[int, ...]
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 256  # of caches and of gradients
+MAX_FORWARD_DIM = 512
 MAX_SIZE = 2**31 - 1024  # kernels count rows and keys in 32 bits, up to the end of a tile
 MAX_OFFSET = 2**39  # so that sums of places stay within what the kernels count
 NORMAL = {  # the least and the largest, by accumulator

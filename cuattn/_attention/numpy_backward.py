@@ -59,6 +59,7 @@ def run_numpy(call: Call) -> AttentionGradients:
         dbias = np.zeros(dbias.shape, acc)
     forward = cast(arrays.forward, acc, (), np)
     x = canonical_views(forward, (arrays.y, arrays.lse), sizes, call.layout, np)
+    x = x._replace(score_args=tuple(call.score_args.values()))
     large = dict(zip("qkv", found.values(), strict=False))
     given = forward._replace(**large, mask=None, bias=dbias, alibi_slopes=None, sinks=None)
     grads = (arrays.grad, arrays.grad_lse)[: 1 + (arrays.grad_lse is not None)]
@@ -147,22 +148,25 @@ def _tile_backward(
         by_head = x.q.shape[:4]
         weight = np.exp(np.minimum(x.sinks - lse.reshape(by_head), 0))
         sums[1] -= (weight * delta.reshape(by_head)).sum(axis=3)
-    dq, by_rows = np.zeros(q.shape, acc), varies(x.mask) or varies(x.bias)
+    dq, by_rows = np.zeros(q.shape, acc), varies(x.mask) or varies(x.bias) or x.score is not None
     for j in key_tiles(x, keys):
         k, v = usable(x.k[:, :, j], acc), usable(x.v[:, :, j], acc)
         p = products(q, k, by_rows)
         chain = _chain(p, x.softcap) if x.softcap else None
-        sees = functools.partial(seen, x, p, j) if to_scores(p, x, j) else None
+        changed = None if x.score is None else np.empty_like(p)  # the derivative by what it was
+        sees = functools.partial(seen, x, p, j) if to_scores(p, x, j, changed) else None
         p -= lse
         if np.maximum.reduce(p, axis=None, initial=-np.inf) > 0:  # lse has been rounded
             np.copyto(p, 0, where=(p > 0) & (p < np.inf))  # infinite where a mask meets NaN
         np.exp(p, out=p)
-        if x.slopes is not None:  # far keys
+        if x.slopes is not None or x.score is not None:  # far keys
             flush(p)
         _hide(p, sees)
         ds = products(grad, v, by_rows)
         ds -= delta
         ds *= p
+        if changed is not None:
+            ds *= changed
         _hide(ds, sees)
         _add_options(x, d, ds.reshape(*x.q.shape[:4], ds.shape[3]), j, sums)
         if chain is not None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cuattn._arrays.derivative import differentiate
 from cuattn._arrays.expression import Expression, Step
 
 NUMBERS = {"int": np.int64, "bool": np.bool_}
@@ -23,19 +24,24 @@ class Score(NamedTuple):
         """Sequences b, heads h of k and v."""
         return self._replace(b=self.b[b], h=self.h[:, h])
 
-    def change(self, s: np.ndarray, place: int, j: slice) -> None:
-        """Scores (B, G, g, M, N), in place, of queries from `place` on and keys j."""
+    def change(self, s: np.ndarray, place: int, j: slice, chain: np.ndarray | None = None) -> None:
+        """Scores (B, G, g, M, N), in place, of queries from `place` on and keys j; into `chain`
+        their derivatives."""
         q = np.arange(place, place + s.shape[3], dtype=np.int64)[:, None]
         k = np.arange(j.start, j.stop, dtype=np.int64)
         names = {"s": s, "b": self.b, "h": self.h, "q": q, "k": k}
-        steps, values = self.expression.steps, list[Any]()
+        steps, values, score = self.expression.steps, list[Any](), len(self.expression.steps) - 1
+        steps = steps if chain is None else differentiate(self.expression).steps
         last = {place: n for n, step in enumerate(steps) for place in step.operands}
+        last[score] = len(steps)
         for n, step in enumerate(steps):
             values.append(self._value(step, [values[place] for place in step.operands], names))
             for place in step.operands:
                 if last[place] == n:
                     values[place] = None  # its memory is for the next ones
-        s[...] = values[-1]
+        if chain is not None:
+            chain[...] = values[-1]
+        s[...] = values[score]
 
     def _value(self, step: Step, operands: list[Any], names: dict[str, Any]) -> Any:
         acc = names["s"].dtype
@@ -54,6 +60,9 @@ class Score(NamedTuple):
             return (
                 to_finite(found, acc) if step.kind == "float" else found.astype(NUMBERS[step.kind])
             )
+        if step.operation == "chained":
+            d, x = operands
+            return np.where((d == 0) | (x == 0), acc.type(0), d * x)
         return getattr(np, step.operation)(*operands)
 
 

@@ -55,8 +55,9 @@ def key_tiles(x: Heads, keys: int) -> list[slice]:
     return tiles if x.mask is None else [j for j in tiles if once(x.mask[..., j]).any()]
 
 
-def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
-    """Products to scores, of hidden keys -inf; whether there are any."""
+def to_scores(s: np.ndarray, x: Heads, j: slice, chain: np.ndarray | None = None) -> bool:
+    """Products to scores, of hidden keys -inf; whether there are any. `chain`: takes the
+    derivatives of a score expression."""
     if x.softcap:
         cap = s.dtype.type(x.softcap)
         s /= cap
@@ -70,7 +71,9 @@ def to_scores(s: np.ndarray, x: Heads, j: slice) -> bool:
     if x.slopes is not None:
         by_head -= x.slopes.astype(s.dtype) * distances(x, j, by_head)
     if x.score is not None:
-        x.score.change(by_head, x.place, j)
+        x.score.change(
+            by_head, x.place, j, chain if chain is None else chain.reshape(by_head.shape)
+        )
     return _hide(by_head, x, j)
 
 

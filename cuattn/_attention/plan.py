@@ -32,6 +32,10 @@ VALUE_DIM = {"float64": 128}
 VALUE_DIM_RULE = {"float64": 64}
 MAX_VALUE_DIM, MAX_VALUE_DIM_RULE = 256, 128
 
+# Columns of K that are in shared memory at a time, of heads that are wider than WHOLE_DIM.
+WHOLE_DIM = 256
+PART_DIM = {"float64": 128}
+
 
 class Tile(NamedTuple):
     """What a block computes at a time; of a table the first that fits is taken."""
@@ -45,6 +49,7 @@ class Tile(NamedTuple):
     why: str  # shared memory, and what else counts
 
 
+WIDE = "160 KiB; 64 rows and 64 keys are as large, but read K and V twice as often"
 HALF_TILES = (
     Tile(
         64, 99, 4, 2, 48, 3, "34 KiB: two blocks an SM by registers; two row tiles halve the reads"
@@ -54,6 +59,8 @@ HALF_TILES = (
     Tile(224, 99, 4, 1, 32, 3, "70 KiB: half the rows"),
     Tile(256, 163, 8, 1, 48, 2, "112 KiB: 128 registers of accumulators, and here fewer addresses"),
     Tile(256, 99, 4, 1, 48, 2, "80 KiB: half the rows"),
+    Tile(512, 163, 8, 1, 32, 2, WIDE),
+    Tile(512, 99, 4, 1, 32, 2, "96 KiB: half the rows"),
 )
 HALF_RULE_TILES = (
     Tile(
@@ -62,21 +69,29 @@ HALF_RULE_TILES = (
     Tile(128, 99, 8, 1, 32, 3, "56 KiB"),
     Tile(256, 163, 8, 1, 32, 2, "96 KiB"),
     Tile(256, 99, 4, 1, 32, 2, "64 KiB"),
+    Tile(512, 163, 8, 1, 32, 2, WIDE),
+    Tile(512, 99, 4, 1, 32, 2, "96 KiB: half the rows"),
 )
 TF32_TILES = (
     Tile(64, 99, 4, 2, 32, 3, "56 KiB"),
     Tile(128, 99, 8, 1, 32, 2, "96 KiB"),
     Tile(256, 99, 4, 1, 16, 2, "96 KiB"),
+    Tile(512, 163, 4, 1, 16, 2, "160 KiB"),
+    Tile(512, 99, 2, 1, 16, 2, "96 KiB: half the rows"),
 )
 FLOAT_TILES = (
     Tile(64, 99, 4, 2, 32, 2, "48 KiB: a loaded key feeds four rows of a lane"),
     Tile(128, 99, 8, 1, 16, 2, "80 KiB"),
     Tile(256, 99, 4, 1, 16, 2, "96 KiB"),
+    Tile(512, 163, 4, 1, 16, 2, "160 KiB"),
+    Tile(512, 99, 2, 1, 16, 2, "96 KiB: half the rows"),
 )
 DOUBLE_TILES = (
     Tile(128, 99, 4, 1, 16, 2, "96 KiB; 48 for 64 columns"),
     Tile(256, 163, 2, 1, 16, 2, "128 KiB"),
     Tile(256, 99, 1, 1, 16, 2, "96 KiB"),
+    Tile(512, 163, 2, 1, 16, 2, "160 KiB"),
+    Tile(512, 99, 1, 1, 16, 2, "96 KiB: half the rows"),
 )
 
 
@@ -96,7 +111,9 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     most = VALUE_DIM.get(problem.op, MAX_VALUE_DIM)
     if rule:
         most = VALUE_DIM_RULE.get(problem.op, MAX_VALUE_DIM_RULE)
-    dim, value_dim = whole(problem.head_dim), min(whole(problem.value_dim), most)
+    part_dim = part_of(problem.op, problem.head_dim)
+    dim = part_dim * max(1, ceil_div(problem.head_dim, part_dim))
+    value_dim = min(whole(problem.value_dim), most)
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
     table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
@@ -109,13 +126,15 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     rows = 16 * tile.warps * tile.row_tiles
 
     item, score = ITEMSIZE[problem.dtype], problem.score or NO_SCORE
-    smem = max(rows * dim + tile.slots * tile.keys * max(dim, value_dim), rows * value_dim) * item
+    slot = tile.keys * max(part_dim, value_dim)
+    smem = max(rows * dim + tile.slots * slot, rows * value_dim) * item
     arguments = {
         "Op": OPS[problem.op],
         "kWarps": tile.warps,
         "kMTiles": tile.row_tiles,
         "kKeys": tile.keys,
         "kDim": dim,
+        "kPartDim": part_dim,
         "kValueDim": value_dim,
         "kSlots": tile.slots,
         "kVector": problem.vector,
@@ -147,6 +166,12 @@ def plan_attention_merge(dtype: str, acc: str, rows: int, columns: int, vector: 
     arguments = {**types, "kVec": vec, "kThreads": MERGE_THREADS}
     grid = ceil_div(threads, MERGE_THREADS)
     return Kernel("attention_merge", arguments, grid, MERGE_THREADS)
+
+
+def part_of(op: str, head_dim: int) -> int:
+    """Columns of a part of K, of parts as alike as can be."""
+    most = WHOLE_DIM if head_dim <= WHOLE_DIM else PART_DIM.get(op, WHOLE_DIM)
+    return whole(ceil_div(head_dim, max(1, ceil_div(head_dim, most))))
 
 
 def whole(columns: int) -> int:

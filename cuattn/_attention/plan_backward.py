@@ -158,6 +158,8 @@ def plan_rows(problem: AttentionProblem, vector: bool) -> Launch:
 def plan_q(problem: AttentionProblem, compute_capability: int) -> Launch:
     """dq. `vector` of the problem: q, k, v and grad can be read 16 bytes at a time."""
     tile = _tile(Q_TILES, problem, compute_capability)
+    if problem.score:  # whose values are in registers, too
+        tile = tile._replace(loop=min(16, tile.loop))
     dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
     columns = min(dim, tile.columns)
     dim = ceil_div(dim, columns) * columns
@@ -176,7 +178,7 @@ def plan_q(problem: AttentionProblem, compute_capability: int) -> Launch:
     smem = (rows + tile.slots * tile.loop) * (dim + value_dim) * ITEMSIZE[problem.dtype]
     row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.head_dim, columns))
-    kernel = Kernel("attention_backward_q", arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    kernel = problem.kernel("attention_backward_q", arguments, grid, tile.warps, smem)
     return Launch(kernel, row_blocks, heads_in_l2)
 
 
@@ -213,8 +215,8 @@ def plan_kv(problem: AttentionProblem, compute_capability: int) -> list[Launch]:
             "kSlots": tile.slots,
             **_options(problem),
         }
-        grid, threads = units * key_blocks * parts, 32 * tile.warps
-        kernel = Kernel("attention_backward_kv", arguments, grid, threads, smem_bytes=smem)
+        grid = units * key_blocks * parts
+        kernel = problem.kernel("attention_backward_kv", arguments, grid, tile.warps, smem)
         launches.append(Launch(kernel, key_blocks, heads_in_l2))
     return launches
 
@@ -240,7 +242,7 @@ def plan_bias(problem: AttentionProblem, bias: BiasSizes, compute_capability: in
     smem = max(smem, rows * tile.keys * acc)
     row_blocks, col_blocks = ceil_div(bias.rows, rows), ceil_div(bias.cols, tile.keys)
     grid = bias.batches * bias.heads * row_blocks * col_blocks
-    kernel = Kernel("attention_backward_bias", arguments, grid, 32 * tile.warps, smem_bytes=smem)
+    kernel = problem.kernel("attention_backward_bias", arguments, grid, tile.warps, smem)
     return Launch(kernel, row_blocks, col_blocks)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 from functools import lru_cache
 
+from cuattn._arrays.derivative import differentiate
 from cuattn._arrays.expression import Expression, Step
 from cuattn._attention.problem import Score
 from cuattn._device.kernel import CTYPES
@@ -15,7 +16,7 @@ TEXT = """#include <attention/expression.cuh>
 struct {name} {{
   template <class Acc>
   static __device__ __forceinline__ Acc score(Acc s, long long b, long long h, long long q,
-                                              long long k, const ScoreArrays& arrays) {{
+                                              long long k, const ScoreArrays& arrays{chain}) {{
 {body}
   }}
 }};
@@ -23,16 +24,22 @@ struct {name} {{
 
 
 @lru_cache(maxsize=1024)
-def plan_score(expression: Expression, dtypes: tuple[str, ...]) -> Score:
-    """The struct of an expression whose arrays have these dtypes."""
-    lines = []
-    for place, step in enumerate(expression.steps):
+def plan_score(expression: Expression, dtypes: tuple[str, ...], chain: bool = False) -> Score:
+    """The struct of an expression whose arrays have these dtypes.
+
+    `chain`: that of kernels of gradients, with the derivative of the score by s.
+    """
+    lines, steps = [], differentiate(expression).steps if chain else expression.steps
+    for place, step in enumerate(steps):
         value = _value(step, dtypes)
         lines.append(f"    const {TYPES[step.kind]} v{place} = {value};")
+    if chain:
+        lines.append(f"    chain = v{len(steps) - 1};")
     lines.append(f"    return v{len(expression.steps) - 1};")
     body = "\n".join(lines)
     name = f"Score_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-    return Score(name, TEXT.format(name=name, body=body), expression.text)
+    text = TEXT.format(name=name, body=body, chain=", Acc& chain" if chain else "")
+    return Score(name, text, expression.text)
 
 
 def _value(step: Step, dtypes: tuple[str, ...]) -> str:

@@ -80,6 +80,8 @@ def plan_attention_sm90(
     special = special or problem.score is not None
     if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
         return None
+    if max(problem.head_dim, problem.value_dim) > DIMS[-1]:
+        return None
     dim = next(d for d in DIMS if problem.head_dim <= d)
     value_dim = next(d for d in DIMS if problem.value_dim <= d)
     tile = next(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cuattn._device.kernel import ITEMSIZE, ceil_div
+from cuattn._device.kernel import ITEMSIZE, Kernel, ceil_div
 
 FEW_ROWS, MANY_KEYS = 16, 1024  # what the decode kernel is for
+DECODE_DIM = 256  # columns that it has at most
 
 L2_BYTES = 32 * 2**20  # of K and V that should stay there while heads are computed side by side
 
@@ -58,7 +59,23 @@ class AttentionProblem:
         """Whether blocks share the keys of a head instead of its rows, which are too few."""
         rows = self.q_rows * (self.heads // self.kv_heads)
         changed = self.bias is not None or self.masked or self.ragged or self.score is not None
-        return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed
+        wide = max(self.head_dim, self.value_dim) > DECODE_DIM
+        return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed and not wide
+
+    def kernel(
+        self, template: str, arguments: dict[str, object], grid: int, warps: int, smem: int
+    ) -> Kernel:
+        """A kernel that makes scores, with `Score` behind its arguments."""
+        name, text, expression = self.score or NO_SCORE
+        return Kernel(
+            template,
+            {**arguments, "Score": name},
+            grid,
+            32 * warps,
+            smem_bytes=smem,
+            text=text,
+            expression=expression,
+        )
 
     def grid(self, rows: int, pack: int = 1) -> Grid:
         """How blocks of `rows` rows, of `pack` query heads each, cover the call."""

@@ -174,8 +174,11 @@ def check_alignment(runtime: Any, inputs: list[Owner], outs: Any) -> None:
 
 
 @lru_cache(maxsize=4096)
-def expect(specs: Arrays, layout: str) -> Expected:
-    """Check specs, and say what comes out. Ragged sequences are one (total, H, D)."""
+def expect(specs: Arrays, layout: str, most: int = checks.MAX_FORWARD_DIM) -> Expected:
+    """Check specs, and say what comes out. Ragged sequences are one (total, H, D).
+
+    `most`: columns of a head.
+    """
     q, k, v = specs.q, specs.k, specs.v
     varlen = specs.cu_seqlens_q is not None
     floating("q", q.dtype)
@@ -187,8 +190,8 @@ def expect(specs: Arrays, layout: str) -> Expected:
     for name, spec in (("k", k), ("v", v)):
         shape = canonical_shape(spec.shape, layout)
         checks.key_shape(name, spec.shape, shape, q.shape, q_shape)
-        checks.sizes(name, shape)
-    checks.sizes("q", q_shape)
+        checks.sizes(name, shape, most)
+    checks.sizes("q", q_shape, most)
     k_shape, v_shape = (canonical_shape(spec.shape, layout) for spec in (k, v))
     same = checks.same_size
     same("k", "head dimension", k.shape, k_shape[3], "q", dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from cuattn._attention.request import (
     expect,
     options_of,
 )
+from cuattn._attention.request_score import expression, named
 from cuattn._attention.views import Arrays, Shape, fractional
 from cuattn._device.runtime import runtime_of
 
@@ -61,6 +64,7 @@ class Call(NamedTuple):
     layout: str
     outs: tuple[Any, ...] | None  # dq, dk, dv and, with return_dbias, dbias; None: to be allocated
     return_dbias: bool
+    score_args: Mapping[str, Any] = MappingProxyType({})  # by the names that errors give them
 
     @property
     def results(self) -> list[tuple[str, Shape, np.dtype]]:
@@ -95,25 +99,30 @@ def backward(
     numbers: tuple[Any, ...],
     return_dbias: Any,
     out: Any,
+    score: Any = None,
+    score_args: Any = None,
 ) -> Call:
     """A call of `attention_backward[_varlen]`: arrays by name, and options as they were given.
 
     `numbers`: is_causal, window, scale, softcap and precision.
     """
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
-    given, offset = as_given(required, optional, q_offset)
+    indexed = named(score, score_args)
+    given, offset = as_given({**required, **indexed}, optional, q_offset)
+    indexed = {name: given.pop(name) for name in indexed}
     arrays = BackwardArrays(**given)
     specs = BackwardArrays(*map(spec_of, arrays))
-    expected = expect(specs.forward, layout)
+    expected = expect(specs.forward, layout, checks.MAX_HEAD_DIM)
     _check_specs(specs, expected)
     check_values(arrays.forward, expected.sizes)
     options = options_of(offset, expected.head_dim, expected.dtype, *numbers)
+    options = options._replace(score=expression(score, indexed))
     return_dbias = scalars.flag("return_dbias", return_dbias)
     if return_dbias and specs.bias is None:
         raise checks.no_bias()
     runtime = runtime_of(arrays.q)
-    call = Call(runtime, arrays, specs, expected, options, layout, None, return_dbias)
-    inputs = list(zip(arrays._fields, arrays, strict=True))
+    call = Call(runtime, arrays, specs, expected, options, layout, None, return_dbias, indexed)
+    inputs = [*zip(arrays._fields, arrays, strict=True), *indexed.items()]
     if out is not None:
         results = [(shape, dtype) for _, shape, dtype in call.results[: 3 + return_dbias]]
         call = call._replace(outs=as_outputs(out, results, inputs, in_place=False))

@@ -184,9 +184,15 @@ def _planned(
 
 
 def problem_of(
-    x: Operands, options: Options, batch: int, ragged: bool, vector: bool, tma: bool
+    x: Operands,
+    options: Options,
+    batch: int,
+    ragged: bool,
+    vector: bool,
+    tma: bool,
+    chain: bool = False,
 ) -> AttentionProblem:
-    """What decides on the kernels of a call, of canonical specs."""
+    """What decides on the kernels of a call, of canonical specs; `chain`: they are of gradients."""
     from cuattn._attention.plan import MAX_SCALE
     from cuattn._attention.plan_score import plan_score
     from cuattn._attention.problem import AttentionProblem
@@ -195,7 +201,7 @@ def problem_of(
     _, kv_heads, k_rows, value_dim = x.v.shape
     score = None
     if options.score is not None:
-        score = plan_score(options.score, tuple(spec.dtype.name for spec in x.score_args))
+        score = plan_score(options.score, tuple(spec.dtype.name for spec in x.score_args), chain)
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rescored = options.softcap or not 0 < options.scale < MAX_SCALE
     return AttentionProblem(

@@ -23,6 +23,7 @@ from cuattn._attention.views import (
     cast,
     is_vector,
     strides_of,
+    whole_elements,
 )
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared
@@ -56,7 +57,8 @@ def prepare(call: Call) -> Any:
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
         arrays = cast(call.arrays, expected.acc, call.fractional, runtime.xp)
-    given = {**arrays._asdict(), **dict(zip(LARGE, outs, strict=False))}
+        indexed = {n: whole_elements(runtime.xp, array) for n, array in call.score_args.items()}
+    given = {**arrays._asdict(), **indexed, **dict(zip(LARGE, outs, strict=False))}
     aligned = frozenset(
         name
         for name in (*READ, *LARGE[:3])
@@ -70,8 +72,9 @@ def prepare(call: Call) -> Any:
         call.options,
         aligned,
         runtime.limits(device),
+        tuple((name, spec_of(array)) for name, array in indexed.items()),
     )
-    names = NAMES
+    names = NAMES | {name: name for name in indexed}
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     found = tuple(name for name, *_ in call.results)
@@ -93,10 +96,12 @@ def _planned(
     options: Options,
     aligned: frozenset[str],
     limits: Limits,
+    indexed: tuple[tuple[str, ArraySpec], ...],
 ) -> Launches:
     """Launches of a call.
 
     `outs` may be empty. `aligned`: arrays that start on 16-byte boundaries, as new memory does.
+    `indexed`: arrays of a score expression, by the names of their fields.
     """
     from cuattn._attention import plan_backward as plan
     from cuattn._attention.plan_backward_ds import IMAGE, plan_ds
@@ -106,7 +111,9 @@ def _planned(
     expected, forward = expect(given.forward, layout), given.forward
     acc, capability = expected.acc, limits.compute_capability
     x = canonical_specs(forward, (given.y, given.lse), expected.sizes, layout)
+    x = x._replace(score_args=tuple(spec for _, spec in indexed))
     reads = [name for name, spec in given._asdict().items() if spec is not None]
+    reads += [name for name, _ in indexed]
     names = [name for name, *_ in results]
     made = {name: Made(shape, dtype) for name, shape, dtype in results[len(outs) :]}
     specs = dict(zip(names, outs, strict=False))
@@ -125,6 +132,7 @@ def _planned(
         vector >= {"q", "k", "v", "grad"},
         aligned >= {"q", "k", "v", "grad"}
         and all(is_tma(vectors[name].shape, vectors[name].strides) for name in BOXED),
+        chain=True,
     )
     if not problem.heads:  # dk and dv are zeros, as if there were heads without queries
         heads, keys = max(1, problem.kv_heads), problem.k_rows * bool(problem.kv_heads)
@@ -148,6 +156,7 @@ def _planned(
         },
     )
 
+    score_arrays = score_arrays_of(dict(indexed))
     kernels: list[tuple[Kernel, Block]] = []
     boxes: list[list[tuple[str, Boxes]]] = []
 
@@ -155,7 +164,7 @@ def _planned(
         tail = tail_of(x, options, problem, launch.row_blocks, launch.heads_in_l2, False)
         if launch.schedule:
             end = *end[:-1], end[-1].pack(**launch.schedule._asdict())
-        block = (ATTENTION_POINTERS, {"out": "y"}), tail, score_arrays_of({}), backward, *end
+        block = (ATTENTION_POINTERS, {"out": "y"}), tail, score_arrays, backward, *end
         if launch.kernel.grid:
             kernels.append((launch.kernel, block))
             boxes.append([*maps])

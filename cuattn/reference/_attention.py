@@ -120,7 +120,7 @@ def attention_varlen(
             bias=cut(bias, b, *sizes, 0),
             alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else of_sequence(slopes, b),
             sinks=sinks,
-            score=score and partial(_of_batch, score, b),
+            score=score and partial(of_batch, score, b),
             q_lens=of_sequence(q_lens, b),
             kv_lens=of_sequence(kv_lens, b),
             layout="BSHD",
@@ -130,7 +130,8 @@ def attention_varlen(
     return in_layout(full[None], full_lse[None], "BSHD", 3, return_lse, out, dtype)
 
 
-def _of_batch(score: Any, b: int, s: Any, _: int, h: int, q: Any, k: Any) -> Any:
+def of_batch(score: Any, b: int, s: Any, _: int, h: int, q: Any, k: Any) -> Any:
+    """A score of sequence b, the only one of its call."""
     return score(s, b, h, q, k)
 
 

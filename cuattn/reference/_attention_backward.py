@@ -6,15 +6,18 @@ A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonica
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cuattn._arrays.results import AttentionGradients
-from cuattn.reference._attention import Window, canonical, numbers_of, uncanonical
+from cuattn.reference._attention import Window, canonical, numbers_of, of_batch, uncanonical
 from cuattn.reference._heads import cut, dense_backward, each_head, of_sequence, segments
 from cuattn.reference._numerics import Option, quiet, result, wide
+from cuattn.reference._score import score_of
 
 
 @quiet
@@ -37,6 +40,8 @@ def attention_backward(
     bias: Option = None,
     alibi_slopes: Option = None,
     sinks: Option = None,
+    score: Any = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Option = None,
     kv_lens: Option = None,
     layout: str = "BHSD",
@@ -44,7 +49,8 @@ def attention_backward(
     return_dbias: bool = False,
     out: Any = None,
 ) -> AttentionGradients:
-    """Gradients of `attention`, whose results are `y` and `lse`."""
+    """Gradients of `attention`, whose results are `y` and `lse`; `score` may be a function, of
+    NumPy's functions."""
     ndim = np.ndim(q)
     arrays = (canonical(np.asarray(a), layout) for a in (grad, y, q, k, v))
     grads, results, queries, keys, values = arrays
@@ -58,7 +64,8 @@ def attention_backward(
     )
     options = mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
     numbers = numbers_of(queries, scale, softcap, window, is_causal)
-    for b, h, head in each_head(queries, keys, values, *options, *numbers):
+    score = score_of(score, score_args) if isinstance(score, str) else score
+    for b, h, head in each_head(queries, keys, values, *options, *numbers, score=score):
         i, j, g = slice(len(head.q)), slice(len(head.k)), h * heads_kv // heads
         rows = (a[b, h, i] for a in (grads, results, sums, grad_sums))
         one = dense_backward(head, *rows)
@@ -101,6 +108,8 @@ def attention_backward_varlen(
     bias: Option = None,
     alibi_slopes: Option = None,
     sinks: Option = None,
+    score: Any = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Option = None,
     kv_lens: Option = None,
     precision: str | None = None,
@@ -116,6 +125,7 @@ def attention_backward_varlen(
     dbias = None if added is None else np.zeros(added.shape, d[0].dtype)
     dslopes = np.zeros((len(ends[0]) - 1, heads), d[0].dtype)
     dsinks = np.zeros(heads, d[0].dtype)
+    score = score_of(score, score_args) if isinstance(score, str) else score
     for b, (i, j) in enumerate(segments(*ends)):
         sizes = i.stop - i.start, j.stop - j.start
         one = attention_backward(
@@ -135,6 +145,7 @@ def attention_backward_varlen(
             bias=cut(bias, b, *sizes, 0),
             alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else of_sequence(slopes, b),
             sinks=sinks,
+            score=score and partial(of_batch, score, b),
             q_lens=of_sequence(q_lens, b),
             kv_lens=of_sequence(kv_lens, b),
             layout="BSHD",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cuattn.reference._dual import Dual, as_dual
 from cuattn.reference._numerics import wide
 
 
@@ -42,17 +43,21 @@ def _distance(head: Head) -> np.ndarray:
     return columns - (rows[:, None] + head.offset)
 
 
-def _scores(head: Head) -> tuple[np.ndarray, Any]:
-    """The score of every query and key, (M, N), and its derivative by what is capped."""
-    s, chain = head.scale * (wide(head.q) @ wide(head.k).T), 1.0
+def _scores(head: Head, chained: bool = False) -> tuple[Any, Any, Any]:
+    """The score of every query and key, (M, N), its derivative by what is capped, and that of the
+    score expression by what it changes, if `chained`."""
+    s, chain, own = head.scale * (wide(head.q) @ wide(head.k).T), 1.0, np.ones(())
     if head.softcap:
         e = np.exp(-2 * abs(s / head.softcap))
         s, chain = head.softcap * np.tanh(s / head.softcap), 4 * e / (1 + e) ** 2
     s = s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
     if head.score:
         rows, columns = np.arange(len(head.q)), np.arange(len(head.k))
-        s = np.broadcast_to(head.score(s, rows[:, None] + head.offset, columns), s.shape)
-    return s, chain
+        of = Dual(s, 1.0) if chained else s
+        found = as_dual(head.score(of, rows[:, None] + head.offset, columns))
+        s = np.broadcast_to(found.value, s.shape)
+        own = np.where(s == -np.inf, 0, 0 if found.d is None else found.d)
+    return s, chain, own
 
 
 def _sees(head: Head) -> np.ndarray:
@@ -104,12 +109,12 @@ def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> He
     """The formula; grad and y (M, D_v), lse and grad_lse (M,)."""
     q, k, v, grad, y = map(wide, (head.q, head.k, head.v, grad, y))
     visible = _sees(head)
-    s, chain = _scores(head)
+    s, chain, own = _scores(head, True)
     nothing = lse == -np.inf
     lse = np.where(nothing, np.inf, wide(lse))
     p = np.where(visible, np.exp(np.minimum(s - lse[:, None], 0)), 0)  # lse has been rounded
     delta = np.where(nothing, 0, np.sum(grad * y, axis=1) - grad_lse)
-    ds = np.where(visible, p * (grad @ v.T - delta[:, None]), 0)
+    ds = np.where(visible, own * p * (grad @ v.T - delta[:, None]), 0)
     dx = head.scale * ds * chain
     return HeadGradients(
         dq=_weigh(dx, visible, k),

@@ -3,8 +3,9 @@
 //   D = rowsum(dO o O) - dlse;  dP = dO V^T;  dS = P o (dP - D)
 //   dV = P^T dO;  dQ = scale (dS o chain) K;  dK = scale (dS o chain)^T Q;  dbias = dS
 //
-// `chain` is the derivative of the softcap, else 1 (T. Dao, arXiv:2307.08691, algorithm 2, with every option). Nothing
-// is added up by atomics: dK and dV of a block of keys are summed by one block, as dQ of a block of queries.
+// `chain` is the derivative of the softcap, else 1; dS has that of a score expression as a factor (T. Dao,
+// arXiv:2307.08691, algorithm 2, with every option). Nothing is added up by atomics: dK and dV of a block of keys are
+// summed by one block, as dQ of a block of queries.
 #pragma once
 
 #include <attention/backward_params.cuh>

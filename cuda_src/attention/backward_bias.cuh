@@ -11,7 +11,7 @@
 
 #include <attention/backward.cuh>
 
-template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector, class Bias, bool kMasked>
+template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_backward_bias(const __grid_constant__ AttentionBackwardBiasParams params) {
   using T = typename Op::Element;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     Acc s[1][kNTiles][4] = {}, dp[1][kNTiles][4] = {};
     Op::template scores<kDim>(s, q_tile, warp_row, k_tile);
     Op::template scores<kValueDim>(dp, grad_tile, warp_row, v_tile);
-    const ScoreRule<true, Bias, kMasked, Acc> rule(a, block, block.head);
+    const ScoreRule<true, Bias, kMasked, Acc, Score> rule(a, block, block.head);
     const Stats* stats = static_cast<const Stats*>(p.stats) + stats_row(p, batch, head, block.batch, block.q_start, 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -77,9 +77,10 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
         for (int e = 0; e < 2; ++e) {
           const int col = key + 8 * n + lane % 4 * 2 + e;
           if (col < low || col >= high || (kMasked && !rule.allowed(row, col))) continue;
-          const Acc score = rule.score(s[0][n][2 * half + e], row, col);
-          sum[n][2 * half + e] +=
-              probability<true>(score, ScoreBase<Acc>::kUnit, own.lse) * (dp[0][n][2 * half + e] - own.delta);
+          ScoreChain<Acc> chain;
+          const Acc score = rule.template score<true>(s[0][n][2 * half + e], row, col, chain);
+          const Acc weight = probability<true>(score, ScoreBase<Acc>::kUnit, own.lse);
+          sum[n][2 * half + e] += weight * (dp[0][n][2 * half + e] - own.delta) * chain.score;
         }
       }
     }

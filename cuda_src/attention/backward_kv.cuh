@@ -16,7 +16,7 @@
 #include <attention/backward.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kQueries, int kDim, int kValueDim, int kKeyColumns, int kValueColumns,
-          int kSlots, bool kVector, bool kModified, class Bias, bool kMasked>
+          int kSlots, bool kVector, bool kModified, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_backward_kv(const __grid_constant__ AttentionBackwardParams params) {
   using T = typename Op::Element;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const QTile q_tile{ring + step % kSlots * kSlot};
     const GradTile grad_tile{q_tile.base + kQueries * kDim};
     const Stats* tile_stats = ring_stats + step % kSlots * kQueries;
-    const ScoreRule<kModified, Bias, kMasked, Acc> rule(a, block, first_head + place.head);
+    const ScoreRule<kModified, Bias, kMasked, Acc, Score> rule(a, block, first_head + place.head);
     // S^T = K Q^T;  dP^T = V dO^T
     Acc p[kMTiles][kNTiles][4] = {}, ds[kMTiles][kNTiles][4] = {};
     Op::template scores<kDim>(p, k_tile, warp_row, q_tile);
@@ -127,11 +127,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
             const int key = key0 + 16 * i + 8 * half;
             bool visible = !kEdge || (query >= block.first_query(key) && query < block.last_query(key));
             if constexpr (kMasked) visible = visible && query < block.q_len && rule.allowed(query, key);
-            Acc chain;
+            ScoreChain<Acc> chain;
             Acc &weight = p[i][n][2 * half + e], &d = ds[i][n][2 * half + e];
             weight = probability<kModified>(rule.template score<true>(weight, query, key, chain), fold, lse);
             weight = visible ? weight : Acc(0);
-            d = visible ? weight * (d - own.delta) * chain : Acc(0);
+            d = visible ? weight * (d - own.delta) * chain.score * chain.cap : Acc(0);
           }
         }
       }

@@ -15,7 +15,7 @@
 #include <attention/backward.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kValueDim, int kColumns, int kSlots, bool kVector,
-          bool kModified, class Bias, bool kMasked>
+          bool kModified, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_backward_q(const __grid_constant__ AttentionBackwardParams params) {
   using T = typename Op::Element;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
 #pragma unroll
   for (int step = 0; step < kSlots - 1; ++step) load(step);
 
-  const ScoreRule<kModified, Bias, kMasked, Acc> rule(a, block, block.head);
+  const ScoreRule<kModified, Bias, kMasked, Acc, Score> rule(a, block, block.head);
   const Acc scale = static_cast<Acc>(a.scale), fold = ScoreBase<Acc>::kUnit * (kModified ? Acc(1) : scale);
   const int row0 = block.first + warp_row + lane / 4;  // of fragment element 0; elements 2 and 3 are 8 further down
   const Stats* stats =
@@ -115,14 +115,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
               visible = visible && row < block.q_len && rule.allowed(row, col);
               seen |= static_cast<unsigned long long>(visible) << c;
             }
-            Acc chain;
+            ScoreChain<Acc> chain;
             const Acc score = rule.template score<true>(s[i][n][2 * half + e], row, col, chain);
             Acc& d = ds[i][n][2 * half + e];
-            d = probability<kModified>(score, fold, lse[i][half]) * (d - delta[i][half]);
+            d = probability<kModified>(score, fold, lse[i][half]) * (d - delta[i][half]) * chain.score;
             d = visible ? d : Acc(0);
             if constexpr (kModified) {
               dslope[i][half] -= d * rule.distance(row, col);
-              d = visible ? d * chain : Acc(0);
+              d = visible ? d * chain.cap : Acc(0);
             }
           }
         }

@@ -45,6 +45,11 @@ template <class Acc>
 __device__ __forceinline__ Acc multiply(Acc a, Acc b) {
   return mul_rn(a, b);
 }
+// A product of derivatives, 0 if one of them is, whatever the other one is.
+template <class Acc>
+__device__ __forceinline__ Acc chained(Acc a, Acc b) {
+  return a == 0 || b == 0 ? Acc(0) : mul_rn(a, b);
+}
 template <class Acc>
 __device__ __forceinline__ Acc divide(Acc a, Acc b) {
   return a / b;

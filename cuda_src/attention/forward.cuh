@@ -8,9 +8,10 @@
 //   out = O / l;  lse = m + log l
 //
 // kWarps warps have 16 kMTiles rows each. S, P and O stay in registers; Q is in shared memory, and K and V tiles pass
-// through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them in flight. Columns are padded with zeros to
-// kDim and kValueDim in the ring only; a block has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16
-// bytes (cp.async); else by element.
+// through a ring there: K0 V0 K1 V1 …, kSlots at a time, kSlots - 1 of them in flight. Of wide heads a K comes in parts
+// of kPartDim columns, one after another. Columns are padded with zeros to kDim and kValueDim in the ring only; a block
+// has kValueDim columns of `out`. kVector: K, Q and V move in chunks of 16 bytes (cp.async); else by element.
+//
 // NaN in K or V that no query sees stays out: hidden keys are loaded as zeros or, in tiles of a mask, zeroed.
 #pragma once
 
@@ -19,7 +20,7 @@
 #include <primitives/warp.cuh>
 #include <ptx/smem.cuh>
 
-template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kValueDim, int kSlots, bool kVector,
+template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kPartDim, int kValueDim, int kSlots, bool kVector,
           bool kModified, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid_constant__ AttentionParams params) {
   using T = typename Op::Element;
@@ -28,12 +29,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps * kMTiles;
   constexpr int kNTiles = kKeys / 8, kDTiles = kValueDim / 8;
   static_assert(kKeys % 16 == 0 && kKeys <= 64, "whole mma tiles; a word of 64 bits has a bit for each key");
-  using QTile = Tile<T, kRows, kDim>;
-  using KTile = Tile<T, kKeys, kDim>;
+  static_assert(kDim % kPartDim == 0, "whole parts");
+  using QTile = Tile<T, kRows, kPartDim>;  // and so is each part of Q
+  using KTile = Tile<T, kKeys, kPartDim>;
   using VTile = Tile<T, kKeys, kValueDim>;
   using OutTile = Tile<T, kRows, kValueDim>;
-  constexpr bool kLazy = sizeof(Acc) == 4 || kDim + kValueDim <= 320;   // larger tiles would spill
-  constexpr int kSlot = (kDim > kValueDim ? kDim : kValueDim) * kKeys;  // elements
+  constexpr bool kLazy = sizeof(Acc) == 4 || kDim + kValueDim <= 320;           // larger tiles would spill
+  constexpr int kParts = kDim / kPartDim, kSteps = kParts + 1;                  // of a tile of keys: K, then V
+  constexpr int kSlot = (kPartDim > kValueDim ? kPartDim : kValueDim) * kKeys;  // elements
 
   const int heads = params.batch * params.heads;  // ragged: every head finds its sequence by itself
   const int units = params.cu_seqlens_q != nullptr ? params.heads : heads;
@@ -56,15 +59,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   const int tiles = keys.tiles;
 
   T* smem = ptx::dynamic_smem<T>();
-  const QTile q_tile{smem};
   T* ring = smem + kRows * kDim;
-  const auto load = [&](int step) {  // step 2 j: K of tile j, step 2 j + 1: V
-    const int key = keys.first + step / 2 * kKeys, from = keys.begin - key, to = keys.end - key;
+  const auto load = [&](int step) {  // of each tile the parts of K, then V
+    const int key = keys.first + step / kSteps * kKeys, from = keys.begin - key, to = keys.end - key;
     T* slot = ring + step % kSlots * kSlot;
-    if (step < 2 * tiles) {
-      if (step % 2 == 0) {
-        KTile{slot}.template load<kVector, kThreads>(k + key * params.k_stride[2], params.k_stride[2],
-                                                     params.k_stride[3], from, to, params.head_dim);
+    if (step < kSteps * tiles) {
+      if (const int column = step % kSteps * kPartDim; column < kDim) {
+        const T* rows = k + key * params.k_stride[2] + column * params.k_stride[3];
+        KTile{slot}.template load<kVector, kThreads>(rows, params.k_stride[2], params.k_stride[3], from, to,
+                                                     params.head_dim - column);
       } else {
         VTile{slot}.template load<kVector, kThreads>(v + key * params.v_stride[2], params.v_stride[2],
                                                      params.v_stride[3], from, to, columns);
@@ -78,9 +81,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     __syncthreads();                   // every thread's part; and every warp has read step - 1
     load(step + kSlots - 1);
   };
-  if (tiles > 0) {
-    q_tile.template load<kVector, kThreads>(q, params.q_stride[2], params.q_stride[3], 0, block.q_len - block.first,
-                                            params.head_dim);  // lands with the first group
+  for (int part = 0; part < (tiles > 0 ? kParts : 0); ++part) {
+    const int column = part * kPartDim;
+    QTile{smem + part * kRows * kPartDim}.template load<kVector, kThreads>(
+        q + column * params.q_stride[3], params.q_stride[2], params.q_stride[3], 0, block.q_len - block.first,
+        params.head_dim - column);  // lands with the first group
   }
 #pragma unroll
   for (int step = 0; step < kSlots - 1; ++step) load(step);
@@ -96,9 +101,13 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     constexpr bool kEdge = decltype(edge)::kValue;
     const int key = keys.first + j * kKeys;
     // S = Q K^T
-    advance(2 * j);
+    int step = kSteps * j;
     Acc s[kMTiles][kNTiles][4] = {};
-    Op::template scores<kDim>(s, q_tile, warp_row, KTile{ring + 2 * j % kSlots * kSlot});
+#pragma unroll 1
+    for (int part = 0; part < kRows * kDim; part += kRows * kPartDim, ++step) {  // of Q, which begins here
+      advance(step);
+      Op::template scores<kPartDim>(s, QTile{smem + part}, warp_row, KTile{ring + step % kSlots * kSlot});
+    }
 
     // Softcap, bias, masks.
     [[maybe_unused]] unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
@@ -134,8 +143,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       for (int delta = 16; delta > 0; delta /= 2) seen |= __shfl_xor_sync(0xffffffff, seen, delta);
       if (lane == 0) ptx::st_shared(seen_by + warp, seen);
     }
-    advance(2 * j + 1);  // V, and with kMasked every warp's `seen`
-    const VTile v_tile{ring + (2 * j + 1) % kSlots * kSlot};
+    advance(step);  // V, and with kMasked every warp's `seen`
+    const VTile v_tile{ring + step % kSlots * kSlot};
     if constexpr (kMasked) {
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) seen |= ptx::ld_shared(seen_by + w);

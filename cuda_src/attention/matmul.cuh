@@ -221,11 +221,13 @@ struct FloatOp {
   using Acc = float;
   static constexpr bool kSumsRows = true;
 
+  // The columns of a tile are summed up by themselves first, so that errors grow less where heads are wider.
   template <int kDim, int kEvery = 1, int kMTiles, int kNTiles, class QTile, class KTile>
   static __device__ __forceinline__ void scores(float (&s)[kMTiles][kNTiles][4], QTile q, int row, KTile k,
                                                 int part = 0) {
     using Chunk = typename QTile::Chunk;
     const unsigned int g = lane_index() / 4, t = lane_index() % 4;
+    float sum[kMTiles][kNTiles][4] = {};
 #pragma unroll 2
     for (int column = part; column < QTile::kChunks; column += kEvery) {
       Chunk rows[kMTiles][2];
@@ -246,11 +248,19 @@ struct FloatOp {
             const float b = key.element[e];
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m) {
-              s[m][n][j] = fmaf(rows[m][0].element[e], b, s[m][n][j]);
-              s[m][n][2 + j] = fmaf(rows[m][1].element[e], b, s[m][n][2 + j]);
+              sum[m][n][j] = fmaf(rows[m][0].element[e], b, sum[m][n][j]);
+              sum[m][n][2 + j] = fmaf(rows[m][1].element[e], b, sum[m][n][2 + j]);
             }
           }
         }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][n][i] += sum[m][n][i];
       }
     }
   }

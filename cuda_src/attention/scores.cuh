@@ -11,7 +11,7 @@ struct NoBias {};
 
 // In the place of a score expression, which is a struct of its own behind the kernel's header:
 //   template <class Acc> static Acc score(Acc s, long long b, long long h, long long q, long long k,
-//                                         const ScoreArrays& arrays);
+//                                         const ScoreArrays& arrays);  // for gradients also Acc& chain: ds'/ds
 // b: sequence, h: query head, q, k: places of query and key among the keys.
 struct NoScore {};
 
@@ -252,6 +252,12 @@ __device__ __forceinline__ To to_finite(From value) {
   return converted;
 }
 
+// Derivatives of a score: of the softcap, by scale (q k), and of the score expression, by what it changes.
+template <class Acc>
+struct ScoreChain {
+  Acc cap = 1, score = 1;
+};
+
 // Scores of one warp's fragments (attention/matmul.cuh) after all but the masks of position. kModified: they are scaled
 // here; else only the softmax scales them. Op::Acc scores; bias of type Bias; Score: a score expression.
 template <bool kModified, class Bias, bool kMasked, class Acc, class Score = NoScore>
@@ -294,14 +300,14 @@ struct ScoreRule {
   }
 
   __device__ __forceinline__ Acc score(Acc s, int i, int j) const {
-    Acc unused;
+    ScoreChain<Acc> unused;
     return score<false>(s, i, j, unused);
   }
 
-  // With kChain also the derivative of the score by scale (q k): 1 - tanh^2, without its cancellation.
+  // With kChain also its derivatives; that of the softcap is 1 - tanh^2, without its cancellation.
   template <bool kChain>
-  __device__ __forceinline__ Acc score(Acc s, int i, int j, Acc& chain) const {
-    chain = 1;
+  __device__ __forceinline__ Acc score(Acc s, int i, int j, ScoreChain<Acc>& chain) const {
+    chain = {};
     if constexpr (!kModified) return s;
     s *= static_cast<Acc>(params.scale);
     if (params.softcap != 0) {
@@ -310,7 +316,7 @@ struct ScoreRule {
         s = cap * tanh(x);
         if constexpr (kChain) {
           const Acc e = exp_natural(-2 * fabs(x)), inverse = 1 / (1 + e);
-          chain = 4 * e * inverse * inverse;
+          chain.cap = 4 * e * inverse * inverse;
         }
       }
     }
@@ -321,7 +327,14 @@ struct ScoreRule {
     }
     if (slope != 0) s -= slope * distance(i, j);
     if constexpr (!kIsSame<Score, NoScore>) {
-      s = Score::template score<Acc>(s, block.batch, head, i + offset, j, params.score_arrays);
+      const auto changed = [&](auto&... derivative) {
+        return Score::template score<Acc>(s, block.batch, head, i + offset, j, params.score_arrays, derivative...);
+      };
+      if constexpr (kChain) {
+        s = changed(chain.score);
+      } else {
+        s = changed();
+      }
     }
     return s;
   }

@@ -62,6 +62,9 @@ def test_lengths(backend, rng, lengths, is_causal):
         (256, 256),
         (192, 128),
         (64, 200),
+        (321, 59),
+        (40, 321),
+        (512, 512),
     ],
     ids=str,
 )
@@ -70,7 +73,7 @@ def test_head_dims(backend, rng, dims):
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "float16"])
-@pytest.mark.parametrize("dims", [(64, 64), (59, 59), (128, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (59, 59), (128, 128), (256, 256), (390, 512)], ids=str)
 def test_dtypes(backend, rng, op, dims):
     verify(backend, rng, op, heads=(1, 1), lengths=(39, 75), dims=dims, is_causal=True)
 
@@ -82,7 +85,7 @@ def test_many_keys(backend, rng, op):
     verify(backend, rng, op, heads=(1, 1), lengths=(5, 517), spread=4.0)
 
 
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("dim", [64, 128, 256, 512])
 def test_float32_is_as_accurate_as_a_matrix_product(backend, rng, dim):
     """The root mean square of the errors, which luck cannot change, beside NumPy's expression."""
     errors = []

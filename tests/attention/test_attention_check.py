@@ -217,9 +217,9 @@ def test_shapes(at):
     at.bad(ValueError, "k", DENSE, "head dimension of q, 8", {"k": f(2, 2, 5, 7)})
     at.bad(ValueError, "v", DENSE, "heads of k, 2", {"v": f(2, 4, 5, 6)})
     at.bad(ValueError, "v", DENSE, "length of k, 5", {"v": f(2, 2, 4, 6)})
-    wide = {"q": f(2, 4, 3, 257), "k": f(2, 2, 5, 257)}
-    at.bad(ValueError, "k", DENSE, "at most 256", wide)
-    at.bad(ValueError, "v", DENSE, "at most 256", {"v": f(2, 2, 5, 257)})
+    wide = {"q": f(2, 4, 3, 513), "k": f(2, 2, 5, 513)}
+    at.bad(ValueError, "k", DENSE, "at most 512", wide)
+    at.bad(ValueError, "v", DENSE, "at most 512", {"v": f(2, 2, 5, 513)})
     for argument, size in (("q", 8), ("k", 8)):  # repeated: no memory
         long = at.xp.broadcast_to(f(1), (2, 2, 2**31 - 1, size))
         at.bad(ValueError, argument, DENSE, "axes of at most 2147482624", {argument: long})

@@ -120,3 +120,9 @@ def test_a_capture_without_a_workspace(rng):
             cuattn.attention(q, k, v)
         assert not runtime.kernels
         cuattn.attention(q, k[:, :, :-1], v[:, :, :-1])  # by another kernel
+
+
+@pytest.mark.parametrize("dims", [(264, 40), (40, 264)], ids=str)
+def test_wide_heads(backend, rng, dims):
+    """More columns than the decode kernel has: blocks do not share keys."""
+    verify(backend, rng, heads=(2, 1), lengths=(1, KEYS), dims=dims)

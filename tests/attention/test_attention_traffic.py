@@ -83,6 +83,16 @@ def test_every_byte(rng, op, left, right):
 
 
 @pytest.mark.parametrize("op", DTYPES)
+def test_bytes_of_wide_heads(rng, op):
+    """Blocks of rows and columns of the result read Q and K once, and their own columns of V."""
+    q, k, v = draw(rng, 1, 1, 1, 140, 70, 328, 512, DTYPES[op])
+    call = Counted(q, k, v, op)
+    times = 512 // call.value_dim * np.array([1, -(-140 // call.rows)])
+    read = (times * [140, 70]).sum() * 328 + times[1] * 70 * call.value_dim
+    assert call.counters.global_bytes_read == read * q.itemsize
+
+
+@pytest.mark.parametrize("op", DTYPES)
 def test_one_exponential_per_score(rng, op):
     """A maximum that grows by little costs no rescale; by more, one for each lane of a row."""
     for growth, rescaled in ((5.0, False), (13.0, True)):  # powers of two in all; per 64 keys
@@ -96,7 +106,7 @@ def test_one_exponential_per_score(rng, op):
 
 
 @pytest.mark.parametrize("op", DTYPES)
-@pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 256])
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 256, 512])
 def test_no_bank_conflicts(rng, op, dim):
     """Longer keys add wavefronts, and none beyond the ideal."""
     more = []

@@ -16,11 +16,14 @@ from cuattn._device.kernel import ITEMSIZE
 SMEM = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
 
+SIZES = (1, 1), (59, 200), (200, 59), (256, 256), (0, 5), (5, 0), (321, 64), (64, 321), (512, 512)
+
+
 def problems():
     yield from attention_problems()
     for op in attention_plan.OPS:
         dtype = "float32" if op == "tf32" else op
-        for dim, value_dim in ((1, 1), (59, 200), (200, 59), (256, 256), (0, 5), (5, 0)):
+        for dim, value_dim in SIZES:
             for flags in ({}, {"vector": False}, {"modified": True}, {"masked": True}):
                 yield AttentionProblem(op, dtype, 3, 8, 2, 1000, 77, dim, value_dim, **flags)
                 yield AttentionProblem(
@@ -42,13 +45,15 @@ def test_limits(capability):
         flags = ("vector", "modified", "masked")
         asked = {f"k{flag.capitalize()}": getattr(problem, flag) for flag in flags}
         assert asked.items() <= plan.kernel.arguments.items()
-        wide = max(dim, value_dim)
+        part_dim = plan.kernel.arguments["kPartDim"]
+        wide = max(part_dim, value_dim)
         assert plan.kernel.block == 32 * warps <= 256  # 255 registers per thread
         assert plan.kernel.smem_bytes <= 1024 * SMEM[capability] - 64  # and what a mask needs
         assert plan.kernel.smem_bytes >= item * (rows * dim + slots * keys * wide)
         assert plan.kernel.smem_bytes >= item * rows * value_dim  # the result takes its place
         assert slots >= 2 and keys % 16 == 0 and keys <= 64
-        assert dim % 32 == value_dim % 32 == 0 and dim >= problem.head_dim
+        assert part_dim % 32 == value_dim % 32 == 0 and dim % part_dim == 0
+        assert problem.head_dim <= dim < max(1, problem.head_dim) + part_dim  # no part is empty
         # Accumulators and scores of a thread, in registers.
         words = (value_dim + keys) * row_tiles // 2 * (2 if problem.op == "float64" else 1)
         assert words <= 176
@@ -68,7 +73,7 @@ def test_every_row_of_the_tables_is_taken_and_has_a_reason():
         table = getattr(attention_plan, name)
         assert all(row[-1] for row in table)
         assert all(before[0] <= row[0] for before, row in zip(table, table[1:], strict=False))
-        assert table[-1][:2] == (256, 99)  # every problem finds a row, on every device
+        assert table[-1][:2] == (512, 99)  # every problem finds a row, on every device
     taken = set()
     for capability in (80, 86):
         for problem in problems():

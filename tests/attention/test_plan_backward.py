@@ -11,8 +11,10 @@ from configurations import SMS, attention_problem, backward_kernels
 from cuattn._attention import plan_backward as general
 from cuattn._attention import plan_backward_ds as storing
 from cuattn._attention import plan_backward_sm90 as hopper
+from cuattn._attention.problem import Score
 
 COLUMNS = ("kColumns", "kKeyColumns", "kValueColumns")
+RULE = {"modified": True, "bias": "float32", "masked": True, "vector": False}
 SMEM = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 
@@ -21,7 +23,7 @@ SMEM = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 1
 def test_every_size_has_tiles(op, capability):
     """Blocks have the shared memory that there is, and all columns together those of the heads."""
     for dims in ((d, e) for d in range(0, 257, 8) for e in (0, d, 256)):
-        for flags in ({}, {"modified": True, "bias": "float32", "masked": True, "vector": False}):
+        for flags in ({}, RULE, {**RULE, "score": Score("Score_0", "", "")}):
             problem = attention_problem(op, *dims, **flags)
             problem = dataclasses.replace(problem, value_dim=dims[1])
             launches = [general.plan_q(problem, capability), *general.plan_kv(problem, capability)]
