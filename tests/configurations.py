@@ -22,7 +22,7 @@ from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_score import plan_score
 from cuattn._attention.plan_sm90 import plan_attention_sm90
-from cuattn._attention.problem import AttentionProblem
+from cuattn._attention.problem import AttentionProblem, Score
 from cuattn._device.kernel import CTYPES, Kernel
 from cuattn._softmax import plan as softmax_plan
 from cuattn._softmax.problem import SoftmaxProblem
@@ -379,7 +379,34 @@ def score_problems(chain: bool = False) -> Iterator[AttentionProblem]:
     yield attention_problem("float64", 128, modified=True, score=common)
     yield attention_problem("float16", 128, **rule, **masked)
     for op, dim in (("float16", 256), ("tf32", 128), ("float32", 64)):
-        yield attention_problem(op, dim, **rule)
+        yield attention_problem(op, dim, tma=False, **rule)
+
+
+def few_arrays() -> Score:
+    """A score expression of arrays of one, two and no places."""
+    arrays = ("bias", 2), ("far", 1), ("scale", 1)
+    indexed = tuple(Indexed(name, "float", n) for name, n in arrays)
+    text = "s * scale[h] + bias[q, k] - far[k]"
+    return plan_score(parse(text, indexed), ("float32", "float64", "float16"))
+
+
+def sm90_score_problems() -> Iterator[AttentionProblem]:
+    """Those of Hopper's own kernel, whose scores have few registers."""
+    for op, dim in (("bfloat16", 96), ("float16", 128), ("bfloat16", 192), ("float16", 256)):
+        yield attention_problem(op, dim, modified=True, score=few_arrays())
+
+
+def score_decode_problems() -> Iterator[DecodeProblem]:
+    """Those over a KV cache."""
+    for op, rows, dim in (
+        ("float16", 64, 128),
+        ("bfloat16", 16, 256),
+        ("float64", 16, 64),
+        ("float16", 64, 576),
+    ):
+        shape = (8, 2, rows, 4096, dim, min(dim, 512))
+        how = {"values_in_keys": dim > 256, "plain": False, "score": few_arrays()}
+        yield DecodeProblem(op, op, *shape, **how)
 
 
 def sm90_attention_problems() -> Iterator[AttentionProblem]:
@@ -465,12 +492,14 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for kernel in sample_kernels(compute_capability):
         found.setdefault(kernel.name, kernel)
     attended = [*attention_problems(), *score_problems()] if compute_capability >= 80 else []
-    attended += sm90_attention_problems() if compute_capability == 90 else ()
+    if compute_capability == 90:
+        attended += [*sm90_attention_problems(), *sm90_score_problems()]
     for problem in attended:
         plan = plan_attention_sm90(problem, compute_capability, SMS)
         planned = (plan or attention_plan.plan_attention(problem, compute_capability)).kernel
         found.setdefault(planned.name, planned)
-    for decoded in decode_problems(compute_capability) if compute_capability >= 80 else ():
+    decodes = [*decode_problems(compute_capability), *score_decode_problems()]
+    for decoded in decodes if compute_capability >= 80 else ():
         planned = plan_decode(decoded, compute_capability, SMS).kernel
         found.setdefault(planned.name, planned)
     for kernel in backward_kernels(compute_capability) if compute_capability >= 80 else ():

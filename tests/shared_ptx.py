@@ -41,11 +41,12 @@ def head(kernel, arch: str) -> str:
     if arch in ("sm_90", "sm_100"):
         return arch
     asking, unrolled = kernel.header in ASKING, UNROLLED.match(kernel.name)
+    words = kernel.name + kernel.text
     if arch == "sm_80":
-        own = asking or BFLOAT16.search(kernel.name) or kernel.name not in kernels(90)
+        own = asking or BFLOAT16.search(words) or kernel.name not in kernels(90)
         return "sm_80" if own else "sm_90"
     if arch == "sm_75":
-        arch = arch if asking or OF_16_BITS.search(kernel.name) else "sm_86"
+        arch = arch if asking or OF_16_BITS.search(words) else "sm_86"
     own = arch == "sm_75" or unrolled
     return arch if own else head(kernel, "sm_80")
 

@@ -341,6 +341,8 @@ def caches() -> None:
     )  # fmt: skip
     assert_type(found, Array)
     assert_type(cuattn.attention_kvcache(q, k, None, value_dim=4, split_size=256), Array)
+    of = {"t": np.ones(9)}
+    assert_type(cuattn.attention_kvcache(q, k, v, score="s + t[k]", score_args=of), Array)
     both = cuattn.attention_kvcache(q, k, v, layout="BHSD", out=(out, lse), return_lse=True)
     assert_type(both, Pair)
     loose: Any = q

@@ -130,7 +130,6 @@ ELSEWHERE = dict.fromkeys(
     [
         ("attention_kvcache", "bias"),
         ("attention_cascade", "bias"),
-        ("attention_kvcache", "score"),
         ("attention_cascade", "score"),
     ],
     "attention",

@@ -7,9 +7,9 @@ from typing import Any, SupportsIndex, overload
 from numpy.typing import NDArray
 
 from cuattn._arrays.attention_types import (
-    CachedAlone,
-    CachedOpen,
-    CachedWithLse,
+    CascadeAlone,
+    CascadeOpen,
+    CascadeWithLse,
     HostPrefixes,
     Layout,
     OtherPrefixes,
@@ -30,7 +30,7 @@ def attention_cascade(
     k_cache: Host,
     v_cache: Host | None,
     /,
-    **options: Unpack[CachedAlone],
+    **options: Unpack[CascadeAlone],
 ) -> NDArray[Any]: ...
 @overload
 def attention_cascade(
@@ -39,7 +39,7 @@ def attention_cascade(
     k_cache: Host,
     v_cache: Host | None,
     /,
-    **options: Unpack[CachedWithLse],
+    **options: Unpack[CascadeWithLse],
 ) -> Pair: ...
 @overload
 def attention_cascade(
@@ -48,7 +48,7 @@ def attention_cascade(
     k_cache: Other,
     v_cache: Other | None,
     /,
-    **options: Unpack[CachedOpen],
+    **options: Unpack[CascadeOpen],
 ) -> Any: ...
 @explained
 def attention_cascade(

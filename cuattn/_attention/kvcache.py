@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, SupportsIndex, overload
 
 from numpy.typing import NDArray
@@ -56,6 +57,8 @@ def attention_kvcache(
     mask: Any = None,
     alibi_slopes: Any = None,
     sinks: Any = None,
+    score: str | None = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Any = None,
     layout: Layout = "BHSD",
     precision: Precision | None = None,
@@ -106,6 +109,8 @@ def attention_kvcache(
     is_causal, q_offset, window, scale, softcap, alibi_slopes, sinks, precision, dtype, return_lse
         As `attention`. The keys of a sequence are counted with the new ones, so that by default
         its last query stands at its last key. q_offset as an array is of int32 or int64.
+    score, score_args
+        As `attention`; `k` counts the keys of a sequence, wherever its pages lie.
     mask : array of bool, optional
         Must broadcast to (B, H, S_q, M) (leading axes as q has them): whether a query sees the
         last M keys of its sequence, as the branches of a tree of drafts. It sees all before.
@@ -170,6 +175,8 @@ def attention_kvcache(
         dtype,
         return_lse,
         out,
+        score,
+        score_args,
     )
     if call.runtime is None:
         return run_kvcache_host.compute(call)

@@ -14,6 +14,7 @@ import numpy as np
 
 from cuattn._arrays import blocks
 from cuattn._attention.numpy_attention import Lengths, alike, blas_has_one_thread, slices, tile
+from cuattn._attention.numpy_score import Score
 from cuattn._attention.numpy_scores import ALL, Heads
 from cuattn._attention.numpy_tile import attend, is_usable
 from cuattn._attention.views_kvcache import Arrays, Sizes
@@ -54,10 +55,17 @@ def _numbers(dtype: np.dtype, acc: np.dtype) -> np.ndarray:
 # ---- Attention ----
 
 
-def attention(x: Arrays, sizes: Sizes, o: Any, out: np.ndarray, lse: np.ndarray | None) -> None:
+def attention(
+    x: Arrays,
+    sizes: Sizes,
+    o: Any,
+    indexed: tuple[Any, ...],
+    out: np.ndarray,
+    lse: np.ndarray | None,
+) -> None:
     """out (B, H, S_q, D_v) and lse (B, H, S_q) of a cache that has its new keys already.
 
-    `o` are the options of scores, a request.Options.
+    `o` are the options of scores, a request.Options, and `indexed` the arrays of an expression.
     """
     if x.q_lens is not None:
         out[...] = 0
@@ -68,7 +76,8 @@ def attention(x: Arrays, sizes: Sizes, o: Any, out: np.ndarray, lse: np.ndarray 
         rows, columns = lengths[:, 2], lengths[:, 3]
         work = sizes.heads * int(rows @ columns)
         work += sizes.kv_heads * sizes.head_dim * int(columns.sum())
-        given = _blocks(x, sizes, o, lengths)
+        score = None if o.score is None else _score(o.score, indexed, sizes)
+        given = _blocks(x, sizes, o, score, lengths)
         todo = ((*block, out, lse) for block in given)
         blocks.each(_attend, todo, work if blas_has_one_thread() else 0)
 
@@ -89,7 +98,16 @@ def _lengths(x: Arrays, sizes: Sizes, q_offset: int | None) -> np.ndarray:
     return lengths
 
 
-def _blocks(x: Arrays, sizes: Sizes, o: Any, lengths: np.ndarray) -> Iterator[tuple[Any, ...]]:
+def _score(expression: Any, indexed: tuple[Any, ...], sizes: Sizes) -> Score:
+    """The expression of all sequences and heads."""
+    heads = np.arange(sizes.heads, dtype=np.int64).reshape(1, sizes.kv_heads, -1, 1, 1)
+    sequences = np.arange(sizes.batch, dtype=np.int64).reshape(-1, 1, 1, 1, 1)
+    return Score(expression, indexed, sequences, heads)
+
+
+def _blocks(
+    x: Arrays, sizes: Sizes, o: Any, score: Score | None, lengths: np.ndarray
+) -> Iterator[tuple[Any, ...]]:
     """Pieces of the work: heads of some sequences, which of their queries, where results go, and
     the number of keys of a tile.
     """
@@ -97,10 +115,10 @@ def _blocks(x: Arrays, sizes: Sizes, o: Any, lengths: np.ndarray) -> Iterator[tu
     copied = x.page_table is not None or not all(is_usable(a, acc) for a in (x.k_cache, x.v_cache))
     group = sizes.heads // sizes.kv_heads
     for own, which in alike(lengths):
-        rows, keys, matrices = tile(_heads(x, sizes, o, which[:1], own), copied)
+        rows, keys, matrices = tile(_heads(x, sizes, o, score, which[:1], own), copied)
         step = max(1, matrices // sizes.kv_heads)
         for b in (which[first : first + step] for first in range(0, len(which), step)):
-            heads = _heads(x, sizes, o, b, own)
+            heads = _heads(x, sizes, o, score, b, own)
             for h in slices(sizes.kv_heads, min(matrices, sizes.kv_heads)):
                 for i in slices(own[2], rows):
                     to = b, slice(group * h.start, group * h.stop), i
@@ -119,7 +137,9 @@ def _attend(
         lse[to] = found_lse.reshape(rounded.shape[:3])
 
 
-def _heads(x: Arrays, sizes: Sizes, o: Any, b: np.ndarray, lengths: Lengths) -> Heads:
+def _heads(
+    x: Arrays, sizes: Sizes, o: Any, score: Score | None, b: np.ndarray, lengths: Lengths
+) -> Heads:
     """Sequences b, which have these lengths."""
     _, _, m, n, place = lengths
 
@@ -136,7 +156,8 @@ def _heads(x: Arrays, sizes: Sizes, o: Any, b: np.ndarray, lengths: Lengths) -> 
     slopes = None if x.alibi_slopes is None else by_key(x.alibi_slopes[at])[..., None, None]
     sinks = None if x.sinks is None else by_key(x.sinks[None])[..., None]
     q, numbers = by_key(x.q[at, :, :m]), (place, o.scale, o.softcap, o.left, o.right)
-    return Heads(q, k, v, None, None, mask, None, slopes, sinks, *numbers)
+    score = score and score._replace(b=score.b[b])
+    return Heads(q, k, v, None, None, mask, None, slopes, sinks, *numbers, score)
 
 
 def _keys(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cuattn._attention.plan import OPS
 from cuattn._attention.plan_sm90 import REGISTERS
+from cuattn._attention.problem import NO_SCORE, Score
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 MOST_PARTS = 128  # of a row's keys, where split_size is "auto": the last block merges them alone
@@ -112,6 +113,7 @@ class DecodeProblem:
     split_size: int | None = None  # keys of a part; None: equal shares
     values_in_keys: bool = False  # values are the first columns of the keys
     plain: bool = True  # numbers of the cache are q's, and scores are scaled and cut, but no more
+    score: Score | None = None  # then not `plain`
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     row_tiles = ceil_div(problem.rows, rows)
     column_tiles = max(1, ceil_div(problem.value_dim, value_dim))
     item, acc = ITEMSIZE[problem.dtype], 8 if problem.op == "float64" else 4
+    score = problem.score or NO_SCORE
     columns = dim if tile.shared else dim + value_dim
     smem = (rows * dim + tile.teams * tile.stages * tile.keys * columns) * item
     if tile.is_wide:
@@ -193,6 +196,8 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
         arguments["kStages"] = tile.stages
     if tile.is_wide:
         arguments["kShared"] = tile.shared
+    if not tile.capability:
+        arguments["Score"] = score.name
     pairs = problem.batch * problem.kv_heads * row_tiles * column_tiles
     split = 0 if problem.split_size is None else problem.split_size // tile.keys
     # Units of a pair at most: parts, or tiles.
@@ -203,7 +208,15 @@ def plan_decode(problem: DecodeProblem, compute_capability: int, num_sms: int) -
     block = 32 * tile.warps
     suffix, registers = ("a", REGISTERS // block // 8 * 8) if tile.capability else ("", 0)
     kernel = Kernel(
-        tile.template, arguments, grid, block, 1, smem, suffix=suffix, registers=registers
+        tile.template,
+        arguments,
+        grid,
+        block,
+        smem_bytes=smem,
+        suffix=suffix,
+        registers=registers,
+        text=score.text,
+        expression=score.expression,
     )
     return DecodePlan(
         kernel,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.problem import AttentionProblem
+from cuattn._attention.problem import NO_SCORE, AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.tensor_map import ALIGNMENT, Boxes
 
@@ -33,6 +33,7 @@ class Tile(NamedTuple):
     own_out: bool  # whether `out` has shared memory of its own
     ping_pong: bool  # whether warpgroups take turns: FlashAttention-3, heads_in_l2 3.1
     why: str  # shared memory, of which there are 227 KiB, and what else counts
+    scored: bool = True  # whether scores may have an expression
 
 
 TILES = (
@@ -41,7 +42,8 @@ TILES = (
     Tile(96, 96, True, 2, 128, 2, True, True, "144 KiB"),
     Tile(128, 128, True, 2, 128, 2, True, True, "192 KiB"),
     Tile(192, 128, False, 2, 128, 2, False, False, "208 KiB"),
-    Tile(192, 192, True, 2, 112, 2, False, False, "216 KiB; O leaves no room for more keys"),
+    Tile(192, 192, True, 2, 112, 2, False, False, "216 KiB; O leaves no room for more keys", False),
+    Tile(192, 192, True, 2, 80, 2, False, False, "168 KiB; registers of expressions"),
     Tile(256, 256, False, 2, 80, 2, False, False, "224 KiB"),
     Tile(256, 256, True, 2, 64, 2, False, False, "192 KiB; registers"),
 )
@@ -77,17 +79,20 @@ def plan_attention_sm90(
     """Kernel of one call on a device; None: the general one computes it."""
     sizes = problem.q_rows, problem.k_rows, problem.head_dim, problem.value_dim
     special = problem.bias is not None or problem.masked or not problem.tma
-    special = special or problem.score is not None
     if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
         return None
     if max(problem.head_dim, problem.value_dim) > DIMS[-1]:
         return None
     dim = next(d for d in DIMS if problem.head_dim <= d)
     value_dim = next(d for d in DIMS if problem.value_dim <= d)
+    score, scored = problem.score or NO_SCORE, problem.score is not None
     tile = next(
         t
         for t in TILES
-        if dim <= t.max_dim and value_dim <= t.max_value_dim and problem.modified <= t.modified
+        if dim <= t.max_dim
+        and value_dim <= t.max_value_dim
+        and problem.modified <= t.modified
+        and scored <= t.scored
     )
     keys, rows = tile.keys, 64 * tile.warpgroups
 
@@ -111,6 +116,7 @@ def plan_attention_sm90(
         "kOwnOut": tile.own_out,
         "kPingPong": tile.ping_pong,
         "kModified": problem.modified,
+        "Score": score.name,
     }
     block = 128 * (tile.warpgroups + 1)
     kernel = Kernel(
@@ -121,6 +127,8 @@ def plan_attention_sm90(
         smem_bytes=smem,
         suffix="a",
         registers=REGISTERS // block // 8 * 8,
+        text=score.text,
+        expression=score.expression,
     )
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
     return Sm90Plan(kernel, row_blocks, heads_in_l2, schedule, pack, q_panel, v_panel, keys)

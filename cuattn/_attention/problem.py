@@ -58,7 +58,7 @@ class AttentionProblem:
     def is_decode(self) -> bool:
         """Whether blocks share the keys of a head instead of its rows, which are too few."""
         rows = self.q_rows * (self.heads // self.kv_heads)
-        changed = self.bias is not None or self.masked or self.ragged or self.score is not None
+        changed = self.bias is not None or self.masked or self.ragged
         wide = max(self.head_dim, self.value_dim) > DECODE_DIM
         return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed and not wide
 

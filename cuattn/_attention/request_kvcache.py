@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from cuattn._arrays.row_layout import spec_of
 from cuattn._attention import checks, request
 from cuattn._attention import checks_kvcache as own_checks
 from cuattn._attention.request_kvcache_specs import Expected, expect, expect_append
+from cuattn._attention.request_score import expression, named
 from cuattn._attention.views import Shape, fractional
 from cuattn._attention.views_kvcache import Arrays, Sizes, is_per_token
 from cuattn._device.runtime import runtime_of
@@ -61,6 +64,7 @@ class Call(NamedTuple):
     layout: str
     outs: tuple[Any, ...] | None  # out, or out and lse; None: to be allocated
     return_lse: bool
+    score_args: Mapping[str, Any] = MappingProxyType({})  # by the names that errors give them
 
     @property
     def results(self) -> list[tuple[Shape, np.dtype]]:
@@ -90,6 +94,8 @@ def attention_kvcache(
     dtype: Any,
     return_lse: Any,
     out: Any,
+    score: Any = None,
+    score_args: Any = None,
 ) -> Call:
     """A call: arrays by name, and options as they were given.
 
@@ -101,23 +107,27 @@ def attention_kvcache(
     if optional["k_new"] is not None:
         own_checks.together("kv_lens", optional["kv_lens"] is not None, "k_new", True)
     factors, scale_arrays = _scales(scales)
-    given, offset = request.as_given(required, {**optional, **scale_arrays}, q_offset)
+    indexed = named(score, score_args)
+    optional = {**optional, **scale_arrays}
+    given, offset = request.as_given({**required, **indexed}, optional, q_offset)
+    indexed = {name: given.pop(name) for name in indexed}
     arrays = Arrays(**given)
     specs = Arrays(*map(spec_of, arrays))
     expected = expect(specs, layout, value_dim)
     _check_scales(scales, arrays)
     check_values(arrays, expected.sizes)
     scores = request.options_of(offset, expected.sizes.head_dim, specs.q.dtype, *numbers)
+    scores = scores._replace(score=expression(score, indexed))
     expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     options = Options(scores, own_checks.split_size(split_size), *factors)
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
-    call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse)
-    inputs = list(zip(arrays._fields, arrays, strict=True))
+    call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse, indexed)
+    inputs = [*zip(arrays._fields, arrays, strict=True), *indexed.items()]
     if out is not None:
         call = call._replace(outs=as_outputs(out, call.results, inputs, in_place=False))
     if arrays.k_new is not None:
-        _check_written(arrays, {**required, **scales})
+        _check_written(arrays, {**required, **scales}, inputs)
     if runtime is not None:
         limits = runtime.limits(runtime.device(arrays.q))
         checks.capability("q", limits.compute_capability)
@@ -142,10 +152,11 @@ def kv_append(
     sizes = expect_append(specs, layout)
     _check_scales(scales, arrays)
     check_values(arrays, sizes)
-    _check_written(arrays, {**required, **scales})
+    inputs = list(zip(arrays._fields, arrays, strict=True))
+    _check_written(arrays, {**required, **scales}, inputs)
     runtime = runtime_of(arrays.k_cache)
     if runtime is not None:
-        _check_addresses(runtime, list(zip(arrays._fields, arrays, strict=True)), None)
+        _check_addresses(runtime, inputs, None)
     return Append(runtime, arrays, specs, sizes, *factors, layout)
 
 
@@ -186,7 +197,7 @@ def _check_scales(scales: dict[str, Any], arrays: Arrays) -> None:
             raise own_checks.no_scale(name, f"{name[0]}_cache", arrays.k_cache.dtype)
 
 
-def _check_written(arrays: Arrays, given: dict[str, Any]) -> None:
+def _check_written(arrays: Arrays, given: dict[str, Any], inputs: list[Owner]) -> None:
     """Check what is written to, and that nothing else of the call lies there."""
     written = {"k_cache": arrays.k_cache, "v_cache": arrays.v_cache}
     for name, cache in list(written.items()):
@@ -200,7 +211,7 @@ def _check_written(arrays: Arrays, given: dict[str, Any]) -> None:
             raise read_only(name)
         out_array(name, array, array.shape, array.dtype)
         low, high = extent(array)
-        for other, read in zip(arrays._fields, arrays, strict=True):
+        for other, read in inputs:
             if read is not None and other[2:] not in ("cache", "scale"):
                 first, last = extent(read)
                 if first < high and low < last:

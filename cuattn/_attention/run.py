@@ -158,7 +158,7 @@ def _planned(
         and (widened or (aligned[1] and is_tma(out.shape, out.strides))),
     )
     if problem.is_decode:
-        decode, room = _decode(given, operands, options, aligned, limits)
+        decode, room = _decode(given, operands, options, aligned, limits, dict(indexed))
         return Launches(reads, writes, made, results, [decode], shared=("attention", *room))
     sm90 = plan_attention_sm90(problem, *limits)
     plan = sm90 or plan_attention(problem, limits.compute_capability)
@@ -274,7 +274,12 @@ def tail_of(
 
 
 def _decode(
-    given: Arrays, x: Operands, options: Options, aligned: tuple[bool, ...], limits: Limits
+    given: Arrays,
+    x: Operands,
+    options: Options,
+    aligned: tuple[bool, ...],
+    limits: Limits,
+    indexed: dict[str, ArraySpec],
 ) -> tuple[tuple[Kernel, Block], tuple[int, int]]:
     """`decode_launch` over keys that are no cache."""
     from cuattn._attention.run_decode import Aligned, decode_launch
@@ -295,4 +300,4 @@ def _decode(
     )
     numbers = request_kvcache.Options(options, "auto")
     where = Aligned(aligned[0], False, aligned[1])
-    return decode_launch(arrays, x.out, x.lse, sizes, numbers, where, limits, {})
+    return decode_launch(arrays, x.out, x.lse, sizes, numbers, where, limits, {}, indexed)

@@ -9,6 +9,7 @@ from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.plan import MAX_SCALE, UNBOUNDED
 from cuattn._attention.plan_decode import DecodeProblem, auto_split, divider, plan_decode
 from cuattn._attention.request_kvcache import Options
+from cuattn._attention.run_score import score_arrays_of, score_of
 from cuattn._attention.views import is_vector, is_widened, strides_of
 from cuattn._attention.views_kvcache import Arrays, Sizes, wide_bits
 from cuattn._device.kernel import Kernel, Limits
@@ -36,17 +37,19 @@ def decode_launch(
     aligned: Aligned,
     limits: Limits,
     names: Mapping[str, str],
+    indexed: Mapping[str, ArraySpec],
 ) -> tuple[tuple[Kernel, Block], tuple[int, int]]:
     """Kernel and parameters, and its workspace: counters and bytes of parts.
 
     `x`, `out` and `lse` are canonical specs. `names`: what the call calls k and v.
+    `indexed`: arrays of a score expression, by the names of their fields.
     """
     scores, group = options.scores, sizes.heads // sizes.kv_heads
     scale = scores.scale * options.k_scale
     masked = x.mask is not None and x.mask.shape[3] > 0
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rule = bool(scores.softcap) or not 0 < scale < MAX_SCALE or masked
-    rule = rule or x.alibi_slopes is not None
+    rule = rule or x.alibi_slopes is not None or scores.score is not None
     eight = x.k_cache.dtype.itemsize == 1
     vector = aligned.read and all(map(is_vector, (x.q, x.k_cache, x.v_cache)))
     fresh = sizes.new_rows > 0 and not eight  # else they are in the cache by now
@@ -65,6 +68,7 @@ def decode_launch(
         split_size=auto_split(sizes.capacity) if isinstance(size, str) else size,
         values_in_keys=names.get("v") == "k_cache",
         plain=not (rule or eight),
+        score=score_of(scores.score, indexed),
     )
     plan = plan_decode(problem, *limits)
     # Of no room there is no page, and an array without elements may have any address.
@@ -129,5 +133,5 @@ def decode_launch(
         q_lens_stride=strides_of(x.q_lens, 1)[0],
         q_offset_stride=strides_of(x.q_offset, 1)[0],
     )
-    block: Block = [(DECODE_POINTERS, pointers), tail]
+    block: Block = [(DECODE_POINTERS, pointers), tail, score_arrays_of(indexed)]
     return (plan.kernel, block), (plan.counters, plan.part_bytes)

@@ -40,9 +40,11 @@ def prepare(call: Call) -> Prepared:
         _aligned(runtime, arrays, outs),
         None if append is None else (append.acc, aligned_rows(runtime, append.arrays)),
         runtime.limits(device),
+        tuple((name, spec_of(array)) for name, array in call.score_args.items()),
     )
-    given = {**arrays._asdict(), **dict(zip(("out", "lse"), outs, strict=False))}
+    given = {**arrays._asdict(), **call.score_args, **dict(zip(("out", "lse"), outs, strict=False))}
     names = NAMES_OF_TWO if len(outs) > 1 else NAMES
+    names = names | {name: name for name in call.score_args}
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     return Prepared(runtime, launches, given, (), one_or_all, names)
@@ -73,14 +75,17 @@ def _planned(
     aligned: Aligned,
     append: tuple[np.dtype, tuple[bool, bool]] | None,
     limits: Limits,
+    indexed: tuple[tuple[str, ArraySpec], ...],
 ) -> Launches:
     """Launches of a call, if there is anything to compute.
 
     `outs` may be empty. `append`: what else `plan_append_launch` is told, where keys are new.
+    `indexed`: arrays of a score expression, by the names of their fields.
     """
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     updates = updated(given) if append else []
     reads = [n for n, spec in given._asdict().items() if spec is not None and n not in updates]
+    reads += [name for name, _ in indexed]
     writes, made = results[: len(outs)], dict[str, Made]()
     if not outs:
         made, outs = made_results(expected, results)
@@ -100,7 +105,7 @@ def _planned(
         names = {"k": "k_cache", "v": "k_cache"} | ({"v_scale": "k_scale"} if x.k_scale else {})
         x, options = x._replace(v_scale=x.k_scale), options._replace(v_scale=options.k_scale)
     out, lse = canonical_spec(outs[0], layout), None if len(outs) < 2 else canonical_lse(outs[1])
-    decode, room = decode_launch(x, out, lse, sizes, options, aligned, limits, names)
+    decode, room = decode_launch(x, out, lse, sizes, options, aligned, limits, names, dict(indexed))
     kernels.append(decode)
     shared = "attention_kvcache", *room
     return Launches(reads, writes, made, results, kernels, updates=updates, shared=shared)

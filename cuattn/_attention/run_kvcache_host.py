@@ -22,7 +22,8 @@ def compute(call: Call) -> Any:
     x = _operands(call.arrays, sizes, call.layout, scales)
     lse = outs[1][(None,) * (3 - outs[1].ndim)] if len(outs) > 1 else None
     out = canonical(outs[0], call.layout)
-    numpy_kvcache.attention(x, sizes, call.options.scores, out, lse)
+    indexed = tuple(call.score_args.values())
+    numpy_kvcache.attention(x, sizes, call.options.scores, indexed, out, lse)
     return one_or_all(*outs)
 
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cuattn._arrays.expression import MAX_ARRAYS, MAX_DIMENSIONS
+from cuattn._arrays.expression import MAX_ARRAYS, MAX_DIMENSIONS, Expression
 from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.views import strides_of
 from cuattn._device.params import SCORE_ARRAYS, Params
+
+if TYPE_CHECKING:
+    from cuattn._attention.problem import Score
+
+
+def score_of(expression: Expression | None, arrays: Mapping[str, ArraySpec]) -> Score | None:
+    """An expression of these arrays as C++."""
+    from cuattn._attention.plan_score import plan_score
+
+    if expression is None:
+        return None
+    return plan_score(expression, tuple(spec.dtype.name for spec in arrays.values()))
 
 
 def score_arrays_of(arrays: Mapping[str, ArraySpec]) -> tuple[Params, dict[str, Any]]:

@@ -131,7 +131,7 @@ def attention_varlen(
 
 
 def of_batch(score: Any, b: int, s: Any, _: int, h: int, q: Any, k: Any) -> Any:
-    """A score of sequence b, the only one of its call."""
+    """What `score` makes of a sequence that is attended to alone."""
     return score(s, b, h, q, k)
 
 

@@ -6,14 +6,17 @@ A part of `cuattn.reference`, whose rules hold here. Inside, arrays are canonica
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn.reference._attention import Window, attention, canonical, in_layout
+from cuattn.reference._attention import Window, attention, canonical, in_layout, of_batch
 from cuattn.reference._heads import nothing, of_sequence
 from cuattn.reference._numerics import Option, quiet, wide
+from cuattn.reference._score import score_of
 
 RANGE = {"float8_e4m3fn": (-448.0, 448.0), "int8": (-128.0, 127.0)}
 
@@ -41,6 +44,8 @@ def attention_kvcache(
     mask: Option = None,
     alibi_slopes: Option = None,
     sinks: Option = None,
+    score: Any = None,
+    score_args: Mapping[str, Any] | None = None,
     q_lens: Option = None,
     layout: str = "BHSD",
     precision: str | None = None,
@@ -52,7 +57,7 @@ def attention_kvcache(
 
     `split_size` and `precision` change nothing.
     """
-    return attention_cascade(
+    return _attended(
         q,
         (),
         k_cache,
@@ -72,6 +77,7 @@ def attention_kvcache(
         mask=mask,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        score=score_of(score, score_args) if isinstance(score, str) else score,
         q_lens=q_lens,
         layout=layout,
         dtype=dtype,
@@ -112,6 +118,58 @@ def attention_cascade(
     out: Any = None,
 ) -> Any:
     """`attention_kvcache` of sequences that begin with the keys of the prefixes, side by side."""
+    return _attended(
+        q,
+        prefixes,
+        k_cache,
+        v_cache,
+        kv_lens=kv_lens,
+        page_table=page_table,
+        k_new=k_new,
+        v_new=v_new,
+        value_dim=value_dim,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        is_causal=is_causal,
+        q_offset=q_offset,
+        window=window,
+        scale=scale,
+        softcap=softcap,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        q_lens=q_lens,
+        layout=layout,
+        dtype=dtype,
+        return_lse=return_lse,
+        out=out,
+    )
+
+
+def _attended(
+    q: ArrayLike,
+    prefixes: Any,
+    k_cache: Any,
+    v_cache: Any,
+    *,
+    kv_lens: Option,
+    page_table: Option,
+    k_new: Option,
+    v_new: Option,
+    value_dim: int | None,
+    k_scale: Option,
+    v_scale: Option,
+    mask: Option,
+    alibi_slopes: Option,
+    q_offset: Option,
+    score: Any = None,
+    q_lens: Option,
+    layout: str,
+    dtype: DTypeLike | None,
+    return_lse: bool,
+    out: Any,
+    **options: Any,
+) -> Any:
     queries, new = canonical(np.asarray(q), layout), 0
     before = [
         [canonical(np.asarray(a), layout)[0] for a in (k, k[..., :value_dim] if v is None else v)]
@@ -146,16 +204,13 @@ def attention_cascade(
             queries[b],
             np.concatenate([*(pair[0] for pair in before), k], axis=1),
             np.concatenate([*(pair[1] for pair in before), v], axis=1),
-            is_causal=is_causal,
             q_offset=of_sequence(q_offset, b),
-            window=window,
-            scale=scale,
-            softcap=softcap,
             mask=np.concatenate([first, seen], axis=-1),
             alibi_slopes=None if slopes is None else slopes[b],
-            sinks=sinks,
+            score=score and partial(of_batch, score, b),
             q_lens=lens[b : b + 1],
             return_lse=True,
+            **options,
         )
     return in_layout(full, full_lse, layout, np.ndim(q), return_lse, out, dtype)
 

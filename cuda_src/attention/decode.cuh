@@ -3,7 +3,7 @@
 //   find this block's share of all tiles of keys                                     (attention/key_cursor.cuh)
 //   for each (sequence, key head, tile of rows) of it, a segment of tiles:
 //     Q -> shared memory
-//     each team, for its tiles, from a ring of its own:  S = Q K^T;  softcap, ALiBi, masks
+//     each team, for its tiles, from a ring of its own:  S = Q K^T;  softcap, ALiBi, Score, masks
 //       m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O = O exp(m - m') + P V;  l likewise
 //     the teams' O, m, l -> one                                                      (attention/decode_merge.cuh)
 //     of all its keys: out = O / l, lse = m + log l;  of a part: to the workspace, and the last block to come merges
@@ -21,7 +21,7 @@
 #include <ptx/named_barrier.cuh>
 #include <ptx/smem.cuh>
 
-template <class Op, int kWarps, int kTeam, int kKeys, int kDim, int kValueDim, int kStages>
+template <class Op, int kWarps, int kTeam, int kKeys, int kDim, int kValueDim, int kStages, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_constant__ DecodeParams p) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
     if (threadIdx.x == 0) put_shared(of_block, cursor);
     __syncthreads();  // Q, the rules of its rows and the cursor, for every warp
 
-    const WarpRules<Acc> warp_rules(rules + warp_row);
+    const WarpRules<Acc, Score> warp_rules(rules + warp_row, rows.b);
     const bool idle = warp_row >= rows.count;  // without rows: loads for its team only
     const Queries<Op, QTile, kDim, 1, kHeld> q(q_tile, warp_row);
     Acc o[1][kDTiles][4] = {};
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_decode(const __grid_
       ring.template convert<kTeamThreads>(now, team_barrier);
       const Bits exist = ptx::ld_shared(ring.state->exists + now);
 
-      // S = Q K^T;  softcap, ALiBi, masks
+      // S = Q K^T;  softcap, ALiBi, Score, masks
       Acc s[1][kNTiles][4] = {};
       if (!idle) q.scores(s, ring.k_tile(now));
       const Bits seen = warp_rules.apply(p, s, tile * kKeys, exist);

@@ -5,6 +5,8 @@
 // Keys kv_lens[b] and on are those of k_new and v_new, which the kernel writes into the cache as well.
 #pragma once
 
+#include <attention/params.cuh>
+
 enum : int { kCacheOfT, kCacheInt8, kCacheE4m3 };  // cache_kind
 
 struct DecodeParams {
@@ -56,6 +58,7 @@ struct DecodeParams {
   long long k_new_stride[4], v_new_stride[4], mask_stride[4];
   long long lse_stride[3], k_scale_stride[3], v_scale_stride[3], alibi_stride[2], table_stride[2];
   long long kv_lens_stride, q_lens_stride, q_offset_stride, sinks_stride;
+  ScoreArrays score_arrays;
 
   static constexpr long long kUnbounded = 1LL << 40;
 };

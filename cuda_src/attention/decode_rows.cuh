@@ -34,7 +34,7 @@ struct RowRule {
   Acc slope;
   int mask_begin;
   int low, high;  // keys; of a row that does not exist, or is padding, all, and nobody reads what they give: low is -1
-  int apart[sizeof(Acc) == 4 ? 2 : 1];  // rows are 40 bytes, so that 16 of them begin in 16 banks
+  int head;       // of the query. Rows are 40 bytes, so that 16 of them begin in 16 banks
 
   static __device__ __forceinline__ void put(RowRule* to, const RowTile& rows, int row) {
     const DecodeParams& p = rows.p;
@@ -52,13 +52,8 @@ struct RowRule {
     }
     const Lengths& of = rows.lengths;
     const int i = static_cast<int>(query);
-    put_shared(to + row, RowRule{query + of.offset,
-                                 mask,
-                                 slope,
-                                 of.kv_len - p.mask_cols,
-                                 none ? -1 : of.low(p, i),
-                                 none ? 0x7fffffff : of.high(p, i),
-                                 {}});
+    put_shared(to + row, RowRule{query + of.offset, mask, slope, of.kv_len - p.mask_cols, none ? -1 : of.low(p, i),
+                                 none ? 0x7fffffff : of.high(p, i), static_cast<int>(head)});
   }
 
   __device__ __forceinline__ bool sees(const DecodeParams& p, int key) const {
@@ -67,7 +62,8 @@ struct RowRule {
     return mask == nullptr || column < 0 || ptx::ld_global(mask + column * p.mask_stride[3]);
   }
   // Only with p.rule; else the softmax alone scales.
-  __device__ __forceinline__ Acc score(const DecodeParams& p, Acc s, int key) const {
+  template <class Score>
+  __device__ __forceinline__ Acc score(const DecodeParams& p, Acc s, int b, int key) const {
     s *= static_cast<Acc>(p.scale);
     if (p.softcap != 0) {
       const Acc cap = static_cast<Acc>(p.softcap), x = s / cap;
@@ -76,6 +72,9 @@ struct RowRule {
     if (slope != 0) {
       const long long distance = place - key;
       s -= slope * static_cast<Acc>(distance < 0 ? -distance : distance);
+    }
+    if constexpr (!kIsSame<Score, NoScore>) {
+      s = Score::template score<Acc>(s, b, head, place, key, p.score_arrays);
     }
     return s;
   }

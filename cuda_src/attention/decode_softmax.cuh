@@ -4,19 +4,21 @@
 #include <attention/decode_load.cuh>
 #include <primitives/warp.cuh>
 
-// The rules of a warp's rows, and the keys that all of them see.
-template <class Acc>
+// The rules of a warp's rows, and the keys that all of them see. Score: a score expression.
+template <class Acc, class Score>
 struct WarpRules {
   const RowRule<Acc>* rules;  // in shared memory
+  int b;                      // sequence
   int all_low, all_high;
 
-  __device__ __forceinline__ WarpRules(const RowRule<Acc>* rules) : rules(rules) {
+  __device__ __forceinline__ WarpRules(const RowRule<Acc>* rules, int b) : rules(rules), b(b) {
     const RowRule<Acc> of_lane = get_shared(rules + threadIdx.x % 16);
     all_low = __reduce_max_sync(0xffffffff, of_lane.low);
     all_high = __reduce_min_sync(0xffffffff, of_lane.high);
   }
 
-  // Softcap, ALiBi, masks: on a tile that begins at `key`. Returns which keys this lane's rows see, if a mask says so.
+  // Softcap, ALiBi, Score, masks: on a tile that begins at `key`. Returns which keys this lane's rows see, if a mask
+  // says so.
   template <int kNTiles, class Bits>
   __device__ __forceinline__ Bits apply(const DecodeParams& p, Acc (&s)[1][kNTiles][4], int key, Bits exist) const {
     constexpr int kKeys = 8 * kNTiles;
@@ -35,7 +37,7 @@ struct WarpRules {
           const bool visible = (exist >> c & 1) != 0 && rule.sees(p, key + c);
           Acc& score = s[0][n][2 * half + e];
           seen |= static_cast<Bits>(visible && rule.low >= 0) << c;
-          if (p.rule) score = rule.score(p, score, key + c);
+          if (p.rule) score = rule.template score<Score>(p, score, b, key + c);
           score = visible ? score : -Limits<Acc>::infinity();
         }
       }

@@ -29,7 +29,7 @@
 #include <ptx/wgmma.cuh>
 
 template <class T, int kWarpgroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kPingPong,
-          bool kModified>
+          bool kModified, class Score>
 __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     attention_forward_sm90(const __grid_constant__ AttentionSm90Params params) {
   using Smem = AttentionSmem<T, kWarpgroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
@@ -101,6 +101,9 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     const auto softmax = [&](int j) {  // P' from S, of tile j; whether O is to be rescaled
       const int key = keys.first + j * kKeys;
       if constexpr (kModified) modify_scores(s, attention, block, rows, scale, softcap, key, column0);
+      if constexpr (!kIsSame<Score, NoScore>) {
+        apply_score<Score>(s, attention, block, rows, key, column0, keys.end);
+      }
       if (key < keys.all_begin) mask_low(s, rows, key, column0);  // a tile with an edge
       if (key + kKeys > keys.all_end) mask_high(s, rows, key, column0);
       return online.step(s, fold);

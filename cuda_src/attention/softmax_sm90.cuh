@@ -70,6 +70,25 @@ __device__ __forceinline__ void modify_scores(float (&s)[kScores], const Attenti
   }
 }
 
+// The score expression of a tile. No row sees the keys from `end` on: they stay as they are. Asking that 8 keys at a
+// time bounds the loads that are under way together, whose addresses would spill.
+template <class Score, int kScores>
+__device__ __forceinline__ void apply_score(float (&s)[kScores], const AttentionParams& params, const QueryBlock& block,
+                                            const LaneRows& rows, int key, int column0, int end) {
+  const long long offset = block.to - params.right - 1, first = key + column0;
+  const long long place[2] = {rows.query[0] + offset, rows.query[1] + offset};  // of the queries among the keys
+#pragma unroll
+  for (int part = 0; part < kScores; part += 4) {
+    if (key + 2 * part >= end) return;
+#pragma unroll
+    for (int r = part; r < part + 4; ++r) {
+      const int half = row_half(r);
+      s[r] = Score::template score<float>(s[r], block.batch, rows.head[half], place[half], first + column_of(r),
+                                          params.score_arrays);
+    }
+  }
+}
+
 // Masks of a tile: the keys before rows.low, those from rows.high on.
 template <int kScores>
 __device__ __forceinline__ void mask_low(float (&s)[kScores], const LaneRows& rows, int key, int column0) {

@@ -58,7 +58,8 @@ struct ScoreParts {
   }
 };
 
-template <class Op, int kWarps, int kColumnWarps, int kKeys, int kDim, int kValueDim, int kStages, bool kShared>
+template <class Op, int kWarps, int kColumnWarps, int kKeys, int kDim, int kValueDim, int kStages, bool kShared,
+          class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1) attention_wide(const __grid_constant__ DecodeParams p) {
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_wide(const __grid_co
     if (threadIdx.x == 0) put_shared(of_block, cursor);
     __syncthreads();  // Q, the rules of its rows and the cursor, for every warp
 
-    const WarpRules<Acc> warp_rules(rules + warp_row);
+    const WarpRules<Acc, Score> warp_rules(rules + warp_row, rows.b);
     const bool idle = warp_row >= rows.count;  // a group without rows: loads only
     const Queries<Op, QTile, kDim, kColumnWarps, sizeof(T) == 2 && kRowWarps == 1> q(q_tile, warp_row, part);
     Acc o[1][kDTiles][4] = {};
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_wide(const __grid_co
       ring.template convert<kThreads>(now, block_barrier);
       const Bits exist = ptx::ld_shared(states->exists + now);
 
-      // S_w = Q K^T;  S = S_0 + S_1 + …;  softcap, ALiBi, masks
+      // S_w = Q K^T;  S = S_0 + S_1 + …;  softcap, ALiBi, Score, masks
       Acc s[1][kNTiles][4] = {};
       if (!idle) {
         q.scores(s, ring.k_tile(now));

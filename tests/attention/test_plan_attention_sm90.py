@@ -16,7 +16,7 @@ import pytest
 import cuattn
 from cuattn._attention import plan_sm90
 from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
-from cuattn._attention.problem import L2_BYTES, AttentionProblem
+from cuattn._attention.problem import L2_BYTES, NO_SCORE, AttentionProblem, Score
 from cuattn._device import runtime
 from cuattn._device.kernel import Limits
 from cuattn._device.params import (
@@ -28,6 +28,7 @@ from cuattn._device.params import (
 from cuattn._device.recent import Recent
 
 PROBLEM = AttentionProblem("float16", "float16", 3, 8, 2, 1000, 777, 64, 64, tma=True)
+SCORE = Score("Score_0", "struct Score_0;", "s + 1")
 SMS = 132
 SMEM = 227 * 1024  # bytes a block may have on sm_90
 
@@ -95,25 +96,30 @@ EDGES = (1, 64, 65, 96, 97, 128, 129, 192, 193, 256)
 
 @pytest.fixture(scope="module")
 def plans():
-    """The plan of every head dimension and value dimension; with a rule, of those at an edge."""
+    """The plan of every head dimension and value dimension; with a rule, and with an expression,
+    of those at an edge."""
     sizes = itertools.chain(
-        itertools.product(range(1, 257), range(1, 257), (False,)),
-        itertools.product(EDGES, EDGES, (True,)),
+        itertools.product(range(1, 257), range(1, 257), (None,)),
+        itertools.product(EDGES, EDGES, (NO_SCORE, SCORE)),
     )
     found = {}
-    for head_dim, value_dim, modified in sizes:
-        problem = change(head_dim=head_dim, value_dim=value_dim, modified=modified)
-        found[head_dim, value_dim, modified] = plan(problem)
+    for head_dim, value_dim, rule in sizes:
+        problem = change(head_dim=head_dim, value_dim=value_dim, modified=rule is not None)
+        score = rule if rule is SCORE else None
+        found[head_dim, value_dim, rule] = plan(change(problem, score=score))
     return found
 
 
 def test_tiles_hold_every_dimension(plans):
     tiles, dims = [], (64, 96, 128, 192, 256)
-    for (head_dim, value_dim, modified), found in plans.items():
+    for (head_dim, value_dim, rule), found in plans.items():
         tiles.append(t := found.kernel.arguments)
         assert t["kDim"] == min(d for d in dims if head_dim <= d)
         assert t["kValueDim"] == min(d for d in dims if value_dim <= d)
-        assert t["kModified"] == modified
+        assert t["kModified"] == (rule is not None)
+        score = rule or NO_SCORE
+        assert t["Score"] == score.name and found.kernel.text == score.text
+        assert found.kernel.expression == score.expression
     assert {(t["kDim"], t["kValueDim"]) for t in tiles} == set(itertools.product(dims, dims))
 
 
@@ -155,7 +161,10 @@ def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
         row = next(
             row
             for row in TILES
-            if t["kDim"] <= row[0] and t["kValueDim"] <= row[1] and t["kModified"] <= row[2]
+            if t["kDim"] <= row[0]
+            and t["kValueDim"] <= row[1]
+            and t["kModified"] <= row[2]
+            and (kernel.text == "" or row.scored)
         )
         assert (t["kWarpgroups"], t["kKeys"], t["kStages"], t["kOwnOut"], t["kPingPong"]) == row[
             3:8
@@ -163,7 +172,7 @@ def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
         taken[row] = max(taken.get(row, 0), kernel.smem_bytes)
     assert taken.keys() == set(TILES)
     for row, smem in taken.items():
-        said = re.match(r"(\d+) KiB", row[-1])
+        said = re.match(r"(\d+) KiB", row.why)
         assert said is None or int(said[1]) == smem // 1024, row
     assert TILES[-1][:3] == (256, 256, True)  # every problem finds a row
 

@@ -85,7 +85,11 @@ PACKED = {
         device_params.ATTENTION_BACKWARD_DS,
     ],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
-    "DecodeParams": [device_params.DECODE_POINTERS, device_params.DECODE_TAIL],
+    "DecodeParams": [
+        device_params.DECODE_POINTERS,
+        device_params.DECODE_TAIL,
+        device_params.SCORE_ARRAYS,
+    ],
     "KvAppendParams": [device_params.KV_APPEND_POINTERS, device_params.KV_APPEND_TAIL],
 }
 

@@ -55,6 +55,25 @@ def test_results_are_zeros(made):
     assert len({name for name, _ in made}) == 3
 
 
+def test_text_goes_with_its_kernel(made, monkeypatch):
+    """A score expression's: in Hopper's kernel, in the general one and over a KV cache."""
+    asked = []
+    monkeypatch.setattr(cache, "load_or_compile", lambda *kernel, always: asked.append(kernel))
+    with cuattn.compile(arch=90) as kernels:
+        for _ in range(2):
+            cuattn.attention(Q, Q, Q, score="s + 1")
+            cuattn.attention(Q, Q, Q, score="s + 1", mask=np.ones(128, bool))
+            cuattn.attention_kvcache(Q[:, :, :1], Q, Q, score="s + 1")
+    assert [header.split("/")[1] for header, *_ in asked] == [
+        "forward_sm90.cuh",
+        "forward.cuh",
+        "decode.cuh",
+    ]
+    assert [name for _, name, *_ in asked] == kernels
+    struct = f"struct {kernels[0].split()[-1][:-1]} {{"
+    assert "Score_" in struct and all(text.count(struct) == 1 for *_, text in asked)
+
+
 def test_out_is_returned_as_it_is(made):
     out = np.full_like(X, 3)
     with cuattn.compile(arch=90):

@@ -450,6 +450,14 @@ ATTENTION_TF32, ATTENTION_FLOAT, ATTENTION_DOUBLE = (
 SCORE_LANGUAGE = ("tests/attention/test_score_language.py::test_random_expressions",)
 SCORE_CORNERS = ("tests/attention/test_score_language.py::test_corners",)
 SCORE = (ampere("score", "test_uses", 4), ampere("score", "test_uses", 0))
+SCORE_SM90, SCORE_SM90_RAGGED, SCORE_SM90_COST = (
+    (f"tests/attention/test_score_sm90.py::{test}",)
+    for test in ("test_packed_heads[(48, 3)]", "test_ragged", "test_what_it_costs")
+)
+KVCACHE_SCORE = (
+    ampere("score_kvcache", "test_uses", 4, 5),
+    ampere("score_kvcache", "test_uses", 0, 5),
+)
 SCORE_PRODUCTS = ("tests/softmax/test_contraction.py::test_products_of_scores",)
 ATTENTION_WINDOW = (
     ampere("attention", "test_window", "(150, 150)", "(9, 12)"),

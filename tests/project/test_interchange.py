@@ -236,6 +236,8 @@ CALLS = {
             "sinks": ones(2),
             "q_offset": np.array([2, 0]),
             "q_lens": np.array([1, 3]),
+            "score": "s + table[h, q - k]",
+            "score_args": {"table": ones((2, 3))},
         },
     ),
     "attention_cascade": (

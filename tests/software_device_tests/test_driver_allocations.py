@@ -117,7 +117,9 @@ def calls():
         ),
         "merge_attention": lambda **out: cuattn.merge_attention(*part, *part, **out),
         "merge_attention_states": lambda **out: cuattn.merge_attention_states(*parts, **out),
-        "attention_kvcache": lambda **out: cuattn.attention_kvcache(q, cache, cache, **few, **out),
+        "attention_kvcache": lambda **out: cuattn.attention_kvcache(
+            q, cache, cache, score="s + t[q]", score_args={"t": q[0, 0, :, 0]}, **few, **out
+        ),
         "attention_cascade": lambda **out: cuattn.attention_cascade(
             q, [(q[0], q[0])], cache, cache, kv_lens=lens, **out
         ),

@@ -281,7 +281,13 @@ def calls_of_cuattn():
             cupy.stack([part[0]] * 2), cupy.stack([part[1]] * 2)
         ),
         "attention_kvcache": lambda: cuattn.attention_kvcache(
-            q, cache, cache, kv_lens=cache_lens, split_size=128
+            q,
+            cache,
+            cache,
+            kv_lens=cache_lens,
+            split_size=128,
+            score="s + t[q]",
+            score_args={"t": flat[:, 0, 0]},
         ),
         "attention_cascade": lambda: cuattn.attention_cascade(
             q, [(q[0], q[0])], cache, cache, kv_lens=cache_lens
