@@ -249,7 +249,7 @@ GRIDS = {
     ),
     "llama": Grid(
         "cuDNN's published table: Llama 3.1, 64 query and 8 key heads",
-        {"attention": 1, "attention_backward": 2},
+        {"attention": 1, "attention_backward": 2, "attention_column_sums": 3},
         HALF,
         llama_shapes,
     ),

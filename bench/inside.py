@@ -169,6 +169,7 @@ __all__ = [
     "truth",
     "truth_attention",
     "truth_attention_backward",
+    "truth_column_sums",
     "truth_loss",
     "truth_loss_backward",
     "truth_topk",
@@ -265,6 +266,20 @@ def truth_attention_backward(
         (ref, allowed(ref, one[0], abs(ref), dtype))
         for ref, one in zip(expected, naive, strict=False)
     ]
+
+
+def truth_column_sums(
+    q: np.ndarray, k: np.ndarray, lse: np.ndarray, causal: bool, first: int, dtype: str
+) -> tuple[np.ndarray, float, float]:
+    """Sums of the probabilities of keys (H, S, D) in float64, query 0 standing at place `first`
+    among them; and the largest error that the contract allows, and that of scores in `dtype`."""
+    expected = reference.attention_column_sums(q, k, lse, is_causal=causal, q_offset=first)
+    s = attention_cases.naive_scores(q[None], k[None], dtype).s[0]
+    seen = attention_cases.visible((1, *s.shape), is_causal=causal, q_offset=first)[0]
+    p = np.where(seen, np.exp(s - lse[..., None]), 0).astype(lse.dtype)
+    size = np.sum(p * (1 + 2 * abs(s) + abs(lse)[..., None]), axis=1)
+    limits = (allowed(expected, p.sum(axis=1), size, name) for name in (lse.dtype.name, dtype))
+    return (expected, *limits)
 
 
 def allowed(expected: np.ndarray, naive: np.ndarray, size: np.ndarray, dtype: str) -> float:

@@ -20,6 +20,7 @@ from cuattn._arrays.results import (
 from cuattn._attention.attention import attention, attention_varlen
 from cuattn._attention.backward import attention_backward, attention_backward_varlen
 from cuattn._attention.cascade import attention_cascade
+from cuattn._attention.column_sums import attention_column_sums
 from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
 from cuattn._device.config import show_config
@@ -51,6 +52,7 @@ __all__ = [
     "attention_backward",
     "attention_backward_varlen",
     "attention_cascade",
+    "attention_column_sums",
     "attention_kvcache",
     "attention_varlen",
     "compile",

@@ -19,6 +19,7 @@ from cuattn._arrays.expression import Indexed, parse
 from cuattn._attention import plan as attention_plan
 from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
+from cuattn._attention.plan_column_sums import plan_column_sums
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_score import plan_score
 from cuattn._attention.plan_sm90 import plan_attention_sm90
@@ -467,6 +468,17 @@ def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
         yield plan_backward.plan_sums(acc, 4)
 
 
+def column_sums_problems() -> Iterator[AttentionProblem]:
+    """Sums of probabilities, whose plans together hold every tile."""
+    for op in ("float16", "tf32", "float32", "float64"):
+        bias = "float64" if op == "float64" else "float32"
+        for dim in (64, 128, 256):
+            rule = {"vector": dim != 128, "modified": True, "bias": bias, "masked": True}
+            yield attention_problem(op, dim, vector=dim != 64)
+            yield attention_problem(op, dim, **rule)
+    yield attention_problem("bfloat16", 128)
+
+
 def decode_problems(compute_capability: int) -> Iterator[DecodeProblem]:
     """Attention over a KV cache, whose plans together hold every tile of every type."""
     for op in ("float16", "bfloat16", "tf32", "float32", "float64"):
@@ -504,6 +516,9 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
         found.setdefault(planned.name, planned)
     for kernel in backward_kernels(compute_capability) if compute_capability >= 80 else ():
         found.setdefault(kernel.name, kernel)
+    for problem in column_sums_problems() if compute_capability >= 80 else ():
+        planned = plan_column_sums(problem, SMS).launch.kernel
+        found.setdefault(planned.name, planned)
     for dtype in FLOATS:
         for vector in (False, True):
             acc = accumulator(dtype)

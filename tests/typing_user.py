@@ -327,6 +327,14 @@ def gradients() -> None:
 
     refused(lambda: cuattn.attention_backward(grad, q, q, q, y, out=q))  # type: ignore[call-overload]
 
+    sums_of_keys = cuattn.attention_column_sums(
+        flat, flat, lse, is_causal=True, q_offset=0, window=(3, None), scale=0.3, softcap=9,
+        mask=np.ones((3, 3), bool), bias=ones, alibi_slopes=np.ones(5), q_lens=ends[:1],
+        kv_lens=ends[1:2], layout="BSHD", precision="ieee", out=None,
+    )  # fmt: skip
+    assert_type(sums_of_keys, Array)
+    refused(lambda: cuattn.attention_column_sums(flat, flat, lse, sinks=ones))  # type: ignore[call-overload]
+
 
 def caches() -> None:
     rng = np.random.default_rng(0)
@@ -414,6 +422,7 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)
     assert_type(cuattn.attention_backward_varlen(x, x, x, x, x, x, x, x, out=(x, x, x)), Any)
+    assert_type(cuattn.attention_column_sums(x, x, x, mask=x, q_lens=x, out=x), Any)
     assert_type(cuattn.attention_kvcache(x, x, x, kv_lens=x, page_table=x), Any)
     assert_type(cuattn.attention_cascade(x, [(x, x)], x, x, kv_lens=x), Any)
     cuattn.kv_append(x, x, x, x, kv_lens=x, k_scale=x)

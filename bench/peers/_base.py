@@ -29,6 +29,7 @@ OPERATIONS = {
     "sample": ("x", "seeds"),
     "attention": ("q", "k", "v"),
     "attention_backward": ("grad", "q", "k", "v", "y", "lse"),
+    "attention_column_sums": ("q", "k", "lse"),
     "attention_kvcache": ("q", "k_cache", "v_cache", "kv_lens", "page_table"),
 }
 

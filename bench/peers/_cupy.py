@@ -200,6 +200,18 @@ class Cupy(Library):
         dk = xp.matmul(ds.swapaxes(-1, -2), by_key_head(q))
         return dq, dk, xp.matmul(p.swapaxes(-1, -2), by_key_head(grad))
 
+    def attention_column_sums(self, q: Any, k: Any, lse: Any, causal: bool) -> Any:
+        """The probabilities in memory, added up."""
+        xp, (batch, heads, seqlen_q, head_dim), acc = self.xp, q.shape, lse.dtype
+        kv_heads, seqlen_k = k.shape[1:3]
+        require_scores(batch, heads, seqlen_q, seqlen_k, acc.itemsize)
+        scores = xp.matmul(q.reshape(batch, kv_heads, -1, head_dim), k.swapaxes(-1, -2))
+        p = scores.astype(acc).reshape(batch, heads, seqlen_q, seqlen_k) * head_dim**-0.5
+        if causal:
+            visible = xp.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool)
+            p += xp.where(visible, 0.0, -np.inf).astype(acc)
+        return xp.exp(p - lse[..., None]).sum(axis=2)
+
     def attention_kvcache(
         self, q: Any, k: Any, v: Any, kv_lens: Any, page_table: Any, causal: bool
     ) -> Any:

@@ -164,6 +164,10 @@ class Torch(TorchArrays):
             for name in ("cuDNN", "flash", "efficient"):
                 call = functools.partial(_sdpa, backend=name, causal=causal)
                 yield Contestant(f"torch SDPA {name}", self, Backward(call))
+        elif operation == "attention_column_sums":
+            call = functools.partial(_column_sums, causal=causal)
+            yield Contestant("torch", self, call)
+            yield Contestant("torch.compile", self, compiled(call))
         elif operation == "attention_kvcache":
             for name in ("cuDNN", "flash"):
                 call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
@@ -244,6 +248,20 @@ def _eager_attention(
         hidden = hidden.triu_(seqlen_k - seqlen_q + 1)
         scores.view(batch, heads, seqlen_q, seqlen_k).masked_fill_(hidden, -torch.inf)
     return (torch.softmax(scores, -1) @ v).view(*q.shape[:-1], v.shape[-1])
+
+
+def _column_sums(
+    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, *, causal: bool
+) -> torch.Tensor:
+    """The probabilities in memory, added up."""
+    (batch, heads, seqlen_q, head_dim), (kv_heads, seqlen_k) = q.shape, k.shape[1:3]
+    require_scores(batch, heads, seqlen_q, seqlen_k, lse.itemsize)
+    scores = (q.reshape(batch, kv_heads, -1, head_dim) @ k.mT).to(lse.dtype)
+    scores = scores.view(batch, heads, seqlen_q, seqlen_k) * head_dim**-0.5
+    if causal:
+        hidden = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=q.device)
+        scores = scores.masked_fill(hidden.triu(seqlen_k - seqlen_q + 1), -torch.inf)
+    return torch.exp(scores - lse[..., None]).sum(dim=2)
 
 
 def _sdpa(

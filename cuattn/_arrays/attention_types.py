@@ -18,7 +18,7 @@ HostPrefixes = Sequence[tuple[Host, Host | None]]
 OtherPrefixes = Sequence[tuple[Other, Other | None]]
 
 
-class _Placed(TypedDict, total=False):
+class _Seen(TypedDict, total=False):
     is_causal: bool
     q_offset: SupportsIndex | Array | None
     window: Window | None
@@ -26,10 +26,13 @@ class _Placed(TypedDict, total=False):
     softcap: Number | NDArray[Any] | None
     mask: Array | None
     alibi_slopes: Array | None
-    sinks: Array | None
     q_lens: Array | None
     kv_lens: Array | None
     precision: Precision | None
+
+
+class _Placed(_Seen, total=False):
+    sinks: Array | None
 
 
 class _Scores(_Placed, total=False):
@@ -82,6 +85,12 @@ class Backward(_Attention, _Expression, _Gradients): ...
 
 
 class VarlenBackward(_Varlen, _Expression, _Gradients): ...
+
+
+class ColumnSums(_Seen, total=False):
+    bias: Array | None
+    layout: Layout
+    out: Array | None
 
 
 class _Cached(_Placed, _Typed, total=False):

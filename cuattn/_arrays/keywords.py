@@ -126,14 +126,15 @@ ABSENT = {
     "rotary_sin": "rotate q and the new keys before the call",
 }
 # What a function of ours has not, but another one has.
-ELSEWHERE = dict.fromkeys(
-    [
-        ("attention_kvcache", "bias"),
-        ("attention_cascade", "bias"),
-        ("attention_cascade", "score"),
-    ],
-    "attention",
-)
+ELSEWHERE = {
+    (function, option): "attention"
+    for option, functions in {
+        "bias": ("attention_kvcache", "attention_cascade"),
+        "sinks": ("attention_column_sums",),
+        "score": ("attention_cascade", "attention_column_sums"),
+    }.items()
+    for function in functions
+}
 
 # What other libraries call a function of ours.
 FUNCTIONS = {

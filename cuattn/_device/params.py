@@ -171,7 +171,7 @@ ATTENTION_MERGE = Params(
     "4q: lses_stride out_stride",
     "3q: lse_stride",
 )
-# Each behind AttentionParams, the last two also behind AttentionBackwardParams.
+# Each behind AttentionParams, the backward's last two also behind AttentionBackwardParams.
 ATTENTION_BACKWARD = Params(
     "AttentionBackwardParams",
     "Q: grad grad_lse dq dk dv stats",
@@ -192,6 +192,9 @@ ATTENTION_BACKWARD_BIAS = Params(
 )
 ATTENTION_BACKWARD_SUMS = Params(
     "AttentionBackwardSumsParams", "Q: dsinks dslopes", "q: slope_batches"
+)
+ATTENTION_COLUMN_SUMS = Params(
+    "AttentionColumnSumsParams", "Q: sums", "q: group", "3q: sums_stride"
 )
 DECODE_POINTERS = Params(
     "DecodeParams",

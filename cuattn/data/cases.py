@@ -94,6 +94,9 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
         grad = np.random.default_rng(0).standard_normal(y.shape).astype(dtype)
         arrays = grad, *given, y.astype(dtype), lse, *more
         yield case(device, f"attention_backward{kind}", *arrays)._replace(roundings=16)
+    lse = reference.attention(*data, return_lse=True)[1]
+    lse = lse.astype(np.promote_types(np.float32, dtype))
+    yield case(device, "attention_column_sums", *data[:2], lse)._replace(roundings=16)
     q, k, v = map(device.xp.asarray, data)
     split = functools.partial(device.xp.array_split, axis=-2)
     parts = [

@@ -17,6 +17,7 @@ from cuattn.reference._attention import (
     merge_attention_states,
 )
 from cuattn.reference._attention_backward import attention_backward, attention_backward_varlen
+from cuattn.reference._column_sums import attention_column_sums
 from cuattn.reference._kvcache import attention_cascade, attention_kvcache, kv_append
 from cuattn.reference._logits import (
     cross_entropy,
@@ -42,6 +43,7 @@ __all__ = [
     "attention_backward",
     "attention_backward_varlen",
     "attention_cascade",
+    "attention_column_sums",
     "attention_kvcache",
     "attention_varlen",
     "cross_entropy",

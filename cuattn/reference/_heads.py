@@ -126,6 +126,13 @@ def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> He
     )
 
 
+def dense_column_sums(head: Head, lse: Any) -> np.ndarray:
+    """The formula; lse (M,), the result (N,)."""
+    lse = np.where(lse == -np.inf, np.inf, wide(lse))
+    p = np.exp(np.minimum(_scores(head)[0] - lse[:, None], 0))  # lse has been rounded
+    return np.sum(p, axis=0, where=_sees(head))
+
+
 # -- all of them ---------------------------------------------------------------------------------
 
 

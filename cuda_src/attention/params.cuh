@@ -46,6 +46,14 @@ struct AttentionParams {
   static constexpr long long kUnbounded = 1LL << 40;
 };
 
+// Of attention/column_sums.cuh.
+struct AttentionColumnSumsParams {
+  AttentionParams attention;  // its lse is read; v and out are not there; sharing: query heads of a block
+  void* sums;                 // Acc [batch, heads, k_rows]
+  long long group;            // query heads per key head
+  long long sums_stride[3];
+};
+
 // The first element of a row of q, k, v or out.
 template <class T, class Void>
 __device__ __forceinline__ T* row_of(Void* array, const long long (&stride)[4], long long batch, long long head,

@@ -52,6 +52,9 @@ def inputs(operation, rng, dtype, shape=(13, 131), causal=False):
         y, lse = reference.attention(q, k, v, is_causal=causal, return_lse=True)
         lse = lse.astype(np.float64 if dtype == "float64" else np.float32)
         return [random(rng, *q.shape, dtype=dtype), q, k, v, y.astype(q.dtype), lse]
+    if operation == "attention_column_sums":
+        _, q, k, _, _, lse = inputs("attention_backward", rng, dtype, shape, causal)
+        return [q, k, lse]
     if operation == "attention_kvcache":  # what every contestant takes: dense, of one length
         arrays = [random(rng, 2, h, n, 32, dtype=dtype) for h, n in ((6, 1), (3, 83), (3, 83))]
         return [*arrays, np.full(2, 83, np.int32), np.arange(2, dtype=np.int32)[:, None]]
@@ -102,6 +105,8 @@ def check(operation, got, arrays, causal=False):
     elif operation == "attention_backward":
         wanted = reference.attention_backward(*arrays, is_causal=causal)[:3]
         pairs = list(zip(got, wanted, strict=True))
+    elif operation == "attention_column_sums":
+        pairs = [(got, reference.attention_column_sums(*arrays, is_causal=causal))]
     elif operation == "attention_kvcache":
         pairs = [(got, cached_attention(*arrays, causal))]
     else:
@@ -135,6 +140,7 @@ def options(operation, causal=False):
 CASES = [(name, False) for name in peers.OPERATIONS if name != "sample"] + [
     ("attention", True),
     ("attention_backward", True),
+    ("attention_column_sums", True),
 ]
 cases = pytest.mark.parametrize(("operation", "causal"), CASES)
 
@@ -383,6 +389,7 @@ def test_contestants(name, operation, causal, dtype, rng):
     contestants = list(installed(name).contestants(operation, *options(operation, causal)))
     assert contestants or (name, operation) in [
         ("jax", "attention_backward"),
+        ("jax", "attention_column_sums"),
         ("jax", "attention_kvcache"),
     ]
     for contestant in contestants:

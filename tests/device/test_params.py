@@ -84,6 +84,7 @@ PACKED = {
         device_params.SCORE_GRADIENTS,
         device_params.ATTENTION_BACKWARD_DS,
     ],
+    "AttentionColumnSumsParams": [*BACKWARD[:2], device_params.ATTENTION_COLUMN_SUMS],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
     "DecodeParams": [
         device_params.DECODE_POINTERS,

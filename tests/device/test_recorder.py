@@ -223,6 +223,7 @@ def shapes_and_options(dtype):
         for options in ({}, {"is_causal": True}, {"window": (16, 0), "bias": array(100, 300)}):
             yield "attention", (q, k, v), options
             yield "attention_backward", (q, q, k, v, q, lse), options
+            yield "attention_column_sums", (q, k, lse), options
         yield "attention", (q[..., 1:], k[..., 1:], v), {}
         yield "attention", (q, k, v), {"out": np.empty_like(q)}
         yield "attention", (q[:, :, :1], *(np.repeat(a, 8, axis=2) for a in (k, v))), {}

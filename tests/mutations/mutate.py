@@ -807,6 +807,26 @@ BACKWARD_BYTES = (
     "tests/attention/test_attention_backward_traffic.py::test_every_byte[70-90-float16]",
 )
 
+
+def sums(test, *parameters):
+    """A case of a test of the sums of probabilities, on the emulator."""
+    return ampere("column_sums", test, *parameters)
+
+
+SUMS = tuple(sums("test_dtypes", op, dim) for op, dim in (("float16", 64), ("float32", 111)))
+SUMS_GROUPS = (sums("test_groups_of_heads", "(6, 2)"),)
+SUMS_EVERY = tuple(sums("test_every_option_at_once", 63, op) for op in ATTENTION_OPS[::3])
+SUMS_WINDOW = (
+    sums("test_window", "(9, 12)", 64),
+    sums("test_window", "(64, None)", 30),
+    sums("test_window", "(None, 5)", -60),
+)
+SUMS_UNSEEN = (sums("test_what_nobody_sees_changes_nothing", "float16"),)
+SUMS_ALONE = (sums("test_options_alone"),)
+SUMS_NOTHING = (sums("test_queries_that_see_nothing"),)
+SUMS_MANY = (sums("test_many_queries"),)
+SUMS_BYTES = ("tests/attention/test_column_sums_traffic.py::test_every_byte[70-90-float16]",)
+
 SUBNORMALS = wrapper("exponential_and_reciprocal_flush_subnormals")
 FMA = wrapper("multiply_add_is_rounded_once")
 FMA_DOUBLE = wrapper("multiply_add_of_float64")

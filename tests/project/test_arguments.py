@@ -199,6 +199,7 @@ FLAGS = [
     ("attention_backward_varlen", "is_causal"),
     ("attention_backward_varlen", "return_dbias"),
     ("attention_cascade", "is_causal"),
+    ("attention_column_sums", "is_causal"),
     ("attention_cascade", "return_lse"),
     ("attention_kvcache", "is_causal"),
     ("attention_kvcache", "return_lse"),

@@ -245,6 +245,9 @@ def shapes(name, call):
         given = [bool(call.get("return_dbias", False)), *map(has_gradient, options[1:])]
         large = [shape_of(call[n]) for n in "qkv"]
         return large + [shape_of(a) if b else () for a, b in zip(options, given, strict=True)]
+    if name == "attention_column_sums":
+        bshd = call.get("layout") == "BSHD" and len(shape_of(call["k"])) > 2
+        return [(*shape_of(call["lse"])[:-1], shape_of(call["k"])[-3 if bshd else -2])]
     values = call["v_cache" if "v_cache" in call else "v"]
     out = (*first[:-1], int(call["value_dim"]) if values is None else shape_of(values)[-1])
     if name == "attention_varlen":

@@ -225,6 +225,17 @@ CALLS = {
         (ones((5, 2, 4)),) * 5 + (ones((2, 5)),) + (np.array([0, 2, 5]),) * 2,
         {"alibi_slopes": ones(2), "sinks": ones(2), "bias": ones(3), "return_dbias": True},
     ),
+    "attention_column_sums": (
+        (ones((2, 2, 3, 4)),) * 2 + (ones((2, 2, 3)),),
+        {
+            "mask": np.ones((3, 3), bool),
+            "bias": ones((3, 1)),
+            "alibi_slopes": ones(2),
+            "q_offset": np.array([0, 1]),
+            "q_lens": np.array([1, 3]),
+            "kv_lens": np.array([2, 3]),
+        },
+    ),
     "attention_kvcache": (
         (ones((2, 2, 3, 4)), ones((2, 2, 9, 4)), ones((2, 2, 9, 4))),
         {

@@ -64,11 +64,14 @@ def test_example_prints_what_readme_shows():
 
 
 @pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
-@pytest.mark.parametrize(("example", "shown"), [("penalties", "drawn"), ("score", "scored")])
-def test_the_examples_of_rules(backend, example, shown):
+@pytest.mark.parametrize(
+    ("marker", "output"),
+    [("penalties", "drawn"), ("keys that matter", "kept"), ("score", "scored")],
+)
+def test_the_examples_of_the_rules(backend, marker, output):
     text, xp = RULES.read_text(encoding="utf-8"), backend.xp.__name__
-    example = block(text, "python", example).replace("import numpy as", f"import {xp} as")
-    assert printed(example) == block(text, "text", shown)
+    example = block(text, "python", marker).replace("import numpy as", f"import {xp} as")
+    assert printed(example) == block(text, "text", output)
 
 
 @on_a_gpu

@@ -115,6 +115,7 @@ def calls():
         "attention_backward_varlen": lambda **out: cuattn.attention_backward_varlen(
             *(flat,) * 5, lse, ends, ends, **out
         ),
+        "attention_column_sums": lambda **out: cuattn.attention_column_sums(q, q, part[1], **out),
         "merge_attention": lambda **out: cuattn.merge_attention(*part, *part, **out),
         "merge_attention_states": lambda **out: cuattn.merge_attention_states(*parts, **out),
         "attention_kvcache": lambda **out: cuattn.attention_kvcache(

@@ -276,6 +276,7 @@ def calls_of_cuattn():
         "attention_backward_varlen": lambda: cuattn.attention_backward_varlen(
             flat, flat, flat, flat, flat, flat_lse, offsets, offsets
         ),
+        "attention_column_sums": lambda: cuattn.attention_column_sums(q, q, part[1]),
         "merge_attention": lambda: cuattn.merge_attention(*part, *part),
         "merge_attention_states": lambda: cuattn.merge_attention_states(
             cupy.stack([part[0]] * 2), cupy.stack([part[1]] * 2)
