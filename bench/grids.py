@@ -45,6 +45,7 @@ class Grid(NamedTuple):
 BOTH = ("bfloat16", "float32")
 HALF = ("float16", "bfloat16")  # CuPy, the baseline, multiplies not every dtype
 SINGLE = ("float32",)
+FAST = ("float16", "float32")  # with a matrix product in CuPy
 PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
 FLAGS = ("causal", "transposed", "spread", "one_long", "e4m3", "flat", *PATTERNS)
 TRANSFORMERS = {  # layers, batch, heads of 64, sequence length, causal
@@ -159,6 +160,12 @@ def one_layer_shapes() -> Iterator[dict[str, int]]:
         yield {name: size for name, size in shape.items() if name != "layers"}
 
 
+def neighbour_shapes() -> Iterator[dict[str, int]]:
+    for queries in (1, 64, 4096):
+        for k in (10, 100):
+            yield {"seqlen_q": queries, "seqlen_k": 1 << 20, "head_dim": 128, "k": k}
+
+
 def cache_shape(batch, heads, kv_heads, seqlen_k, page_size, seqlen_q=1, **more) -> dict[str, int]:
     """Pages of `seqlen_k` keys: a dense cache."""
     lengths = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k, "page_size": page_size}
@@ -186,13 +193,8 @@ def latent_shapes() -> Iterator[dict[str, int]]:
         yield {**shape, "head_dim": 576}
 
 
-TRANSFORMS = {
-    "softmax": 1,
-    "logsumexp": 2,
-    "softmax_backward": 2,
-    "log_softmax": 3,
-    "log_softmax_backward": 3,
-}
+TRANSFORMS = {"softmax": 1, "logsumexp": 2, "softmax_backward": 2}
+TRANSFORMS |= {"log_softmax": 3, "log_softmax_backward": 3}
 FORWARD = {"softmax": 1, "logsumexp": 2, "log_softmax": 3}
 LOSSES = {"cross_entropy": 1, "cross_entropy_backward": 2, "entropy": 3}
 SMALL = {**TRANSFORMS, "cross_entropy": 3, "sample": 3}
@@ -259,6 +261,7 @@ GRIDS = {
         HALF,
         small_attention_shapes,
     ),
+    "neighbours": Grid("as many as SIFT1M has", {"attention_topk": 2}, FAST, neighbour_shapes),
     "decode": Grid(
         "issues of TileOPs, FlashAttention and FlashInfer: batch 32 and 1, pages of 1 to 64",
         {"attention_kvcache": 1},

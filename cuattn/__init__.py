@@ -23,6 +23,7 @@ from cuattn._attention.cascade import attention_cascade
 from cuattn._attention.column_sums import attention_column_sums
 from cuattn._attention.kvcache import attention_kvcache, kv_append
 from cuattn._attention.merge import merge_attention, merge_attention_states
+from cuattn._attention.topk import attention_topk
 from cuattn._device.config import show_config
 from cuattn._device.recorder import compile
 from cuattn._softmax.backward import log_softmax_backward, softmax_backward
@@ -54,6 +55,7 @@ __all__ = [
     "attention_cascade",
     "attention_column_sums",
     "attention_kvcache",
+    "attention_topk",
     "attention_varlen",
     "compile",
     "cross_entropy",

@@ -20,7 +20,7 @@ import numpy as np
 import cuattn
 from cuattn._device import compile_command
 from cuattn.data.cases import Case, Device, all_cases, comparable, compare
-from cuattn.data.words import draw, perplexity, predict
+from cuattn.data.words import draw, link, perplexity, predict
 
 MARK = {True: "ok", False: "WRONG"}
 
@@ -81,6 +81,7 @@ def report(device: Device, repeat: int) -> dict[str, Any]:
         "gradient": slope(sample, device),
         "perplexity": perplexity(sample, device),
         "draws": draw(sample, device),
+        "links": link(sample, device),
     }
     ok = all(check["ok"] for check in [*operations, *stored.values(), *others.values()])
     about = {"version": cuattn.__version__, "note": device.note, "ok": ok, **others}
@@ -105,6 +106,11 @@ def show(result: dict[str, Any]) -> None:
     print(f"\nFive draws from these five words, seed {drawn['seed']}, offsets 0 to 4  {mark}")
     for row in drawn["rows"]:
         print(f"{row['token']:<11}", *row["words"], sep="  ")
+    linked, mark = result["links"], MARK[result["links"]["ok"]]
+    print(f"\nThe strongest links of these words to others, of a head each  {mark}")
+    for row in linked["rows"]:
+        links = (f"{word} {100 * p:.0f} %" for word, p, _ in row["links"])
+        print(f"{row['token']:<11}", *links, sep="  ")
     print(f"\nPerplexity of the kept tokens: {result['perplexity']['value']:.2f}")
     checks = {f"the stored {what}": check for what, check in result["stored"].items()}
     checks["the perplexity in float64"] = result["perplexity"]

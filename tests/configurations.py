@@ -23,6 +23,7 @@ from cuattn._attention.plan_column_sums import plan_column_sums
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_score import plan_score
 from cuattn._attention.plan_sm90 import plan_attention_sm90
+from cuattn._attention.plan_topk import plan_topk
 from cuattn._attention.problem import AttentionProblem, Score
 from cuattn._device.kernel import CTYPES, Kernel
 from cuattn._softmax import plan as softmax_plan
@@ -422,6 +423,25 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     yield attention_problem("float16", 128, tma=False, modified=True)
 
 
+def attention_topk_kernels() -> Iterator[Kernel]:
+    """The best keys of queries: every tile of many rows and of few, with and without a rule; and
+    what merges the lists of blocks that share rows."""
+    problem = attention_problem
+    for op, dims in (("float16", (64, 128, 256)), ("tf32", (64,)), ("float32", (64, 256)),
+                     ("float64", (64, 128, 256))):  # fmt: skip
+        for dim in dims:
+            yield plan_topk(problem(op, dim), 64, SMS).kernel
+        bias = "float64" if op == "float64" else "float32"
+        for dim in {dims[0], dims[-1]}:
+            rule = problem(op, dim, vector=False, bias=bias, masked=True)
+            yield plan_topk(rule, 64, SMS).kernel
+        few = dataclasses.replace(problem(op, 64), q_rows=1, k_rows=100_000)
+        for num in (10, 64) if op != "tf32" else ():
+            plan = plan_topk(few, num, SMS)
+            assert plan.merge is not None
+            yield from (plan.kernel, plan.merge)[: 2 if num == 64 or op == "float16" else 1]
+
+
 def backward_problems() -> Iterator[AttentionProblem]:
     """Gradients whose plans together hold every tile; with a rule for scores those whose blocks
     have fewest or most columns."""
@@ -514,6 +534,8 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for decoded in decodes if compute_capability >= 80 else ():
         planned = plan_decode(decoded, compute_capability, SMS).kernel
         found.setdefault(planned.name, planned)
+    for kernel in attention_topk_kernels() if compute_capability >= 80 else ():
+        found.setdefault(kernel.name, kernel)
     for kernel in backward_kernels(compute_capability) if compute_capability >= 80 else ():
         found.setdefault(kernel.name, kernel)
     for problem in column_sums_problems() if compute_capability >= 80 else ():

@@ -368,6 +368,15 @@ def caches() -> None:
     )
     assert_type(both, Pair)
     assert_type(cuattn.attention_cascade(loose, [(loose[0], loose[0])], loose, loose), Any)
+    best = cuattn.attention_topk(
+        q, k, 2, is_causal=True, q_offset=np.array([0, 1]), window=(3, None), scale=0.3, softcap=9,
+        mask=None, bias=None, alibi_slopes=np.ones(3), q_lens=np.array([2, 1]), kv_lens=lens,
+        layout="BHSD", precision="ieee", index_offset=7, output="logit", out=None,
+    )  # fmt: skip
+    assert_type(best, cuattn.SoftmaxTopK)
+    assert_type(cuattn.attention_topk(q, k, 2), cuattn.SoftmaxTopK)
+    state = cuattn.attention_topk(q, k, 2, output="state")
+    assert_type(cuattn.merge(state, state), cuattn.SoftmaxTopKState)
     codes, scale = k.astype(np.int8), np.ones((2, 3, 9), np.float32)
     cuattn.kv_append(
         codes, codes.copy(), new[:, :, :2], new[:, :, :2], kv_lens=lens, new_lens=lens - 3,
@@ -377,6 +386,7 @@ def caches() -> None:
 
     refused(lambda: cuattn.attention_kvcache(q, k, v, split_size="none"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention_kvcache(q, k, v, bias=q))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention_topk(q, k, 2, output="score"))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention_cascade(q, [q], k, v))  # type: ignore[list-item]
     refused(lambda: cuattn.kv_append(k, v, new, new))  # type: ignore[call-arg]
 
@@ -425,6 +435,7 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.attention_column_sums(x, x, x, mask=x, q_lens=x, out=x), Any)
     assert_type(cuattn.attention_kvcache(x, x, x, kv_lens=x, page_table=x), Any)
     assert_type(cuattn.attention_cascade(x, [(x, x)], x, x, kv_lens=x), Any)
+    assert_type(cuattn.attention_topk(x, x, 2, bias=x, output="state", out=(x, x, x, x)), Any)
     cuattn.kv_append(x, x, x, x, kv_lens=x, k_scale=x)
     assert_type(cuattn.merge_attention(x, x, x, x), tuple[Any, Any])
     assert_type(cuattn.merge_attention_states(x, x), tuple[Any, Any])

@@ -7,7 +7,7 @@ from typing import Any, Literal, SupportsIndex, TypedDict
 
 from numpy.typing import DTypeLike, NDArray
 
-from cuattn._arrays.types import Array, Host, Number, Other, OutAlone, OutOpen, OutWithLse
+from cuattn._arrays.types import Array, Host, Number, Other, OutAlone, OutOpen, Output, OutWithLse
 
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
 Layout = Literal["BHSD", "BSHD"]
@@ -91,6 +91,40 @@ class ColumnSums(_Seen, total=False):
     bias: Array | None
     layout: Layout
     out: Array | None
+
+
+class _TopK(TypedDict, total=False):
+    is_causal: bool
+    q_offset: SupportsIndex | Array | None
+    window: Window | None
+    scale: Number | NDArray[Any] | None
+    softcap: Number | NDArray[Any] | None
+    mask: Array | None
+    bias: Array | None
+    alibi_slopes: Array | None
+    q_lens: Array | None
+    kv_lens: Array | None
+    layout: Layout
+    precision: Precision | None
+    index_offset: SupportsIndex
+
+
+class TopKAlone(_TopK, total=False):
+    output: Output
+    out: tuple[Array, Array] | None
+
+
+class _ForState(TypedDict):
+    output: Literal["state"]
+
+
+class TopKState(_TopK, _ForState, total=False):
+    out: tuple[Array, Array, Array, Array] | None
+
+
+class TopKOpen(_TopK, total=False):
+    output: Output | Literal["state"]
+    out: tuple[Array, Array] | tuple[Array, Array, Array, Array] | None
 
 
 class _Cached(_Placed, _Typed, total=False):

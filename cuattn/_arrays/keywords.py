@@ -130,8 +130,8 @@ ELSEWHERE = {
     (function, option): "attention"
     for option, functions in {
         "bias": ("attention_kvcache", "attention_cascade"),
-        "sinks": ("attention_column_sums",),
-        "score": ("attention_cascade", "attention_column_sums"),
+        "sinks": ("attention_column_sums", "attention_topk"),
+        "score": ("attention_cascade", "attention_column_sums", "attention_topk"),
     }.items()
     for function in functions
 }

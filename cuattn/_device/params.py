@@ -171,6 +171,15 @@ ATTENTION_MERGE = Params(
     "4q: lses_stride out_stride",
     "3q: lse_stride",
 )
+# Behind AttentionParams.
+ATTENTION_TOPK = Params(
+    "AttentionTopKParams",
+    "Q: indices l bounds states lists",
+    "q: index_offset",
+    "i: first count part parts splits output",
+    "4q: indices_stride",
+    "3q: l_stride",
+)
 # Each behind AttentionParams, the backward's last two also behind AttentionBackwardParams.
 ATTENTION_BACKWARD = Params(
     "AttentionBackwardParams",

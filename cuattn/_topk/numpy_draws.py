@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cuattn._arrays.blocks import FLOAT64
+from cuattn._arrays.order import at, ranks
 from cuattn._topk.numpy_noise import Streams, bounds, gumbel
-from cuattn._topk.numpy_order import at, ranks
 from cuattn._topk.numpy_ranking import Place, Ranked, cut
 from cuattn._topk.numpy_selection import by_row, select
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cuattn._topk.numpy_order import order_of, ranks
+from cuattn._arrays.order import order_of, ranks
 from cuattn._topk.numpy_ranking import MOST, Place, Ranking
 
 LEAST = 1 << 19  # up to this k the other ways are faster, and take less than 64 MB

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cuattn._arrays.blocks import FLOAT32, accumulator, each, pieces, thread_limit, widen
-from cuattn._topk.numpy_order import at, in_order, ranks
+from cuattn._arrays.order import at, in_order, ranks
 from cuattn._topk.numpy_selection import chosen, select
 
 MOST = 1 << 18  # elements of a block: with their scratch they stay in L2

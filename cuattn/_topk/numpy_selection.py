@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuattn._topk.numpy_order import at, first, in_order, is_narrow, order_of, packed, ranks
+from cuattn._arrays.order import at, first, in_order, is_narrow, order_of, packed, ranks
 
 # ---- Ways ----
 # Of rows (r, n): columns (r, k), and which rows it could not do: those with NaN, or too many ties.

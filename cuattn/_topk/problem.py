@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cuattn._arrays.row_layout import Layout
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Instance, ceil_div
 
-# What values are compared as (topk/candidate.cuh): exact, and as narrow as that allows.
+# What values are compared as (primitives/candidate.cuh): exact, and as narrow as that allows.
 ORDERED = {
     **dict.fromkeys(("float16", "bfloat16", "float32"), "float"),
     "float64": "double",
@@ -40,7 +40,7 @@ class TopKProblem:
 
     @property
     def candidate(self) -> str:
-        """Type of an element's key and index (topk/candidate.cuh)."""
+        """Type of an element's key and index (primitives/candidate.cuh)."""
         return "NarrowCandidate" if self.narrow else "WideCandidate"
 
     @property

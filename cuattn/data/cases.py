@@ -83,7 +83,8 @@ def loss_cases(data: np.ndarray, labels: np.ndarray, device: Device) -> Iterator
 
 
 def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -> Iterator[Case]:
-    """The heads of the layer: whole and by sentence, with gradients, and from the keys in parts."""
+    """The heads of the layer: whole and by sentence, with gradients, from the keys in parts, and
+    the best of these."""
     data = [sample[name].astype(dtype) for name in ("q", "k", "v")]
     ends = np.unique([0, *np.flatnonzero(sample["tokens"] == ".") + 1, len(sample["tokens"])])
     rows = [np.ascontiguousarray(x.swapaxes(0, 1)) for x in data]
@@ -94,6 +95,7 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
         grad = np.random.default_rng(0).standard_normal(y.shape).astype(dtype)
         arrays = grad, *given, y.astype(dtype), lse, *more
         yield case(device, f"attention_backward{kind}", *arrays)._replace(roundings=16)
+    yield case(device, "attention_topk", *data[:2], BEST)._replace(roundings=16)
     lse = reference.attention(*data, return_lse=True)[1]
     lse = lse.astype(np.promote_types(np.float32, dtype))
     yield case(device, "attention_column_sums", *data[:2], lse)._replace(roundings=16)

@@ -1,4 +1,4 @@
-"""What ``python -m cuattn`` says of the kept tokens in words: predicted, drawn, and how sure."""
+"""What ``python -m cuattn`` says of the kept tokens in words: predicted, drawn, linked."""
 
 from __future__ import annotations
 
@@ -63,3 +63,21 @@ def draw(sample: dict[str, np.ndarray], device: Device) -> dict[str, Any]:
     drawn = zip(kept(sample), words_of(sample)[got].tolist(), strict=True)
     rows = [{"token": token, "words": words} for token, words in drawn]
     return {"seed": SEED, "rows": rows, "ok": np.array_equal(got, expected)}
+
+
+def link(sample: dict[str, np.ndarray], device: Device) -> dict[str, Any]:
+    """Which other words each kept token attends to: the first of each head, the five strongest."""
+    q, k, own = sample["q"][:, sample["logit_rows"]], sample["k"], sample["tokens"]
+    mask = np.char.isalpha(own) & (own != np.array(kept(sample))[:, None])
+    x, keys, seen = map(device.to_device, (q, k, mask))
+    found = cuattn.attention_topk(x, keys, 1, mask=seen)
+    best, probs = (device.to_host(part)[..., 0].T for part in (found.indices, found.values))
+    expected = reference.attention_topk(q, k, 1, mask=mask)
+    rows = []
+    for token, places, shares in zip(kept(sample), best, probs, strict=True):
+        heads = np.argsort(-shares)[:BEST].tolist()
+        links = [(str(own[places[h]]), float(shares[h]), h) for h in heads]
+        rows.append({"token": token, "links": links})
+    check = compare(device.to_host(found.values), expected.values, roundings=16)
+    same = np.array_equal(best.T, expected.indices[..., 0])
+    return {"rows": rows, **check, "ok": check["ok"] and same}

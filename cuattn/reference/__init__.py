@@ -17,6 +17,7 @@ from cuattn.reference._attention import (
     merge_attention_states,
 )
 from cuattn.reference._attention_backward import attention_backward, attention_backward_varlen
+from cuattn.reference._attention_topk import attention_topk
 from cuattn.reference._column_sums import attention_column_sums
 from cuattn.reference._kvcache import attention_cascade, attention_kvcache, kv_append
 from cuattn.reference._logits import (
@@ -45,6 +46,7 @@ __all__ = [
     "attention_cascade",
     "attention_column_sums",
     "attention_kvcache",
+    "attention_topk",
     "attention_varlen",
     "cross_entropy",
     "cross_entropy_backward",

@@ -68,6 +68,11 @@ def _sees(head: Head) -> np.ndarray:
     return head.mask & after & before
 
 
+def seen_scores(head: Head) -> np.ndarray:
+    """The score of every query and key, (M, N); -inf where it is hidden."""
+    return np.where(_sees(head), _scores(head)[0], -np.inf)
+
+
 def _weigh(p: np.ndarray, visible: np.ndarray, v: np.ndarray) -> np.ndarray:
     """``p @ v`` in which nobody multiplies with a key that is not seen: 0 * NaN is not 0."""
     finite = np.isfinite(v)

@@ -3,7 +3,7 @@
 // Sorting networks in place of insertions: what they do does not depend on the data, so no lane waits for another.
 #pragma once
 
-#include <topk/candidate.cuh>
+#include <primitives/candidate.cuh>
 
 // Puts two candidates in order. `worse` is what remains of the two bit patterns without the better one: two selections
 // would compare twice, once for a maximum and once for a minimum.

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <topk/sample.cuh>
-#include <topk/warp_list.cuh>
+#include <primitives/warp_list.cuh>
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kPerLane>

@@ -14,8 +14,8 @@
 //   store_row   the results per row: lse or state
 #pragma once
 
-#include <topk/candidate.cuh>
 #include <softmax/ops.cuh>
+#include <primitives/candidate.cuh>
 
 enum TopKOutput { kOutProb, kOutLogProb, kOutLogit, kOutState };
 
@@ -220,8 +220,8 @@ struct SoftmaxTopK : SoftmaxForward<In, Acc, In, kState, kMasked, false, kRowRan
   }
 };
 
-// The k results of a row, and its lse or state; a whole warp calls it, with the row's list (topk/warp_list.cuh) and
-// state.
+// The k results of a row, and its lse or state; a whole warp calls it, with the row's list (primitives/warp_list.cuh)
+// and state.
 template <class Op, int kPerLane>
 __device__ __forceinline__ void store_selection(const Op& op, const typename Op::Candidate (&best)[kPerLane],
                                                 typename Op::State total) {

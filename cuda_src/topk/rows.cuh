@@ -19,9 +19,9 @@
 // warp; 32 states.
 #pragma once
 
-#include <primitives/block.cuh>
 #include <topk/sample.cuh>
-#include <topk/warp_list.cuh>
+#include <primitives/block.cuh>
+#include <primitives/warp_list.cuh>
 
 // Two blocks per SM, where that many registers are enough on every architecture.
 template <class Op, int kWarpsPerRow, int kRowsPerBlock, int kPerLane, int kVec, int kFragments, int kClusterSize>

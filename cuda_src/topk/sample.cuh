@@ -14,7 +14,7 @@
 
 #include <topk/gumbel.cuh>
 #include <topk/ops.cuh>
-#include <topk/warp_list.cuh>
+#include <primitives/warp_list.cuh>
 
 // row.out: log-probabilities, or scores with kOutState; null: not wanted. k: of the list.
 template <int kRowRank>

@@ -9,8 +9,8 @@
 // kThreads) blocks. No shared memory.
 #pragma once
 
-#include <topk/candidate.cuh>
 #include <topk/merge_path.cuh>
+#include <primitives/candidate.cuh>
 #include <primitives/softmax_state.cuh>
 #include <ptx/memory.cuh>
 

@@ -69,6 +69,7 @@ PACKED = {
     "TopKStateMergeParams": [device_params.TOPK_STATE_MERGE],
     "AttentionParams": ATTENTION,
     "AttentionSm90Params": [*[TENSOR_MAP] * 4, *ATTENTION, device_params.ATTENTION_SM90],
+    "AttentionTopKParams": [*ATTENTION, device_params.ATTENTION_TOPK],
     "AttentionBackwardParams": BACKWARD,
     "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
     "AttentionBackwardSumsParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SUMS],
@@ -291,6 +292,7 @@ HEADERS = (
     *(
         "attention/backward_params",
         "attention/merge",
+        "attention/topk_rows",
         "attention/decode_params",
         "attention/new_rows",
         "softmax/state_merge",

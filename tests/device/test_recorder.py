@@ -241,6 +241,8 @@ def shapes_and_options(dtype):
             yield "attention_kvcache", (q[:, :, :1], *caches), {"k_new": new, "v_new": new, **given}
             yield "kv_append", (*caches, new, new), given
         yield "attention_cascade", (q[:, :, :1], [(k[0], v[0])], k, v), {}
+        yield "attention_topk", (q, k, 5), {"is_causal": True}
+        yield "attention_topk", (q[:, :, :1], k, 65), {"output": "state"}
         outs, lses = array(3, 2, 8, 100, dim), array(3, 2, 8, 100).astype(state.dtype)
         yield "merge_attention", (outs[0], lses[0], outs[1], lses[1]), {}
         yield "merge_attention_states", (outs, lses), {}

@@ -464,6 +464,22 @@ ATTENTION_WINDOW = (
     ampere("attention", "test_window", "(37, 83)", "(17, None)"),
 )
 ATTENTION_OFFSET = tuple(ampere("attention", "test_q_offset", n) for n in (-36, 5, 200))
+# The best keys of queries: of many equal scores, of all orders; in passes, in parts.
+TOPK = "attention_topk"
+TOPK_TIES = tuple(ampere(TOPK, "test_ties", op) for op in ("float16", "float32", "float64"))
+TOPK_OPTIONS = tuple(ampere(TOPK, "test_every_option", op) for op in ("float16", "float64"))
+TOPK_RANDOM = (ampere(TOPK, "test_random_scores", "float32", "prob"),)
+TOPK_ORDERS = tuple(ampere(TOPK, "test_orders", order) for order in ("ascending", "teeth"))
+TOPK_PASSES = (ampere(TOPK, "test_passes", "float32"),)
+TOPK_SPECIAL = tuple(
+    ampere(TOPK, "test_special_scores", output) for output in ("prob", "log_prob", "state")
+)
+TOPK_SHARED = (ampere(TOPK, "test_few_queries_many_keys", "float16"),)
+TOPK_SHARDS = (ampere(TOPK, "test_shards"),)
+TOPK_STATE = (ampere(TOPK, "test_random_scores", "float16", "state"),)
+TOPK_NAN = (ampere(TOPK, "test_nothing_but_nan_in_later_tiles"),)
+TOPK_VOTES = (f"{FILES['test_attention_topk_traffic']}::test_a_tile_that_no_row_wants[float16-64]",)
+TOPK_BITS = (f"{FILES['test_attention_topk_traffic']}::test_blocks_share_keys",)
 ATTENTION_OFFSETS = (ampere("attention", "test_q_offset_of_each_sequence"),)
 ATTENTION_MANY = (ampere("attention_varlen", "test_lengths", "many"),)
 ATTENTION_LENS = (ampere("attention", "test_lens"), ampere("attention", "test_sinks", "float16"))

@@ -203,6 +203,7 @@ FLAGS = [
     ("attention_cascade", "return_lse"),
     ("attention_kvcache", "is_causal"),
     ("attention_kvcache", "return_lse"),
+    ("attention_topk", "is_causal"),
     ("attention_varlen", "is_causal"),
     ("attention_varlen", "return_lse"),
 ]
@@ -346,6 +347,7 @@ OTHERS = [  # the call, our name in what it is told, and what else that says
     (lambda: cuattn.attention_cascade(X, X, X, X, bias=X), "bias", "attention has it"),
     (lambda: cuattn.attention_cascade(X, X, X, X, score="s"), "score", "attention has it"),
     (lambda: cuattn.attention(X, X, X, score_mod=max), "score", "an expression"),
+    (lambda: cuattn.attention_topk(X, X, 1, sinks=X), "sinks", "attention has it"),
     (lambda: cuattn.attention_kvcache(X, X, X, cache_seqlens=X), "kv_lens", "cache_seqlens"),
     (lambda: cuattn.attention_kvcache(X, X, X, block_table=X), "page_table", "block_table"),
     (lambda: cuattn.attention_kvcache(X, X, X, rotary_cos=X), "rotary_cos", "rotate q"),

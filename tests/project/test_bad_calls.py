@@ -248,6 +248,9 @@ def shapes(name, call):
     if name == "attention_column_sums":
         bshd = call.get("layout") == "BSHD" and len(shape_of(call["k"])) > 2
         return [(*shape_of(call["lse"])[:-1], shape_of(call["k"])[-3 if bshd else -2])]
+    if name == "attention_topk":
+        out = (*first[:-1], int(call["num"]))
+        return [first[:-1]] * 2 + [out] * 2 if call.get("output") == "state" else [out] * 2
     values = call["v_cache" if "v_cache" in call else "v"]
     out = (*first[:-1], int(call["value_dim"]) if values is None else shape_of(values)[-1])
     if name == "attention_varlen":

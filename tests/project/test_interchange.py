@@ -259,6 +259,17 @@ CALLS = {
         ),
         {"kv_lens": np.array([1, 5]), "q_offset": np.array([2, 9]), "q_lens": np.array([1, 3])},
     ),
+    "attention_topk": (
+        (ones((2, 2, 3, 4)), ones((2, 2, 3, 4)), 2),
+        {
+            "mask": np.ones((3, 3), bool),
+            "bias": ones((3, 1)),
+            "alibi_slopes": ones(2),
+            "q_offset": np.array(1),
+            "q_lens": np.array([1, 3]),
+            "kv_lens": np.array([2, 3]),
+        },
+    ),
     "kv_append": (
         (ones((2, 2, 5, 4)),) * 2 + (ones((2, 2, 3, 4)),) * 2,
         {

@@ -78,6 +78,23 @@ def test_json_has_the_perplexity_and_five_draws_of_the_kept_words():
     assert max(len(set(drawn)) for drawn in draws.values()) > 1
 
 
+def test_json_has_the_links_of_the_kept_words():
+    """Each is a head's largest probability among the other words of the text."""
+    links = json.loads(run("--json").stdout)["links"]
+    sample = np.load(ROOT / "cuattn" / "data" / "minilm.npz")
+    tokens = sample["tokens"]
+    assert links["ok"] and len(links["rows"]) == len(WORDS)
+    for place, row in zip(sample["logit_rows"], links["rows"], strict=True):
+        words, probs, heads = zip(*row["links"], strict=True)
+        assert len(words) == len(set(heads)) == 5 and list(probs) == sorted(probs)[::-1]
+        scores = np.exp(sample["q"][:, place, None] @ sample["k"].swapaxes(1, 2) / 32**0.5)[:, 0]
+        scores[:, [not word.isalpha() or word == tokens[place] for word in tokens]] = 0
+        assert row["token"] == tokens[place]
+        for word, prob, head in row["links"]:
+            assert tokens[np.argmax(scores[head])] == word
+            assert prob == pytest.approx(scores[head].max() / scores[head].sum(), rel=1e-3)
+
+
 def test_table():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
@@ -176,6 +193,7 @@ def wrong(module, name):
         "attention_varlen",
         "attention_backward",
         "attention_backward_varlen",
+        "attention_topk",
     ],
 )
 @pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
@@ -190,7 +208,10 @@ def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
 
 
-@pytest.mark.parametrize(("name", "what"), [("cross_entropy", "perplexity"), ("sample", "draws")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("cross_entropy", "perplexity"), ("sample", "draws"), ("attention_topk", "links")],
+)
 @pytest.mark.parametrize("module", [cuattn, reference], ids=["cuattn", "reference"])
 def test_wrong_words_are_an_error(monkeypatch, capsys, module, name, what):
     monkeypatch.setattr(words, module.__name__.split(".")[-1], wrong(module, name))

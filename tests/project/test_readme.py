@@ -74,6 +74,13 @@ def test_the_examples_of_the_rules(backend, marker, output):
     assert printed(example) == block(text, "text", output)
 
 
+@pytest.mark.parametrize("backend", ["numpy", GPU], indirect=True)
+def test_the_example_of_neighbours(backend):
+    text, xp = RULES.read_text(encoding="utf-8"), backend.xp.__name__
+    example = block(text, "python", "neighbours").replace("import numpy as", f"import {xp} as")
+    assert printed(example) == block(text, "text", "found")
+
+
 @on_a_gpu
 def test_the_example_of_a_graph(backend):
     text = RULES.read_text(encoding="utf-8")

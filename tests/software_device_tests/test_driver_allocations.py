@@ -124,6 +124,11 @@ def calls():
         "attention_cascade": lambda **out: cuattn.attention_cascade(
             q, [(q[0], q[0])], cache, cache, kv_lens=lens, **out
         ),
+        "attention_topk": lambda **out: cuattn.attention_topk(q, q, 3, is_causal=True, **out),
+        "attention_topk, shared keys": lambda **out: cuattn.attention_topk(
+            q[:, :, :1], keys, 3, output="state", **out
+        ),
+        "attention_topk, passes": lambda **out: cuattn.attention_topk(q, keys, 65, **out),
         "kv_append": lambda: cuattn.kv_append(cache, None, q, None, kv_lens=few["kv_lens"]),
     }
 
@@ -150,6 +155,8 @@ TEMPORARY = {
     "attention_backward": "sums of the rows, and what one kernel hands the next",
     "attention_backward_varlen": "the same",
     "attention_cascade": "results over the parts",
+    "attention_topk, shared keys": "candidates and states of the parts",
+    "attention_topk, passes": "the last of the pass before",
 }
 
 

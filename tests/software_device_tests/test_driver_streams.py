@@ -293,6 +293,7 @@ def calls_of_cuattn():
         "attention_cascade": lambda: cuattn.attention_cascade(
             q, [(q[0], q[0])], cache, cache, kv_lens=cache_lens
         ),
+        "attention_topk": lambda: cuattn.attention_topk(q, q, 3, kv_lens=cache_lens),
         "kv_append": lambda: cuattn.kv_append(cache, None, q, None, kv_lens=cache_lens),
     }
 

@@ -6,7 +6,7 @@
 // thread of Johnson, Douze & Jegou, arXiv:1702.08734, section 4, fill unevenly).
 #pragma once
 
-#include <topk/candidate.cuh>
+#include <primitives/candidate.cuh>
 #include <ptx/memory.cuh>
 
 // Puts elements kStride apart in order: runs of kSize elements alternate in direction, the first one descends, or
