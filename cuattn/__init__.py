@@ -8,6 +8,7 @@ from cuattn import reference
 from cuattn._arrays.keywords import FUNCTIONS
 from cuattn._arrays.results import (
     AttentionGradients,
+    BlockMask,
     LogitsState,
     Sample,
     SampleState,
@@ -19,6 +20,7 @@ from cuattn._arrays.results import (
 )
 from cuattn._attention.attention import attention, attention_varlen
 from cuattn._attention.backward import attention_backward, attention_backward_varlen
+from cuattn._attention.block_mask import block_mask
 from cuattn._attention.cascade import attention_cascade
 from cuattn._attention.column_sums import attention_column_sums
 from cuattn._attention.kvcache import attention_kvcache, kv_append
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionGradients",
+    "BlockMask",
     "LogitsState",
     "Sample",
     "SampleState",
@@ -57,6 +60,7 @@ __all__ = [
     "attention_kvcache",
     "attention_topk",
     "attention_varlen",
+    "block_mask",
     "compile",
     "cross_entropy",
     "cross_entropy_backward",

@@ -362,6 +362,12 @@ def attention_problems() -> Iterator[AttentionProblem]:
     yield problem("float64", 288, vector=False)
     yield problem("float16", 128, modified=True)
     yield problem("float16", 128, masked=True)
+    for dim in (64, 128, 256):
+        for op in ("float16", "tf32", "float32", "float64"):
+            yield problem(op, dim, masked=True, blocked=True)
+    for op in ("bfloat16", "float32", "float64"):
+        bias = op if op == "float64" else "float32"
+        yield problem(op, 64, modified=True, bias=bias, masked=True, blocked=True)
 
 
 def score_problems(chain: bool = False) -> Iterator[AttentionProblem]:

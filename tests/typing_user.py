@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import cuattn
 from cuattn import (
     AttentionGradients,
+    BlockMask,
     LogitsState,
     Sample,
     SampleState,
@@ -257,6 +258,14 @@ def attentions() -> None:
     both = cuattn.attention(q, k, v, score="s", score_args={}, out=(out, lse), return_lse=True)
     assert_type(both, Pair)
     assert_type(cuattn.attention(anything, anything, anything, return_lse=True), Any)
+    tiles = cuattn.block_mask(rng.random((1, 5)) < 0.9, 5, None, block=(128, 256))
+    assert_type(tiles, BlockMask)
+    assert_type(tiles.counts, NDArray[np.int32])
+    assert_type(tiles.indices, NDArray[np.int32])
+    assert_type(tiles.full, NDArray[np.bool_])
+    assert_type(tiles.mask, NDArray[np.bool_])
+    assert_type(tiles.block, tuple[int, int])
+    assert_type(cuattn.attention(q, k, v, block_mask=tiles), Array)
     flat: Array = q[0]
     ends = np.array([0, 1, 3])
     out = cuattn.attention_varlen(
@@ -285,6 +294,8 @@ def attentions() -> None:
     refused(lambda: cuattn.attention(q, k, v, out=made))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, window=3))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, score=3))  # type: ignore[call-overload]
+    refused(lambda: cuattn.attention(q, k, v, block_mask=q > 0))  # type: ignore[call-overload]
+    refused(lambda: cuattn.block_mask(q > 0, block=128))  # type: ignore[call-overload]
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
@@ -429,6 +440,7 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.sample(x, seed=x, offset=x, return_log_prob=True, out=(x, x)), Any)
     assert_type(cuattn.sample_state(x, seed=x, rows=x, out=(x, x, x, x, x)), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
+    assert_type(cuattn.block_mask(x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)
     assert_type(cuattn.attention_backward_varlen(x, x, x, x, x, x, x, x, out=(x, x, x)), Any)

@@ -7,6 +7,7 @@ from typing import Any, Literal, SupportsIndex, TypedDict
 
 from numpy.typing import DTypeLike, NDArray
 
+from cuattn._arrays.results import BlockMask
 from cuattn._arrays.types import Array, Host, Number, Other, OutAlone, OutOpen, Output, OutWithLse
 
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
@@ -52,13 +53,17 @@ class _Typed(TypedDict, total=False):
     dtype: DTypeLike | None
 
 
-class AttentionAlone(_Attention, _Expression, _Typed, OutAlone): ...
+class _Blocked(_Attention, _Expression, _Typed, total=False):
+    block_mask: BlockMask | None
 
 
-class AttentionWithLse(_Attention, _Expression, _Typed, OutWithLse): ...
+class AttentionAlone(_Blocked, OutAlone): ...
 
 
-class AttentionOpen(_Attention, _Expression, _Typed, OutOpen): ...
+class AttentionWithLse(_Blocked, OutWithLse): ...
+
+
+class AttentionOpen(_Blocked, OutOpen): ...
 
 
 class _Varlen(_Scores, total=False):

@@ -85,6 +85,7 @@ RENAMED = {
     "cache_seqlens": ("kv_lens", ""),
     "key_value_seq_lengths": ("kv_lens", ""),
     "seq_lens": ("kv_lens", ""),
+    "block_size": ("block", "(queries, keys)"),
     "block_table": ("page_table", ""),
     "block_tables": ("page_table", ""),
     "k_descale": ("k_scale", ""),
@@ -132,6 +133,15 @@ ELSEWHERE = {
         "bias": ("attention_kvcache", "attention_cascade"),
         "sinks": ("attention_column_sums", "attention_topk"),
         "score": ("attention_cascade", "attention_column_sums", "attention_topk"),
+        "block_mask": (
+            "attention_backward",
+            "attention_backward_varlen",
+            "attention_cascade",
+            "attention_column_sums",
+            "attention_kvcache",
+            "attention_topk",
+            "attention_varlen",
+        ),
     }.items()
     for function in functions
 }
@@ -152,6 +162,7 @@ FUNCTIONS = {
     "scaled_dot_product_attention": "attention",
     "dot_product_attention": "attention",
     "flash_attn_func": "attention",
+    "create_block_mask": "block_mask",
     "flash_attn_varlen_func": "attention_varlen",
     "flash_attn_with_kvcache": "attention_kvcache",
     "append_paged_kv_cache": "kv_append",

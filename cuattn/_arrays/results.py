@@ -129,6 +129,19 @@ class SampleState(NamedTuple):
             return np.where(np.isfinite(m), (self.logits - m) - np.log(l), np.nan)
 
 
+class BlockMask(NamedTuple):
+    """A mask, and which of its tiles are not empty: M rows of N tiles, of `block` queries and keys.
+
+    Only these are listed. What `block` does not divide ends in smaller tiles.
+    """
+
+    counts: NDArray[np.int32]  # (..., M): of each row of tiles, how many are listed
+    indices: NDArray[np.int32]  # (..., M, N): these, ascending; behind them -1
+    full: NDArray[np.bool_]  # (..., M, N): of each that is listed, whether it hides nothing
+    mask: NDArray[np.bool_]  # (..., S_q, S_k)
+    block: tuple[int, int]
+
+
 class AttentionGradients(NamedTuple):
     """Gradients of attention; None for what was not given or not asked for."""
 

@@ -18,6 +18,7 @@ from cuattn._arrays.attention_types import (
     VarlenWithLse,
     Window,
 )
+from cuattn._arrays.results import BlockMask
 from cuattn._arrays.types import Host, Other, Pair, Unpack
 from cuattn._attention import checks, request
 from cuattn._attention.run import prepare
@@ -55,6 +56,7 @@ def attention(
     dtype: Any = None,
     return_lse: bool = False,
     out: Any = None,
+    block_mask: BlockMask | None = None,
 ) -> Any:
     """Scaled dot-product attention: ``softmax(scale * q @ k.T) @ v`` for each head.
 
@@ -114,6 +116,8 @@ def attention(
     out : array or tuple of arrays, optional
         Where to write: exactly the shape and dtype of the result, any strides, apart from every
         input. With `return_lse` a pair.
+    block_mask : BlockMask, optional
+        A mask of `cuattn.block_mask` in the place of `mask`: its empty tiles cost nothing.
 
     Returns
     -------
@@ -132,6 +136,7 @@ def attention(
     See Also
     --------
     attention_varlen : Sequences of many lengths, without padding.
+    block_mask : Masks with large parts in which nothing is seen.
     merge_attention : Attention from its results over two parts of the keys.
 
     Notes
@@ -174,7 +179,7 @@ def attention(
     arrays |= {"q_lens": q_lens, "kv_lens": kv_lens}
     numbers = is_causal, window, scale, softcap, precision
     required = {"q": q, "k": k, "v": v}
-    rest = dtype, return_lse, out, score, score_args
+    rest = dtype, return_lse, out, score, score_args, block_mask
     return prepare(request.attention(required, arrays, q_offset, layout, numbers, *rest))
 
 

@@ -16,6 +16,7 @@ MAX_HEAD_DIM = 256  # of caches and of gradients
 MAX_FORWARD_DIM = 512
 MAX_SIZE = 2**31 - 1024  # kernels count rows and keys in 32 bits, up to the end of a tile
 MAX_OFFSET = 2**39  # so that sums of places stay within what the kernels count
+BLOCK, MAX_BLOCK = 128, 2**30  # queries or keys of a block mask's tile
 NORMAL = {  # the least and the largest, by accumulator
     np.dtype(acc): (float(np.finfo(acc).smallest_normal), float(np.finfo(acc).max))
     for acc in (np.float32, np.float64)
@@ -96,6 +97,24 @@ def precision(value: Any, dtype: np.dtype) -> bool:
     if value == "tf32" and dtype.name != "float32":
         raise ValueError(f"precision must be None or 'ieee' for {dtype}, but it is 'tf32'")
     return value == "tf32"
+
+
+def block(name: str, value: Any) -> tuple[int, int]:
+    """(queries, keys) of a tile of a block mask, in which those of every kernel fit."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"{name} must be a pair (queries, keys) of integers, but it is {shown(value)}"
+        )
+    sizes = []
+    for i, given in enumerate(value):
+        size = integer(f"{name}[{i}]", given)
+        if size <= 0 or size % BLOCK or size > MAX_BLOCK:
+            raise ValueError(
+                f"{name}[{i}] must be a multiple of {BLOCK} up to {MAX_BLOCK}, "
+                f"but it is {shown(size)}"
+            )
+        sizes.append(size)
+    return sizes[0], sizes[1]
 
 
 def state_axis(axis: Any, ndim: int) -> int:

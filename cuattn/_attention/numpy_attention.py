@@ -12,7 +12,7 @@ import numpy as np
 from cuattn._arrays import blocks
 from cuattn._arrays.row_layout import packed
 from cuattn._attention.numpy_score import score_of
-from cuattn._attention.numpy_scores import ALL, Heads
+from cuattn._attention.numpy_scores import ALL, Heads, listed_tiles
 from cuattn._attention.numpy_tile import attend, is_usable, products
 
 SCORES = 1 << 17  # of a tile: with what is made of them they stay in L2
@@ -235,11 +235,12 @@ def heads_of(x: Any, o: Any, b: slice | np.ndarray, lengths: Lengths) -> Heads:
     k, v = (rows(a, x.cu_seqlens_k, n_all, n) for a in (x.k, x.v))
     lse = None if x.lse is None else by_key(rows(x.lse, x.cu_seqlens_q, m_all, m))
     mask, bias = (None if a is None else by_key(a[b, :, :m, :n]) for a in (x.mask, x.bias))
+    listed = None if x.block_counts is None else by_key(listed_tiles(x, b))
     slopes = None if x.alibi_slopes is None else by_key(x.alibi_slopes[b])[..., None, None]
     sinks = None if x.sinks is None else by_key(x.sinks[None])[..., None]
     arrays = q, k, v, out, lse, mask, bias, slopes, sinks
     score = None if o.score is None else score_of(x, o.score, b)
-    return Heads(*arrays, place, o.scale, o.softcap, o.left, o.right, score)
+    return Heads(*arrays, place, o.scale, o.softcap, o.left, o.right, score, listed, o.block)
 
 
 def _tokens(ends: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:

@@ -30,6 +30,8 @@ class Heads(NamedTuple):
     left: int | None
     right: int | None
     score: Score | None = None
+    listed: Any = None  # (B, G, g, M', N') bool: the tiles of a block mask that are not empty
+    block: tuple[int, int] | None = None  # queries and keys of such a tile; the first begins at 0
 
     def tile(self, b: slice, h: slice, i: slice) -> Heads:
         """Sequences b, heads h of k and v, queries i."""
@@ -37,6 +39,9 @@ class Heads(NamedTuple):
             return self
         names = "q", "out", "lse", "mask", "bias"
         cut = {n: a[b, h, :, i] for n in names if (a := getattr(self, n)) is not None}
+        if self.block is not None:
+            end = None if i.stop is None else -(-i.stop // self.block[0])
+            cut["listed"] = self.listed[b, h, :, i.start // self.block[0] : end]
         if self.slopes is not None:
             cut["slopes"] = self.slopes[b, h]
         if self.sinks is not None:
@@ -51,8 +56,31 @@ def key_tiles(x: Heads, keys: int) -> list[slice]:
     rows, columns = x.q.shape[3], x.k.shape[2]
     first = 0 if x.left is None else max(0, x.place - x.left)
     last = columns if x.right is None else min(columns, x.place + rows + x.right)
-    tiles = [slice(j, min(j + keys, last)) for j in range(first, last, keys)]
+    tiles = [
+        slice(j, min(j + keys, end, last))
+        for begin, end in _listed_keys(x, columns)
+        for j in range(max(first, begin), min(last, end), keys)
+    ]
     return tiles if x.mask is None else [j for j in tiles if once(x.mask[..., j]).any()]
+
+
+def listed_tiles(x: Any, b: slice | np.ndarray) -> np.ndarray:
+    """Which tiles a block mask lists, (B, H, M', N') bool, in sequences b."""
+    counts, indices = x.block_counts[b], x.block_indices[b]
+    tiles = indices.shape[3]
+    listed = np.zeros((*indices.shape[:3], tiles + 1), bool)
+    counted = np.arange(tiles) < counts[..., None]
+    np.put_along_axis(listed, np.where(counted, indices.clip(0, tiles), tiles), True, axis=3)
+    return listed[..., :tiles]
+
+
+def _listed_keys(x: Heads, columns: int) -> list[tuple[int, int]]:
+    """First and last key of what lies in tiles that some row of a block mask lists."""
+    if x.block is None:
+        return [(0, columns)]
+    listed = np.diff(once(x.listed).any(axis=(0, 1, 2, 3)), prepend=False, append=False)
+    borders = np.flatnonzero(listed) * x.block[1]
+    return [*zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)]
 
 
 def to_scores(s: np.ndarray, x: Heads, j: slice, chain: np.ndarray | None = None) -> bool:

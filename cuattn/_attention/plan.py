@@ -86,6 +86,10 @@ FLOAT_TILES = (
     Tile(512, 163, 4, 1, 16, 2, "160 KiB"),
     Tile(512, 99, 2, 1, 16, 2, "96 KiB: half the rows"),
 )
+FLOAT_BLOCKED_TILES = (
+    Tile(64, 99, 4, 2, 16, 2, "40 KiB: half the scores per thread, to leave room for a list"),
+    *FLOAT_TILES[1:],
+)
 DOUBLE_TILES = (
     Tile(128, 99, 4, 1, 16, 2, "96 KiB; 48 for 64 columns"),
     Tile(256, 163, 2, 1, 16, 2, "128 KiB"),
@@ -115,8 +119,13 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     dim = part_dim * max(1, ceil_div(problem.head_dim, part_dim))
     value_dim = min(whole(problem.value_dim), most)
     kib = 99 if compute_capability in (86, 89, 120, 121) else 163
+    tables: dict[str, tuple[Tile, ...]]
     tables = {"tf32": TF32_TILES, "float32": FLOAT_TILES, "float64": DOUBLE_TILES}
-    table = tables.get(problem.op, HALF_RULE_TILES if rule else HALF_TILES)
+    halves: tuple[Tile, ...] = HALF_RULE_TILES if rule else HALF_TILES
+    if problem.blocked:  # a list takes registers, too: no two row tiles where much else does
+        tables["float32"] = FLOAT_BLOCKED_TILES[not problem.vector :]
+        halves = HALF_RULE_TILES[problem.modified :]
+    table = tables.get(problem.op, halves)
     most_rows = 1 if problem.score else 2  # an expression needs registers
     tile = next(
         t
@@ -142,6 +151,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
         "Score": score.name,
+        "Tiles": "ListedTiles" if problem.blocked else "AllTiles",
     }
     row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))

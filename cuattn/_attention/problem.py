@@ -53,6 +53,7 @@ class AttentionProblem:
     ragged: bool = False
     bounded: bool = False  # later queries see later keys only
     score: Score | None = None  # then `modified`, too
+    blocked: bool = False  # the mask is a block mask
 
     @property
     def is_decode(self) -> bool:

@@ -23,7 +23,7 @@ from cuattn._arrays.inputs import Owner, as_array, as_arrays
 from cuattn._arrays.interchange import on_host
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, spec_of
-from cuattn._attention import checks
+from cuattn._attention import checks, request_block_mask
 from cuattn._attention.request_score import expression, named
 from cuattn._attention.views import Arrays, Shape, Sizes, canonical_shape, fractional, specs_of
 from cuattn._device.runtime import runtime_of
@@ -39,6 +39,7 @@ class Options(NamedTuple):
     q_offset: int | None = None  # None, and no array: bottom-right
     tf32: bool = False
     score: Expression | None = None
+    block: tuple[int, int] | None = None  # queries and keys of a tile of a block mask
 
 
 class Expected(NamedTuple):
@@ -84,26 +85,31 @@ def attention(
     out: Any,
     score: Any = None,
     score_args: Any = None,
+    block_mask: Any = None,
 ) -> Call:
     """A call of `attention` or `attention_varlen`: arrays by name, and options as they were given.
 
     `numbers`: is_causal, window, scale, softcap and precision.
     """
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
+    lists, block = request_block_mask.lists(block_mask, optional.get("mask"))
     indexed = named(score, score_args)
-    given, offset = as_given({**required, **indexed}, optional, q_offset)
+    given, offset = as_given({**required, **indexed}, {**optional, **lists}, q_offset)
     indexed = {name: given.pop(name) for name in indexed}
-    arrays = Arrays(**given)
+    arrays = Arrays(**request_block_mask.fields_of(given))
     specs = specs_of(arrays)
     expected = expect(specs, layout)
+    if block is not None:
+        request_block_mask.check(specs, expected.sizes, block)
     check_values(arrays, expected.sizes)
     options = options_of(offset, expected.head_dim, specs.q.dtype, *numbers)
-    options = options._replace(score=expression(score, indexed))
+    options = options._replace(score=expression(score, indexed), block=block)
     expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
     call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse, indexed)
-    inputs = [*zip(arrays._fields, arrays, strict=True), *indexed.items()]
+    names = [request_block_mask.name_of(name, block is not None) for name in arrays._fields]
+    inputs = [*zip(names, arrays, strict=True), *indexed.items()]
     if out is not None:
         call = call._replace(outs=as_outputs(out, call.results, inputs, in_place=False))
     if runtime is not None:
@@ -215,8 +221,10 @@ def expect(specs: Arrays, layout: str, most: int = checks.MAX_FORWARD_DIM) -> Ex
 
 def _check_options(specs: Arrays, sizes: Sizes, ndim: int, varlen: bool) -> None:
     batch, heads, _, _ = sizes
+    blocked = specs.block_counts is not None
     if specs.mask is not None:
-        bool_dtype("mask", specs.mask.dtype, "what is added is bias")
+        name = request_block_mask.name_of("mask", blocked)
+        bool_dtype(name, specs.mask.dtype, "what is added is bias")
     if specs.bias is not None:
         floating("bias", specs.bias.dtype)
     for name in ("mask", "bias"):
@@ -224,6 +232,7 @@ def _check_options(specs: Arrays, sizes: Sizes, ndim: int, varlen: bool) -> None
         if spec is not None and varlen:
             checks.mask_of_sequences(name, spec.shape, (batch, heads))
         elif spec is not None:
+            name = request_block_mask.name_of(name, blocked)
             checks.mask_shape(name, spec.shape, sizes[4 - ndim :])
     shapes: tuple[Shape, ...] = ((heads,), (batch, heads))
     for name in ("alibi_slopes", "sinks"):

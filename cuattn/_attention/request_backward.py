@@ -50,7 +50,7 @@ class BackwardArrays(NamedTuple):
     @property
     def forward(self) -> Arrays:
         """Those of the forward call."""
-        return Arrays(*(getattr(self, name) for name in Arrays._fields))
+        return Arrays(*(getattr(self, name, None) for name in Arrays._fields))
 
 
 class Call(NamedTuple):

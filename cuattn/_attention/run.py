@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_attention, request_kvcache, views_kvcache
 from cuattn._attention.request import Call, Expected, Options
+from cuattn._attention.run_problem import blocked_of, problem_of, tail_of
 from cuattn._attention.run_score import score_arrays_of
 from cuattn._attention.views import (
+    LISTS,
     Arrays,
     Operands,
     broadcast_spec,
@@ -21,22 +23,15 @@ from cuattn._attention.views import (
     is_vector,
     is_widened,
     specs_of,
-    strides_of,
     whole_elements,
 )
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
-from cuattn._device.params import (
-    ATTENTION_POINTERS,
-    ATTENTION_SM90,
-    ATTENTION_TAIL,
-)
-
-if TYPE_CHECKING:
-    from cuattn._attention.problem import AttentionProblem
+from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90
 
 NAMES = {name: name for name in (*Arrays._fields, "out")}
+BLOCK_NAMES = {name: f"block_mask[{i}]" for i, name in enumerate((*LISTS, "mask"))}
 NAMES_OF_TWO = NAMES | {"out": "out[0]", "lse": "out[1]"}
 INTEGERS = ("q_offset", "q_lens", "kv_lens", "cu_seqlens_q", "cu_seqlens_k")
 
@@ -50,6 +45,7 @@ def prepare(call: Call) -> Any:
         if outs or any(name in given for name in INTEGERS):  # whose values are checked
             return one_or_all(*_compute(call))
         names = NAMES | {name: name for name in call.score_args}
+        names |= BLOCK_NAMES if call.options.block else {}
         return Prepared(HOST, _computed(call, tuple(given)), given, (), one_or_all, names)
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
@@ -72,6 +68,7 @@ def prepare(call: Call) -> Any:
     given = {**arrays._asdict(), **indexed, **dict(zip(("out", "lse"), outs, strict=False))}
     names = NAMES_OF_TWO if len(outs) > 1 else NAMES
     names = names | {name: name for name in indexed}
+    names |= BLOCK_NAMES if call.options.block else {}
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     return Prepared(runtime, launches, given, (), one_or_all, names)
@@ -164,8 +161,9 @@ def _planned(
     plan = sm90 or plan_attention(problem, limits.compute_capability)
     pack = sm90.pack if sm90 else 1
     tail = tail_of(operands, options, problem, plan.row_blocks, plan.heads_in_l2, aligned[1], pack)
-    block = (ATTENTION_POINTERS, tail, score_arrays_of(dict(indexed)))
+    block: Block = (ATTENTION_POINTERS, tail, score_arrays_of(dict(indexed)))
     if sm90 is None:
+        block = (*block, *blocked_of(operands, options))
         return Launches(reads, writes, made, results, [(plan.kernel, block)])
     dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
     boxes = [
@@ -181,96 +179,6 @@ def _planned(
     end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, **sm90.schedule._asdict())
     kernels = [(sm90.kernel, (*block, end))]
     return Launches(reads, writes, made, results, kernels, boxes=[boxes])
-
-
-def problem_of(
-    x: Operands,
-    options: Options,
-    batch: int,
-    ragged: bool,
-    vector: bool,
-    tma: bool,
-    chain: bool = False,
-) -> AttentionProblem:
-    """What decides on the kernels of a call, of canonical specs; `chain`: they are of gradients."""
-    from cuattn._attention.plan import MAX_SCALE
-    from cuattn._attention.plan_score import plan_score
-    from cuattn._attention.problem import AttentionProblem
-
-    _, heads, q_rows, head_dim = x.q.shape
-    _, kv_heads, k_rows, value_dim = x.v.shape
-    score = None
-    if options.score is not None:
-        score = plan_score(options.score, tuple(spec.dtype.name for spec in x.score_args), chain)
-    # A larger scale is not left to the exponential, whose factor would be infinite.
-    rescored = options.softcap or not 0 < options.scale < MAX_SCALE
-    return AttentionProblem(
-        op="tf32" if options.tf32 else x.q.dtype.name,
-        dtype=x.q.dtype.name,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        q_rows=q_rows,
-        k_rows=k_rows,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        vector=vector,
-        tma=tma,
-        modified=bool(rescored or score or x.bias is not None or x.alibi_slopes is not None),
-        bias=None if x.bias is None else x.bias.dtype.name,
-        masked=x.mask is not None,
-        ragged=ragged,
-        bounded=options.right is not None,
-        score=score,
-    )
-
-
-def tail_of(
-    x: Operands,
-    options: Options,
-    problem: AttentionProblem,
-    row_blocks: int,
-    heads_in_l2: int,
-    aligned: bool,
-    pack: int = 1,
-) -> bytes:
-    """All of AttentionParams but pointers. `aligned`: `out` starts on a 16-byte boundary."""
-    from cuattn._attention.plan import UNBOUNDED
-
-    mask_rows, mask_cols = (0, 0) if x.mask is None else x.mask.shape[2:]
-    bias_rows, bias_cols = (0, 0) if x.bias is None else x.bias.shape[2:]
-    return ATTENTION_TAIL.pack(
-        scale=options.scale,
-        softcap=options.softcap,
-        left=UNBOUNDED if options.left is None else min(options.left, UNBOUNDED),
-        right=UNBOUNDED if options.right is None else min(options.right, UNBOUNDED),
-        offset=max(-UNBOUNDED, min(options.q_offset or 0, UNBOUNDED)),
-        bottom_right=options.q_offset is None,
-        batch=problem.batch,
-        heads=problem.heads // pack,
-        sharing=problem.heads // pack // problem.kv_heads,
-        q_rows=problem.q_rows,
-        k_rows=problem.k_rows,
-        head_dim=problem.head_dim,
-        value_dim=problem.value_dim,
-        mask_rows=mask_rows,
-        mask_cols=mask_cols,
-        bias_rows=bias_rows,
-        bias_cols=bias_cols,
-        row_blocks=row_blocks,
-        heads_in_l2=heads_in_l2,
-        descending=problem.bounded,
-        out_is_vector=aligned and is_vector(x.out),
-        out_is_float=is_widened(x.q, x.out),
-        q_stride=strides_of(x.q, 4),
-        k_stride=strides_of(x.k, 4),
-        v_stride=strides_of(x.v, 4),
-        out_stride=strides_of(x.out, 4),
-        lse_stride=strides_of(x.lse, 3),
-        mask_stride=strides_of(x.mask, 4),
-        bias_stride=strides_of(x.bias, 4),
-        alibi_stride=strides_of(x.alibi_slopes, 2),
-    )
 
 
 def _decode(

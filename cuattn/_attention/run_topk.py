@@ -13,7 +13,8 @@ from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
 from cuattn._attention import numpy_topk
 from cuattn._attention.request import Expected, Options
 from cuattn._attention.request_topk import OUTPUTS, TopKCall, stat_shape
-from cuattn._attention.run import INTEGERS, problem_of, tail_of
+from cuattn._attention.run import INTEGERS
+from cuattn._attention.run_problem import problem_of, tail_of
 from cuattn._attention.run_score import score_arrays_of
 from cuattn._attention.views import (
     Arrays,

@@ -14,6 +14,7 @@ import numpy as np
 from cuattn._arrays.row_layout import ArraySpec, spec_of
 
 INT64 = np.dtype(np.int64)
+LISTS = ("block_counts", "block_indices", "block_full")  # of a block mask
 Shape = tuple[int, ...]
 
 
@@ -32,6 +33,9 @@ class Arrays(NamedTuple):
     kv_lens: Any = None
     cu_seqlens_q: Any = None
     cu_seqlens_k: Any = None
+    block_counts: Any = None
+    block_indices: Any = None
+    block_full: Any = None
 
 
 class Operands(NamedTuple):
@@ -55,6 +59,9 @@ class Operands(NamedTuple):
     kv_lens: Any = None  # (B,)
     cu_seqlens_q: Any = None  # (B + 1,)
     cu_seqlens_k: Any = None  # (B + 1,)
+    block_counts: Any = None  # (B, H, M') int32: of a mask of M' x N' tiles, those that are listed
+    block_indices: Any = None  # (B, H, M', N') int32
+    block_full: Any = None  # (B, H, M', N') bool
     score_args: tuple[Any, ...] = ()  # of a score expression, in the order of their names
 
 
@@ -112,6 +119,9 @@ def cast(given: Any, acc: np.dtype, fractional: tuple[str, ...], xp: Any) -> Any
     for name in ("q_offset", "q_lens", "kv_lens", "cu_seqlens_q", "cu_seqlens_k"):
         if getattr(given, name) is not None:
             changed[name] = xp.ascontiguousarray(getattr(given, name), INT64)
+    for name in LISTS:
+        if (array := getattr(given, name, None)) is not None:
+            changed[name] = xp.ascontiguousarray(array)
     return given._replace(**changed) if changed else given
 
 
@@ -124,6 +134,9 @@ def canonical_views(
         views[name] = canonical(views[name], layout)
     for name in {"mask", "bias", "alibi_slopes"} & set(views):
         own = () if name == "alibi_slopes" else _mask_sizes(sizes, views[name])
+        views[name] = xp.broadcast_to(views[name], (*sizes[:2], *own))
+    for name in {*LISTS} & set(views):
+        own = views["block_indices"].shape[-2:][: 1 + (name != "block_counts")]
         views[name] = xp.broadcast_to(views[name], (*sizes[:2], *own))
     for name in {"sinks", "q_offset", "q_lens", "kv_lens"} & set(views):
         views[name] = views[name].reshape(sizes.heads if name == "sinks" else sizes.batch)
@@ -146,6 +159,10 @@ def canonical_specs(
             found[name] = broadcast_spec(spec, (*sizes[:2], *_mask_sizes(sizes, spec)))
     if given.alibi_slopes is not None:
         found["alibi_slopes"] = broadcast_spec(given.alibi_slopes, sizes[:2])
+    if given.block_counts is not None:
+        own = given.block_indices.shape[-2:]
+        found["block_counts"] = broadcast_spec(given.block_counts, (*sizes[:2], own[0]))
+        found["block_indices"] = broadcast_spec(given.block_indices, (*sizes[:2], *own))
     return Operands(**found)
 
 

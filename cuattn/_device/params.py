@@ -161,6 +161,13 @@ ATTENTION_TAIL = Params(
     "2q: alibi_stride",
 )
 SCORE_ARRAYS = Params("ScoreArrays", "6Q: array", "24q: size stride")  # the end of AttentionParams
+# Behind AttentionParams.
+ATTENTION_BLOCKED_POINTERS = Params(
+    "AttentionBlockedParams", "Q: block_counts block_indices block_full"
+)
+ATTENTION_BLOCKED_TAIL = Params(
+    "AttentionBlockedParams", "2q: block_stride", "i: block_cols block_queries block_keys", "4x:"
+)
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
 ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", "116x:")
 ATTENTION_MERGE = Params(

@@ -100,6 +100,11 @@ def attention_cases(sample: dict[str, np.ndarray], dtype: Any, device: Device) -
     lse = lse.astype(np.promote_types(np.float32, dtype))
     yield case(device, "attention_column_sums", *data[:2], lse)._replace(roundings=16)
     q, k, v = map(device.xp.asarray, data)
+    sentence = np.searchsorted(ends, np.arange(q.shape[1]), side="right")
+    mask = sentence[:, None] == sentence
+    tiles = cuattn.block_mask(device.to_device(mask))
+    attend: Any = functools.partial(cuattn.attention, q, k, v, block_mask=tiles)
+    yield Case("block_mask", data[0], attend, reference.attention(*data, mask=mask))
     split = functools.partial(device.xp.array_split, axis=-2)
     parts = [
         cuattn.attention(q, *pair, return_lse=True)

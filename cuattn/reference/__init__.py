@@ -13,6 +13,7 @@ from __future__ import annotations
 from cuattn.reference._attention import (
     attention,
     attention_varlen,
+    block_mask,
     merge_attention,
     merge_attention_states,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "attention_kvcache",
     "attention_topk",
     "attention_varlen",
+    "block_mask",
     "cross_entropy",
     "cross_entropy_backward",
     "entropy",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from cuattn._arrays.results import BlockMask
 from cuattn.reference._heads import (
     cut,
     dense,
@@ -53,6 +54,7 @@ def attention(
     dtype: DTypeLike | None = None,
     return_lse: bool = False,
     out: Any = None,
+    block_mask: BlockMask | None = None,
 ) -> Any:
     """``softmax(scale * q @ k.T) @ v`` of each head; with ``return_lse=True`` also the lse.
 
@@ -60,6 +62,7 @@ def attention(
     b, h, q and k.
     """
     ndim = np.ndim(q)
+    mask = mask if block_mask is None else block_mask.mask
     queries, keys, values = (canonical(np.asarray(a), layout) for a in (q, k, v))
     numbers = numbers_of(queries, scale, softcap, window, is_causal)
     full, full_lse = nothing((*queries.shape[:-1], values.shape[-1]), wide(queries[:0]).dtype)
@@ -68,6 +71,32 @@ def attention(
     for b, h, head in each_head(*arrays, *numbers, score=score):
         full[b, h, : len(head.q)], full_lse[b, h, : len(head.q)] = dense(head)
     return in_layout(full, full_lse, layout, ndim, return_lse, out, dtype)
+
+
+def block_mask(
+    mask: ArrayLike,
+    q_len: int | None = None,
+    k_len: int | None = None,
+    /,
+    *,
+    block: tuple[int, int] = (128, 128),
+) -> BlockMask:
+    """The tiles of a mask that are not empty, row by row, and which of them hide nothing."""
+    given = np.asarray(mask)
+    shape = (*given.shape[:-2], given.shape[-2] if q_len is None else q_len)
+    given = np.broadcast_to(given, (*shape, given.shape[-1] if k_len is None else k_len))
+    starts = [range(0, size, step) for size, step in zip(given.shape[-2:], block, strict=True)]
+    lists = (*given.shape[:-2], *map(len, starts))
+    counts, indices = np.zeros(lists[:-1], np.int32), np.full(lists, -1, np.int32)
+    full = np.zeros(lists, bool)
+    for row in np.ndindex(lists[:-1]):
+        for j, first in enumerate(starts[1]):
+            i = starts[0][row[-1]]
+            tile = given[row[:-1]][i : i + block[0], first : first + block[1]]
+            if tile.any():
+                place = counts[row]
+                indices[row][place], full[row][place], counts[row] = j, tile.all(), place + 1
+    return BlockMask(counts, indices, full, given, block)
 
 
 @quiet

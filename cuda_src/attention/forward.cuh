@@ -1,7 +1,7 @@
 // softmax(scale Q K^T) V of a block of query rows, keys in tiles: FlashAttention-2, arXiv:2307.08691, algorithm 1.
 //
 //   Q -> shared memory
-//   for each tile of keys that a row of the block sees:
+//   for each tile of keys that a row of the block sees:           (with a block mask, of those that it lists)
 //     S = Q K^T;  softcap, bias, masks                              (masks only where the tile has an edge)
 //     m' = max(m, rowmax S), where that grew much;  P = exp(S - m');  O = O exp(m - m'), l likewise
 //     O += P V;  l += rowsum P
@@ -15,14 +15,16 @@
 // NaN in K or V that no query sees stays out: hidden keys are loaded as zeros or, in tiles of a mask, zeroed.
 #pragma once
 
+#include <attention/key_tiles.cuh>
 #include <attention/matmul.cuh>
-#include <attention/scores.cuh>
 #include <primitives/warp.cuh>
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kPartDim, int kValueDim, int kSlots, bool kVector,
-          bool kModified, class Bias, bool kMasked, class Score>
-__global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid_constant__ AttentionParams params) {
+          bool kModified, class Bias, bool kMasked, class Score, class Tiles>
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    attention_forward(const __grid_constant__ typename Tiles::Params all_params) {
+  const AttentionParams& params = Tiles::attention(all_params);
   using T = typename Op::Element;
   using Acc = typename Op::Acc;
   using Base = ScoreBase<Acc>;
@@ -56,14 +58,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
       row_of<const T>(params.v, params.v_stride, q_batch, k_head, block.k_start) + first_column * params.v_stride[3];
 
   const QueryBlock::Keys keys = block.keys<kKeys>(kRows);
-  const int tiles = keys.tiles;
+  const Tiles tiles(all_params, block, keys, kKeys);
 
   T* smem = ptx::dynamic_smem<T>();
   T* ring = smem + kRows * kDim;
   const auto load = [&](int step) {  // of each tile the parts of K, then V
-    const int key = keys.first + step / kSteps * kKeys, from = keys.begin - key, to = keys.end - key;
     T* slot = ring + step % kSlots * kSlot;
-    if (step < kSteps * tiles) {
+    if (step < kSteps * tiles.end) {
+      const int key = tiles.key(step / kSteps), from = keys.begin - key, to = keys.end - key;
       if (const int column = step % kSteps * kPartDim; column < kDim) {
         const T* rows = k + key * params.k_stride[2] + column * params.k_stride[3];
         KTile{slot}.template load<kVector, kThreads>(rows, params.k_stride[2], params.k_stride[3], from, to,
@@ -81,14 +83,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     __syncthreads();                   // every thread's part; and every warp has read step - 1
     load(step + kSlots - 1);
   };
-  for (int part = 0; part < (tiles > 0 ? kParts : 0); ++part) {
+  for (int part = 0; part < (tiles.begin < tiles.end ? kParts : 0); ++part) {
     const int column = part * kPartDim;
     QTile{smem + part * kRows * kPartDim}.template load<kVector, kThreads>(
         q + column * params.q_stride[3], params.q_stride[2], params.q_stride[3], 0, block.q_len - block.first,
         params.head_dim - column);  // lands with the first group
   }
 #pragma unroll
-  for (int step = 0; step < kSlots - 1; ++step) load(step);
+  for (int step = 0; step < kSlots - 1; ++step) load(kSteps * tiles.begin + step);
 
   const ScoreRule<kModified, Bias, kMasked, Acc, Score> rule(params, block, block.head);
   const Acc fold = Base::kUnit * (kModified ? Acc(1) : static_cast<Acc>(params.scale));
@@ -97,9 +99,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
   Acc l[kMTiles][2] = {};  // of this lane's columns unless Op::kSumsRows
   RowShift<Acc> shift[kMTiles][2];
 
-  const auto attend = [&](int j, auto edge) {
-    constexpr bool kEdge = decltype(edge)::kValue;
-    const int key = keys.first + j * kKeys;
+  const auto attend = [&](int j, int key, auto edge) {  // edge: some row does not see all keys
+    constexpr bool kEdge = decltype(edge)::kValue, kHides = kMasked && (kEdge || !Tiles::kListed);
     // S = Q K^T
     int step = kSteps * j;
     Acc s[kMTiles][kNTiles][4] = {};
@@ -111,7 +112,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
 
     // Softcap, bias, masks.
     [[maybe_unused]] unsigned long long seen = 0;  // by this lane's rows: bit c is key c of the tile
-    if constexpr (kModified || kEdge || kMasked) {
+    [[maybe_unused]] const bool partial = kHides && tiles.is_partial(j);
+    if constexpr (kModified || kEdge || kHides) {
 #pragma unroll
       for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
@@ -124,8 +126,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
             for (int e = 0; e < 2; ++e) {
               const int c = 8 * n + lane % 4 * 2 + e, col = key + c;
               bool visible = !kEdge || (col >= low && col < high);
-              if constexpr (kMasked) {
-                visible = visible && row < block.q_len && rule.allowed(row, col);
+              if constexpr (kHides) {
+                visible = visible && row < block.q_len && (!partial || rule.allowed(row, col));
                 seen |= static_cast<unsigned long long>(visible) << c;
               }
               Acc& score = s[i][n][2 * half + e];
@@ -138,14 +140,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
 
     // V; in masked tiles the rows of V that no query of the block sees become zeros.
     unsigned long long* seen_by = ptx::static_smem<unsigned long long, kMasked ? kWarps : 1>();
-    if constexpr (kMasked) {
+    if constexpr (kHides) {
 #pragma unroll
       for (int delta = 16; delta > 0; delta /= 2) seen |= __shfl_xor_sync(0xffffffff, seen, delta);
       if (lane == 0) ptx::st_shared(seen_by + warp, seen);
     }
-    advance(step);  // V, and with kMasked every warp's `seen`
+    advance(step);  // V, and with kHides every warp's `seen`
     const VTile v_tile{ring + step % kSlots * kSlot};
-    if constexpr (kMasked) {
+    if constexpr (kHides) {
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) seen |= ptx::ld_shared(seen_by + w);
       for (int index = static_cast<int>(threadIdx.x); index < kKeys * VTile::kChunks; index += kThreads) {
@@ -220,12 +222,13 @@ __global__ void __launch_bounds__(32 * kWarps, 1) attention_forward(const __grid
     // O += P V, and l where the product adds up rows of P, too.
     Op::values(o, l, s, v_tile);
   };
-  for (int j = 0; j < tiles; ++j) {
-    const int key = keys.first + j * kKeys;
-    if (key >= keys.all_begin && key + kKeys <= keys.all_end) {
-      attend(j, Constant<false>());
+  for (int j = tiles.begin; j < tiles.end; ++j) {
+    const int key = tiles.key(j);
+    const bool inside = key >= keys.all_begin && key + kKeys <= keys.all_end;
+    if (inside && !(Tiles::kListed && tiles.is_partial(j))) {
+      attend(j, key, Constant<false>());
     } else {
-      attend(j, Constant<true>());
+      attend(j, key, Constant<true>());
     }
   }
 

@@ -122,5 +122,5 @@ def test_signature():
     )  # fmt: skip
     assert ours == theirs
     lacking = {name for name, *_ in {*forward} - {*ours}}
-    assert lacking == {"v", "sinks", "dtype", "return_lse", "score", "score_args"}
+    assert lacking == {"v", "sinks", "dtype", "return_lse", "score", "score_args", "block_mask"}
     assert {name for name, *_ in {*ours} - {*forward}} == {"lse"}

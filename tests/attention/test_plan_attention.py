@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from configurations import attention_problems
 
+from cuattn._attention import checks
 from cuattn._attention import plan as attention_plan
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import ITEMSIZE
@@ -24,7 +25,8 @@ def problems():
     for op in attention_plan.OPS:
         dtype = "float32" if op == "tf32" else op
         for dim, value_dim in SIZES:
-            for flags in ({}, {"vector": False}, {"modified": True}, {"masked": True}):
+            blocked = {"masked": True, "blocked": True}
+            for flags in ({}, {"vector": False}, {"modified": True}, {"masked": True}, blocked):
                 yield AttentionProblem(op, dtype, 3, 8, 2, 1000, 77, dim, value_dim, **flags)
                 yield AttentionProblem(
                     op, dtype, 3, 8, 2, 1000, 77, dim, value_dim, ragged=True, **flags
@@ -52,6 +54,8 @@ def test_limits(capability):
         assert plan.kernel.smem_bytes >= item * (rows * dim + slots * keys * wide)
         assert plan.kernel.smem_bytes >= item * rows * value_dim  # the result takes its place
         assert slots >= 2 and keys % 16 == 0 and keys <= 64
+        if problem.blocked:
+            assert checks.BLOCK % rows == checks.BLOCK % keys == 0
         assert part_dim % 32 == value_dim % 32 == 0 and dim % part_dim == 0
         assert problem.head_dim <= dim < max(1, problem.head_dim) + part_dim  # no part is empty
         # Accumulators and scores of a thread, in registers.
@@ -69,6 +73,7 @@ def test_limits(capability):
 
 def test_every_row_of_the_tables_is_taken_and_has_a_reason():
     tables = ("HALF_TILES", "HALF_RULE_TILES", "TF32_TILES", "FLOAT_TILES", "DOUBLE_TILES")
+    tables += ("FLOAT_BLOCKED_TILES",)
     for name in tables:
         table = getattr(attention_plan, name)
         assert all(row[-1] for row in table)

@@ -68,6 +68,11 @@ PACKED = {
     "StateMergeParams": [device_params.STATE_MERGE],
     "TopKStateMergeParams": [device_params.TOPK_STATE_MERGE],
     "AttentionParams": ATTENTION,
+    "AttentionBlockedParams": [
+        *ATTENTION,
+        device_params.ATTENTION_BLOCKED_POINTERS,
+        device_params.ATTENTION_BLOCKED_TAIL,
+    ],
     "AttentionSm90Params": [*[TENSOR_MAP] * 4, *ATTENTION, device_params.ATTENTION_SM90],
     "AttentionTopKParams": [*ATTENTION, device_params.ATTENTION_TOPK],
     "AttentionBackwardParams": BACKWARD,
@@ -85,7 +90,7 @@ PACKED = {
         device_params.SCORE_GRADIENTS,
         device_params.ATTENTION_BACKWARD_DS,
     ],
-    "AttentionColumnSumsParams": [*BACKWARD[:2], device_params.ATTENTION_COLUMN_SUMS],
+    "AttentionColumnSumsParams": [*ATTENTION, device_params.ATTENTION_COLUMN_SUMS],
     "AttentionMergeParams": [device_params.ATTENTION_MERGE],
     "DecodeParams": [
         device_params.DECODE_POINTERS,
@@ -228,7 +233,7 @@ def taken(files):
         for parameters in kernels:
             one = re.fullmatch(r"\s*const __grid_constant__ ([\w:<> ]+) \w+\s*", parameters)
             assert one, f"{path}: {parameters}"
-            found |= set(re.findall(r"\w+", one[1])) - {"typename", "kRowRank"}
+            found |= set(re.findall(r"\w+", one[1])) - {"typename", "kRowRank", "Tiles"}
     if {"Op", "Params"} <= found:
         found -= {"Op", "Params"}
         for text in files.values():
@@ -288,7 +293,7 @@ def test_a_compiler_lays_them_out_so():
 
 
 HEADERS = (
-    *("topk/radix", "attention/params"),
+    *("topk/radix", "attention/params", "attention/key_tiles"),
     *(
         "attention/backward_params",
         "attention/merge",
@@ -361,7 +366,8 @@ def test_a_struct_that_is_not_described_is_seen():
 
 def test_fields_are_called_as_their_arrays():
     """By whose names their addresses are packed; a field without an array is 0."""
-    names = list(device_params.ATTENTION_POINTERS.codes)
+    names = [*device_params.ATTENTION_POINTERS.codes]
+    names += device_params.ATTENTION_BLOCKED_POINTERS.codes
     arrays = list(views.Arrays._fields)
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
     assert [*names, "score_args"] == list(views.Operands._fields)

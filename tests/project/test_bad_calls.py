@@ -98,6 +98,7 @@ OPTIONS = {
     **{"index_offset": 7, "layout": "BSHD", "is_causal": True, "window": (1, None), "softcap": 2.0},
     **{"return_log_prob": True, "top_k": 3, "top_p": 0.5, "min_p": 0.5},
     **{"ignore_index": -100},
+    **{"block_mask": cuattn.block_mask(np.ones((3, 3), bool)), "block": (128, 256)},
     **{"precision": "ieee", "max_seqlen_q": 3, "max_seqlen_k": 3, "split_size": 256},
 }
 
@@ -238,6 +239,13 @@ def shapes(name, call):
     if name == "merge_attention_states":
         axis = int(call.get("axis", 0)) % len(first)
         return [s[:axis] + s[axis + 1 :] for s in (first, shape_of(call["lses"]))]
+    if name == "block_mask":
+        *lead, rows, columns = first
+        m, n = ([rows, columns][i] if call[f] is None else int(call[f])
+                for i, f in enumerate(("q_len", "k_len")))  # fmt: skip
+        rows, keys = call.get("block", (128, 128))
+        counts = (*lead, -(-m // int(rows)))
+        return [counts, *[(*counts, -(-n // int(keys)))] * 2, (*lead, m, n)]
     if name == "kv_append":
         return [()]  # None
     if name.startswith("attention_backward"):

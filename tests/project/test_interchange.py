@@ -279,6 +279,7 @@ CALLS = {
         },
     ),
     "merge_attention": ((ones((2, 3, 4)), ones((2, 3))) * 2, {}),
+    "block_mask": ((np.ones((2, 3, 1), bool), 3, 5), {}),
     "merge_attention_states": ((ones((5, 2, 3, 4)), ones((5, 2, 3))), {"axis": 0}),
 }
 
@@ -296,7 +297,9 @@ def each(function, value):
 
 
 def leaves(result):
-    return result if isinstance(result, tuple) else (result,)
+    """Arrays of a result, which may have sizes beside them."""
+    results = result if isinstance(result, tuple) else (result,)
+    return [one for one in results if not isinstance(one, tuple)]
 
 
 def answer(name, args, options):

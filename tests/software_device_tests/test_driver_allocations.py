@@ -42,6 +42,7 @@ def calls():
     cache, lens = ones(1, 2, 64, 64, dtype=np.float16), cupy.array([16])
     line, wide = flat[:, 0, 0], ones(4, 1, dtype=np.float64)
     few = {"kv_lens": lens.astype(np.int32), "split_size": 128}
+    blocks = cuattn.block_mask(ones(16, 16) > 0)
     return {
         "softmax": lambda **out: cuattn.softmax(x, where=x > 0 if not out else MASK, **out),
         "softmax, lse": lambda **out: cuattn.softmax(x, scale=0.5, return_lse=True, **out),
@@ -100,6 +101,7 @@ def calls():
         "merge of draws": lambda **out: cuattn.merge(draws, draws, **out),
         "merge of selections": lambda **out: cuattn.merge(selected, selected, **out),
         "attention": lambda **out: cuattn.attention(q, q, q, is_causal=True, **out),
+        "attention, block mask": lambda **out: cuattn.attention(q, q, q, block_mask=blocks, **out),
         "attention, lse": lambda **out: cuattn.attention(q, q, q, return_lse=True, **out),
         "attention with a score": lambda **out: cuattn.attention(
             q, q, q, score="s + t[q]", score_args={"t": q[0, 0, :, 0]}, **out
@@ -205,7 +207,7 @@ def test_a_graph_keeps_what_it_uses(name):
 def test_every_function_is_called():
     functions = {name for name in cuattn.__all__ if inspect.isfunction(getattr(cuattn, name))}
     names = {name.partition(",")[0].partition(" ")[0] for name in calls()}
-    assert names == functions - {"compile", "show_config"}
+    assert names == functions - {"block_mask", "compile", "show_config"}
     for name in names - {"kv_append"}:
         assert "out" in inspect.signature(getattr(cuattn, name)).parameters
 

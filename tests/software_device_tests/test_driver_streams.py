@@ -277,6 +277,9 @@ def calls_of_cuattn():
             flat, flat, flat, flat, flat, flat_lse, offsets, offsets
         ),
         "attention_column_sums": lambda: cuattn.attention_column_sums(q, q, part[1]),
+        "block_mask": lambda: cuattn.attention(
+            q, q, q, block_mask=cuattn.block_mask(x[:1, :16] > 0, 16)
+        ),
         "merge_attention": lambda: cuattn.merge_attention(*part, *part),
         "merge_attention_states": lambda: cuattn.merge_attention_states(
             cupy.stack([part[0]] * 2), cupy.stack([part[1]] * 2)
