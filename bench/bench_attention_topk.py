@@ -50,7 +50,8 @@ def products(q, k):
 
 
 def by_cupy(q, k, num):
-    return Cupy().top_k(products(q, k), num)
+    rows = products(q, k)
+    return Cupy().top_k(rows, num)
 
 
 def by_torch(q, k, num):

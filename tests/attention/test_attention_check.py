@@ -574,12 +574,12 @@ def test_signatures_are_those_of_the_reference(name):
 
 
 def test_options_are_those_of_attention():
-    """attention_varlen has all of them but the layout, and its two hints."""
+    """attention_varlen has all of them but the layout and block masks, and its two hints."""
     dense, ragged = (
         {p.name: p.default for p in inspect.signature(getattr(cuattn, name)).parameters.values()
          if p.kind is p.KEYWORD_ONLY} for name in BOTH
     )  # fmt: skip
-    assert dense.pop("layout") == "BHSD"
+    assert dense.pop("layout") == "BHSD" and dense.pop("block_mask") is None
     assert ragged.pop("max_seqlen_q") is ragged.pop("max_seqlen_k") is None
     assert dense == ragged
 

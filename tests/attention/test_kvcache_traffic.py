@@ -11,7 +11,7 @@ from conftest import SEED
 from kvcache_cases import Cached
 
 import cuattn
-from cuattn._device.params import DECODE_POINTERS, DECODE_TAIL
+from cuattn._device.params import DECODE_POINTERS, DECODE_TAIL, SCORE_ARRAYS
 
 ARCHS = ["sm_80", "sm_90"]
 OPS = ["bfloat16", "tf32", "float32", "float64"]
@@ -204,7 +204,7 @@ def walked(lens, blocks, **sizes):
     pointers = dict.fromkeys(DECODE_POINTERS.codes, 0) | {"kv_lens": emulator.address(lens)}
     found = np.zeros((blocks, 1024, 6), np.int64)
     params = DECODE_POINTERS.pack(**pointers) + DECODE_TAIL.pack(**{**zeros, **fields})
-    params += np.int64(emulator.address(found)).tobytes()
+    params += bytes(SCORE_ARRAYS.struct.size) + np.int64(emulator.address(found)).tobytes()
     emulator.launch_source(SHARES, "walk", blocks, 32, params, reads=[lens], writes=[found])
     return [[tuple(map(int, row[1:])) for row in of_block if row[0]] for of_block in found]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_readme import block
 
-README = Path(__file__).resolve().parents[2] / "cuattn" / "README.md"
+README = Path(__file__).resolve().parents[2] / "cuattn" / "reference" / "README.md"
 INF = np.inf
 
 
