@@ -616,7 +616,7 @@ def test_instructions_of_hopper(nvdisasm, dim, value_dim, most, bounds):
 )
 def test_instructions_of_gradients(nvdisasm, kernel, most):
     """Of a warp for a tile: its products, one exponential for each score, no local memory."""
-    row = row_of(80, f"attention_backward_{kernel}, true, false, NoBias, false>")
+    row = row_of(80, f"attention_backward_{kernel}, true, false, NoBias, false, NoScore>")
     shipped, mix = inside.kernels(80)[row["kernel"]], row["mix"]
     assert mix["tensor_flops"] == backward_loop.tile_flops(shipped) and mix["total"] <= most
     tile = shipped.arguments
