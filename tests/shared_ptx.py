@@ -31,6 +31,7 @@ ORDERED = ("topk/merge_runs.cuh",)
 UNROLLED = re.compile(
     r"softmax_rows<.*, 1, 1>$|softmax_strided<.*, kFused, \d+, 32, \d+>$|attention_kv_append<"
     r"|softmax_segments<SoftmaxBackward<.*, 1, 1, \d+>$"
+    r"|softmax_with_state<.*, (32, 32, 1, 8|128, \d+, 4, 1)>$"
 )
 
 
