@@ -63,7 +63,8 @@ def block_mask(
     Raises
     ------
     TypeError, ValueError
-        If mask is no array of bool with these axes, or `block` or a length does not fit.
+        If mask is not an array of bool with these axes, a length is not that of mask, or a size in
+        `block` is not a multiple of 128.
 
     See Also
     --------

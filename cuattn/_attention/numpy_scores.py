@@ -65,7 +65,7 @@ def key_tiles(x: Heads, keys: int) -> list[slice]:
 
 
 def listed_tiles(x: Any, b: slice | np.ndarray) -> np.ndarray:
-    """Which tiles a block mask lists, (B, H, M', N') bool, in sequences b."""
+    """Of sequences b, whether a block mask lists each of its tiles: (B, H, M', N') bool."""
     counts, indices = x.block_counts[b], x.block_indices[b]
     tiles = indices.shape[3]
     listed = np.zeros((*indices.shape[:3], tiles + 1), bool)

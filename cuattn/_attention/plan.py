@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.problem import NO_SCORE, AttentionProblem
+from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
 UNBOUNDED = 2**40  # AttentionParams::kUnbounded
@@ -134,7 +134,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
     )
     rows = 16 * tile.warps * tile.row_tiles
 
-    item, score = ITEMSIZE[problem.dtype], problem.score or NO_SCORE
+    item = ITEMSIZE[problem.dtype]
     slot = tile.keys * max(part_dim, value_dim)
     smem = max(rows * dim + tile.slots * slot, rows * value_dim) * item
     arguments = {
@@ -150,20 +150,11 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "kModified": problem.modified,
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
-        "Score": score.name,
         "Tiles": "ListedTiles" if problem.blocked else "AllTiles",
     }
     row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))
-    kernel = Kernel(
-        "attention_forward",
-        arguments,
-        grid,
-        32 * tile.warps,
-        smem_bytes=smem,
-        text=score.text,
-        expression=score.expression,
-    )
+    kernel = problem.kernel("attention_forward", arguments, grid, tile.warps, smem)
     return AttentionPlan(kernel, row_blocks, heads_in_l2)
 
 

@@ -21,7 +21,7 @@
 #include <ptx/smem.cuh>
 
 template <class Op, int kWarps, int kMTiles, int kKeys, int kDim, int kPartDim, int kValueDim, int kSlots, bool kVector,
-          bool kModified, class Bias, bool kMasked, class Score, class Tiles>
+          bool kModified, class Bias, bool kMasked, class Tiles, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_forward(const __grid_constant__ typename Tiles::Params all_params) {
   const AttentionParams& params = Tiles::attention(all_params);
