@@ -24,6 +24,7 @@ class Text:
         line, column = self.text.count("\n", 0, at), at - self.text.rfind("\n", 0, at)
         of_line = f"line {line + 1}, " if "\n" in self.text else ""
         more = f"; {remedy}" if remedy else ""
+        what = what if len(what) <= 200 else f"{what[:200]}..."
         raise ValueError(f"score must {must}, but {what} at {of_line}column {column}{more}")
 
     def index(self, line: int, column: int) -> int:

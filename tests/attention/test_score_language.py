@@ -42,7 +42,7 @@ REFUSED = [
     *("s.real", "s.__class__", "one.shape", "one.__array__()", "().__class__", "(1).real"),
     *("s is q", "s in one", "s is not q", "s not in one", "s ** 2", "s ^ q", "q << 2", "q >> 2"),
     *("s @ s", "two @ two", "[*one]", "*one", "**one", "s[0]", "q[0]", "(one)[0][1]", "one[q][k]"),
-    *("inf[0]", "abs[0]", "print", "int"),
+    *("inf[0]", "abs[0]", "print", "int", "x" * 4000, "s." + "x" * 4000),
     # Names and calls.
     *("x", "S", "Q", "s_", "_", "__import__", "__builtins__", "score", "arrays", "v0", "Acc"),
     *("nan", "__import__('os')", "eval('s')", "open('x')", "exit()", "print(s)", "int(s)"),
