@@ -73,9 +73,10 @@ def run(call: TopKCall) -> list[Any]:
         a.reshape(len(a), groups, a.shape[1] // groups, *a.shape[2:])
         for a in (m, l, values, indices)
     )
-    work = values[..., 0:1].size * sizes.seqlen_k + operands.k.size if values.size or m.size else 0
-    tiles = _tiles(call, operands, Results(*by_key))
-    blocks.each(_store, tiles, work if blas_has_one_thread() else 0)
+    work = m.size * sizes.seqlen_k + operands.k.size
+    if m.size:
+        tiles = _tiles(call, operands, Results(*by_key))
+        blocks.each(_store, tiles, work if blas_has_one_thread() else 0)
     return [*made]
 
 
@@ -85,8 +86,6 @@ def _tiles(call: TopKCall, x: Operands, results: Results) -> Iterator[tuple[Any,
         for run in np.split(which, np.flatnonzero(np.diff(which) != 1) + 1):
             heads = heads_of(x, call.options, slice(run[0], run[-1] + 1), lengths)
             batch, groups, group, rows, dim = heads.q.shape
-            if not groups * group:
-                continue
             dim, columns = max(1, dim), heads.k.shape[2]
             keys = max(1, min(columns, KEYS // dim, max(call.num, SCORES // rows)))
             some = max(1, min(rows, SCORES // (keys * group), COPIED // dim))

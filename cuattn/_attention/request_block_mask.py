@@ -30,7 +30,11 @@ def lists(block_mask: Any, mask: Any) -> tuple[dict[str, Any], tuple[int, int] |
             "is a block mask of both"
         )
     block = checks.block("block_mask.block", block_mask.block)
-    return {f"block_mask.{name}": getattr(block_mask, name) for name in FIELDS.values()}, block
+    given = {f"block_mask.{name}": getattr(block_mask, name) for name in FIELDS.values()}
+    for name, array in given.items():
+        if array is None:
+            raise TypeError(f"{name} must be an array, but it is None; make it by cuattn.block_mask")
+    return given, block
 
 
 def name_of(field: str, blocked: bool) -> str:

@@ -300,9 +300,10 @@ def test_magnitudes(backend, rng):
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_nothing(backend, output):
-    """No keys, no columns, nothing selected, no query."""
-    for rows, columns, dim, num in ((3, 0, 4, 0), (3, 5, 0, 2), (3, 5, 4, 0), (0, 5, 4, 2)):
-        q, k = (np.ones((2, n, dim), np.float32) for n in (rows, columns))
+    """No keys, no columns, nothing selected, no query, no head."""
+    sizes = (2, 3, 0, 4, 0), (2, 3, 5, 0, 2), (2, 3, 5, 4, 0), (2, 0, 5, 4, 2), (0, 3, 5, 4, 2)
+    for heads, rows, columns, dim, num in sizes:
+        q, k = (np.ones((heads, n, dim), np.float32) for n in (rows, columns))
         want = reference.attention_topk(q, k, num, output=output)
         got = cuattn.attention_topk(put(backend, q), put(backend, k), num, output=output)
         for one, ref in zip(got, want, strict=True):

@@ -315,6 +315,7 @@ def test_what_attention_refuses(backend):
         (ValueError, "block_mask.full must have shape", good._replace(full=good.full[..., :1])),
         (TypeError, "block_mask.indices must be of dtype int32", good._replace(indices=integers)),
         (TypeError, "block_mask.full must be of dtype bool", good._replace(full=good.indices)),
+        (TypeError, "block_mask.counts must be an array", good._replace(counts=None)),
         (TypeError, "block_mask.mask must be a bool array", good._replace(mask=integers)),
         (ValueError, r"block_mask.block\[0\] must be a multiple", good._replace(block=(1, 128))),
     ):
