@@ -122,8 +122,8 @@ class Draw:
         return options[(next(self.choices, 0) << 8 | next(self.choices, 0)) % len(options)]
 
     def few(self, options):
-        """Up to three of the options, all different."""
-        return {self(options) for _ in range(self(range(4)))} if options else set()
+        """Up to three of the options, all different, in an order that no process has of its own."""
+        return dict.fromkeys(self(options) for _ in range(self(range(4)))) if options else {}
 
 
 KINDS = ["changed", "changed", "dtype", "dtype", "array", "number", "foreign", "tuple", "word"]
@@ -168,7 +168,8 @@ def drawn(draw, name):
     args, named = each(retyped, CALLS[name])
     valid = {**dict.fromkeys(options), **OPTIONS, **named}
     call = dict(zip(arrays, args, strict=True))
-    call.update({n: valid[n] for n in draw.few(options) | {*needed} if valid[n] is not None})
+    asked = draw.few(options) | dict.fromkeys(needed)
+    call.update({n: valid[n] for n in asked if valid[n] is not None})
     for changed in draw.few(arrays * 2 + options):  # arrays more often
         call[changed] = spoilt(draw, call.get(changed, valid.get(changed)))
     return call
