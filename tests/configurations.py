@@ -16,9 +16,11 @@ from collections.abc import Iterator
 
 from cuattn._arrays import row_layout
 from cuattn._arrays.expression import Indexed, parse
+from cuattn._arrays.references import references
 from cuattn._attention import plan as attention_plan
 from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
+from cuattn._attention.plan_backward_score import Places, plan_reference
 from cuattn._attention.plan_column_sums import plan_column_sums
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
 from cuattn._attention.plan_score import plan_score
@@ -390,6 +392,35 @@ def score_problems(chain: bool = False) -> Iterator[AttentionProblem]:
         yield attention_problem(op, dim, tma=False, **rule)
 
 
+def array_gradient_kernels(compute_capability: int) -> Iterator[Kernel]:
+    """Gradients of the arrays of a score expression: the largest tile of every table, a common
+    expression, and one with some of everything."""
+    table = Indexed("table", "float", 2), Indexed("w", "float", 0)
+    relative = parse("s * w + table[h, q - k]", table)
+    of_all = parse(
+        "where((0 <= q - k < 99) & (s > 0), tanh(s) * exp(w * table[b, bucket[q - k] // h]),"
+        " s / k)",
+        (Indexed("bucket", "int", 1), *table),
+    )
+    for op, dim, rest in (
+        ("float16", 64, {}),
+        ("float16", 128, {"vector": False, "bias": "float32", "masked": True}),
+        ("bfloat16", 256, {}),
+        ("tf32", 128, {}),
+        ("float32", 64, {}),
+        ("float64", 128, {}),
+    ):
+        text, dtypes, place = relative, ("float32", "float32"), 0
+        if rest or op == "float64":
+            text, dtypes, place = of_all, ("int32", "bfloat16", "float64"), 1
+        reference = references(text, place, "table")[0]
+        score = plan_score(text, dtypes, True, reference.step)
+        problem = attention_problem(op, dim, modified=True, score=score, **rest)
+        places = Places(False, True, True)
+        one = problem, places, True, dtypes[place], 2000, compute_capability
+        yield from plan_reference(*one)[:2]
+
+
 def few_arrays() -> Score:
     """A score expression of arrays of one, two and no places."""
     arrays = ("bias", 2), ("far", 1), ("scale", 1)
@@ -490,6 +521,7 @@ def backward_kernels(compute_capability: int) -> Iterator[Kernel]:
         if problem.bias is not None:
             sizes = plan_backward.BiasSizes(1, 4, 1000, 1000)
             yield plan_backward.plan_bias(problem, sizes, compute_capability).kernel
+    yield from array_gradient_kernels(compute_capability)
     for acc in ("float32", "float64"):
         yield plan_backward.plan_sums(acc, 4)
 

@@ -308,7 +308,7 @@ def gradients() -> None:
         grad, q, q, q, y, lse, grad_lse=lse, is_causal=True, q_offset=0, window=(3, None),
         scale=0.3, softcap=9, mask=bias == 0, bias=bias, alibi_slopes=ones, sinks=ones,
         q_lens=np.array([5, 4]), kv_lens=np.array([3, 5]), layout="BHSD", precision="ieee",
-        return_dbias=True, out=None, score="s * t[k]", score_args={"t": ones},
+        return_dbias=True, out=None, score="s * t[h]", score_args={"t": ones}, return_dscore=True,
     )  # fmt: skip
     assert_type(found, AttentionGradients)
     assert_type(found.dq, Array)
@@ -317,6 +317,8 @@ def gradients() -> None:
     for optional in (found.dbias, found.dalibi_slopes, found.dsinks):
         assert optional is not None
         assert_type(optional, Array)
+    assert found.dscore is not None
+    assert_type(found.dscore["t"], Array)
     outs = np.empty_like(q), np.empty_like(q), np.empty_like(q)
     dq, dk, dv, *_ = cuattn.attention_backward(grad, q, q, q, y, lse, out=outs)
     flat: Array = q[0]
@@ -327,8 +329,8 @@ def gradients() -> None:
         is_causal=True, q_offset=np.array([0, 0]), window=(1, 1), scale=np.float32(0.3),
         softcap=None, mask=np.ones((2, 2), bool), bias=None, alibi_slopes=np.ones(5),
         sinks=np.ones(5), q_lens=ends[:2], kv_lens=ends[:2], precision=None, return_dbias=False,
-        out=(np.empty_like(flat), np.empty_like(flat), np.empty_like(flat)), score="s",
-        score_args={},
+        out=(np.empty_like(flat), np.empty_like(flat), np.empty_like(flat)), score="s + t[b]",
+        score_args={"t": ones}, return_dscore=["t"],
     )  # fmt: skip
     assert_type(found, AttentionGradients)
     loose: Any = flat

@@ -83,6 +83,7 @@ class VarlenOpen(_Varlen, _Expression, _Typed, OutOpen): ...
 class _Gradients(TypedDict, total=False):
     grad_lse: Array | None
     return_dbias: bool
+    return_dscore: bool | Sequence[str]
     out: tuple[Array, Array, Array] | tuple[Array, Array, Array, Array] | None
 
 

@@ -1,4 +1,5 @@
-"""The derivative of a score expression by `s`, as more steps of the same language.
+"""Derivatives of a score expression by `s` or by an element of an array, as more steps of the same
+language.
 
 Forward: each step that depends on s has a derivative by the rules of calculus, and no other has
 any, so that what it is (infinite, NaN) cannot matter. A product of the chain rule is 0 where a
@@ -15,19 +16,20 @@ from cuattn._arrays.expression import Expression, Step
 
 
 @lru_cache(maxsize=1024)
-def differentiate(expression: Expression) -> Expression:
+def differentiate(expression: Expression, by: int | None = None) -> Expression:
     """The steps of an expression, then those of its derivative, which is the last one.
 
-    At a kink of `abs`, `min` and `max` it is that of one side. Where the score is -inf it is 0:
-    what is hidden has no gradient.
+    `by`: the place of a step, which is an element of an array; None: s. At a kink of `abs`, `min`
+    and `max` it is that of one side. Where the score is -inf it is 0: what is hidden has no
+    gradient.
     """
     rules = _Rules(expression.steps)
     found: list[int | None] = []
     for place, step in enumerate(expression.steps):
         rule = getattr(rules, f"d_{step.operation}", None)
         of_operands = [found[operand] for operand in step.operands]
-        if step.operation == "name":
-            found.append(rules.one if step.value == "s" else None)
+        if place == by or (by is None and step.operation == "name" and step.value == "s"):
+            found.append(rules.one)
         elif rule is None or of_operands.count(None) == len(of_operands):
             found.append(None)
         else:

@@ -151,3 +151,4 @@ class AttentionGradients(NamedTuple):
     dbias: NDArray[Any] | None = None
     dalibi_slopes: NDArray[Any] | None = None
     dsinks: NDArray[Any] | None = None
+    dscore: dict[str, NDArray[Any]] | None = None  # of arrays of `score_args`, by name

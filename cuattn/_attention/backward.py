@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, overload
 
 from cuattn._arrays.attention_types import (
@@ -54,6 +54,7 @@ def attention_backward(
     layout: Layout = "BHSD",
     precision: Precision | None = None,
     return_dbias: bool = False,
+    return_dscore: bool | Sequence[str] = False,
     out: Any = None,
 ) -> Any:
     """Gradients of `attention` with respect to its arrays.
@@ -76,6 +77,10 @@ def attention_backward(
         Likewise.
     return_dbias : bool, optional
         Also return the gradient of `bias`, which takes two more products.
+    return_dscore : bool or sequence of str, optional
+        Also return the gradients of these arrays of `score_args`; True: of all that are floating.
+        Their indices may be made of numbers, b, h and q - k only, as in ``table[h, q - k]`` or
+        ``t[bucket[abs(q - k)]]``. Each reference to one takes two more products.
     out : tuple of arrays, optional
         Where to write dq, dk and dv, and dbias with `return_dbias`: exactly their shapes and
         dtypes, any strides, apart from every input and from each other.
@@ -83,9 +88,10 @@ def attention_backward(
     Returns
     -------
     gradients : AttentionGradients
-        A named tuple of six. dq, dk, dv: shape and dtype of q, k, v. dbias: of bias; None without
+        A named tuple of seven. dq, dk, dv: shape and dtype of q, k, v. dbias: of bias; None without
         `return_dbias`. dalibi_slopes, dsinks: shape of the argument, dtype of lse; None where there
-        is no such argument, or it is of integers.
+        is no such argument, or it is of integers. dscore: a dict of arrays, by the names in
+        `score_args` and of their shapes and dtypes; None without `return_dscore`.
 
     Raises
     ------
@@ -108,9 +114,9 @@ def attention_backward(
     `attention_backward_varlen`) are stored for a while, 16 bits each and at most 1 GiB at a time:
     dq takes one product then, not three. That depends on the sequence, not on the batch.
 
-    There is no gradient of numbers, nor of the arrays of `score_args`. That of `scale` is
-    ``sum(q * dq) / scale``, without `score`. At a kink of `score` (``abs``, ``min``, ``max``) its
-    derivative is that of one side, and where the score is -inf it is 0. There is no dropout.
+    There is no gradient of numbers. That of `scale` is ``sum(q * dq) / scale``, without `score`. At
+    a kink of `score` (``abs``, ``min``, ``max``) its derivative is that of one side, and where the
+    score is -inf it is 0. There is no dropout.
 
     References
     ----------
@@ -127,12 +133,16 @@ def attention_backward(
     >>> dv
     array([[1.5],
            [0.5]])
+    >>> how = {"score": "s + t[k - q + 1]", "score_args": {"t": numpy.zeros(3)}}
+    >>> y, lse = cuattn.attention(q, k, v, **how, return_lse=True)
+    >>> cuattn.attention_backward(grad, q, k, v, y, lse, **how, return_dscore=True).dscore["t"]
+    array([-0.5,  0. ,  0.5])
     """
     arrays = {"grad_lse": grad_lse, "mask": mask, "bias": bias, "alibi_slopes": alibi_slopes}
     arrays |= {"sinks": sinks, "q_lens": q_lens, "kv_lens": kv_lens}
     numbers = is_causal, window, scale, softcap, precision
     required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
-    rest = return_dbias, out, score, score_args
+    rest = return_dbias, out, score, score_args, return_dscore
     return prepare(request_backward.backward(required, arrays, q_offset, layout, numbers, *rest))
 
 
@@ -192,6 +202,7 @@ def attention_backward_varlen(
     kv_lens: Any = None,
     precision: Precision | None = None,
     return_dbias: bool = False,
+    return_dscore: bool | Sequence[str] = False,
     out: Any = None,
 ) -> Any:
     """Gradients of `attention_varlen` with respect to its arrays.
@@ -212,7 +223,7 @@ def attention_backward_varlen(
         As in the forward call.
     score, score_args, q_lens, kv_lens, precision
         Likewise.
-    return_dbias, out
+    return_dbias, return_dscore, out
         As `attention_backward`.
 
     Returns
@@ -246,5 +257,5 @@ def attention_backward_varlen(
     numbers = is_causal, window, scale, softcap, precision
     required = {"grad": grad, "q": q, "k": k, "v": v, "y": y, "lse": lse}
     required |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    rest = return_dbias, out, score, score_args
+    rest = return_dbias, out, score, score_args, return_dscore
     return prepare(request_backward.backward(required, arrays, q_offset, "BSHD", numbers, *rest))

@@ -26,6 +26,7 @@ from cuattn._attention.numpy_attention import (
     slices,
     tile,
 )
+from cuattn._attention.numpy_dscore import add_elements, chained, looked_up
 from cuattn._attention.numpy_scores import (
     ALL,
     Heads,
@@ -39,6 +40,7 @@ from cuattn._attention.numpy_scores import (
 )
 from cuattn._attention.numpy_tile import flush, products, usable, weigh
 from cuattn._attention.request_backward import Call
+from cuattn._attention.request_dscore import gradients
 from cuattn._attention.views import canonical_views, cast
 
 Seen = Callable[[], np.ndarray] | None
@@ -60,12 +62,14 @@ def run_numpy(call: Call) -> AttentionGradients:
     forward = cast(arrays.forward, acc, (), np)
     x = canonical_views(forward, (arrays.y, arrays.lse), sizes, call.layout, np)
     x = x._replace(score_args=tuple(call.score_args.values()))
+    elements = {name: np.zeros(a.shape) for name, a in call.indexed.items()}
     large = dict(zip("qkv", found.values(), strict=False))
     given = forward._replace(**large, mask=None, bias=dbias, alibi_slopes=None, sinks=None)
     grads = (arrays.grad, arrays.grad_lse)[: 1 + (arrays.grad_lse is not None)]
     d = canonical_views(given, grads, sizes, call.layout, np)
     if dbias is not None:  # what `broadcast_to` has made of it is read-only
         d = d._replace(bias=as_strided(dbias, d.bias.shape, d.bias.strides))
+    d = d._replace(score_args=tuple(map(elements.get, call.score_args)))
     sums = np.zeros((2, sizes.batch, sizes.heads))
     backward(x, d, call.options, sums)
     if dbias is not None and dbias is not found["dbias"]:
@@ -74,7 +78,9 @@ def run_numpy(call: Call) -> AttentionGradients:
         if name in found:
             own = found[name]
             own[...] = (total if own.ndim == 2 else total.sum(0)).reshape(own.shape)
-    return AttentionGradients(**found)
+    for name, total in elements.items():
+        blocks.narrow(total, found[f"d{name}"])
+    return gradients(found)
 
 
 def backward(x: Any, d: Any, options: Any, sums: np.ndarray) -> None:
@@ -85,7 +91,8 @@ def backward(x: Any, d: Any, options: Any, sums: np.ndarray) -> None:
     """
     if x.lse.size:
         work = x.lse.size * x.k.shape[2] * len(x.q) // sums.shape[1] + x.k.size
-        alone = d.bias is not None or not blas_has_one_thread()  # heads may share a bias
+        shared = d.bias is not None or any(a is not None for a in d.score_args)  # by heads
+        alone = shared or not blas_has_one_thread()
         blocks.each(_attend_backward, _blocks(x, d, options, sums), 0 if alone else work)
 
 
@@ -148,12 +155,14 @@ def _tile_backward(
         by_head = x.q.shape[:4]
         weight = np.exp(np.minimum(x.sinks - lse.reshape(by_head), 0))
         sums[1] -= (weight * delta.reshape(by_head)).sum(axis=3)
+    of_elements = dict(looked_up(d.score))
     dq, by_rows = np.zeros(q.shape, acc), varies(x.mask) or varies(x.bias) or x.score is not None
     for j in key_tiles(x, keys):
         k, v = usable(x.k[:, :, j], acc), usable(x.v[:, :, j], acc)
         p = products(q, k, by_rows)
         chain = _chain(p, x.softcap) if x.softcap else None
-        changed = None if x.score is None else np.empty_like(p)  # the derivative by what it was
+        wanted = () if x.score is None else (None, *of_elements)
+        changed = {by: np.empty_like(p) for by in wanted}  # derivatives by what it was
         sees = functools.partial(seen, x, p, j) if to_scores(p, x, j, changed) else None
         p -= lse
         if np.maximum.reduce(p, axis=None, initial=-np.inf) > 0:  # lse has been rounded
@@ -165,8 +174,12 @@ def _tile_backward(
         ds = products(grad, v, by_rows)
         ds -= delta
         ds *= p
-        if changed is not None:
-            ds *= changed
+        for by, step in of_elements.items():
+            de = chained(ds, changed[by])
+            _hide(de, sees)
+            add_elements(x, d, step, j, de.reshape(*x.q.shape[:4], de.shape[3]))
+        if changed:
+            ds *= changed[None]
         _hide(ds, sees)
         _add_options(x, d, ds.reshape(*x.q.shape[:4], ds.shape[3]), j, sums)
         if chain is not None:

@@ -10,6 +10,7 @@ from cuattn._arrays.derivative import differentiate
 from cuattn._arrays.expression import Expression, Step
 
 NUMBERS = {"int": np.int64, "bool": np.bool_}
+Chains = dict[int | None, np.ndarray]  # derivatives by s (None), or by the element that a step is
 
 
 class Score(NamedTuple):
@@ -24,24 +25,44 @@ class Score(NamedTuple):
         """Sequences b, heads h of k and v."""
         return self._replace(b=self.b[b], h=self.h[:, h])
 
-    def change(self, s: np.ndarray, place: int, j: slice, chain: np.ndarray | None = None) -> None:
-        """Scores (B, G, g, M, N), in place, of queries from `place` on and keys j; into `chain`
+    def change(self, s: np.ndarray, place: int, j: slice, chains: Chains | None = None) -> None:
+        """Scores (B, G, g, M, N), in place, of queries from `place` on and keys j; into `chains`
         their derivatives."""
         q = np.arange(place, place + s.shape[3], dtype=np.int64)[:, None]
         k = np.arange(j.start, j.stop, dtype=np.int64)
         names = {"s": s, "b": self.b, "h": self.h, "q": q, "k": k}
-        steps, values, score = self.expression.steps, list[Any](), len(self.expression.steps) - 1
-        steps = steps if chain is None else differentiate(self.expression).steps
+        score, changed = len(self.expression.steps) - 1, None
+        for by, chain in (chains or {}).items():
+            steps = differentiate(self.expression, by).steps
+            changed, chain[...] = self._values(steps, names, score, len(steps) - 1)
+        if not chains:
+            (changed,) = self._values(self.expression.steps, names, score)
+        s[...] = changed
+
+    def places(self, step: Step, distances: np.ndarray, acc: np.dtype) -> np.ndarray:
+        """Where in its array a reference to an element looks, in C order, at distances of query and
+        key, on which it depends in no other way."""
+        names = {"s": np.zeros(1, acc), "b": self.b, "h": self.h}
+        names |= {"q": distances, "k": np.zeros(1, np.int64)}
+        at = self._values(self.expression.steps, names, *step.operands)
+        shape = self.arrays[step.value].shape
+        if not shape:
+            return np.zeros((1,) * 5, np.int64)
+        clamped = (np.clip(i, 0, size - 1) for i, size in zip(at, shape, strict=True))
+        found = np.ravel_multi_index(tuple(np.broadcast_arrays(*clamped)), shape)
+        return found.reshape((1,) * (5 - found.ndim) + found.shape)
+
+    def _values(self, steps: tuple[Step, ...], names: dict[str, Any], *wanted: int) -> list[Any]:
+        """The values of some steps."""
+        values = list[Any]()
         last = {place: n for n, step in enumerate(steps) for place in step.operands}
-        last[score] = len(steps)
+        last |= dict.fromkeys(wanted, len(steps))
         for n, step in enumerate(steps):
             values.append(self._value(step, [values[place] for place in step.operands], names))
             for place in step.operands:
                 if last[place] == n:
                     values[place] = None  # its memory is for the next ones
-        if chain is not None:
-            chain[...] = values[-1]
-        s[...] = values[score]
+        return [values[place] for place in wanted]
 
     def _value(self, step: Step, operands: list[Any], names: dict[str, Any]) -> Any:
         acc = names["s"].dtype

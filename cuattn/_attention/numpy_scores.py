@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn._arrays.blocks import widen
-from cuattn._attention.numpy_score import Score
+from cuattn._attention.numpy_score import Chains, Score
 
 ALL = slice(0, None)
 
@@ -83,8 +83,8 @@ def _listed_keys(x: Heads, columns: int) -> list[tuple[int, int]]:
     return [*zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)]
 
 
-def to_scores(s: np.ndarray, x: Heads, j: slice, chain: np.ndarray | None = None) -> bool:
-    """Products to scores, of hidden keys -inf; whether there are any. `chain`: takes the
+def to_scores(s: np.ndarray, x: Heads, j: slice, chains: Chains | None = None) -> bool:
+    """Products to scores, of hidden keys -inf; whether there are any. `chains`: take the
     derivatives of a score expression."""
     if x.softcap:
         cap = s.dtype.type(x.softcap)
@@ -99,9 +99,8 @@ def to_scores(s: np.ndarray, x: Heads, j: slice, chain: np.ndarray | None = None
     if x.slopes is not None:
         by_head -= x.slopes.astype(s.dtype) * distances(x, j, by_head)
     if x.score is not None:
-        x.score.change(
-            by_head, x.place, j, chain if chain is None else chain.reshape(by_head.shape)
-        )
+        of_heads = {by: a.reshape(by_head.shape) for by, a in (chains or {}).items()}
+        x.score.change(by_head, x.place, j, of_heads)
     return _hide(by_head, x, j)
 
 

@@ -157,7 +157,7 @@ def plan_rows(problem: AttentionProblem, vector: bool) -> Launch:
 @lru_cache(maxsize=4096)
 def plan_q(problem: AttentionProblem, compute_capability: int) -> Launch:
     """dq. `vector` of the problem: q, k, v and grad can be read 16 bytes at a time."""
-    tile = _tile(Q_TILES, problem, compute_capability)
+    tile = tile_of(Q_TILES, problem, compute_capability)
     if problem.score:  # whose values are in registers, too
         tile = tile._replace(loop=min(16, tile.loop))
     dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
@@ -185,7 +185,7 @@ def plan_q(problem: AttentionProblem, compute_capability: int) -> Launch:
 @lru_cache(maxsize=4096)
 def plan_kv(problem: AttentionProblem, compute_capability: int) -> list[Launch]:
     """dk and dv: one kernel or two."""
-    tile = _tile(KV_TILES, problem, compute_capability)
+    tile = tile_of(KV_TILES, problem, compute_capability)
     dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
     keys = 16 * tile.warps * tile.row_tiles
     key_columns, value_columns = min(dim, tile.columns), min(value_dim, tile.columns)
@@ -225,7 +225,7 @@ def plan_kv(problem: AttentionProblem, compute_capability: int) -> list[Launch]:
 def plan_bias(problem: AttentionProblem, bias: BiasSizes, compute_capability: int) -> Launch:
     """dbias; `heads_in_l2` stands for its blocks of columns."""
     dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
-    tile = _tile(BIAS_TILES, problem, compute_capability)
+    tile = tile_of(BIAS_TILES, problem, compute_capability)
     rows = 16 * tile.warps
     arguments = {
         "Op": OPS[problem.op],
@@ -258,7 +258,7 @@ def stat_rows(problem: AttentionProblem) -> int:
     return (problem.q_rows + (problem.batch + 2 if problem.ragged else 1)) // 2 * 2
 
 
-def _tile(
+def tile_of(
     tables: Mapping[str, tuple[AnyTile, ...]], problem: AttentionProblem, compute_capability: int
 ) -> AnyTile:
     """The first tile that fits; 16-bit types have tables of their own for a rule of scores."""

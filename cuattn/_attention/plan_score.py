@@ -18,28 +18,58 @@ struct {name} {{
   static __device__ __forceinline__ Acc score(Acc s, long long b, long long h, long long q,
                                               long long k, const ScoreArrays& arrays{chain}) {{
 {body}
-  }}
+  }}{place}
 }};
 """
+PLACE = """
+
+  // Where its array is looked into.
+  template <class Acc>
+  static __device__ __forceinline__ long long place(long long b, long long h, long long q,
+                                                    long long k, const ScoreArrays& arrays) {{
+{body}
+  }}"""
 
 
 @lru_cache(maxsize=1024)
-def plan_score(expression: Expression, dtypes: tuple[str, ...], chain: bool = False) -> Score:
+def plan_score(
+    expression: Expression, dtypes: tuple[str, ...], chain: bool = False, by: int | None = None
+) -> Score:
     """The struct of an expression whose arrays have these dtypes.
 
-    `chain`: that of kernels of gradients, with the derivative of the score by s.
+    `chain`: that of kernels of gradients, with the derivative of the score by s; `by`: by the
+    element that this step is, of which it knows the place, too.
     """
-    lines, steps = [], differentiate(expression).steps if chain else expression.steps
-    for place, step in enumerate(steps):
-        value = _value(step, dtypes)
-        lines.append(f"    const {TYPES[step.kind]} v{place} = {value};")
+    steps = differentiate(expression, by).steps if chain else expression.steps
+    lines = [_line(place, step, dtypes) for place, step in enumerate(steps)]
     if chain:
         lines.append(f"    chain = v{len(steps) - 1};")
     lines.append(f"    return v{len(expression.steps) - 1};")
     body = "\n".join(lines)
-    name = f"Score_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-    text = TEXT.format(name=name, body=body, chain=", Acc& chain" if chain else "")
+    place = "" if by is None else PLACE.format(body=_place(expression, dtypes, by))
+    name = f"Score_{hashlib.sha256((body + place).encode()).hexdigest()[:16]}"
+    chained = ", Acc& chain" if chain else ""
+    text = TEXT.format(name=name, body=body, chain=chained, place=place)
     return Score(name, text, expression.text)
+
+
+def _place(expression: Expression, dtypes: tuple[str, ...], element: int) -> str:
+    """Statements for the place of an element, of the steps that its indices are made of."""
+    steps, needed = expression.steps, set[int]()
+    ahead = [*steps[element].operands]
+    while ahead:
+        place = ahead.pop()
+        if place not in needed:
+            needed.add(place)
+            ahead += steps[place].operands
+    lines = [_line(place, steps[place], dtypes) for place in sorted(needed)]
+    arguments = ", ".join(("arrays", *(f"v{place}" for place in steps[element].operands)))
+    lines.append(f"    return expression::place<{steps[element].value}>({arguments});")
+    return "\n".join(lines)
+
+
+def _line(place: int, step: Step, dtypes: tuple[str, ...]) -> str:
+    return f"    const {TYPES[step.kind]} v{place} = {_value(step, dtypes)};"
 
 
 def _value(step: Step, dtypes: tuple[str, ...]) -> str:

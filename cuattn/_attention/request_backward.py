@@ -12,7 +12,7 @@ from cuattn._arrays import scalars
 from cuattn._arrays.checks import FLOATS, same_shape_and_dtype
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import spec_of
-from cuattn._attention import checks
+from cuattn._attention import checks, request_dscore
 from cuattn._attention.request import (
     Expected,
     Options,
@@ -65,6 +65,7 @@ class Call(NamedTuple):
     outs: tuple[Any, ...] | None  # dq, dk, dv and, with return_dbias, dbias; None: to be allocated
     return_dbias: bool
     score_args: Mapping[str, Any] = MappingProxyType({})  # by the names that errors give them
+    dscore: tuple[str, ...] = ()  # names of those whose gradients are returned
 
     @property
     def results(self) -> list[tuple[str, Shape, np.dtype]]:
@@ -80,7 +81,14 @@ class Call(NamedTuple):
                 for name, spec in small.items()
                 if spec is not None and spec.dtype.name in FLOATS  # integers have no gradient
             ),
+            *((f"d{name}", array.shape, array.dtype) for name, array in self.indexed.items()),
         ]
+
+    @property
+    def indexed(self) -> dict[str, Any]:
+        """The arrays of `dscore`, by the names that errors give them."""
+        names = map("score_args[{!r}]".format, self.dscore)
+        return {name: self.score_args[name] for name in names}
 
     @property
     def fractional(self) -> tuple[str, ...]:
@@ -101,6 +109,7 @@ def backward(
     out: Any,
     score: Any = None,
     score_args: Any = None,
+    return_dscore: Any = False,
 ) -> Call:
     """A call of `attention_backward[_varlen]`: arrays by name, and options as they were given.
 
@@ -120,8 +129,11 @@ def backward(
     return_dbias = scalars.flag("return_dbias", return_dbias)
     if return_dbias and specs.bias is None:
         raise checks.no_bias()
+    dscore = request_dscore.asked(return_dscore, options.score, indexed)
     runtime = runtime_of(arrays.q)
-    call = Call(runtime, arrays, specs, expected, options, layout, None, return_dbias, indexed)
+    call = Call(
+        runtime, arrays, specs, expected, options, layout, None, return_dbias, indexed, dscore
+    )
     inputs = [*zip(arrays._fields, arrays, strict=True), *indexed.items()]
     if out is not None:
         results = [(shape, dtype) for _, shape, dtype in call.results[: 3 + return_dbias]]

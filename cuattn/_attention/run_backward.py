@@ -11,8 +11,10 @@ import numpy as np
 
 from cuattn._arrays.results import AttentionGradients
 from cuattn._arrays.row_layout import ArraySpec, packed, spec_of
+from cuattn._attention import run_dscore
 from cuattn._attention.request import Options, expect
 from cuattn._attention.request_backward import BackwardArrays, Call
+from cuattn._attention.request_dscore import gradients
 from cuattn._attention.run import INTEGERS
 from cuattn._attention.run_problem import problem_of, tail_of
 from cuattn._attention.run_score import score_arrays_of
@@ -74,6 +76,7 @@ def prepare(call: Call) -> Any:
         aligned,
         runtime.limits(device),
         tuple((name, spec_of(array)) for name, array in indexed.items()),
+        tuple(call.indexed),
     )
     names = NAMES | {name: name for name in indexed}
     if runtime.xp is np:  # the values of integers are checked at every call
@@ -85,7 +88,7 @@ def prepare(call: Call) -> Any:
 
 
 def _gradients(names: tuple[str, ...], *results: Any) -> AttentionGradients:
-    return AttentionGradients(**dict(zip(names, results, strict=True)))
+    return gradients(dict(zip(names, results, strict=True)))
 
 
 @lru_cache(maxsize=4096)
@@ -98,11 +101,13 @@ def _planned(
     aligned: frozenset[str],
     limits: Limits,
     indexed: tuple[tuple[str, ArraySpec], ...],
+    differentiated: tuple[str, ...],
 ) -> Launches:
     """Launches of a call.
 
     `outs` may be empty. `aligned`: arrays that start on 16-byte boundaries, as new memory does.
-    `indexed`: arrays of a score expression, by the names of their fields.
+    `indexed`: arrays of a score expression, by the names of their fields; `differentiated`: those
+    whose gradients are returned.
     """
     from cuattn._attention import plan_backward as plan
     from cuattn._attention.plan_backward_ds import IMAGE, plan_ds
@@ -214,7 +219,17 @@ def _planned(
         fields["col_blocks"] = launch.heads_in_l2
         fields["dbias_stride"] = strides_of(canonical_spec(specs["dbias"], "BHSD"), 4)
         add(launch, (ATTENTION_BACKWARD_BIAS, fields))
-    sums = {name: int(np.prod(specs[name].shape)) for name in names if name not in LARGE}
+    if differentiated:
+        assert options.score is not None
+        wanted = {name: f"d{name}" for name in differentiated}
+        aligned_distances = not problem.ragged and given.q_offset is None
+        more = options.score, dict(indexed), wanted, problem, aligned_distances, acc, capability
+        of_arrays, workspace = run_dscore.of_arrays(*more)
+        made |= workspace
+        for kernel, end in of_arrays:
+            add(plan.Launch(kernel, 0, 0), end)
+    single = ("dalibi_slopes", "dsinks")
+    sums = {name: int(np.prod(specs[name].shape)) for name in single if name in names}
     if sums:
         slopes = specs.get("dalibi_slopes")
         fields = {

@@ -28,7 +28,8 @@ class Made(NamedTuple):
 # others are those of a call: addresses and numbers, by name; an array that it does not have is 0.
 Block = Sequence[bytes | Params | tuple[Params, Mapping[str, Any]]]
 
-WORKSPACES = "partial", "images"  # of arrays that are made the last ones, which kernels also read
+# Of arrays that are made the last ones, which kernels also read.
+WORKSPACES = "partial", "images", "sums", "totals"
 SHARED = "counters", "parts"  # the arrays of a `workspace.Workspace`
 
 

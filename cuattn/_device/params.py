@@ -187,7 +187,7 @@ ATTENTION_TOPK = Params(
     "4q: indices_stride",
     "3q: l_stride",
 )
-# Each behind AttentionParams, the backward's last two also behind AttentionBackwardParams.
+# Each behind AttentionParams, the backward's last three also behind AttentionBackwardParams.
 ATTENTION_BACKWARD = Params(
     "AttentionBackwardParams",
     "Q: grad grad_lse dq dk dv stats",
@@ -205,6 +205,13 @@ ATTENTION_BACKWARD_BIAS = Params(
     "Q: dbias",
     "i: batches heads rows cols row_blocks col_blocks",
     "4q: dbias_stride",
+)
+ATTENTION_BACKWARD_SCORE = Params(
+    "AttentionBackwardScoreParams",
+    "Q: sums",
+    "i: slots log2 by_distance units unit_step shared",
+    "Q: before elements",
+    "q: count range shared_step",
 )
 ATTENTION_BACKWARD_SUMS = Params(
     "AttentionBackwardSumsParams", "Q: dsinks dslopes", "q: slope_batches"

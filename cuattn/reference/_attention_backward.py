@@ -18,6 +18,7 @@ from cuattn.reference._attention import Window, canonical, numbers_of, of_batch,
 from cuattn.reference._heads import cut, dense_backward, each_head, of_sequence, segments
 from cuattn.reference._numerics import Option, quiet, result, wide
 from cuattn.reference._score import score_of
+from cuattn.reference._score_arrays import ArraySums
 
 
 @quiet
@@ -47,10 +48,11 @@ def attention_backward(
     layout: str = "BHSD",
     precision: str | None = None,
     return_dbias: bool = False,
+    return_dscore: Any = False,
     out: Any = None,
 ) -> AttentionGradients:
     """Gradients of `attention`, whose results are `y` and `lse`; `score` may be a function, of
-    NumPy's functions."""
+    NumPy's functions, and `return_dscore` what `ArraySums.add` is."""
     ndim = np.ndim(q)
     arrays = (canonical(np.asarray(a), layout) for a in (grad, y, q, k, v))
     grads, results, queries, keys, values = arrays
@@ -64,6 +66,7 @@ def attention_backward(
     )
     options = mask, bias, alibi_slopes, sinks, q_offset, q_lens, kv_lens
     numbers = numbers_of(queries, scale, softcap, window, is_causal)
+    arrays_of, add = _sums(score, score_args, return_dscore)
     score = score_of(score, score_args) if isinstance(score, str) else score
     for b, h, head in each_head(queries, keys, values, *options, *numbers, score=score):
         i, j, g = slice(len(head.q)), slice(len(head.k)), h * heads_kv // heads
@@ -74,6 +77,9 @@ def attention_backward(
         d[2][b, g, j] += one.dv
         dbias[b, h, i, j], dslopes[b, h] = one.dbias, one.dslope
         dsinks[h] += one.dsink
+        if add:
+            places = np.arange(len(head.q))[:, None] + head.offset, np.arange(len(head.k))
+            add(one.dscore, one.scores, b, h, *places)
     d = [uncanonical(one, layout, ndim) for one in d]
     return _results(
         d,
@@ -81,7 +87,7 @@ def attention_backward(
         (alibi_slopes, dslopes),
         (sinks, dsinks),
         out,
-    )
+    )._replace(dscore=arrays_of.sums if arrays_of else None)
 
 
 @quiet
@@ -114,6 +120,7 @@ def attention_backward_varlen(
     kv_lens: Option = None,
     precision: str | None = None,
     return_dbias: bool = False,
+    return_dscore: Any = False,
     out: Any = None,
 ) -> AttentionGradients:
     """`attention_backward` of each sequence."""
@@ -125,6 +132,7 @@ def attention_backward_varlen(
     dbias = None if added is None else np.zeros(added.shape, d[0].dtype)
     dslopes = np.zeros((len(ends[0]) - 1, heads), d[0].dtype)
     dsinks = np.zeros(heads, d[0].dtype)
+    arrays_of, add = _sums(score, score_args, return_dscore)
     score = score_of(score, score_args) if isinstance(score, str) else score
     for b, (i, j) in enumerate(segments(*ends)):
         sizes = i.stop - i.start, j.stop - j.start
@@ -150,6 +158,7 @@ def attention_backward_varlen(
             kv_lens=of_sequence(kv_lens, b),
             layout="BSHD",
             return_dbias=True,
+            return_dscore=arrays_of and arrays_of.of_sequence(b),
         )
         d[0][i], d[1][j], d[2][j] = one[:3]
         if dbias is not None and one.dbias is not None:
@@ -162,7 +171,15 @@ def attention_backward_varlen(
         (alibi_slopes, dslopes),
         (sinks, dsinks),
         out,
-    )
+    )._replace(dscore=arrays_of.sums if arrays_of else None)
+
+
+def _sums(score: Any, score_args: Any, return_dscore: Any) -> tuple[ArraySums | None, Any]:
+    """What takes the gradients of arrays, and what adds to them; None: nothing."""
+    if callable(return_dscore) or not return_dscore:
+        return None, return_dscore
+    sums = ArraySums(score, score_args, return_dscore)
+    return sums, sums.add
 
 
 def _add(d: np.ndarray, total: np.ndarray) -> None:
@@ -189,7 +206,8 @@ def _results(
     sinks: tuple[Option, Any],
     out: Any,
 ) -> AttentionGradients:
-    """All six; of an option itself and its gradient before what is repeated has been added up."""
+    """All but those of `score_args`; of an option itself and its gradient before what is repeated
+    has been added up."""
     dbias, dslopes, dsinks = (
         None if option is None else _unbroadcast(one, option)
         for option, one in (bias, alibi_slopes, sinks)

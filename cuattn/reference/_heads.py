@@ -43,21 +43,21 @@ def _distance(head: Head) -> np.ndarray:
     return columns - (rows[:, None] + head.offset)
 
 
-def _scores(head: Head, chained: bool = False) -> tuple[Any, Any, Any]:
-    """The score of every query and key, (M, N), its derivative by what is capped, and that of the
-    score expression by what it changes, if `chained`."""
+def _scores(head: Head, chained: bool = False) -> tuple[Any, Any, Any, Any]:
+    """The score of every query and key, (M, N), its derivative by what is capped, that of the score
+    expression by what it changes, if `chained`, and what it changes."""
     s, chain, own = head.scale * (wide(head.q) @ wide(head.k).T), 1.0, np.ones(())
     if head.softcap:
         e = np.exp(-2 * abs(s / head.softcap))
         s, chain = head.softcap * np.tanh(s / head.softcap), 4 * e / (1 + e) ** 2
-    s = s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
+    s = plain = s + wide(head.bias) - wide(head.slope) * abs(_distance(head))
     if head.score:
         rows, columns = np.arange(len(head.q)), np.arange(len(head.k))
         of = Dual(s, 1.0) if chained else s
         found = as_dual(head.score(of, rows[:, None] + head.offset, columns))
         s = np.broadcast_to(found.value, s.shape)
         own = np.where(s == -np.inf, 0, 0 if found.d is None else found.d)
-    return s, chain, own
+    return s, chain, own, plain
 
 
 def _sees(head: Head) -> np.ndarray:
@@ -108,18 +108,21 @@ class HeadGradients(NamedTuple):
     dbias: Any  # (M, N)
     dslope: Any
     dsink: Any
+    dscore: Any  # (M, N), by what the score expression returns
+    scores: Any  # (M, N), of which the expression makes that
 
 
 def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> HeadGradients:
     """The formula; grad and y (M, D_v), lse and grad_lse (M,)."""
     q, k, v, grad, y = map(wide, (head.q, head.k, head.v, grad, y))
     visible = _sees(head)
-    s, chain, own = _scores(head, True)
+    s, chain, own, plain = _scores(head, True)
     nothing = lse == -np.inf
     lse = np.where(nothing, np.inf, wide(lse))
     p = np.where(visible, np.exp(np.minimum(s - lse[:, None], 0)), 0)  # lse has been rounded
     delta = np.where(nothing, 0, np.sum(grad * y, axis=1) - grad_lse)
-    ds = np.where(visible, own * p * (grad @ v.T - delta[:, None]), 0)
+    dscore = np.where(visible, p * (grad @ v.T - delta[:, None]), 0)
+    ds = np.where(visible, own * dscore, 0)
     dx = head.scale * ds * chain
     return HeadGradients(
         dq=_weigh(dx, visible, k),
@@ -128,6 +131,8 @@ def dense_backward(head: Head, grad: Any, y: Any, lse: Any, grad_lse: Any) -> He
         dbias=ds,
         dslope=-np.sum(ds * abs(_distance(head))),
         dsink=-np.sum(np.exp(np.minimum(head.sink - lse, 0)) * delta),
+        dscore=dscore,
+        scores=plain,
     )
 
 

@@ -17,16 +17,19 @@ from cuattn.reference._numerics import wide
 Score = Callable[..., Any]  # of s, b, h, q, k
 
 
-class _Clamped:
+class Clamped:
     """An array whose indices are moved to the nearest ones that there are."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
     def __getitem__(self, index: Any) -> Any:
+        return self.array[self.clamped(index)]
+
+    def clamped(self, index: Any) -> tuple[Any, ...]:
         index = index if isinstance(index, tuple) else (index,)
         sizes = zip(index, self.array.shape, strict=True)
-        return self.array[tuple(np.clip(i, 0, size - 1) for i, size in sizes)]
+        return tuple(np.clip(i, 0, size - 1) for i, size in sizes)
 
 
 class _AsNumPy(ast.NodeTransformer):
@@ -56,15 +59,18 @@ FUNCTIONS: dict[str, Any] = {
 }
 
 
-def score_of(text: str, arrays: Mapping[str, Any] | None) -> Score:
-    """A function of s, b, h, q and k."""
+def score_of(
+    text: str, arrays: Mapping[str, Any] | None, more: Mapping[str, Any] | None = None
+) -> Score:
+    """A function of s, b, h, q and k; `more`: what stands in the place of some arrays."""
     tree = ast.fix_missing_locations(_AsNumPy().visit(ast.parse(text.strip(), mode="eval")))
     code, names = compile(tree, "score", "eval"), dict[str, Any](FUNCTIONS)
     for name, array in (arrays or {}).items():
         array = np.asarray(array)
         if array.dtype.kind != "b":
             array = array.astype(np.int64) if array.dtype.kind in "iu" else wide(array)
-        names[name] = _Clamped(array) if array.ndim else array[()]
+        names[name] = Clamped(array) if array.ndim else array[()]
+    names |= more or {}
 
     def score(s: Any, b: int, h: int, q: Any, k: Any) -> Any:
         numbers = {"s": s, "b": np.int64(b), "h": np.int64(h), "q": q, "k": k}

@@ -27,6 +27,20 @@ struct AttentionBackwardBiasParams {
   long long dbias_stride[4];
 };
 
+// Of attention/backward_score.cuh and, all of it, of attention/backward_elements.cuh.
+struct AttentionBackwardScoreParams {
+  AttentionBackwardParams backward;
+  void* sums;              // Acc [heads of sequences; ragged: heads] [slots] [2 rows, or 1]
+  int slots, log2;         // a slot is a diagonal of tiles, of 2^log2 rows and keys (attention/distances.cuh)
+  int by_distance;         // 0: a slot has the sum of all of its distances
+  int units, unit_step;    // heads whose places differ, and from one to the next of them
+  int shared;              // heads that share their places with each
+  const void* before;      // Acc [count]: what other references have added; null: 0
+  void* elements;          // Element [count]
+  long long count, range;  // of elements: of the array, of a block
+  long long shared_step;   // slots from one to the next of those that share
+};
+
 // Of attention/backward_sums.cuh.
 struct AttentionBackwardSumsParams {
   AttentionBackwardParams backward;

@@ -142,4 +142,17 @@ __device__ __forceinline__ T element(const ScoreArrays& arrays, Index... index) 
   return ptx::ld_global(static_cast<const T*>(arrays.array[kArray]) + offset);
 }
 
+// Where `element` looks, in C order.
+template <int kArray, class... Index>
+__device__ __forceinline__ Int place(const ScoreArrays& arrays, Index... index) {
+  constexpr int kIndices = sizeof...(Index);
+  const Int at[kIndices + 1] = {index..., 0};
+  Int found = 0;
+#pragma unroll
+  for (int i = 0; i < kIndices; ++i) {
+    found = found * arrays.size[kArray][i] + clamp_index(at[i], 0, arrays.size[kArray][i] - 1);
+  }
+  return found;
+}
+
 }  // namespace expression

@@ -46,7 +46,7 @@ def test_what_is_right_passes(at):
     """Else the tests below would prove nothing."""
     for name in BOTH:
         got = at.call(name, *at.args(name))
-        assert type(got) is AttentionGradients and got[3:] == (None, None, None)
+        assert type(got) is AttentionGradients and got[3:] == (None, None, None, None)
         outs = at.outs(name)
         bias = at.floats(4, 3, 5)
         got = at.call(name, *at.args(name), bias=bias, return_dbias=True, out=(*outs, bias.copy()))
@@ -213,5 +213,6 @@ def test_signature(name):
     )  # fmt: skip
     assert ours == theirs
     of_both = {one for one in forward if one[0] not in ("dtype", "return_lse", "block_mask")}
-    assert {n for n, *_ in {*ours} - of_both} == {"grad", "y", "lse", "grad_lse", "return_dbias"}
+    own = {"grad", "y", "lse", "grad_lse", "return_dbias", "return_dscore"}
+    assert {n for n, *_ in {*ours} - of_both} == own
     assert of_both <= {*ours}

@@ -165,3 +165,47 @@ def test_workspace_of_gradients_of_scores(rng):
     with storing(2 * 4 * 6 * 8192 - 1):  # not even a head of K
         call = Counted(rng, "float16", 200, 300, (64, 64), (6, 3), "sm_90a")
     assert [*call.kernels] == ["rows", "q", "kv"] and len(call.allocated) == 4
+
+
+def test_gradients_of_arrays_of_a_score(rng):
+    """Two more products and an exponential of each score; the sums of each diagonal of tiles are
+    written once, or one sum of all, and then the elements."""
+    arrays = {"t": np.ones((4, 40), np.float32), "a": np.ones((), np.float16)}
+    call = Counted(
+        rng,
+        "float16",
+        256,
+        384,
+        (64, 96),
+        (4, 2),
+        score="s * a + t[h, q - k]",
+        score_args=arrays,
+        return_dscore=("t",),
+        window=(None, 0),
+    )
+    tile, heads = call.kernels["score"].arguments, 4
+    rows, keys = 16 * tile["kWarps"], tile["kKeys"]
+    diagonals = (256 + 384 - 2) // rows + 2
+    score, elements = call.counters["score"], call.counters["elements"]
+    assert call.kernels["score"].grid == heads * diagonals
+    assert score.global_bytes_written == heads * diagonals * 2 * rows * 4
+    ranges = ranges_of_blocks(256, 384, rows, None, 0)  # tiles of keys begin by the last key
+    tiles = sum((end - 384) // keys - (begin - 383) // keys + 1 for begin, end in ranges)
+    assert score.mma == heads * tiles * rows * keys * (64 + 96) // (16 * 8 * 16)
+    assert elements.global_bytes_written == 4 * 40 * 4
+    assert elements.mma == elements.exps == 0
+    assert call.allocated[-1] == (heads * diagonals * 2 * rows,)
+    call = Counted(
+        rng,
+        "float16",
+        100,
+        200,
+        (64, 64),
+        score="s * a",
+        score_args={"a": arrays["a"]},
+        return_dscore=True,
+    )
+    diagonals = (100 + 200 - 2) // rows + 2
+    assert call.counters["score"].global_bytes_written == diagonals * 4
+    assert call.counters["elements"].global_bytes_written == 2
+    assert call.allocated[-1] == (diagonals,)

@@ -45,7 +45,7 @@ def derived(case, s, acc=np.float64):
     y = s.astype(acc).reshape(1, 1, 1, *s.shape)
     chain = np.empty_like(y)
     with np.errstate(all="ignore"):
-        score.change(y, 0, slice(0, s.shape[1]), chain)
+        score.change(y, 0, slice(0, s.shape[1]), {None: chain})
     return y.reshape(s.shape), chain.reshape(s.shape)
 
 
@@ -170,7 +170,7 @@ def test_the_reference_by_central_differences(rng):
     found = reference.attention_backward(
         grad, x["q"], x["k"], x["v"], y, lse, **more, grad_lse=grad_lse, return_dbias=True
     )
-    for name, d in zip(names, found, strict=True):
+    for name, d in zip(names, found[:6], strict=True):
         direction = rng.standard_normal(d.shape)
         sums = []
         for step in (1e-5, -1e-5):

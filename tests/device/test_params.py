@@ -77,6 +77,7 @@ PACKED = {
     "AttentionTopKParams": [*ATTENTION, device_params.ATTENTION_TOPK],
     "AttentionBackwardParams": BACKWARD,
     "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
+    "AttentionBackwardScoreParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SCORE],
     "AttentionBackwardSumsParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_SUMS],
     "AttentionBackwardSm90Params": [
         *[TENSOR_MAP] * 4,

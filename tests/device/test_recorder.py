@@ -232,7 +232,13 @@ def shapes_and_options(dtype):
         ends = np.array([0, 40, 100]), np.array([0, 40, 300])
         yield "attention_varlen", (*rows, *ends), {"is_causal": True}
         lse = np.ascontiguousarray(lse[0])
-        yield "attention_backward_varlen", (rows[0], *rows, rows[0], lse, *ends), {}
+        score = {
+            "score": "s + t[h, q - k]",
+            "score_args": {"t": array(8, 9)},
+            "return_dscore": True,
+        }
+        for options in ({}, score):
+            yield "attention_backward_varlen", (rows[0], *rows, rows[0], lse, *ends), options
         new, lens = array(2, 2, 1, dim), np.array([7, 299])
         table = np.arange(8).reshape(2, 4)
         pages = array(8, 2, 64, dim), array(8, 2, 64, dim)

@@ -768,6 +768,15 @@ BACKWARD_WINDOW = tuple(
 )
 SCORE_GRADIENT = (ampere("score_gradient", "test_with_every_other_option", "float16"),)
 SCORE_GRADIENT_CALLS = (ampere("score_gradient", "test_calls"),)
+ARRAY_GRADIENTS = (ampere("score_argument_gradient", "test_buckets_of_distances"),)
+ARRAY_GRADIENTS_NUMBERS = (ampere("score_argument_gradient", "test_numbers"),)
+ARRAY_GRADIENTS_MANY = (ampere("score_argument_gradient", "test_several_references"),)
+ARRAY_GRADIENTS_OFFSETS = (ampere("score_argument_gradient", "test_clamped_distances"),)
+ARRAY_GRADIENTS_RAGGED = (ampere("score_argument_gradient", "test_varlen"),)
+ARRAY_GRADIENTS_NOTHING = (
+    ampere("score_argument_gradient", "test_what_does_not_count_is_nothing"),
+    ampere("score_argument_gradient", "test_calls"),
+)
 BACKWARD_GROUPS = (backward("test_groups_of_heads", 3, "(6, 2)"),)
 BACKWARD_MASK = (*BACKWARD_EVERY, backward("test_twice_is_the_same", "float16"))
 BACKWARD_BIAS = tuple(backward("test_shapes_of_bias", op) for op in ("float16", "float32"))

@@ -97,7 +97,7 @@ OPTIONS = {
     **{"mode": "smallest", "sorted": False, "output": "logit", "renormalize": True},
     **{"index_offset": 7, "layout": "BSHD", "is_causal": True, "window": (1, None), "softcap": 2.0},
     **{"return_log_prob": True, "top_k": 3, "top_p": 0.5, "min_p": 0.5},
-    **{"ignore_index": -100},
+    **{"ignore_index": -100, "return_dscore": True},
     **{"block_mask": cuattn.block_mask(np.ones((3, 3), bool)), "block": (128, 256)},
     **{"precision": "ieee", "max_seqlen_q": 3, "max_seqlen_k": 3, "split_size": 256},
 }
@@ -202,6 +202,14 @@ def has_gradient(option):
     return array is not None and np.asarray(array).dtype.kind not in "iu"
 
 
+def dscore_shapes(call):
+    """Shapes of the gradients of arrays of a score; () without any."""
+    arrays, names = call.get("score_args") or {}, call.get("return_dscore", False)
+    if isinstance(names, (bool, np.bool_)):
+        names = [n for n in sorted(arrays) if names and has_gradient(arrays[n])]
+    return [shape_of(arrays[n]) for n in names] or [()]
+
+
 def shapes(name, call):
     """Shapes of the results of a call that succeeds."""
     first = shape_of(next(iter(call.values()))) if name != "merge" else None
@@ -253,7 +261,8 @@ def shapes(name, call):
         options = [call.get(n) for n in ("bias", "alibi_slopes", "sinks")]
         given = [bool(call.get("return_dbias", False)), *map(has_gradient, options[1:])]
         large = [shape_of(call[n]) for n in "qkv"]
-        return large + [shape_of(a) if b else () for a, b in zip(options, given, strict=True)]
+        small = [shape_of(a) if b else () for a, b in zip(options, given, strict=True)]
+        return large + small + dscore_shapes(call)
     if name == "attention_column_sums":
         bshd = call.get("layout") == "BSHD" and len(shape_of(call["k"])) > 2
         return [(*shape_of(call["lse"])[:-1], shape_of(call["k"])[-3 if bshd else -2])]

@@ -219,11 +219,22 @@ CALLS = {
             "q_lens": np.array([1, 3]),
             "kv_lens": np.array([2, 3]),
             "return_dbias": True,
+            "score": "s + table[h, q - k]",
+            "score_args": {"table": ones((2, 3))},
+            "return_dscore": True,
         },
     ),
     "attention_backward_varlen": (
         (ones((5, 2, 4)),) * 5 + (ones((2, 5)),) + (np.array([0, 2, 5]),) * 2,
-        {"alibi_slopes": ones(2), "sinks": ones(2), "bias": ones(3), "return_dbias": True},
+        {
+            "alibi_slopes": ones(2),
+            "sinks": ones(2),
+            "bias": ones(3),
+            "return_dbias": True,
+            "score": "s + table[h, q - k]",
+            "score_args": {"table": ones((2, 3))},
+            "return_dscore": ["table"],
+        },
     ),
     "attention_column_sums": (
         (ones((2, 2, 3, 4)),) * 2 + (ones((2, 2, 3)),),
@@ -299,7 +310,8 @@ def each(function, value):
 def leaves(result):
     """Arrays of a result, which may have sizes beside them."""
     results = result if isinstance(result, tuple) else (result,)
-    return [one for one in results if not isinstance(one, tuple)]
+    named = [one for some in results if isinstance(some, dict) for one in some.values()]
+    return [one for one in results if not isinstance(one, (tuple, dict))] + named
 
 
 def answer(name, args, options):

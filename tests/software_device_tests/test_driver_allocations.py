@@ -115,8 +115,15 @@ def calls():
         ),
         "attention_backward": lambda **out: cuattn.attention_backward(q, q, q, q, *part, **out),
         "attention_backward_varlen": lambda **out: cuattn.attention_backward_varlen(
-            *(flat,) * 5, lse, ends, ends, **out
-        ),
+            *(flat,) * 5,
+            lse,
+            ends,
+            ends,
+            score="s * t[2] + t[q - k]",
+            score_args={"t": q[0, 0, :, 0]},
+            return_dscore=("t",),
+            **out,
+        )[:3],
         "attention_column_sums": lambda **out: cuattn.attention_column_sums(q, q, part[1], **out),
         "merge_attention": lambda **out: cuattn.merge_attention(*part, *part, **out),
         "merge_attention_states": lambda **out: cuattn.merge_attention_states(*parts, **out),

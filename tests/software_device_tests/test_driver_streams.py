@@ -274,7 +274,13 @@ def calls_of_cuattn():
         ),
         "attention_backward": lambda: cuattn.attention_backward(q, q, q, q, *part),
         "attention_backward_varlen": lambda: cuattn.attention_backward_varlen(
-            flat, flat, flat, flat, flat, flat_lse, offsets, offsets
+            *(flat,) * 5,
+            flat_lse,
+            offsets,
+            offsets,
+            score="s * t[2] + t[q - k]",
+            score_args={"t": flat[:, 0, 0]},
+            return_dscore=True,
         ),
         "attention_column_sums": lambda: cuattn.attention_column_sums(q, q, part[1]),
         "block_mask": lambda: cuattn.attention(
