@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from cuattn._arrays import row_layout
 from cuattn._arrays.expression import Indexed, parse
 from cuattn._arrays.references import references
+from cuattn._arrays.syntax import MASK
 from cuattn._attention import plan as attention_plan
 from cuattn._attention import plan_backward, plan_backward_ds, plan_backward_sm90
 from cuattn._attention.plan_append import NewRows, plan_append
 from cuattn._attention.plan_backward_score import Places, plan_reference
 from cuattn._attention.plan_column_sums import plan_column_sums
 from cuattn._attention.plan_decode import DecodeProblem, plan_decode
+from cuattn._attention.plan_mask import plan_block_mask, plan_mask
 from cuattn._attention.plan_score import plan_score
 from cuattn._attention.plan_sm90 import plan_attention_sm90
 from cuattn._attention.plan_topk import plan_topk
@@ -421,6 +423,26 @@ def array_gradient_kernels(compute_capability: int) -> Iterator[Kernel]:
         yield from plan_reference(*one)[:2]
 
 
+def some_mask() -> Score:
+    """A mask of documents, windows of their own width and a prefix, with some of everything."""
+    arrays = ("doc", "int", 2), ("far", "float", 1), ("reach", "int", 1), ("tree", "bool", 2)
+    indexed = tuple(Indexed(*array) for array in arrays)
+    text = (
+        "(doc[b, q] == doc[b, k]) & ((0 <= q - k < reach[h]) | (k % 5 < far[q // 8] / 2))"
+        " | tree[q, k]"
+    )
+    return plan_mask(parse(text, indexed, MASK), ("int32", "float32", "int64", "bool"))
+
+
+def mask_problems() -> Iterator[AttentionProblem]:
+    """Calls with a block mask that is an expression."""
+    how = {"masked": True, "blocked": True, "mask": some_mask()}
+    yield attention_problem("float16", 64, **how)
+    yield attention_problem("float32", 64, **how)
+    yield attention_problem("bfloat16", 128, modified=True, score=few_arrays(), **how)
+    yield attention_problem("float64", 64, **how)
+
+
 def few_arrays() -> Score:
     """A score expression of arrays of one, two and no places."""
     arrays = ("bias", 2), ("far", 1), ("scale", 1)
@@ -562,6 +584,7 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for kernel in sample_kernels(compute_capability):
         found.setdefault(kernel.name, kernel)
     attended = [*attention_problems(), *score_problems()] if compute_capability >= 80 else []
+    attended += mask_problems() if compute_capability >= 80 else ()
     if compute_capability == 90:
         attended += [*sm90_attention_problems(), *sm90_score_problems()]
     for problem in attended:
@@ -579,6 +602,9 @@ def kernels(compute_capability: int) -> dict[str, Kernel]:
     for problem in column_sums_problems() if compute_capability >= 80 else ():
         planned = plan_column_sums(problem, SMS).launch.kernel
         found.setdefault(planned.name, planned)
+    if compute_capability >= 80:
+        tiles = plan_block_mask(some_mask(), 1000)
+        found[tiles.name] = tiles
     for dtype in FLOATS:
         for vector in (False, True):
             acc = accumulator(dtype)

@@ -19,6 +19,7 @@ from cuattn import (
     AttentionGradients,
     BlockMask,
     LogitsState,
+    MaskExpression,
     Sample,
     SampleState,
     SoftmaxState,
@@ -263,9 +264,17 @@ def attentions() -> None:
     assert_type(tiles.counts, NDArray[np.int32])
     assert_type(tiles.indices, NDArray[np.int32])
     assert_type(tiles.full, NDArray[np.bool_])
+    assert isinstance(tiles.mask, np.ndarray)
     assert_type(tiles.mask, NDArray[np.bool_])
     assert_type(tiles.block, tuple[int, int])
     assert_type(cuattn.attention(q, k, v, block_mask=tiles), Array)
+    of = {"t": np.ones(3)}
+    tiles = cuattn.block_mask("t[b] < h", 1, 5, args=of, batch=2, heads=np.int8(5), like=q)
+    assert_type(tiles, BlockMask)
+    assert isinstance(tiles.mask, MaskExpression)
+    assert_type(tiles.mask.text, str)
+    assert_type(tiles.mask.args["t"], Array)
+    assert_type(tiles.mask.shape[0], int)
     flat: Array = q[0]
     ends = np.array([0, 1, 3])
     out = cuattn.attention_varlen(
@@ -296,6 +305,8 @@ def attentions() -> None:
     refused(lambda: cuattn.attention(q, k, v, score=3))  # type: ignore[call-overload]
     refused(lambda: cuattn.attention(q, k, v, block_mask=q > 0))  # type: ignore[call-overload]
     refused(lambda: cuattn.block_mask(q > 0, block=128))  # type: ignore[call-overload]
+    refused(lambda: cuattn.block_mask(q > 0, args={}))  # type: ignore[call-overload]
+    refused(lambda: cuattn.block_mask("k < q"))  # type: ignore[call-overload]
     refused(lambda: cuattn.merge_attention(out, lse, out, lse, out=out))  # type: ignore[call-overload]
 
 
@@ -443,6 +454,8 @@ def others(x: Tensor) -> None:
     assert_type(cuattn.sample_state(x, seed=x, rows=x, out=(x, x, x, x, x)), Any)
     assert_type(cuattn.attention(x, x, x, mask=x, q_offset=x, q_lens=x), Any)
     assert_type(cuattn.block_mask(x), Any)
+    assert_type(cuattn.block_mask("k < t[q]", 3, 3, args={"t": x}), Any)
+    assert_type(cuattn.block_mask("k < q", 3, 3, like=x), Any)
     assert_type(cuattn.attention_varlen(x, x, x, x, x, return_lse=True), Any)
     assert_type(cuattn.attention_backward(x, x, x, x, x, x, grad_lse=x, return_dbias=True), Any)
     assert_type(cuattn.attention_backward_varlen(x, x, x, x, x, x, x, x, out=(x, x, x)), Any)

@@ -1,4 +1,4 @@
-"""Score expressions: the text of one as steps with types, or an error that points at a column.
+"""Expressions: the text of one as steps with types, or an error that points at a column.
 
 Nothing but what stands here gets through. Kernels and NumPy go by the steps, never by the text.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from functools import lru_cache
-from keyword import iskeyword
 from typing import Any, NamedTuple, NoReturn
 
-from cuattn._arrays.checks import kind, shown
-from cuattn._arrays.syntax import MAX_NODES, Text
+from cuattn._arrays.checks import shown
+from cuattn._arrays.syntax import MAX_NODES, SCORE, Role, Text
 
 MAX_ARRAYS, MAX_DIMENSIONS = 6, 4
 MAX_INT = 2**63 - 1
@@ -45,7 +43,7 @@ FUNCTIONS = ("abs", *EXTREMES, *OF_FLOATS, "where")
 NUMBERS = ("int", "float")
 NAMES = {"s": "float", "b": "int", "h": "int", "q": "int", "k": "int"}
 LANGUAGE = (
-    "it may have numbers, s, b, h, q, k, inf, + - * / // %, comparisons, & | ~, "
+    "it may have numbers, {}, inf, + - * / // %, comparisons, & | ~, "
     f"{', '.join(FUNCTIONS)}, and elements of arrays such as table[h, q - k]"
 )
 INSTEAD = {
@@ -67,7 +65,7 @@ class Step(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """A score expression: its last step is the score, a float."""
+    """Its last step is its value: of a score a float, of a mask a bool."""
 
     text: str
     steps: tuple[Step, ...]
@@ -81,34 +79,26 @@ class Indexed(NamedTuple):
     dimensions: int
 
 
-def array_name(name: Any) -> str:
-    """TypeError or ValueError unless an array of an expression may be called so."""
-    if not isinstance(name, str):
-        raise TypeError(f"score_args must have names for keys, but one is {kind(name)}")
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,63}", name) or iskeyword(name):
-        raise ValueError(f"score_args must have names for keys, but one is {shown(name)}")
-    if name in NAMES or name in FUNCTIONS or name == "inf":
-        taken = ", ".join((*NAMES, "inf", *FUNCTIONS))
-        raise ValueError(f"score_args must have keys beside {taken}, but one is {shown(name)}")
-    return str(name)
-
-
 @lru_cache(maxsize=1024)
-def parse(text: str, arrays: tuple[Indexed, ...]) -> Expression:
-    """The steps of a text; ValueError if it is no score expression."""
-    parser = _Parser(text, arrays)
-    parser.floated(parser.number(parser.text.tree(), "be a number"))
+def parse(text: str, arrays: tuple[Indexed, ...], role: Role = SCORE) -> Expression:
+    """The steps of a text; ValueError if it is no such expression."""
+    parser = _Parser(text, arrays, role)
+    tree = parser.text.tree()
+    if role.kind == "bool":
+        parser.of_kinds(tree, ("bool",), "be a bool")
+    else:
+        parser.floated(parser.number(tree, "be a number"))
     for place, array in enumerate(arrays):
         if place not in parser.used:
-            raise ValueError(f"score must use every array, but {array.name} is not in it")
+            raise ValueError(f"{role.name} must use every array, but {array.name} is not in it")
     return Expression(text, tuple(parser.steps))
 
 
 class _Parser:
     """Steps of a text, each once."""
 
-    def __init__(self, text: str, arrays: tuple[Indexed, ...]) -> None:
-        self.text = Text(text)
+    def __init__(self, text: str, arrays: tuple[Indexed, ...], role: Role) -> None:
+        self.text, self.role = Text(text, role), role
         self.arrays = {array.name: (place, array) for place, array in enumerate(arrays)}
         self.steps: list[Step] = []
         self.places: dict[Step, int] = {}
@@ -156,9 +146,11 @@ class _Parser:
         return place
 
     def unknown(self, node: ast.expr, what: ast.AST) -> NoReturn:
-        word, remedy = INSTEAD.get(type(what), (None, LANGUAGE))
+        names = ", ".join(self.role.names)
+        word, remedy = INSTEAD.get(type(what), (None, LANGUAGE.format(names)))
         found = f"it has {word!r}" if word else f"{self.text.source(node)} is something else"
-        self.text.refuse("be arithmetic of s, positions and arrays", found, node, remedy)
+        of = "s, positions" if "s" in self.role.names else "positions"
+        self.text.refuse(f"be arithmetic of {of} and arrays", found, node, remedy)
 
     def visit_Constant(self, node: ast.Constant) -> int:
         value = node.value
@@ -177,16 +169,16 @@ class _Parser:
         return self.step("float", "number", (), value)
 
     def visit_Name(self, node: ast.Name) -> int:
-        if node.id in NAMES:
+        if node.id in self.role.names:
             return self.step(NAMES[node.id], "name", (), node.id)
         if node.id == "inf":
             return self.step("float", "number", (), math.inf)
         if node.id in self.arrays:
             return self.element(node, node.id, [])
-        known = ", ".join((*NAMES, "inf", *self.arrays))
+        known = ", ".join((*self.role.names, "inf", *self.arrays))
         remedy = "call functions: where(condition, a, b)"
         if node.id not in FUNCTIONS:
-            remedy = "pass an array of that name in score_args"
+            remedy = f"pass an array of that name in {self.role.args}"
         self.text.refuse(f"have no other names than {known}", f"there is {node.id}", node, remedy)
 
     def visit_Subscript(self, node: ast.Subscript) -> int:
@@ -195,7 +187,7 @@ class _Parser:
             if name:
                 self.visit(node.value)
             what = f"{self.text.source(node.value)} is none"
-            self.text.refuse("index arrays of score_args only", what, node.value)
+            self.text.refuse(f"index arrays of {self.role.args} only", what, node.value)
         indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return self.element(node, name, indices)
 

@@ -86,6 +86,7 @@ RENAMED = {
     "key_value_seq_lengths": ("kv_lens", ""),
     "seq_lens": ("kv_lens", ""),
     "block_size": ("block", "(queries, keys)"),
+    "BLOCK_SIZE": ("block", "(queries, keys)"),
     "block_table": ("page_table", ""),
     "block_tables": ("page_table", ""),
     "k_descale": ("k_scale", ""),
@@ -101,7 +102,11 @@ RENAMED = {
     "value": ("v", ""),
 }
 # The same of names that have another counterpart above.
-OTHERWISE = {"key": RENAMED["generator"], "topk": ("top_k", "")}
+OTHERWISE = {
+    "key": RENAMED["generator"],
+    "topk": ("top_k", ""),
+    "mask_mod": ("mask", "an expression as a str, such as 'doc[q] == doc[k]'"),
+}
 FIRST = ("input", "a", "logits", "query")  # the first array, whatever it is called here
 # What has no counterpart, and why.
 ABSENT = {

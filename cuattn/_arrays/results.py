@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,6 +130,14 @@ class SampleState(NamedTuple):
             return np.where(np.isfinite(m), (self.logits - m) - np.log(l), np.nan)
 
 
+class MaskExpression(NamedTuple):
+    """A mask of which no array holds the elements: they are computed where they are needed."""
+
+    text: str
+    args: Mapping[str, NDArray[Any]]  # the arrays that it indexes
+    shape: tuple[int, ...]  # (..., S_q, S_k)
+
+
 class BlockMask(NamedTuple):
     """A mask, and which of its tiles are not empty: M rows of N tiles, of `block` queries and keys.
 
@@ -138,7 +147,7 @@ class BlockMask(NamedTuple):
     counts: NDArray[np.int32]  # (..., M): of each row of tiles, how many are listed
     indices: NDArray[np.int32]  # (..., M, N): these, ascending; behind them -1
     full: NDArray[np.bool_]  # (..., M, N): of each that is listed, whether it hides nothing
-    mask: NDArray[np.bool_]  # (..., S_q, S_k)
+    mask: NDArray[np.bool_] | MaskExpression  # (..., S_q, S_k)
     block: tuple[int, int]
 
 

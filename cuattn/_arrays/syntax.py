@@ -1,22 +1,36 @@
-"""The text of a score expression as Python's tree, and errors that point at a column of it."""
+"""The text of an expression as Python's tree, and errors that point at a column of it."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from cuattn._arrays.checks import shown
 
 MAX_LENGTH, MAX_NODES, MAX_DEPTH = 4096, 500, 60
 
 
+class Role(NamedTuple):
+    """What an expression is for."""
+
+    name: str  # of the argument that it is
+    args: str  # of the argument that has its arrays
+    names: tuple[str, ...]  # that it may have beside theirs
+    kind: str  # of its value
+    nothing: str  # how to have none
+
+
+SCORE = Role("score", "score_args", ("s", "b", "h", "q", "k"), "float", "None changes nothing")
+MASK = Role("mask", "args", ("b", "h", "q", "k"), "bool", "'True' hides nothing")
+
+
 class Text:
     """A text, and what is raised about it."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, role: Role) -> None:
+        self.text, self.role = text, role
 
     def refuse(self, must: str, what: str, node: Any, remedy: str = "") -> NoReturn:
         """The error for a node, or for a place in the text."""
@@ -25,7 +39,8 @@ class Text:
         of_line = f"line {line + 1}, " if "\n" in self.text else ""
         more = f"; {remedy}" if remedy else ""
         what = what if len(what) <= 200 else f"{what[:200]}..."
-        raise ValueError(f"score must {must}, but {what} at {of_line}column {column}{more}")
+        name = self.role.name
+        raise ValueError(f"{name} must {must}, but {what} at {of_line}column {column}{more}")
 
     def index(self, line: int, column: int) -> int:
         """Where a line and a column of the text without leading blanks are."""
@@ -41,16 +56,17 @@ class Text:
 
     def tree(self) -> ast.expr:
         """The tree of the text, which is neither large nor deep."""
+        name = self.role.name
         if len(self.text) > MAX_LENGTH:
             raise ValueError(
-                f"score must have at most {MAX_LENGTH} characters, but it has {len(self.text)}"
+                f"{name} must have at most {MAX_LENGTH} characters, but it has {len(self.text)}"
             )
         strange = re.search(r"[^ -~\n\t]", self.text)
         if strange:
             what = f"{ascii(strange[0])} is none"
             self.refuse("be of printable ASCII characters", what, strange.start())
         if not self.text.strip():
-            raise ValueError("score must be an expression, but it is empty; None changes nothing")
+            raise ValueError(f"{name} must be an expression, but it is empty; {self.role.nothing}")
         try:
             tree = ast.parse(self.text.lstrip(), mode="eval").body
         except SyntaxError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cuattn._arrays import blocks
 from cuattn._arrays.row_layout import packed
+from cuattn._attention.numpy_mask import mask_of
 from cuattn._attention.numpy_score import score_of
 from cuattn._attention.numpy_scores import ALL, Heads, listed_tiles
 from cuattn._attention.numpy_tile import attend, is_usable, products
@@ -240,7 +241,8 @@ def heads_of(x: Any, o: Any, b: slice | np.ndarray, lengths: Lengths) -> Heads:
     sinks = None if x.sinks is None else by_key(x.sinks[None])[..., None]
     arrays = q, k, v, out, lse, mask, bias, slopes, sinks
     score = None if o.score is None else score_of(x, o.score, b)
-    return Heads(*arrays, place, o.scale, o.softcap, o.left, o.right, score, listed, o.block)
+    rule = place, o.scale, o.softcap, o.left, o.right, score, listed, o.block
+    return Heads(*arrays, *rule, mask_of(x, o.mask, b, m))
 
 
 def _tokens(ends: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Score expressions by NumPy, step by step, for a tile of queries and keys."""
+"""Expressions by NumPy, step by step, for a tile of queries and keys."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Score(NamedTuple):
         score, changed = len(self.expression.steps) - 1, None
         for by, chain in (chains or {}).items():
             steps = differentiate(self.expression, by).steps
-            changed, chain[...] = self._values(steps, names, score, len(steps) - 1)
+            changed, chain[...] = values_of(
+                steps, self.arrays, names, s.dtype, score, len(steps) - 1
+            )
         if not chains:
-            (changed,) = self._values(self.expression.steps, names, score)
+            (changed,) = values_of(self.expression.steps, self.arrays, names, s.dtype, score)
         s[...] = changed
 
     def places(self, step: Step, distances: np.ndarray, acc: np.dtype) -> np.ndarray:
@@ -44,7 +46,7 @@ class Score(NamedTuple):
         key, on which it depends in no other way."""
         names = {"s": np.zeros(1, acc), "b": self.b, "h": self.h}
         names |= {"q": distances, "k": np.zeros(1, np.int64)}
-        at = self._values(self.expression.steps, names, *step.operands)
+        at = values_of(self.expression.steps, self.arrays, names, acc, *step.operands)
         shape = self.arrays[step.value].shape
         if not shape:
             return np.zeros((1,) * 5, np.int64)
@@ -52,47 +54,62 @@ class Score(NamedTuple):
         found = np.ravel_multi_index(tuple(np.broadcast_arrays(*clamped)), shape)
         return found.reshape((1,) * (5 - found.ndim) + found.shape)
 
-    def _values(self, steps: tuple[Step, ...], names: dict[str, Any], *wanted: int) -> list[Any]:
-        """The values of some steps."""
-        values = list[Any]()
-        last = {place: n for n, step in enumerate(steps) for place in step.operands}
-        last |= dict.fromkeys(wanted, len(steps))
-        for n, step in enumerate(steps):
-            values.append(self._value(step, [values[place] for place in step.operands], names))
-            for place in step.operands:
-                if last[place] == n:
-                    values[place] = None  # its memory is for the next ones
-        return [values[place] for place in wanted]
 
-    def _value(self, step: Step, operands: list[Any], names: dict[str, Any]) -> Any:
-        acc = names["s"].dtype
-        if step.operation == "name":
-            return names[step.value]
-        if step.operation == "number":
-            if step.kind == "float":
-                return to_finite(np.float64(step.value), acc)
-            return NUMBERS[step.kind](step.value)
-        if step.operation == "float":
-            return operands[0].astype(acc)
-        if step.operation == "element":
-            array = self.arrays[step.value]
-            most = [size - 1 for size in array.shape]
-            found = array[tuple(map(np.clip, operands, [0] * len(most), most))]
-            return (
-                to_finite(found, acc) if step.kind == "float" else found.astype(NUMBERS[step.kind])
-            )
-        if step.operation == "chained":
-            d, x = operands
-            return np.where((d == 0) | (x == 0), acc.type(0), d * x)
-        return getattr(np, step.operation)(*operands)
+def values_of(
+    steps: tuple[Step, ...],
+    arrays: tuple[Any, ...],
+    names: dict[str, Any],
+    acc: np.dtype,
+    *wanted: int,
+) -> list[Any]:
+    """The values of some steps. Floats are computed in `acc`."""
+    values = list[Any]()
+    last = {place: n for n, step in enumerate(steps) for place in step.operands}
+    last |= dict.fromkeys(wanted, len(steps))
+    for n, step in enumerate(steps):
+        values.append(_value(step, [values[place] for place in step.operands], arrays, names, acc))
+        for place in step.operands:
+            if last[place] == n:
+                values[place] = None  # its memory is for the next ones
+    return [values[place] for place in wanted]
+
+
+def _value(
+    step: Step,
+    operands: list[Any],
+    arrays: tuple[Any, ...],
+    names: dict[str, Any],
+    acc: np.dtype,
+) -> Any:
+    if step.operation == "name":
+        return names[step.value]
+    if step.operation == "number":
+        if step.kind == "float":
+            return to_finite(np.float64(step.value), acc)
+        return NUMBERS[step.kind](step.value)
+    if step.operation == "float":
+        return operands[0].astype(acc)
+    if step.operation == "element":
+        array = arrays[step.value]
+        most = [size - 1 for size in array.shape]
+        found = array[tuple(map(np.clip, operands, [0] * len(most), most))]
+        return to_finite(found, acc) if step.kind == "float" else found.astype(NUMBERS[step.kind])
+    if step.operation == "chained":
+        d, x = operands
+        return np.where((d == 0) | (x == 0), acc.type(0), d * x)
+    return getattr(np, step.operation)(*operands)
 
 
 def score_of(x: Any, expression: Expression, b: slice | np.ndarray) -> Score:
     """The expression of sequences b of `views.Operands`."""
+    return Score(expression, x.score_args, *numbers_of(x, b))
+
+
+def numbers_of(x: Any, b: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of sequences b, (B, 1, 1, 1, 1), and of heads, (1, G, g, 1, 1)."""
     batch = len(x.q) if x.cu_seqlens_q is None else len(x.cu_seqlens_q) - 1
     sequences = np.arange(batch, dtype=np.int64)[b].reshape(-1, 1, 1, 1, 1)
-    heads = np.arange(x.q.shape[1], dtype=np.int64).reshape(1, x.k.shape[1], -1, 1, 1)
-    return Score(expression, x.score_args, sequences, heads)
+    return sequences, np.arange(x.q.shape[1], dtype=np.int64).reshape(1, x.k.shape[1], -1, 1, 1)
 
 
 def to_finite(a: Any, acc: np.dtype) -> Any:

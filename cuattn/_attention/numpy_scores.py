@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn._arrays.blocks import widen
+from cuattn._attention.numpy_mask import Mask
 from cuattn._attention.numpy_score import Chains, Score
 
 ALL = slice(0, None)
@@ -32,6 +33,7 @@ class Heads(NamedTuple):
     score: Score | None = None
     listed: Any = None  # (B, G, g, M', N') bool: the tiles of a block mask that are not empty
     block: tuple[int, int] | None = None  # queries and keys of such a tile; the first begins at 0
+    predicate: Mask | None = None  # a mask that is an expression
 
     def tile(self, b: slice, h: slice, i: slice) -> Heads:
         """Sequences b, heads h of k and v, queries i."""
@@ -48,6 +50,8 @@ class Heads(NamedTuple):
             cut["sinks"] = self.sinks[:, h]
         if self.score is not None:
             cut["score"] = self.score.tile(b, h)
+        if self.predicate is not None:
+            cut["predicate"] = self.predicate.tile(b, h, i)
         return self._replace(k=self.k[b, h], v=self.v[b, h], place=self.place + i.start, **cut)
 
 
@@ -114,8 +118,8 @@ def distances(x: Heads, j: slice, s: np.ndarray) -> np.ndarray:
 def _hide(s: np.ndarray, x: Heads, j: slice) -> bool:
     """-inf for the keys that a query does not see, (B, G, g, M, N); whether there are any."""
     hides, (rows, columns) = False, s.shape[3:]
-    if x.mask is not None:
-        mask = x.mask[..., j]
+    if x.mask is not None or x.predicate is not None:
+        mask = x.mask[..., j] if x.predicate is None else x.predicate.seen(j)
         m, n = mask.shape[3:]
         s[..., m:, :] = s[..., n:] = -np.inf
         mask = once(mask)

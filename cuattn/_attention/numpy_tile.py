@@ -27,7 +27,7 @@ def attend(x: Heads, keys: int, acc: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     batch, heads, group, rows, dim = x.q.shape
     shape = batch, heads, group * rows
     changed = is_changed(x)  # scores may be -inf
-    by_rows = varies(x.mask) or varies(x.bias) or x.score is not None
+    by_rows = varies(x.mask) or varies(x.bias) or bool(x.score or x.predicate)
     q = (wide(x.q, acc) * acc.type(x.scale)).reshape(*shape, dim)
     m: Any = None
     bad: Any = None  # queries with a product that is not finite

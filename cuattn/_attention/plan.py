@@ -126,7 +126,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         tables["float32"] = FLOAT_BLOCKED_TILES[not problem.vector :]
         halves = HALF_RULE_TILES[problem.modified :]
     table = tables.get(problem.op, halves)
-    most_rows = 1 if problem.score else 2  # an expression needs registers
+    most_rows = 1 if problem.score or problem.mask else 2  # an expression needs registers
     tile = next(
         t
         for t in table
@@ -150,7 +150,7 @@ def plan_attention(problem: AttentionProblem, compute_capability: int) -> Attent
         "kModified": problem.modified,
         "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
         "kMasked": problem.masked,
-        "Tiles": "ListedTiles" if problem.blocked else "AllTiles",
+        "Tiles": problem.tiles,
     }
     row_blocks, units, heads_in_l2 = problem.grid(rows)
     grid = units * row_blocks * max(1, ceil_div(problem.value_dim, value_dim))

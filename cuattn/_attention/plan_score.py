@@ -41,7 +41,7 @@ def plan_score(
     element that this step is, of which it knows the place, too.
     """
     steps = differentiate(expression, by).steps if chain else expression.steps
-    lines = [_line(place, step, dtypes) for place, step in enumerate(steps)]
+    lines = lines_of(steps, dtypes)
     if chain:
         lines.append(f"    chain = v{len(steps) - 1};")
     lines.append(f"    return v{len(expression.steps) - 1};")
@@ -62,14 +62,19 @@ def _place(expression: Expression, dtypes: tuple[str, ...], element: int) -> str
         if place not in needed:
             needed.add(place)
             ahead += steps[place].operands
-    lines = [_line(place, steps[place], dtypes) for place in sorted(needed)]
+    every = lines_of(steps, dtypes)
+    lines = [every[place] for place in sorted(needed)]
     arguments = ", ".join(("arrays", *(f"v{place}" for place in steps[element].operands)))
     lines.append(f"    return expression::place<{steps[element].value}>({arguments});")
     return "\n".join(lines)
 
 
-def _line(place: int, step: Step, dtypes: tuple[str, ...]) -> str:
-    return f"    const {TYPES[step.kind]} v{place} = {_value(step, dtypes)};"
+def lines_of(steps: tuple[Step, ...], dtypes: tuple[str, ...]) -> list[str]:
+    """Of each step a variable."""
+    return [
+        f"    const {TYPES[step.kind]} v{place} = {_value(step, dtypes)};"
+        for place, step in enumerate(steps)
+    ]
 
 
 def _value(step: Step, dtypes: tuple[str, ...]) -> str:

@@ -22,14 +22,14 @@ class Grid(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score expression as C++: a struct for the template argument `Score` of kernels."""
+    """A score or mask expression as C++: a struct for a template argument of kernels."""
 
     name: str
     text: str  # that defines it
     expression: str  # as the caller wrote it
 
 
-NO_SCORE = Score("NoScore", "", "")
+NO_SCORE, ARRAY_MASK = Score("NoScore", "", ""), Score("ArrayMask", "", "")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class AttentionProblem:
     bounded: bool = False  # later queries see later keys only
     score: Score | None = None  # then `modified`, too
     blocked: bool = False  # the mask is a block mask
+    mask: Score | None = None  # of an expression
 
     @property
     def is_decode(self) -> bool:
@@ -63,19 +64,24 @@ class AttentionProblem:
         wide = max(self.head_dim, self.value_dim) > DECODE_DIM
         return rows <= FEW_ROWS and self.k_rows >= MANY_KEYS and not changed and not wide
 
+    @property
+    def tiles(self) -> str:
+        """The template argument `Tiles`."""
+        return f"ListedTiles<{(self.mask or ARRAY_MASK).name}>" if self.blocked else "AllTiles"
+
     def kernel(
         self, template: str, arguments: dict[str, object], grid: int, warps: int, smem: int
     ) -> Kernel:
         """A kernel that makes scores, with `Score` behind its arguments."""
-        name, text, expression = self.score or NO_SCORE
+        score, mask = self.score or NO_SCORE, self.mask or ARRAY_MASK
         return Kernel(
             template,
-            {**arguments, "Score": name},
+            {**arguments, "Score": score.name},
             grid,
             32 * warps,
             smem_bytes=smem,
-            text=text,
-            expression=expression,
+            text=score.text + mask.text,
+            expression="; ".join(one for one in (score.expression, mask.expression) if one),
         )
 
     def grid(self, rows: int, pack: int = 1) -> Grid:

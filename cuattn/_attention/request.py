@@ -23,7 +23,7 @@ from cuattn._arrays.inputs import Owner, as_array, as_arrays
 from cuattn._arrays.interchange import on_host
 from cuattn._arrays.outputs import as_outputs
 from cuattn._arrays.row_layout import FLOAT32, FLOAT64, spec_of
-from cuattn._attention import checks, request_block_mask
+from cuattn._attention import checks, request_block_mask, request_mask
 from cuattn._attention.request_score import expression, named
 from cuattn._attention.views import Arrays, Shape, Sizes, canonical_shape, fractional, specs_of
 from cuattn._device.runtime import runtime_of
@@ -40,6 +40,7 @@ class Options(NamedTuple):
     tf32: bool = False
     score: Expression | None = None
     block: tuple[int, int] | None = None  # queries and keys of a tile of a block mask
+    mask: request_mask.Predicate | None = None  # of a block mask, where that is no array
 
 
 class Expected(NamedTuple):
@@ -66,6 +67,7 @@ class Call(NamedTuple):
     outs: tuple[Any, ...] | None  # out, or out and lse; None: to be allocated
     return_lse: bool
     score_args: Mapping[str, Any] = MappingProxyType({})  # by the names that errors give them
+    mask_args: Mapping[str, Any] = MappingProxyType({})  # likewise, of a mask expression
 
     @property
     def results(self) -> list[tuple[Shape, np.dtype]]:
@@ -92,24 +94,28 @@ def attention(
     `numbers`: is_causal, window, scale, softcap and precision.
     """
     scalars.one_of("layout", layout, ("BHSD", "BSHD"))
-    lists, block = request_block_mask.lists(block_mask, optional.get("mask"))
+    lists, masked, mask, block = request_block_mask.lists(block_mask, optional.get("mask"))
     indexed = named(score, score_args)
-    given, offset = as_given({**required, **indexed}, {**optional, **lists}, q_offset)
-    indexed = {name: given.pop(name) for name in indexed}
+    given, offset = as_given({**required, **indexed, **masked}, {**optional, **lists}, q_offset)
+    indexed, masked = ({name: given.pop(name) for name in some} for some in (indexed, masked))
     arrays = Arrays(**request_block_mask.fields_of(given))
     specs = specs_of(arrays)
     expected = expect(specs, layout)
+    predicate = None
     if block is not None:
-        request_block_mask.check(specs, expected.sizes, block)
+        predicate = None if mask is None else request_mask.predicate_of(mask, masked)
+        request_block_mask.check(specs, predicate, expected.sizes, block)
     check_values(arrays, expected.sizes)
     options = options_of(offset, expected.head_dim, specs.q.dtype, *numbers)
-    options = options._replace(score=expression(score, indexed), block=block)
+    options = options._replace(score=expression(score, indexed), block=block, mask=predicate)
     expected = expected._replace(dtype=checks.result_dtype(dtype, specs.q.dtype))
     return_lse = scalars.flag("return_lse", return_lse)
     runtime = runtime_of(arrays.q)
-    call = Call(runtime, arrays, specs, expected, options, layout, None, return_lse, indexed)
+    call = Call(
+        runtime, arrays, specs, expected, options, layout, None, return_lse, indexed, masked
+    )
     names = [request_block_mask.name_of(name, block is not None) for name in arrays._fields]
-    inputs = [*zip(names, arrays, strict=True), *indexed.items()]
+    inputs = [*zip(names, arrays, strict=True), *indexed.items(), *masked.items()]
     if out is not None:
         call = call._replace(outs=as_outputs(out, call.results, inputs, in_place=False))
     if runtime is not None:

@@ -41,16 +41,18 @@ def prepare(call: Call) -> Any:
     runtime, expected, outs = call.runtime, call.expected, call.outs or ()
     if runtime is None:
         given = {n: array for n, array in call.arrays._asdict().items() if array is not None}
-        given |= call.score_args
+        given |= {**call.score_args, **call.mask_args}
         if outs or any(name in given for name in INTEGERS):  # whose values are checked
             return one_or_all(*_compute(call))
-        names = NAMES | {name: name for name in call.score_args}
-        names |= BLOCK_NAMES if call.options.block else {}
+        names = NAMES | names_of(call)
         return Prepared(HOST, _computed(call, tuple(given)), given, (), one_or_all, names)
     device = runtime.device(call.arrays.q)
     with runtime.on(device):
         arrays = cast(call.arrays, expected.acc, expected.fractional, runtime.xp)
-        indexed = {n: whole_elements(runtime.xp, array) for n, array in call.score_args.items()}
+        indexed, masked = (
+            {n: whole_elements(runtime.xp, array) for n, array in some.items()}
+            for some in (call.score_args, call.mask_args)
+        )
     aligned = tuple(
         not any(runtime.address(array) % 16 for array in some) for some in (arrays[:3], outs[:1])
     )
@@ -63,15 +65,22 @@ def prepare(call: Call) -> Any:
         call.return_lse,
         aligned,
         runtime.limits(device),
-        tuple((name, spec_of(array)) for name, array in indexed.items()),
+        *(tuple((n, spec_of(array)) for n, array in some.items()) for some in (indexed, masked)),
     )
-    given = {**arrays._asdict(), **indexed, **dict(zip(("out", "lse"), outs, strict=False))}
+    given = {**arrays._asdict(), **indexed, **masked}
+    given |= zip(("out", "lse"), outs, strict=False)
     names = NAMES_OF_TWO if len(outs) > 1 else NAMES
-    names = names | {name: name for name in indexed}
-    names |= BLOCK_NAMES if call.options.block else {}
+    names = names | names_of(call)
     if runtime.xp is np:  # the values of integers are checked at every call
         names = names | dict.fromkeys(INTEGERS, "")
     return Prepared(runtime, launches, given, (), one_or_all, names)
+
+
+def names_of(call: Call) -> dict[str, str]:
+    """What the arguments are called that expressions index, and those of a block mask."""
+    of_mask = {n: n.replace("block_mask.mask.args", "block_mask[3][1]") for n in call.mask_args}
+    blocks = BLOCK_NAMES if call.options.block else {}
+    return {name: name for name in call.score_args} | of_mask | blocks
 
 
 def _compute(call: Call) -> list[Any]:
@@ -79,22 +88,24 @@ def _compute(call: Call) -> list[Any]:
     expected, outs = call.expected, call.outs or tuple(np.empty(*one) for one in call.results)
     arrays = cast(call.arrays, expected.acc, expected.fractional, np)
     operands = canonical_views(arrays, outs, expected.sizes, call.layout, np)
-    operands = operands._replace(score_args=tuple(call.score_args.values()))
+    indexed = tuple(call.score_args.values()), tuple(call.mask_args.values())
+    operands = operands._replace(score_args=indexed[0], mask_args=indexed[1])
     numpy_attention.attention(operands, call.options)
     return [*outs]
 
 
 def _computed(call: Call, given: tuple[str, ...]) -> Computed:
     """What is left of a call on NumPy arrays, without these arrays."""
-    few, names = numpy_attention.few(call, given), [*call.score_args]
-    call = call._replace(arrays=call.specs, score_args={})
+    few, names = numpy_attention.few(call, given), ([*call.score_args], [*call.mask_args])
+    call = call._replace(arrays=call.specs, score_args={}, mask_args={})
 
     def run(runtime: Any, arrays: list[Any], numbers: tuple[Any, ...]) -> list[Any]:
-        if few is not None and (found := few(*arrays)) is not None:
-            return found
+        if few is not None and (results := few(*arrays)) is not None:
+            return results
         by_name = dict(zip(given, arrays, strict=True))
-        indexed = {name: by_name.pop(name) for name in names}
-        return _compute(call._replace(arrays=Arrays(**by_name), score_args=indexed))
+        indexed, masked = ({name: by_name.pop(name) for name in some} for some in names)
+        found = call._replace(arrays=Arrays(**by_name), score_args=indexed, mask_args=masked)
+        return _compute(found)
 
     return Computed(given, run)
 
@@ -121,23 +132,26 @@ def _planned(
     aligned: tuple[bool, ...],
     limits: Limits,
     indexed: tuple[tuple[str, ArraySpec], ...],
+    masked: tuple[tuple[str, ArraySpec], ...],
 ) -> Launches:
     """Launch of a call, if there is anything to compute.
 
     `outs` may be empty. `aligned`: q, k and v, and out, start on 16-byte boundaries, as new memory
-    does. `indexed`: arrays of a score expression, by the names of their fields.
+    does. `indexed`, `masked`: arrays of a score and of a mask expression, by the names of their
+    fields.
     """
     from cuattn._attention.plan import plan_attention
     from cuattn._attention.plan_sm90 import SM90_SOFTCAP, box_of, is_tma, plan_attention_sm90
 
     sizes, results = expected.sizes, ("out", "lse")[: 1 + return_lse]
     reads = [name for name, spec in given._asdict().items() if spec is not None]
-    reads += [name for name, _ in indexed]
+    reads += [name for name, _ in (*indexed, *masked)]
     writes, made = results[: len(outs)], dict[str, Made]()
     if not outs:
         made, outs = made_results(expected, results)
     operands = canonical_specs(given, outs, sizes, layout)
-    operands = operands._replace(score_args=tuple(spec for _, spec in indexed))
+    of_score, of_mask = (tuple(spec for _, spec in some) for some in (indexed, masked))
+    operands = operands._replace(score_args=of_score, mask_args=of_mask)
     q, k, v, out, lse, *_ = operands
     batch, heads, q_rows, value_dim = sizes.batch, q.shape[1], q.shape[2], v.shape[3]
     if not batch * heads * q_rows or (not value_dim and lse is None):
@@ -163,7 +177,7 @@ def _planned(
     tail = tail_of(operands, options, problem, plan.row_blocks, plan.heads_in_l2, aligned[1], pack)
     block: Block = (ATTENTION_POINTERS, tail, score_arrays_of(dict(indexed)))
     if sm90 is None:
-        block = (*block, *blocked_of(operands, options))
+        block = (*block, *blocked_of(operands, options, dict(masked)))
         return Launches(reads, writes, made, results, [(plan.kernel, block)])
     dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
     boxes = [

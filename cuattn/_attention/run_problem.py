@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from cuattn._arrays.row_layout import ArraySpec
 from cuattn._attention.request import Options
+from cuattn._attention.run_score import score_arrays_of
 from cuattn._attention.views import Operands, is_vector, is_widened, strides_of
 from cuattn._device.launches import Block
 from cuattn._device.params import (
@@ -17,17 +20,19 @@ if TYPE_CHECKING:
     from cuattn._attention.problem import AttentionProblem
 
 
-def blocked_of(x: Operands, options: Options) -> Block:
+def blocked_of(x: Operands, options: Options, mask_args: Mapping[str, ArraySpec]) -> Block:
     """What AttentionBlockedParams has more than AttentionParams; nothing without a block mask."""
     if options.block is None:
         return ()
+    rows, columns = (0, 0) if options.mask is None else options.mask.shape[-2:]
     tail = ATTENTION_BLOCKED_TAIL.pack(
         block_stride=strides_of(x.block_counts, 3)[:2],
         block_cols=x.block_indices.shape[3],
         block_queries=options.block[0],
         block_keys=options.block[1],
+        mask_offset=columns - rows,
     )
-    return ATTENTION_BLOCKED_POINTERS, tail
+    return ATTENTION_BLOCKED_POINTERS, tail, score_arrays_of(mask_args)
 
 
 def problem_of(
@@ -41,6 +46,7 @@ def problem_of(
 ) -> AttentionProblem:
     """What decides on the kernels of a call, of canonical specs; `chain`: they are of gradients."""
     from cuattn._attention.plan import MAX_SCALE
+    from cuattn._attention.plan_mask import plan_mask
     from cuattn._attention.plan_score import plan_score
     from cuattn._attention.problem import AttentionProblem
 
@@ -49,6 +55,9 @@ def problem_of(
     score = None
     if options.score is not None:
         score = plan_score(options.score, tuple(spec.dtype.name for spec in x.score_args), chain)
+    mask = None
+    if options.mask is not None:
+        mask = plan_mask(options.mask.expression, tuple(spec.dtype.name for spec in x.mask_args))
     # A larger scale is not left to the exponential, whose factor would be infinite.
     rescored = options.softcap or not 0 < options.scale < MAX_SCALE
     return AttentionProblem(
@@ -65,11 +74,12 @@ def problem_of(
         tma=tma,
         modified=bool(rescored or score or x.bias is not None or x.alibi_slopes is not None),
         bias=None if x.bias is None else x.bias.dtype.name,
-        masked=x.mask is not None,
+        masked=x.mask is not None or mask is not None,
         ragged=ragged,
         bounded=options.right is not None,
         score=score,
         blocked=options.block is not None,
+        mask=mask,
     )
 
 

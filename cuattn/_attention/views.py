@@ -63,6 +63,7 @@ class Operands(NamedTuple):
     block_indices: Any = None  # (B, H, M', N') int32
     block_full: Any = None  # (B, H, M', N') bool
     score_args: tuple[Any, ...] = ()  # of a score expression, in the order of their names
+    mask_args: tuple[Any, ...] = ()  # likewise, of a mask expression
 
 
 class Sizes(NamedTuple):

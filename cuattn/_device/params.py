@@ -166,8 +166,17 @@ ATTENTION_BLOCKED_POINTERS = Params(
     "AttentionBlockedParams", "Q: block_counts block_indices block_full"
 )
 ATTENTION_BLOCKED_TAIL = Params(
-    "AttentionBlockedParams", "2q: block_stride", "i: block_cols block_queries block_keys", "4x:"
-)
+    "AttentionBlockedParams",
+    "2q: block_stride",
+    "q: mask_offset",
+    "i: block_cols block_queries block_keys",
+    "4x:",
+)  # before SCORE_ARRAYS
+ATTENTION_BLOCK_MASK = Params(
+    "AttentionBlockMaskParams",
+    "Q: kinds",
+    "q: batch heads tile_rows tile_cols queries keys block_queries block_keys",
+)  # before SCORE_ARRAYS
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
 ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", "116x:")
 ATTENTION_MERGE = Params(

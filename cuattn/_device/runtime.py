@@ -165,8 +165,9 @@ class Cuda:
         if spilled:
             found = self.xp.cuda.driver.funcGetAttribute(NUM_REGS, handle)
             warnings.warn(
-                f"score {kernel.expression!r} needs more than the {found} registers of a thread: "
-                f"{spilled} bytes of each lie in memory, which is slower; a shorter one may not",
+                f"expression {kernel.expression!r} needs more than the {found} registers of a "
+                f"thread: {spilled} bytes of each lie in memory, which is slower; "
+                "a shorter one may not",
                 RuntimeWarning,
                 stacklevel=2,
             )

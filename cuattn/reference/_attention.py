@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn._arrays.results import BlockMask
+from cuattn._arrays.results import BlockMask, MaskExpression
 from cuattn.reference._heads import (
     cut,
     dense,
@@ -24,7 +24,7 @@ from cuattn.reference._heads import (
     shift,
 )
 from cuattn.reference._numerics import Option, quiet, result, wide
-from cuattn.reference._score import score_of
+from cuattn.reference._score import leading_axes, mask_of, score_of
 
 Window = tuple[int | None, int | None]
 
@@ -62,7 +62,9 @@ def attention(
     b, h, q and k.
     """
     ndim = np.ndim(q)
-    mask = mask if block_mask is None else block_mask.mask
+    if block_mask is not None:
+        own = block_mask.mask
+        mask = mask_of(*own) if isinstance(own, MaskExpression) else own
     queries, keys, values = (canonical(np.asarray(a), layout) for a in (q, k, v))
     numbers = numbers_of(queries, scale, softcap, window, is_causal)
     full, full_lse = nothing((*queries.shape[:-1], values.shape[-1]), wide(queries[:0]).dtype)
@@ -73,15 +75,25 @@ def attention(
     return in_layout(full, full_lse, layout, ndim, return_lse, out, dtype)
 
 
+@quiet
 def block_mask(
-    mask: ArrayLike,
-    q_len: int | None = None,
-    k_len: int | None = None,
+    mask: ArrayLike | str,
+    q_len: Any = None,
+    k_len: Any = None,
     /,
     *,
+    args: Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    heads: int | None = None,
+    like: Any = None,
     block: tuple[int, int] = (128, 128),
 ) -> BlockMask:
-    """The tiles of a mask that are not empty, row by row, and which of them hide nothing."""
+    """The tiles of a mask that are not empty, row by row, and which of them hide nothing.
+
+    Of an expression all elements, which are the result's `mask`; `like` changes nothing.
+    """
+    if isinstance(mask, str):
+        mask = mask_of(mask, args, (*leading_axes(mask, batch, heads), q_len, k_len))
     given = np.asarray(mask)
     shape = (*given.shape[:-2], given.shape[-2] if q_len is None else q_len)
     given = np.broadcast_to(given, (*shape, given.shape[-1] if k_len is None else k_len))

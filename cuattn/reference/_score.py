@@ -1,4 +1,4 @@
-"""Score expressions by Python itself, over grids of indices in float64.
+"""Expressions by Python itself, over grids of indices in float64.
 
 A part of `cuattn.reference`, whose rules hold here. The text is trusted: `attention` checks it.
 """
@@ -57,6 +57,24 @@ FUNCTIONS: dict[str, Any] = {
     "max": lambda *numbers: reduce(np.maximum, numbers),
     **{name: getattr(np, name) for name in ("exp", "log", "tanh", "sqrt", "where")},
 }
+
+
+def leading_axes(text: str, batch: Any, heads: Any) -> tuple[Any, ...]:
+    """Those of a mask expression, by which of b and h it has."""
+    nodes = ast.walk(ast.parse(text.strip(), mode="eval"))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    own = (heads,) if "h" in names else ()
+    return (batch, *(own or (1,))) if "b" in names else own
+
+
+def mask_of(text: str, arrays: Mapping[str, Any] | None, shape: tuple[int, ...]) -> np.ndarray:
+    """All elements (..., S_q, S_k) of a mask expression."""
+    *lead, rows, columns = shape
+    predicate, q, k = score_of(text, arrays), np.arange(rows)[:, None], np.arange(columns)
+    mask = np.empty((*(1, 1, *lead)[-2:], rows, columns), bool)
+    for b, h in np.ndindex(mask.shape[:2]):
+        mask[b, h] = predicate(None, b, h, q + columns - rows, k)
+    return mask.reshape(shape)
 
 
 def score_of(

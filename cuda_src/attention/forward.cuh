@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
               const int c = 8 * n + lane % 4 * 2 + e, col = key + c;
               bool visible = !kEdge || (col >= low && col < high);
               if constexpr (kHides) {
-                visible = visible && row < block.q_len && (!partial || rule.allowed(row, col));
+                visible = visible && row < block.q_len && (!partial || tiles.allowed(rule, row, col));
                 seen |= static_cast<unsigned long long>(visible) << c;
               }
               Acc& score = s[i][n][2 * half + e];

@@ -13,11 +13,19 @@ struct AttentionBlockedParams {
   const int* block_indices;   // [batch, heads, rows, block_cols]: these, ascending
   const bool* block_full;     // [batch, heads, rows, block_cols]: of each listed one, whether it hides nothing
   long long block_stride[2];  // batch, head; in rows of tiles
+  long long mask_offset;      // of query 0 among the keys, as a mask expression has it
   int block_cols, block_queries, block_keys;
+  ScoreArrays mask_arrays;  // what it indexes
 };
 
+// The mask of a block mask: the array of AttentionParams, or in its place a struct that is made of an expression
+// (cuattn/_attention/plan_mask.py):
+//   static bool seen(long long b, long long h, long long q, long long k, const ScoreArrays& arrays);
+// b: sequence, h: query head, q, k: places of query and key among the keys.
+struct ArrayMask {};
+
 // Tiles `begin` to `end`, of `size` keys each; tile j begins with key(j). is_partial(j): the mask, if there is one, has
-// to be read.
+// to be asked. allowed(rule, row, col): whether it lets query `row` see key `col`, by the ScoreRule of their head.
 struct AllTiles {
   using Params = AttentionParams;
   static constexpr bool kListed = false;
@@ -30,10 +38,15 @@ struct AllTiles {
   static __device__ __forceinline__ const AttentionParams& attention(const Params& params) { return params; }
   __device__ __forceinline__ int key(int j) const { return first + j * size; }
   __device__ __forceinline__ bool is_partial(int) const { return true; }
+  template <class Rule>
+  __device__ __forceinline__ bool allowed(const Rule& rule, int row, int col) const {
+    return rule.allowed(row, col);
+  }
 };
 
 // The same, counted from the first that is listed of the row. Whatever an index is, no key but those from keys.begin to
 // keys.end is loaded.
+template <class Mask>
 struct ListedTiles {
   using Params = AttentionBlockedParams;
   static constexpr bool kListed = true;
@@ -62,6 +75,14 @@ struct ListedTiles {
   }
   __device__ __forceinline__ bool is_partial(int j) const {
     return !ptx::ld_global(params.block_full + place(listed(j)));
+  }
+  template <class Rule>
+  __device__ __forceinline__ bool allowed(const Rule& rule, int row, int col) const {
+    if constexpr (kIsSame<Mask, ArrayMask>) {
+      return rule.allowed(row, col);
+    } else {
+      return Mask::seen(rule.block.batch, rule.head, row + params.mask_offset, col, params.mask_arrays);
+    }
   }
 
  private:

@@ -237,7 +237,7 @@ def test_a_score_that_spills_warns(runtime, gpus, compiled):
     own = dataclasses.replace(OTHER, text="struct Own {};", expression="s + 1")
     gpus.registers, gpus.spilled = 255, 48
     launch(runtime, KERNEL)
-    with pytest.warns(RuntimeWarning, match=r"score 's \+ 1' .* 255 registers .* 48 bytes"):
+    with pytest.warns(RuntimeWarning, match=r"expression 's \+ 1' .* 255 registers .* 48 bytes"):
         launch(runtime, own)
     launch(runtime, own)
     assert compiled[1] == (OTHER.header, OTHER.name, "sm_80", "struct Own {};")

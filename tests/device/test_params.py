@@ -72,7 +72,9 @@ PACKED = {
         *ATTENTION,
         device_params.ATTENTION_BLOCKED_POINTERS,
         device_params.ATTENTION_BLOCKED_TAIL,
+        device_params.SCORE_ARRAYS,
     ],
+    "AttentionBlockMaskParams": [device_params.ATTENTION_BLOCK_MASK, device_params.SCORE_ARRAYS],
     "AttentionSm90Params": [*[TENSOR_MAP] * 4, *ATTENTION, device_params.ATTENTION_SM90],
     "AttentionTopKParams": [*ATTENTION, device_params.ATTENTION_TOPK],
     "AttentionBackwardParams": BACKWARD,
@@ -294,7 +296,7 @@ def test_a_compiler_lays_them_out_so():
 
 
 HEADERS = (
-    *("topk/radix", "attention/params", "attention/key_tiles"),
+    *("topk/radix", "attention/params", "attention/key_tiles", "attention/block_mask"),
     *(
         "attention/backward_params",
         "attention/merge",
@@ -371,7 +373,7 @@ def test_fields_are_called_as_their_arrays():
     names += device_params.ATTENTION_BLOCKED_POINTERS.codes
     arrays = list(views.Arrays._fields)
     assert names == [*arrays[:3], "out", "lse", *arrays[3:]]
-    assert [*names, "score_args"] == list(views.Operands._fields)
+    assert [*names, "score_args", "mask_args"] == list(views.Operands._fields)
     for kind, params, sizes in (
         (LogitsState, device_params.STATE_MERGE, ["n"]),
         (SampleState, device_params.TOPK_STATE_MERGE, ["rows", "k"]),

@@ -350,6 +350,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
     lists = gpus.ndarray((1, 1), "int32", 1), gpus.ndarray((1, 1), "bool", 1)
     seen = gpus.ndarray((8, 8), "bool", 1)
     blocks = cuattn.BlockMask(gpus.ndarray((1,), "int32", 1), *lists, seen, (128, 128))
+    places = blocks._replace(mask=cuattn.MaskExpression("q < t[k]", {"t": lens}, (8, 8)))
     gpus.ndarray.flags = types.SimpleNamespace(c_contiguous=True)
     gpus.ascontiguousarray = lambda array, dtype=None: array  # as CuPy's, of one that is
     calls = [
@@ -383,6 +384,7 @@ def test_a_warm_call_plans_nothing(gpus, compiled, monkeypatch):  # noqa: F811
         lambda: cuattn.merge(cuattn.SoftmaxState(lse, lse), cuattn.SoftmaxState(lse, lse)),
         lambda: cuattn.attention(q, q, q, window=(3, 0), kv_lens=lens),
         lambda: cuattn.attention(q, q, q, block_mask=blocks),
+        lambda: cuattn.attention(q, q, q, block_mask=places),
         lambda: cuattn.attention(q, q, q, score="s + t[b]", score_args={"t": lens}),
         lambda: cuattn.merge_attention(q, q_lse, q, q_lse),
         lambda: cuattn.attention_kvcache(q, cache, cache, kv_lens=lens),
@@ -406,6 +408,7 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
     """On NumPy arrays, of every function whose arrays are not looked into."""
     x = rng.standard_normal((1, 4, 4)).astype(np.float32)
     blocks = cuattn.block_mask(x > 0)
+    places = cuattn.block_mask("d[h, q, k] > 0", 4, 4, args={"d": x}, heads=1)
     calls = [
         lambda: cuattn.softmax(x, scale=2.0),
         lambda: cuattn.log_softmax(x, where=x > 0),
@@ -420,6 +423,7 @@ def test_a_warm_call_checks_nothing(monkeypatch, rng):
         lambda: cuattn.entropy(x, where=x > 0),
         lambda: cuattn.attention(x, x, x, window=(3, 0), bias=x),
         lambda: cuattn.attention(x, x, x, block_mask=blocks),
+        lambda: cuattn.attention(x, x, x, block_mask=places),
         lambda: cuattn.attention(x, x, x, score="s + t[h, q, k]", score_args={"t": x}),
     ]
     want = [call() for call in calls]

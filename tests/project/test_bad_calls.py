@@ -103,12 +103,26 @@ OPTIONS = {
 }
 
 
+# Further calls, with all of their options: the first word is the function's.
+MORE = {
+    "block_mask of an expression": (
+        ("d[b, q] < h + k", 3, 5),
+        {"args": {"d": np.ones((2, 5), np.int32)}, "batch": 2, "heads": 3},
+    )
+}
+
+
+def function(name):
+    return getattr(cuattn, name.partition(" ")[0])
+
+
 def parameters(name):
     """Positional parameters of a function, its options, and those that it must have."""
-    found = inspect.signature(getattr(cuattn, name)).parameters.values()
+    found = inspect.signature(function(name)).parameters.values()
     arrays = [p.name for p in found if p.kind is p.POSITIONAL_ONLY]
     options = [p for p in found if p.name not in arrays]
-    return arrays, [p.name for p in options], [p.name for p in options if p.default is p.empty]
+    needed = [p.name for p in options if p.default is p.empty]
+    return arrays, [p.name for p in options], [*MORE[name][1]] if name in MORE else needed
 
 
 class Draw:
@@ -165,7 +179,7 @@ def drawn(draw, name):
     def retyped(a):
         return a.astype(dtype) if a.dtype == np.float32 else a.copy()
 
-    args, named = each(retyped, CALLS[name])
+    args, named = each(retyped, (CALLS | MORE)[name])
     valid = {**dict.fromkeys(options), **OPTIONS, **named}
     call = dict(zip(arrays, args, strict=True))
     asked = draw.few(options) | dict.fromkeys(needed)
@@ -255,6 +269,11 @@ def shapes(name, call):
         rows, keys = call.get("block", (128, 128))
         counts = (*lead, -(-m // int(rows)))
         return [counts, *[(*counts, -(-n // int(keys)))] * 2, (*lead, m, n)]
+    if name in MORE:
+        rows, keys = call.get("block", (128, 128))
+        tiles = -(-int(call["q_len"]) // int(rows)), -(-int(call["k_len"]) // int(keys))
+        lead = int(call["batch"]), int(call["heads"])
+        return [(*lead, tiles[0]), *[(*lead, *tiles)] * 2]
     if name == "kv_append":
         return [()]  # None
     if name.startswith("attention_backward"):
@@ -308,7 +327,7 @@ def device(request, monkeypatch):
     return device
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *MORE])
 def test_bad_calls(name, device):
     arrays, options, _ = parameters(name)
     argument = rf"^(?:{'|'.join(arrays + options)})\b[\w.\[\]']* must .+, but .+"
@@ -334,7 +353,7 @@ def test_bad_calls(name, device):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                results = getattr(cuattn, name)(*args, **given)
+                results = function(name)(*args, **given)
         except (TypeError, ValueError, AxisError) as error:
             assert type(error) in (TypeError, ValueError, AxisError)
             assert re.match(argument, str(error), re.DOTALL), str(error)

@@ -43,6 +43,7 @@ def calls():
     line, wide = flat[:, 0, 0], ones(4, 1, dtype=np.float64)
     few = {"kv_lens": lens.astype(np.int32), "split_size": 128}
     blocks = cuattn.block_mask(ones(16, 16) > 0)
+    places = cuattn.block_mask("d[q] <= d[k]", 16, 16, args={"d": q[0, 0, :, 0]})
     return {
         "softmax": lambda **out: cuattn.softmax(x, where=x > 0 if not out else MASK, **out),
         "softmax, lse": lambda **out: cuattn.softmax(x, scale=0.5, return_lse=True, **out),
@@ -102,6 +103,9 @@ def calls():
         "merge of selections": lambda **out: cuattn.merge(selected, selected, **out),
         "attention": lambda **out: cuattn.attention(q, q, q, is_causal=True, **out),
         "attention, block mask": lambda **out: cuattn.attention(q, q, q, block_mask=blocks, **out),
+        "attention, mask expression": lambda **out: cuattn.attention(
+            q, q, q, block_mask=places, **out
+        ),
         "attention, lse": lambda **out: cuattn.attention(q, q, q, return_lse=True, **out),
         "attention with a score": lambda **out: cuattn.attention(
             q, q, q, score="s + t[q]", score_args={"t": q[0, 0, :, 0]}, **out

@@ -283,9 +283,13 @@ def calls_of_cuattn():
             return_dscore=True,
         ),
         "attention_column_sums": lambda: cuattn.attention_column_sums(q, q, part[1]),
-        "block_mask": lambda: cuattn.attention(
-            q, q, q, block_mask=cuattn.block_mask(x[:1, :16] > 0, 16)
-        ),
+        "block_mask": lambda: [
+            cuattn.attention(q, q, q, block_mask=blocks)
+            for blocks in (
+                cuattn.block_mask(x[:1, :16] > 0, 16),
+                cuattn.block_mask("d[q] <= d[k]", 16, 16, args={"d": x[0]}),
+            )
+        ],
         "merge_attention": lambda: cuattn.merge_attention(*part, *part),
         "merge_attention_states": lambda: cuattn.merge_attention_states(
             cupy.stack([part[0]] * 2), cupy.stack([part[1]] * 2)
