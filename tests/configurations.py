@@ -480,6 +480,13 @@ def sm90_attention_problems() -> Iterator[AttentionProblem]:
     for dim in (64, 128, 256):
         yield attention_problem("float16", dim, tma=False)
     yield attention_problem("float16", 128, tma=False, modified=True)
+    blocked = {"masked": True, "blocked": True}
+    for dims in ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)):
+        yield attention_problem("bfloat16", *dims, modified=True, **blocked)
+        if dims[0] not in (64, 128, 256):
+            yield attention_problem("float16", *dims, **blocked)
+    yield attention_problem("float16", 192, modified=True, score=few_arrays(), **blocked)
+    yield attention_problem("float16", 128, tma=False, **blocked)
 
 
 def attention_topk_kernels() -> Iterator[Kernel]:

@@ -89,10 +89,13 @@ def program(trace):
             whose.setdefault(last, f"{tensors[args[2]]} is free")
 
     warps, arrivals, parts = {}, {}, Counter()
+    barriers = max(args[0] for op, args, _, _ in trace.warps[0] if op == "init")
     for warp, events in trace.warps.items():
         found, loaded, tile, round = [], Counter(), Counter(), 0
         for op, args, site, _ in events:
             on, count, uses = *args[:2], ()
+            if op == "read" and on < barriers:  # of `out`, by the warp that has written it
+                continue
             if found and found[-1].op == "write" and op != "stmatrix":
                 round += 1
             if op == "init":
@@ -111,15 +114,18 @@ def program(trace):
                 op = "wgmma"
             elif op == "commit":
                 tile[found[-1].uses[0][1][0]] += 1
+            elif op in ("read", "write") and on > barriers:  # what a warp's rows see of a tile
+                op += " seen"
+                uses = (("seen", ("seen", tile["k"])),)
             elif op in ("stmatrix", "write", "store"):
                 content = ("v", tile["v"]) if op == "write" else ("out", round - (op == "store"))
                 uses = ((slot.get(on // GRANULE, -(warp // 4 * 4)), content),)
                 op = {"stmatrix": "write", "write": "clear"}.get(op, op)
-            if op in ("wgmma", "write", "clear"):
+            if op in ("wgmma", "write", "clear", "write seen", "read seen"):
                 step = Step(op, site, uses=uses)
                 if found and found[-1] == step:  # again and again: once is enough
                     continue
-                parts[uses[0]] += op == "write"
+                parts[uses[0]] += op.startswith("write")
             else:
                 step = Step(op, site, on, count, uses, "" if op == "load" else whose.get(on, ""))
             found.append(step)
@@ -303,6 +309,14 @@ class Machine:
         slot = self.takes(warp, step)
         self.there[slot] += 1
         self.unfenced[slot].add(warp)
+        return True
+
+    def on_write_seen(self, warp, step):
+        self.there[self.takes(warp, step)] += 1
+        return True
+
+    def on_read_seen(self, warp, step):
+        self.needs(warp, step, by_proxy=False)
         return True
 
     def on_clear(self, warp, step):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.problem import NO_SCORE, AttentionProblem
+from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, Kernel, ceil_div
 from cuattn._device.tensor_map import ALIGNMENT, Boxes
 
@@ -48,6 +48,12 @@ TILES = (
     Tile(256, 256, True, 2, 64, 2, False, False, "192 KiB; registers"),
 )
 
+BLOCKED_TILES = (  # tiles of a block mask, of multiples of 128 queries and keys, are made of these
+    *TILES[1:5],
+    Tile(192, 192, True, 2, 64, 2, False, False, "144 KiB"),
+    Tile(256, 256, True, 2, 64, 2, False, False, "192 KiB; no registers for an expression", False),
+)
+
 
 class Schedule(NamedTuple):
     """What the persistent blocks of a kernel share out, in its parameters."""
@@ -78,27 +84,33 @@ def plan_attention_sm90(
 ) -> Sm90Plan | None:
     """Kernel of one call on a device; None: the general one computes it."""
     sizes = problem.q_rows, problem.k_rows, problem.head_dim, problem.value_dim
-    special = problem.bias is not None or problem.masked or not problem.tma
+    masked = problem.masked and not problem.blocked
+    special = problem.bias is not None or masked or not problem.tma
     if compute_capability != 90 or problem.op not in HALVES or special or min(sizes) == 0:
         return None
     if max(problem.head_dim, problem.value_dim) > DIMS[-1]:
         return None
     dim = next(d for d in DIMS if problem.head_dim <= d)
     value_dim = next(d for d in DIMS if problem.value_dim <= d)
-    score, scored = problem.score or NO_SCORE, problem.score is not None
-    tile = next(
+    scored = problem.score is not None
+    fitting = [
         t
-        for t in TILES
+        for t in (BLOCKED_TILES if problem.blocked else TILES)
         if dim <= t.max_dim
         and value_dim <= t.max_value_dim
         and problem.modified <= t.modified
         and scored <= t.scored
-    )
+    ]
+    if not fitting:
+        return None
+    tile = fitting[0]
     keys, rows = tile.keys, 64 * tile.warpgroups
 
     sharing = problem.heads // problem.kv_heads
     each = ceil_div(problem.q_rows, problem.batch) if problem.ragged else problem.q_rows
     packs = [p for p in (1, 2, 4, 8, 16, 32, 64) if sharing % p == 0]
+    if problem.blocked:
+        packs = [1]  # each head has its own list
     pack = min(packs, key=lambda p: ceil_div(each * p, rows) * (problem.heads // p))
     row_blocks, units, heads_in_l2 = problem.grid(rows, pack)
     schedule = schedule_of(problem, row_blocks, units, heads_in_l2, num_sms)
@@ -106,6 +118,8 @@ def plan_attention_sm90(
     columns = max(dim, value_dim) if not tile.own_out else dim + value_dim
     smem = (rows * columns + tile.stages * keys * (dim + value_dim)) * HALF_BYTES
     smem += 8 * (2 * tile.warpgroups + 4 * tile.stages + 1)  # barriers
+    if problem.blocked:
+        smem += 4 * 16 * tile.warpgroups  # AttentionSmem::seen
     arguments = {
         "T": CTYPES[problem.dtype],
         "kWarpgroups": tile.warpgroups,
@@ -116,20 +130,12 @@ def plan_attention_sm90(
         "kOwnOut": tile.own_out,
         "kPingPong": tile.ping_pong,
         "kModified": problem.modified,
-        "Score": score.name,
+        "Tiles": problem.tiles,
     }
     block = 128 * (tile.warpgroups + 1)
-    kernel = Kernel(
-        "attention_forward_sm90",
-        arguments,
-        min(schedule.blocks, num_sms),
-        block,
-        smem_bytes=smem,
-        suffix="a",
-        registers=REGISTERS // block // 8 * 8,
-        text=score.text,
-        expression=score.expression,
-    )
+    grid = min(schedule.blocks, num_sms)
+    kernel = problem.kernel("attention_forward_sm90", arguments, grid, block // 32, smem)
+    kernel = replace(kernel, suffix="a", registers=REGISTERS // block // 8 * 8)
     q_panel, v_panel = (64 if d % 64 == 0 else 32 for d in (dim, value_dim))
     return Sm90Plan(kernel, row_blocks, heads_in_l2, schedule, pack, q_panel, v_panel, keys)
 

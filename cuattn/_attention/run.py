@@ -28,7 +28,7 @@ from cuattn._attention.views import (
 from cuattn._device.host import HOST, Computed
 from cuattn._device.kernel import Kernel, Limits
 from cuattn._device.launches import Block, Launches, Made, Prepared, one_or_all
-from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_SM90
+from cuattn._device.params import ATTENTION_BLOCKED_SM90, ATTENTION_POINTERS, ATTENTION_SM90
 
 NAMES = {name: name for name in (*Arrays._fields, "out")}
 BLOCK_NAMES = {name: f"block_mask[{i}]" for i, name in enumerate((*LISTS, "mask"))}
@@ -176,8 +176,8 @@ def _planned(
     pack = sm90.pack if sm90 else 1
     tail = tail_of(operands, options, problem, plan.row_blocks, plan.heads_in_l2, aligned[1], pack)
     block: Block = (ATTENTION_POINTERS, tail, score_arrays_of(dict(indexed)))
+    block = (*block, *blocked_of(operands, options, dict(masked)))
     if sm90 is None:
-        block = (*block, *blocked_of(operands, options, dict(masked)))
         return Launches(reads, writes, made, results, [(plan.kernel, block)])
     dtype, keys, rows = q.dtype.name, (sm90.keys, 1), (64, sm90.pack)
     boxes = [
@@ -190,7 +190,9 @@ def _planned(
             strict=True,
         )
     ]
-    end = ATTENTION_SM90.pack(pack_log2=sm90.pack.bit_length() - 1, **sm90.schedule._asdict())
+    end = (ATTENTION_BLOCKED_SM90 if problem.blocked else ATTENTION_SM90).pack(
+        pack_log2=sm90.pack.bit_length() - 1, **sm90.schedule._asdict()
+    )
     kernels = [(sm90.kernel, (*block, end))]
     return Launches(reads, writes, made, results, kernels, boxes=[boxes])
 

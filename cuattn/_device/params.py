@@ -178,7 +178,10 @@ ATTENTION_BLOCK_MASK = Params(
     "q: batch heads tile_rows tile_cols queries keys block_queries block_keys",
 )  # before SCORE_ARRAYS
 # Behind four tensor maps and AttentionParams; a TensorMap aligns the struct to 128 bytes.
-ATTENTION_SM90 = Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", "116x:")
+ATTENTION_SM90, ATTENTION_BLOCKED_SM90 = (
+    Params("AttentionSm90Params", "i: pack_log2 blocks section rounds turns", padding)
+    for padding in ("116x:", "4x:")
+)
 ATTENTION_MERGE = Params(
     "AttentionMergeParams",
     "Q: outs lses out lse",

@@ -11,8 +11,9 @@
 // Blocks are persistent: each computes one block of rows per round. A row is a query of one of 2^pack_log2 heads, which
 // lie side by side. Masks touch only tiles that have an edge. kOwnOut: `out` has shared memory of its own, so that the
 // next Q can come early; else it takes the place of Q. kPingPong: warpgroups start their products in turn
-// (section 3.1), so that the softmax of one runs under the products of another. NaN in K or V that no query sees stays
-// out.
+// (section 3.1), so that the softmax of one runs under the products of another. Tiles: of a block mask those that it
+// lists are loaded, and no others; what some row does not see of one is found while the tensor cores are busy. NaN in K
+// or V that no query sees stays out.
 #pragma once
 
 #include <attention/pipeline_sm90.cuh>
@@ -29,17 +30,18 @@
 #include <ptx/wgmma.cuh>
 
 template <class T, int kWarpgroups, int kKeys, int kStages, int kDim, int kValueDim, bool kOwnOut, bool kPingPong,
-          bool kModified, class Score>
+          bool kModified, class Tiles, class Score>
 __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
-    attention_forward_sm90(const __grid_constant__ AttentionSm90Params params) {
+    attention_forward_sm90(const __grid_constant__ AttentionSm90Params<typename Tiles::Params> params) {
   using Smem = AttentionSmem<T, kWarpgroups, kKeys, kStages, kDim, kValueDim, kOwnOut>;
   using Base = ScoreBase<float>;
   constexpr int kRows = Smem::kRows;
   // 64 K registers: what the producer does not need is for the consumers. Above them ptxas would spill.
-  constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32, kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  constexpr int kProducerRegisters = Tiles::kListed ? 40 : kWarpgroups == 2 ? 24 : 32;
+  constexpr int kConsumerRegisters = Tiles::kListed ? 232 : kWarpgroups == 2 ? 240 : 160;
   constexpr int kPingPongBarrier = 1, kGroupBarrier = 1 + kWarpgroups, kClearBarrier = 1 + 2 * kWarpgroups;
 
-  const AttentionParams& attention = params.attention;
+  const AttentionParams& attention = Tiles::attention(params.attention);
   const Smem smem{ptx::dynamic_smem<unsigned char, 1024>()};
   typename Smem::Barriers& barriers = smem.barriers();
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 32, 0),
@@ -50,7 +52,7 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
   const int queries = kRows >> params.pack_log2;
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (warp == 0) load_work(params, smem);
+    if (warp == 0) load_work<Tiles>(params, smem);
     return;
   }
 
@@ -75,15 +77,16 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 
   for (int round = 0; round < params.schedule.rounds; ++round) {
     QueryBlock block;
-    if (!find_work<kRows>(params, round, block)) continue;
+    if (!find_work<Tiles, kRows>(params, round, block)) continue;
     const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch;  // of q, k, v, out and lse
     const int q_start = static_cast<int>(block.q_start) + block.first;
     const QueryBlock::Keys keys = block.keys<kKeys>(queries);
-    const int tiles = keys.tiles;
-    // In the last tile no query sees the keys from here on; beyond k there are zeros.
-    const int seen = block.high(block.q_len - 1);
-    const int unseen_from = block.k_start + seen < attention.k_rows ? seen - keys.first - (tiles - 1) * kKeys : kKeys;
-    const LaneRows rows = LaneRows::of<kModified>(attention, block, params.pack_log2, 64 * group + row0);
+    const Tiles tiles(params.attention, block, keys, kKeys);
+    // In the last of all tiles no query sees the keys from here on; beyond k there are zeros.
+    const int seen = block.high(block.q_len - 1), last_key = keys.first + (keys.tiles - 1) * kKeys;
+    const int unseen_from = !Tiles::kListed && block.k_start + seen < attention.k_rows ? seen - last_key : kKeys;
+    const int pack_log2 = Tiles::kListed ? 0 : params.pack_log2;  // each head has its list
+    const LaneRows rows = LaneRows::of<kModified>(attention, block, pack_log2, 64 * group + row0);
     const float scale = static_cast<float>(attention.scale), softcap = static_cast<float>(attention.softcap);
     const float fold = Base::kUnit * (kModified ? 1.0f : scale);
 
@@ -93,19 +96,61 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
     OnlineSoftmax online;
 
     // Rows of V that no query sees, which may hold NaN, become 0. Every warp of the consumers calls it.
-    const auto clear_values = [&](int stage, int from, int to) {
-      clear_rows(smem.v(stage), from, to, static_cast<int>(threadIdx.x) - 128, 128 * kWarpgroups);
+    const auto publish_zeros = [&] {
       ptx::fence_proxy_async();                                   // the zeros, before wgmma reads them
       ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // those of every warp
     };
-    const auto softmax = [&](int j) {  // P' from S, of tile j; whether O is to be rescaled
-      const int key = keys.first + j * kKeys;
+    const auto clear_values = [&](int stage, int from, int to) {
+      clear_rows(smem.v(stage), from, to, static_cast<int>(threadIdx.x) - 128, 128 * kWarpgroups);
+      publish_zeros();
+    };
+    // With a block mask, and found while S is in flight: where the tile begins, and which keys of it the lane's rows
+    // see, if some row does not see all.
+    int key;
+    bool hides = false;
+    VisibleKeys<kKeys> visible;
+    constexpr int kHeld = kValueDim / 2 + kKeys / 2 + kKeys / 4;  // registers of O, S and P
+    constexpr int kTogether = !Tiles::kExpression ? 8 : kHeld < 160 ? 2 : 1;
+    const auto look = [&](int j) {
+      key = tiles.key(j);
+      if constexpr (Tiles::kListed) {
+        const bool partial = tiles.is_partial(j);
+        hides = partial || key < keys.all_begin || key + kKeys > keys.all_end;
+        if (!hides) return;
+        const ScoreRule<false, NoBias, true, float> rule(attention, block, block.head);
+        visible.template find<kTogether>(tiles, rule, rows, partial, key + column0);
+        const unsigned int any = visible.of_warp();
+        if (lane < 4) ptx::st_shared(smem.seen() + 4 * (warp - 4) + lane, any);
+      }
+    };
+    // Rows of V that no query of the block sees become 0, as above.
+    const auto clear_hidden = [&] {
+      if (!hides) return;
+      ptx::named_barrier_sync(kClearBarrier, 128 * kWarpgroups);  // every warp's part of `seen`
+      unsigned int seen = 0;                                      // of the columns of lane % 4
+#pragma unroll
+      for (int w = 0; w < 4 * kWarpgroups; ++w) seen |= ptx::ld_shared(smem.seen() + 4 * w + lane % 4);
+      await(barriers.v_full, tile);  // V has landed early
+      const typename Smem::VTile v = smem.v(slot(tile));
+      for (int n = warp - 4; n < kKeys / 4; n += 4 * kWarpgroups) {
+        if ((seen >> n & 1) != 0) continue;
+        for (int i = lane / 4; i < kValueDim / 8; i += 8) {
+          ptx::st_shared(reinterpret_cast<uint4*>(v.chunk(8 * (n / 2) + column0 + n % 2, i)), uint4{});
+        }
+      }
+      publish_zeros();
+    };
+    const auto softmax = [&] {  // P' from S; whether O is to be rescaled
       if constexpr (kModified) modify_scores(s, attention, block, rows, scale, softcap, key, column0);
       if constexpr (!kIsSame<Score, NoScore>) {
         apply_score<Score>(s, attention, block, rows, key, column0, keys.end);
       }
-      if (key < keys.all_begin) mask_low(s, rows, key, column0);  // a tile with an edge
-      if (key + kKeys > keys.all_end) mask_high(s, rows, key, column0);
+      if constexpr (Tiles::kListed) {
+        if (hides) visible.hide(s);
+      } else {
+        if (key < keys.all_begin) mask_low(s, rows, key, column0);  // a tile with an edge
+        if (key + kKeys > keys.all_end) mask_high(s, rows, key, column0);
+      }
       return online.step(s, fold);
     };
     const auto convert = [&] {  // P = P'
@@ -118,33 +163,37 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
 
     ptx::mbarrier_wait(&barriers.q_full[group], q_parity);  // Q has landed
     q_parity ^= 1;
-    if (tiles > 0) {
+    if (tiles.begin < tiles.end) {
       await(barriers.k_full, tile);                         // K has landed
       ptx::wgmma_fence();                                   // hands S to the tensor cores
       start_product(s, smem.q(group), smem.k(slot(tile)));  // S = Q K^T
-      ptx::wgmma_wait<0>();                                 // S is complete, and K is read
+      look(tiles.begin);
+      ptx::wgmma_wait<0>();  // S is complete, and K is read
       release(barriers.k_free[slot(tile)]);
-      softmax(0);
+      softmax();
       convert();
-      if (keys.unseen > 0) {
+      if constexpr (Tiles::kListed) {
+        clear_hidden();
+      } else if (keys.unseen > 0) {
         ptx::mbarrier_wait(&barriers.v_unseen, unseen_parity);  // V has landed
         unseen_parity ^= 1;
         clear_values(slot(tile), 0, keys.unseen);
       }
-      if (tiles > 1) await(barriers.k_full, tile + 1);  // the next K has landed
-      for (int j = 1; j < tiles; ++j) {
+      if (tiles.begin + 1 < tiles.end) await(barriers.k_full, tile + 1);  // the next K has landed
+      for (int j = tiles.begin + 1; j < tiles.end; ++j) {
         const unsigned int last = tile++;
         // Waits until the warpgroup before has started its products.
         if constexpr (kPingPong) ptx::named_barrier_sync(kPingPongBarrier + group, 256);
         ptx::wgmma_fence();                                   // hands S, P and O to the tensor cores
         start_product(s, smem.q(group), smem.k(slot(tile)));  // S = Q K^T
-        await(barriers.v_full, last);                         // V has landed
+        if (!hides) await(barriers.v_full, last);             // V has landed; a phase is waited for once
         start_sum(o, p, smem.v(slot(last)));                  // O += P V
         ping_pong_next();
+        look(j);
         ptx::wgmma_wait<1>();  // S is complete, and K is read
         release(barriers.k_free[slot(tile)]);
-        const bool grew = softmax(j);
-        if (j + 1 < tiles) {
+        const bool grew = softmax();
+        if (j + 1 < tiles.end) {
           // Waits for the next K here. The fake dependence on l, which is never negative, keeps ptxas from sinking the
           // softmax below the wait for O, where nothing would overlap it.
           const int never = online.l[0] + online.l[1] < 0 ? 1 : 0;
@@ -157,14 +206,15 @@ __global__ void __launch_bounds__(128 * (kWarpgroups + 1), 1)
           for (int r = 0; r < kValueDim / 2; ++r) o[r] *= online.rescale[row_half(r)];
         }
         convert();
+        if constexpr (Tiles::kListed) clear_hidden();
       }
     }
     if constexpr (kOwnOut) {
       __syncwarp();  // every lane has seen Q land, also where it saw no tile: the next Q must not land before
       release(barriers.q_free[group]);
     }
-    if (tiles > 0) {
-      await(barriers.v_full, tile);  // V has landed
+    if (tiles.begin < tiles.end) {
+      if (!hides) await(barriers.v_full, tile);  // V has landed
       if (unseen_from < kKeys) clear_values(slot(tile), unseen_from, kKeys);
       ptx::wgmma_fence();                   // hands P and O to the tensor cores
       start_sum(o, p, smem.v(slot(tile)));  // O += P V

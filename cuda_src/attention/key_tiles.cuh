@@ -28,7 +28,7 @@ struct ArrayMask {};
 // to be asked. allowed(rule, row, col): whether it lets query `row` see key `col`, by the ScoreRule of their head.
 struct AllTiles {
   using Params = AttentionParams;
-  static constexpr bool kListed = false;
+  static constexpr bool kListed = false, kExpression = false;
   static constexpr int begin = 0;
   int end, first, size;
 
@@ -49,7 +49,7 @@ struct AllTiles {
 template <class Mask>
 struct ListedTiles {
   using Params = AttentionBlockedParams;
-  static constexpr bool kListed = true;
+  static constexpr bool kListed = true, kExpression = !kIsSame<Mask, ArrayMask>;
   const Params& params;
   int begin, end, size;
   int row;  // of tiles, of all heads

@@ -83,9 +83,11 @@ struct Schedule {
 // Of attention/forward_sm90.cuh. Boxes have as many columns as a panel (attention/panels.cuh), and k and v as many rows
 // as a tile of keys; q and out have 2^pack_log2 heads and as many rows of each as make 64 in all. The dimensions are
 // column, head within a pack, row, pack of heads, batch; `heads` and `sharing` of AttentionParams count packs.
+// Attention: AttentionParams, or with a block mask what has these and its lists (attention/key_tiles.cuh).
+template <class Attention>
 struct AttentionSm90Params {
   TensorMap q, k, v, out;
-  AttentionParams attention;
+  Attention attention;
   int pack_log2;
   Schedule schedule;  // of blocks of rows
 };

@@ -1,13 +1,13 @@
 // Parts of attention/forward_sm90.cuh: its shared memory, the work of each round, and the loading warp.
 #pragma once
 
-#include <attention/scores.cuh>
+#include <attention/key_tiles.cuh>
 #include <attention/panels.cuh>
 #include <ptx/elect.cuh>
 #include <ptx/mbarrier.cuh>
 
 // Q of each warpgroup, kStages tiles of K and of V, `out` of each warpgroup (kOwnOut; else in place of its Q),
-// barriers.
+// barriers; with a block mask also what the warps have seen of a tile (VisibleKeys).
 template <class T, int kWarpgroups, int kTileKeys, int kTileStages, int kDim, int kValueDim, bool kOwnOut>
 struct AttentionSmem {
   static constexpr int kStages = kTileStages, kRows = 64 * kWarpgroups, kKeys = kTileKeys;
@@ -41,6 +41,7 @@ struct AttentionSmem {
   __device__ __forceinline__ Barriers& barriers() const {
     return *reinterpret_cast<Barriers*>(v(kStages).base + (kOwnOut ? kWarpgroups * OutTile::kBytes : 0));
   }
+  __device__ __forceinline__ unsigned int* seen() const { return reinterpret_cast<unsigned int*>(&barriers() + 1); }
 
   __device__ __forceinline__ void init_barriers() const {
     Barriers& b = barriers();
@@ -60,18 +61,19 @@ struct AttentionSmem {
 };
 
 // The rows that this block computes in a round, which every role asks first. False: none.
-template <int kRows>
-__device__ __forceinline__ bool find_work(const AttentionSm90Params& params, int round, QueryBlock& block) {
-  const AttentionParams& attention = params.attention;
+template <class Tiles, int kRows>
+__device__ __forceinline__ bool find_work(const AttentionSm90Params<typename Tiles::Params>& params, int round,
+                                          QueryBlock& block) {
+  const AttentionParams& attention = Tiles::attention(params.attention);
   const int units = attention.cu_seqlens_q != nullptr ? attention.heads : attention.batch * attention.heads;
   unsigned int index;
   return params.schedule.find(round, index) && find_block(attention, kRows >> params.pack_log2, units, index, block);
 }
 
 // All loads of the block, by one warp.
-template <class Smem>
-__device__ __forceinline__ void load_work(const AttentionSm90Params& params, const Smem& smem) {
-  const AttentionParams& attention = params.attention;
+template <class Tiles, class Smem>
+__device__ __forceinline__ void load_work(const AttentionSm90Params<typename Tiles::Params>& params, const Smem& smem) {
+  const AttentionParams& attention = Tiles::attention(params.attention);
   typename Smem::Barriers& barriers = smem.barriers();
   const bool leads = ptx::elect_one();
   if (leads) {
@@ -83,9 +85,10 @@ __device__ __forceinline__ void load_work(const AttentionSm90Params& params, con
   int q_parity = 0;
   for (int round = 0; round < params.schedule.rounds; ++round) {
     QueryBlock block;
-    if (!find_work<Smem::kRows>(params, round, block)) continue;
+    if (!find_work<Tiles, Smem::kRows>(params, round, block)) continue;
     if (leads) {
       const QueryBlock::Keys keys = block.keys<Smem::kKeys>(Smem::kRows >> params.pack_log2);
+      const Tiles tiles(params.attention, block, keys, Smem::kKeys);
       const int batch = attention.cu_seqlens_q != nullptr ? 0 : block.batch, k_head = block.head / attention.sharing;
       const int q_start = static_cast<int>(block.q_start) + block.first, k_start = static_cast<int>(block.k_start);
       const auto load_k = [&](unsigned int tile, int key) {
@@ -94,7 +97,7 @@ __device__ __forceinline__ void load_work(const AttentionSm90Params& params, con
         ptx::mbarrier_arrive_expect_tx(full, Smem::KTile::kBytes);
         smem.k(Smem::slot(tile)).load(params.k, full, 0, k_start + key, k_head, batch);
       };
-      if (keys.tiles > 0) load_k(tile, keys.first);  // need not wait for the rows before these
+      if (tiles.begin < tiles.end) load_k(tile, tiles.key(tiles.begin));  // need not wait for the rows before these
 #pragma unroll
       for (int group = 0; group < Smem::kRows / 64; ++group) {
         ptx::mbarrier_wait(&barriers.q_free[group], q_parity ^ 1);  // the last Q is read, its `out` gone
@@ -102,12 +105,12 @@ __device__ __forceinline__ void load_work(const AttentionSm90Params& params, con
         smem.q(group).load(params.q, &barriers.q_full[group], 0, q_start + (64 * group >> params.pack_log2), block.head,
                            batch);
       }
-      for (int j = 0; j < keys.tiles; ++j, ++tile) {
-        const int key = keys.first + j * Smem::kKeys;
-        if (j + 1 < keys.tiles) load_k(tile + 1, key + Smem::kKeys);  // needed with this V
+      for (int j = tiles.begin; j < tiles.end; ++j, ++tile) {
+        const int key = tiles.key(j);
+        if (j + 1 < tiles.end) load_k(tile + 1, tiles.key(j + 1));  // needed with this V
         unsigned long long* full = &barriers.v_full[Smem::slot(tile)];
         ptx::mbarrier_wait(&barriers.v_free[Smem::slot(tile)], Smem::parity(tile) ^ 1);  // the last V here is read
-        if (j == 0 && keys.unseen > 0) {
+        if (!Tiles::kListed && j == 0 && keys.unseen > 0) {
           ptx::mbarrier_arrive(full);
           full = &barriers.v_unseen;  // the warps that waited for it last have released Q since
         }

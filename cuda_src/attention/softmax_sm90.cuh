@@ -105,6 +105,46 @@ __device__ __forceinline__ void mask_high(float (&s)[kScores], const LaneRows& r
   }
 }
 
+// Which keys of a tile the lane's two rows see, with a block mask: bit 2 i + e of a row is the lane's column 8 i + e.
+template <int kKeys>
+struct VisibleKeys {
+  static_assert(kKeys <= 128, "a lane has up to 32 columns");
+  unsigned int row[2] = {};
+
+  // partial: the mask has a say, too, in what the rows see for their place.
+  // kTogether: columns whose loads are under way together, as far as there are registers.
+  template <int kTogether, class Tiles, class Rule>
+  __device__ __forceinline__ void find(const Tiles& tiles, const Rule& rule, const LaneRows& rows, bool partial,
+                                       int first) {
+    row[0] = row[1] = 0;
+#pragma unroll kTogether
+    for (int n = 0; n < kKeys / 4; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int query = rows.query[half], key = first + 8 * (n / 2) + n % 2;
+        const bool visible = query < rule.block.q_len && key >= rows.low[half] && key < rows.high[half];
+        row[half] |= static_cast<unsigned int>(visible && (!partial || tiles.allowed(rule, query, key))) << n;
+      }
+    }
+  }
+
+  template <int kScores>
+  __device__ __forceinline__ void hide(float (&s)[kScores]) const {
+#pragma unroll
+    for (int r = 0; r < kScores; ++r) {
+      if ((row[row_half(r)] >> (2 * (r / 4) + r % 2) & 1) == 0) s[r] = -Limits<float>::infinity();
+    }
+  }
+
+  // Keys that a row of the warp sees; in lane i, of the columns of lane i % 4.
+  __device__ __forceinline__ unsigned int of_warp() const {
+    unsigned int any = row[0] | row[1];
+#pragma unroll
+    for (int delta = 4; delta < 32; delta *= 2) any |= __shfl_xor_sync(0xffffffff, any, delta);
+    return any;
+  }
+};
+
 // The softmax of the lane's two rows over the tiles so far.
 struct OnlineSoftmax {
   float l[2] = {};  // of this lane's columns

@@ -12,6 +12,7 @@ from sm90_pipeline import Fault, Machine, program
 from sm90_trace import rule, tiles, trace
 
 import cuattn
+from cuattn._attention.plan_sm90 import BLOCKED_TILES
 from cuattn._attention.problem import FEW_ROWS
 
 RUNS = 4  # of each call
@@ -53,6 +54,17 @@ def windowed(rng, tile):
     return program(trace(cuattn.attention, *arrays, **options))
 
 
+def listed(rng, tile):
+    """Tiles of a block mask, some of them partial and one row of them without any."""
+    mask = rng.random((3, 6)) < 0.7
+    mask[rng.integers(3)] = False
+    mask = mask.repeat(128, 0).repeat(128, 1)
+    mask[:, rng.integers(768, size=3)] = False
+    arrays = zeros(tile, (1, 2), 300, 700)
+    options = {"block_mask": cuattn.block_mask(mask[:300, :700]), **rule(tile, 2)}
+    return program(trace(cuattn.attention, *arrays, **options))
+
+
 CALLS = (dense, ragged, windowed)
 
 
@@ -62,6 +74,14 @@ def test_every_order(rng, tile):
         made = call(rng, tile)
         for seed in rng.integers(2**32, size=RUNS):
             Machine(made, int(seed)).run()
+
+
+@pytest.mark.parametrize("row", BLOCKED_TILES, ids=str)
+def test_every_order_of_listed_tiles(rng, row):
+    (tile, *_) = (t for t in tiles() if (t.dim, t.value_dim, t.modified) == row[:3])
+    made = listed(rng, tile)
+    for seed in rng.integers(2**32, size=RUNS):
+        Machine(made, int(seed)).run()
 
 
 # ---- What the machine sees ----
@@ -75,7 +95,8 @@ def programs():
         flags = (tile.kernel.arguments[name] for name in ("kOwnOut", "kPingPong"))
         kinds.setdefault((tile.groups, tile.stages, *flags), tile)
     rng = np.random.default_rng(0)
-    return [call(rng, tile) for tile in kinds.values() for call in CALLS * 2]
+    every = [call(rng, tile) for tile in kinds.values() for call in CALLS * 2]
+    return every + [listed(rng, tile) for tile in [*kinds.values()][1:]]
 
 
 def survivors(rng, programs, mutants):

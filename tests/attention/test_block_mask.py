@@ -158,6 +158,8 @@ def test_same_bits_as_the_mask(backend, rng, op):
     """Tiles that are passed over change nothing, NaN in their V neither."""
     if backend.name == "numpy":
         pytest.skip("other products")
+    if (backend.arch or "").startswith("sm_90") and op in ("float16", "bfloat16"):
+        pytest.skip("Hopper's kernel takes no mask; see test_block_mask_sm90.py")
     dtype, precision = precision_of(op)
     mask, dim = (
         tiled(rng, (1, 2), (150, 300)),
@@ -172,12 +174,13 @@ def test_same_bits_as_the_mask(backend, rng, op):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_mask_is_no_part_of_full_and_of_empty_tiles(backend, rng):
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_mask_is_no_part_of_full_and_of_empty_tiles(backend, rng, dtype):
     """Only the lists say what these are."""
     mask = tiled(rng, (), (250, 380))  # these end in a tile
     mask[:128, :128], mask[:128, 128:256], mask[128:, 256:] = True, False, True
     lists = blocked(backend, mask)
-    q, k, v = (rng.standard_normal((n, 64)).astype(np.float32) for n in (250, 380, 380))
+    q, k, v = (rng.standard_normal((n, 64)).astype(dtype) for n in (250, 380, 380))
     want = call(backend, (q, k, v), {}, block_mask=lists)
     if backend.name == "numpy":
         pytest.skip("the mask is read in every listed tile")
@@ -186,9 +189,10 @@ def test_a_mask_is_no_part_of_full_and_of_empty_tiles(backend, rng):
     np.testing.assert_array_equal(got, want)
 
 
-def test_lists_lead_nowhere_else(backend, rng):
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_lists_lead_nowhere_else(backend, rng, dtype):
     """What a device array holds is trusted, but never leads outside of any array."""
-    q, k, v = (rng.standard_normal((200, 64)).astype(np.float32) for _ in range(3))
+    q, k, v = (rng.standard_normal((200, 64)).astype(dtype) for _ in range(3))
     lists = reference.block_mask(np.ones((200, 200), bool))
     for counts, indices in (([9, -9], [[0, 1], [0, 1]]), ([2, 2], [[-7, 99], [2**31 - 1, 1]])):
         bad = lists._replace(
@@ -215,7 +219,7 @@ def test_strides_of_lists(backend, rng):
 
 def counted(arrays, **options):
     """Counters of a call, the arguments of its kernel, and its result."""
-    with emulator.activate(arch="sm_90a", seed=int(os.environ[SEED])) as runtime:
+    with emulator.activate(arch="sm_80", seed=int(os.environ[SEED])) as runtime:
         result = cuattn.attention(*arrays, **options)
     (kernel,) = runtime.kernels
     return runtime.total(), kernel.arguments, result

@@ -15,7 +15,7 @@ import pytest
 
 import cuattn
 from cuattn._attention import plan_sm90
-from cuattn._attention.plan_sm90 import TILES, box_of, is_tma
+from cuattn._attention.plan_sm90 import BLOCKED_TILES, TILES, box_of, is_tma
 from cuattn._attention.problem import L2_BYTES, NO_SCORE, AttentionProblem, Score
 from cuattn._device import runtime
 from cuattn._device.kernel import Limits
@@ -175,6 +175,34 @@ def test_every_row_of_the_table_is_taken_and_has_a_reason(plans):
         said = re.match(r"(\d+) KiB", row.why)
         assert said is None or int(said[1]) == smem // 1024, row
     assert TILES[-1][:3] == (256, 256, True)  # every problem finds a row
+
+
+def test_tiles_of_block_masks():
+    """Parts of 128 queries and 128 keys of one head, whatever the heads share."""
+    taken = {}
+    blocked = change(q_rows=70, heads=16, kv_heads=1, masked=True, blocked=True)
+    for head_dim, value_dim, rule in itertools.product(EDGES, EDGES, (None, NO_SCORE, SCORE)):
+        sizes = {"head_dim": head_dim, "value_dim": value_dim, "modified": rule is not None}
+        found = plan(change(blocked, **sizes, score=rule if rule is SCORE else None))
+        if rule is SCORE and max(head_dim, value_dim) > 192:
+            assert found is None  # for the registers
+            continue
+        kernel, t = found.kernel, found.kernel.arguments
+        assert t["Tiles"] == "ListedTiles<ArrayMask>" and found.pack == 1
+        assert t["kWarpgroups"] == 2 and 128 % t["kKeys"] == 0 and found.keys == t["kKeys"]
+        rows = 128 * (
+            t["kDim"] + t["kValueDim"] if t["kOwnOut"] else max(t["kDim"], t["kValueDim"])
+        )
+        keys = t["kStages"] * t["kKeys"] * (t["kDim"] + t["kValueDim"])
+        seen = 4 * 8 * 4  # bits of 32 columns of a lane, of 4 lanes of each warp
+        assert kernel.smem_bytes == 2 * (rows + keys) + 8 * (5 + 4 * t["kStages"]) + seen <= SMEM
+        assert t["kValueDim"] // 2 + t["kKeys"] * 3 // 4 + 24 <= 232
+        row = next(r for r in BLOCKED_TILES if t["kDim"] <= r[0] and t["kValueDim"] <= r[1]
+                   and t["kModified"] <= r[2])  # fmt: skip
+        taken[row] = max(taken.get(row, 0), kernel.smem_bytes)
+    assert taken.keys() == set(BLOCKED_TILES)
+    for row, smem in taken.items():
+        assert row.why.startswith(f"{smem // 1024} KiB"), row
 
 
 # ---- Grid ----

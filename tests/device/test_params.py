@@ -41,6 +41,12 @@ ATTENTION = [
     device_params.ATTENTION_TAIL,
     device_params.SCORE_ARRAYS,
 ]
+BLOCKED = [
+    *ATTENTION,
+    device_params.ATTENTION_BLOCKED_POINTERS,
+    device_params.ATTENTION_BLOCKED_TAIL,
+    device_params.SCORE_ARRAYS,
+]
 BACKWARD = [*ATTENTION, device_params.ATTENTION_BACKWARD]
 
 # Struct -> what the host hands over, one after the other.
@@ -68,14 +74,18 @@ PACKED = {
     "StateMergeParams": [device_params.STATE_MERGE],
     "TopKStateMergeParams": [device_params.TOPK_STATE_MERGE],
     "AttentionParams": ATTENTION,
-    "AttentionBlockedParams": [
+    "AttentionBlockedParams": BLOCKED,
+    "AttentionSm90Params<AttentionParams>": [
+        *[TENSOR_MAP] * 4,
         *ATTENTION,
-        device_params.ATTENTION_BLOCKED_POINTERS,
-        device_params.ATTENTION_BLOCKED_TAIL,
-        device_params.SCORE_ARRAYS,
+        device_params.ATTENTION_SM90,
+    ],
+    "AttentionSm90Params<AttentionBlockedParams>": [
+        *[TENSOR_MAP] * 4,
+        *BLOCKED,
+        device_params.ATTENTION_BLOCKED_SM90,
     ],
     "AttentionBlockMaskParams": [device_params.ATTENTION_BLOCK_MASK, device_params.SCORE_ARRAYS],
-    "AttentionSm90Params": [*[TENSOR_MAP] * 4, *ATTENTION, device_params.ATTENTION_SM90],
     "AttentionTopKParams": [*ATTENTION, device_params.ATTENTION_TOPK],
     "AttentionBackwardParams": BACKWARD,
     "AttentionBackwardBiasParams": [*BACKWARD, device_params.ATTENTION_BACKWARD_BIAS],
@@ -266,6 +276,7 @@ def test_every_declaration_is_compared():
     for name, parts in PACKED.items():
         embedded = ["TensorMap", "SoftmaxParams", "TopKParams", "AttentionParams"]
         embedded += ["AttentionBackwardParams", "ScoreGradients", "SampleParams", "ScoreArrays"]
+        embedded += ["AttentionBlockedParams"]
         last = next(part for part in reversed(parts) if part is not device_params.SCORE_ARRAYS)
         assert last.name == name.partition("<")[0]
         assert {part.name for part in parts} <= {last.name, *embedded}

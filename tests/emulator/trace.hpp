@@ -97,7 +97,10 @@ void cp_async_bulk_wait_read(int pending, Site site) { note("wait for stores", B
 void shared_store(void* ptr, const void*, int size, Site site) {
   note("write", By::kLane, site, __cvta_generic_to_shared(ptr), size);
 }
-void shared_load(const void*, void* out, int size, Site) { memset(out, 0, size); }
+void shared_load(const void* ptr, void* out, int size, Site site) {
+  note("read", By::kLane, site, __cvta_generic_to_shared(ptr), size);
+  memset(out, 0, size);
+}
 void stmatrix_x4(void* smem_ptr, const unsigned int* r, Site site) {
   note("stmatrix", By::kEachLane, site, __cvta_generic_to_shared(smem_ptr), r[0], r[1], r[2], r[3]);
 }

@@ -490,8 +490,8 @@ ATTENTION_MASK = tuple(ampere("attention", "test_mask", f"shape{i}") for i in (0
 BLOCK_TILES = (ampere("block_mask", "test_random_tiles", "float16"),)
 BLOCK_POSITIONS = (ampere("block_mask", "test_positions", "128x256"),)
 BLOCK_POSITIONS_OF_384 = (ampere("block_mask", "test_positions", "384x384"),)
-BLOCK_FULL = (ampere("block_mask", "test_a_mask_is_no_part_of_full_and_of_empty_tiles"),)
-BLOCK_OUTSIDE = (ampere("block_mask", "test_lists_lead_nowhere_else"),)
+BLOCK_FULL = (ampere("block_mask", "test_a_mask_is_no_part_of_full_and_of_empty_tiles", "float32"),)
+BLOCK_OUTSIDE = (ampere("block_mask", "test_lists_lead_nowhere_else", "float32"),)
 BLOCK_WINDOW = ("tests/attention/test_block_mask.py::test_lists_are_searched",)
 MASK_PLACES = (ampere("block_mask_expression", "test_uses", 0),)
 MASK_NUMBERS = (ampere("block_mask_expression", "test_uses", 3),)
@@ -556,6 +556,18 @@ SM90_DTYPE = (
 SM90_SECTIONS = sm90(2, 3, test="test_sections")
 SM90_RAGGED = sm90("False-(64, 64)", "False-(192, 192)", test="test_ragged_schedules")
 SM90_UNSEEN = sm90("values that nobody sees", "values beyond a window")
+LISTED = tuple(
+    f"tests/attention/test_block_mask_sm90.py::test_schedules[{case}]"
+    for case in ("four stages", "panels of 32 columns", "two stages", "widest, modified")
+)
+LISTED_LENS = tuple(
+    f"tests/attention/test_block_mask_sm90.py::test_schedules[{case}]" for case in ("wide", "wider")
+)
+LISTED_EDGES = tuple(
+    f"tests/attention/test_block_mask_sm90.py::test_edges_of_full_tiles[{window}]"
+    for window in ("(150, None)", "(None, 30)")
+)
+LISTED_FULL = (of("block_mask", "test_a_mask_is_no_part_of_full_and_of_empty_tiles", "float16"),)
 SM90_PACKED = sm90("packed heads", "packed heads with sinks")
 SM90_MODIFIED = sm90("scores are more than scaled", "packed heads with sinks")
 SM90_OUT = (*SM90, *sm90("a turn has one tile", "out wider than Q"))
