@@ -45,22 +45,28 @@ def some(count, size):
     return sorted({0, size - 1, *map(int, between)})
 
 
-def samples(cell, inputs, asnumpy):
-    """Rows of some heads of two sequences, in float64.
+def causal(cell):
+    """Options of attention for any rows of a sequence `b`."""
+    return lambda b, heads, rows: {"is_causal": options(cell)["causal"]}
+
+
+def samples(cell, inputs, asnumpy, how=None):
+    """Rows of some heads of two sequences, in float64; `how` gives the options of these.
 
     The index on the device is a whole sequence: peers have the other axes in orders of their own.
     """
     q, k, v = inputs
     batch, heads, seqlen_q, _ = q.shape
     group, offset = heads // k.shape[1], k.shape[2] - seqlen_q
-    chosen, found = some(HEADS, heads), []
+    chosen, found, how = some(HEADS, heads), [], how or causal(cell)
     for b in sorted({0, batch - 1}):
         keys, values = (np.stack([asnumpy(x[b, h // group]) for h in chosen]) for x in (k, v))
         queries = np.stack([asnumpy(q[b, h]) for h in chosen])
         for start in some(3, max(1, seqlen_q - ROWS + 1)):
             rows = slice(start, start + ROWS)
+            arrays = queries[:, rows], keys, values
             expected, allowed = inside.truth_attention(
-                queries[:, rows], keys, values, options(cell)["causal"], start + offset, cell.dtype
+                *arrays, start + offset, cell.dtype, **how(b, chosen, rows)
             )
             found.append(Sample(slice(b, b + 1), expected, allowed, part=(0, chosen, rows)))
     return found

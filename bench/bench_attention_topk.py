@@ -3,13 +3,12 @@
     python -m pytest bench/bench_attention_topk.py --benchmark-only -k float16
 
 One benchmark a cell (bench/grids.py), contestant and cache state, in groups of one cell and state.
-Beside ours is what is written by hand, which stores the products of all pairs: a matrix product and
-a selection from it, by CuPy or by PyTorch. A peer may choose others among equal products.
+Beside ours are cuVS's exact search, and what is written by hand, which stores the products of all
+pairs: a matrix product and a selection from it, by CuPy, RAFT or PyTorch. A peer may choose others
+among equal products.
 """
 
 from __future__ import annotations
-
-import importlib.util
 
 import numpy as np
 
@@ -17,8 +16,6 @@ import cuattn
 from bench import inside
 from bench.bench_attention import some
 from bench.bench_softmax import normal
-from bench.peers import SCORE_BYTES, Unsupported
-from bench.peers._cupy import Cupy
 from bench.timing.harness import Operation, Work
 from bench.timing.verification import Sample
 from cuattn import reference
@@ -39,29 +36,6 @@ def inputs(cell, xp, rng):
 
 def call(q, k, num):
     return cuattn.attention_topk(q, k, num, scale=1, output="logit")
-
-
-def products(q, k):
-    """Those of all pairs, if there is room for them."""
-    size = len(q) * len(k) * q.dtype.itemsize
-    if size > SCORE_BYTES:
-        raise Unsupported(f"stores the products of all pairs: {size / 2**30:.0f} GiB")
-    return q @ k.T
-
-
-def by_cupy(q, k, num):
-    rows = products(q, k)
-    return Cupy().top_k(rows, num)
-
-
-def by_torch(q, k, num):
-    if importlib.util.find_spec("torch") is None:
-        raise Unsupported("torch is not installed")
-    import cupy
-    import torch
-
-    found = torch.topk(products(*map(torch.from_dlpack, (q, k))), num)
-    return tuple(map(cupy.from_dlpack, found))
 
 
 def samples(cell, inputs, asnumpy):
@@ -98,6 +72,5 @@ OPERATIONS = {
         work=work,
         result=None,
         options=lambda cell: {"num": cell.shape["k"]},
-        others={"CuPy matmul, argpartition": by_cupy, "torch matmul, topk": by_torch},
     )
 }

@@ -121,7 +121,7 @@ def samples(cell, inputs, asnumpy):
         queries = np.stack([asnumpy(q[b, h]) for h in chosen])
         first = int(lens[b]) - q.shape[2]
         expected, allowed = inside.truth_attention(
-            queries, keys[heads], values[heads], True, first, cell.dtype
+            queries, keys[heads], values[heads], first, cell.dtype, is_causal=True
         )
         found.append(Sample(slice(b, b + 1), expected, allowed, part=(0, chosen)))
     return found

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bench import attention_shapes as shapes
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -48,11 +50,7 @@ SINGLE = ("float32",)
 FAST = ("float16", "float32")  # with a matrix product in CuPy
 PATTERNS = ("ascending", "quantised", "tied", "border")  # of a row, bench/bench_top_k.py
 FLAGS = ("causal", "transposed", "spread", "one_long", "e4m3", "flat", *PATTERNS)
-TRANSFORMERS = {  # layers, batch, heads of 64, sequence length, causal
-    "BERT-large": (24, 16, 16, 512, 0),
-    "GPT-2 medium": (24, 8, 16, 1024, 1),
-    "GPT-2 XL": (48, 4, 25, 1024, 1),
-}
+FLAGS += ("t5", "documents", "cap", "prefix", "random")  # bench/patterns.py
 VOCABULARIES = (32_000, 50_257, 128_256, 151_936, 201_088)
 
 
@@ -118,81 +116,6 @@ def pattern_shapes() -> Iterator[dict[str, int]]:
         yield {"rows": 64, "cols": 128_256, pattern: 1}
 
 
-def attention_shape(batch, heads, kv_heads, seqlen, head_dim, causal) -> dict[str, int]:
-    return {
-        "batch": batch,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "seqlen_q": seqlen,
-        "seqlen_k": seqlen,
-        "head_dim": head_dim,
-        "causal": causal,
-    }
-
-
-def flash_attention_shapes() -> Iterator[dict[str, int]]:
-    for head_dim in (64, 128, 256):
-        heads = 2048 // head_dim
-        for causal in (0, 1):
-            for exponent in range(9, 15):
-                batch = 16_384 >> exponent
-                yield attention_shape(batch, heads, heads, 1 << exponent, head_dim, causal)
-
-
-def llama_shapes() -> Iterator[dict[str, int]]:
-    for causal in (0, 1):
-        for exponent in range(11, 16):
-            yield attention_shape(1, 64, 8, 1 << exponent, 128, causal)
-
-
-def small_attention_shapes() -> Iterator[dict[str, int]]:
-    for batch, heads, seqlen, head_dim in ((1, 12, 128, 64), (1, 16, 512, 64), (8, 12, 77, 64)):
-        yield attention_shape(batch, heads, heads, seqlen, head_dim, 0)
-
-
-def transformer_shapes() -> Iterator[dict[str, int]]:
-    for layers, batch, heads, seqlen, causal in TRANSFORMERS.values():
-        yield {"layers": layers, **attention_shape(batch, heads, heads, seqlen, 64, causal)}
-
-
-def one_layer_shapes() -> Iterator[dict[str, int]]:
-    for shape in transformer_shapes():
-        yield {name: size for name, size in shape.items() if name != "layers"}
-
-
-def neighbour_shapes() -> Iterator[dict[str, int]]:
-    for queries in (1, 64, 4096):
-        for k in (10, 100):
-            yield {"seqlen_q": queries, "seqlen_k": 1 << 20, "head_dim": 128, "k": k}
-
-
-def cache_shape(batch, heads, kv_heads, seqlen_k, page_size, seqlen_q=1, **more) -> dict[str, int]:
-    """Pages of `seqlen_k` keys: a dense cache."""
-    lengths = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k, "page_size": page_size}
-    heads = {"batch": batch, "heads": heads, "kv_heads": kv_heads}
-    return {**heads, **lengths, "head_dim": 128, **more}
-
-
-def decode_shapes() -> Iterator[dict[str, int]]:
-    """Half a GB, that many bytes in other arrangements, and few."""
-    for page_size in (16, 64, 1, 4096):
-        yield cache_shape(32, 32, 8, 4096, page_size)
-    for page_size in (16, 4096):
-        yield cache_shape(1, 32, 8, 4096, page_size)
-    yield cache_shape(1, 32, 4, 1024, 16)
-    yield cache_shape(32, 32, 8, 4096, 16, e4m3=1)
-    yield cache_shape(64, 32, 8, 8192, 16, spread=1)
-    yield cache_shape(32, 32, 8, 100_000, 16, one_long=1)
-    yield cache_shape(16, 32, 32, 4096, 8)
-    yield cache_shape(32, 32, 8, 4096, 16, seqlen_q=4)
-
-
-def latent_shapes() -> Iterator[dict[str, int]]:
-    for heads in (16, 128):
-        shape = cache_shape(128, heads, 1, 4096, 64, value_dim=512)
-        yield {**shape, "head_dim": 576}
-
-
 TRANSFORMS = {"softmax": 1, "logsumexp": 2, "softmax_backward": 2}
 TRANSFORMS |= {"log_softmax": 3, "log_softmax_backward": 3}
 FORWARD = {"softmax": 1, "logsumexp": 2, "log_softmax": 3}
@@ -247,41 +170,55 @@ GRIDS = {
         "FlashAttention-2 and -3: 16 K tokens, hidden size 2048",
         {"attention": 1, "attention_backward": 1},
         HALF,
-        flash_attention_shapes,
+        shapes.flash_attention_shapes,
     ),
     "llama": Grid(
         "cuDNN's published table: Llama 3.1, 64 query and 8 key heads",
         {"attention": 1, "attention_backward": 2, "attention_column_sums": 3},
         HALF,
-        llama_shapes,
+        shapes.llama_shapes,
     ),
     "small-attention": Grid(
         "calls that Python and the launch rule",
         {"attention": 2, "attention_backward": 3},
         HALF,
-        small_attention_shapes,
+        shapes.small_attention_shapes,
     ),
-    "neighbours": Grid("as many as SIFT1M has", {"attention_topk": 2}, FAST, neighbour_shapes),
+    "score": Grid(
+        "FlexAttention's examples: T5's table, documents, a soft cap and distances",
+        {"attention_score": 2},
+        HALF,
+        shapes.pattern_attention_shapes(1, "t5", "documents", "cap"),
+    ),
+    "block-mask": Grid(
+        "causal documents, a window beside a prefix (Longformer), random blocks (BigBird)",
+        {"attention_block_mask": 2},
+        HALF,
+        shapes.pattern_attention_shapes(0, "documents", "prefix", "random"),
+    ),
+    "neighbours": Grid(
+        "as many as SIFT1M has", {"attention_topk": 2}, FAST, shapes.neighbour_shapes
+    ),
     "decode": Grid(
         "issues of TileOPs, FlashAttention and FlashInfer: batch 32 and 1, pages of 1 to 64",
         {"attention_kvcache": 1},
         HALF[1:],
-        decode_shapes,
+        shapes.decode_shapes,
     ),
     "latent-decode": Grid(
         "FlashMLA, README: multi-head latent attention, batch 128",
         {"attention_kvcache": 2},
         HALF[1:],
-        latent_shapes,
+        shapes.latent_shapes,
     ),
     "transformer": Grid(
         "FlashAttention, arXiv:2205.14135, section 4.1: BERT-large, GPT-2 medium; and GPT-2 XL",
         {"transformer": 1},
         HALF[:1],
-        transformer_shapes,
+        shapes.transformer_shapes,
     ),
     "transformer-attention": Grid(
-        "the attention of one layer of these", {"attention": 1}, HALF[:1], one_layer_shapes
+        "the attention of one layer of these", {"attention": 1}, HALF[:1], shapes.one_layer_shapes
     ),
 }
 

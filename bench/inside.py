@@ -238,15 +238,15 @@ def truth_topk(
 
 
 def truth_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, first: int, dtype: str
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, dtype: str, **options: Any
 ) -> tuple[np.ndarray, float]:
     """Attention of heads (H, S, D) in float64, query 0 standing at place `first` among the keys,
     and the largest error that the contract allows."""
-    options = {"is_causal": causal, "q_offset": first}
+    options["q_offset"] = first
     expected = reference.attention(q, k, v, **options)
     arrays = [array[None] for array in (q, k, v)]
     seen = attention_cases.visible((1, *q.shape[:2], k.shape[1]), **options)
-    naive = attention_cases.naive(*arrays, seen, dtype).out[0]
+    naive = attention_cases.naive(*arrays, seen, dtype, **options).out[0]
     return expected, allowed(expected, naive, abs(expected), dtype)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
+from conftest import SEED
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from tolerance import dtype_of
 
 from cuattn._arrays.expression import Expression, Indexed, parse
@@ -88,7 +92,7 @@ def some_arrays(rng):
 
 
 class Grammar:
-    """Random texts of each kind; `choose` takes one of its arguments.
+    """Texts of each kind; `choose` takes one of its arguments, of which the first is the simplest.
 
     Of operations that round alike wherever they run: no exp, log and tanh. A denominator is no
     zero with a sign, as which one it has minimum and maximum do not say.
@@ -162,8 +166,42 @@ class Grammar:
             return f"where({one}, {other}, {self.bool(0)})"
         return f"({one} {word} {other})"
 
-    def case(self, arrays, depth=3):
-        """An expression of some of the arrays."""
-        text = f"({self.float(depth)} + 0 * s)" if self.choose(True, False) else self.number(depth)
-        names = {*re.findall(r"[a-z]\w*", text)}
-        return Case(text, {name: array for name, array in arrays.items() if name in names})
+    def score(self, depth):
+        return f"({self.float(depth)} + 0 * s)" if self.choose(True, False) else self.number(depth)
+
+
+class Smooth(Grammar):
+    """With the functions that have a curvature."""
+
+    def float(self, depth):
+        plain = super().float(depth)
+        word = self.choose("", "", "exp", "log", "tanh", "sqrt")
+        return f"{word}({plain})" if word and depth > 0 else plain
+
+
+@st.composite
+def expressions(draw, arrays, grammar=Grammar, depth=3):
+    """A strategy: expressions of some of the arrays, whose every choice hypothesis draws."""
+    text = grammar(lambda *options: draw(st.sampled_from(options))).score(depth)
+    return case_of(text, arrays)
+
+
+def case_of(text, arrays):
+    """A text, and those of the arrays that are in it."""
+    names = {*re.findall(r"[a-z]\w*", text)}
+    return Case(text, {name: array for name, array in arrays.items() if name in names})
+
+
+def examples(count, name, *phases):
+    """Decorators of a function for so many examples, which follow from the seed and a name."""
+    how = {"max_examples": count, "phases": phases or tuple(Phase), "database": None}
+    how |= {"deadline": None, "print_blob": True, "suppress_health_check": list(HealthCheck)}
+    return lambda function: seed(f"{os.environ[SEED]} {name}")(settings(**how)(function))
+
+
+def some(strategy, count, name):
+    """So many expressions of a strategy, for what takes many at once, as different as may be."""
+    found, lists = [], st.lists(strategy, min_size=count, max_size=count)
+    # The first examples are those of the simplest choices.
+    examples(12, name, Phase.generate)(given(lists)(lambda cases: found.append(cases)))()
+    return max(reversed(found), key=lambda cases: len({case.text for case in cases}))

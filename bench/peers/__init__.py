@@ -21,11 +21,20 @@ import functools
 import importlib
 from typing import Any
 
-from bench.peers._base import OPERATIONS, SCORE_BYTES, Contestant, Filters, Library, Unsupported
+from bench.peers._base import (
+    OPERATIONS,
+    SCORE_BYTES,
+    VARIANTS,
+    Contestant,
+    Filters,
+    Library,
+    Unsupported,
+)
 
 __all__ = [
     "OPERATIONS",
     "SCORE_BYTES",
+    "VARIANTS",
     "Contestant",
     "Filters",
     "Library",
@@ -46,6 +55,8 @@ _LIBRARIES = {
     "quack": ("_wheels", "Quack"),
     "flashinfer": ("_wheels", "FlashInfer"),
     "liger_kernel": ("_wheels", "Liger"),
+    "cuvs": ("_rapids", "Cuvs"),
+    "pylibraft": ("_rapids", "Raft"),
 }
 
 
@@ -79,14 +90,14 @@ def find() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def contestants(
-    operation: str, *, k: int | None = None, causal: bool = False, **filters: Any
+    operation: str, *, k: int | None = None, causal: bool = False, **options: Any
 ) -> list[Contestant]:
     """Every way of the found libraries to do an operation of `OPERATIONS`.
 
     `k` is for "top_k" and "softmax_topk", which return (values, indices) sorted from the largest;
     the values of "softmax_topk" are probabilities of the full row. `causal` is for attention; the
-    mask is aligned to the bottom right corner. `filters` are those of "sample". A call raises
-    `Unsupported` for arrays that its contestant cannot take.
+    mask is aligned to the bottom right corner. `options` are the filters of "sample", and those of
+    `VARIANTS`. A call raises `Unsupported` for arrays that its contestant cannot take.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, but is {operation!r}")
@@ -94,5 +105,7 @@ def contestants(
         raise ValueError(f"k must be given for {operation}")
     libraries = _libraries()[0].values()
     if operation == "sample":
-        return [one for library in libraries for one in library.samplers(Filters(**filters))]
+        return [one for library in libraries for one in library.samplers(Filters(**options))]
+    if operation in VARIANTS:
+        return [one for library in libraries for one in library.variants(operation, **options)]
     return [one for library in libraries for one in library.contestants(operation, k, causal)]

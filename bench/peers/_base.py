@@ -14,7 +14,8 @@ import numpy as np
 # most generators have no use for, (rows, 1). q, k and v are (batch, heads, seqlen, head_dim), and k
 # and v may have fewer heads, a divisor of those of q. A cache is (pages, heads, page_size,
 # head_dim), a page table (batch, pages of the longest sequence); one of a single column names all
-# pages in order.
+# pages in order. q and k of "attention_topk" are matrices. A table is that of bench/patterns.py; an
+# expression that needs none has none. A mask is (seqlen, seqlen), with its lists.
 OPERATIONS = {
     "softmax": ("x",),
     "log_softmax": ("x",),
@@ -31,7 +32,12 @@ OPERATIONS = {
     "attention_backward": ("grad", "q", "k", "v", "y", "lse"),
     "attention_column_sums": ("q", "k", "lse"),
     "attention_kvcache": ("q", "k_cache", "v_cache", "kv_lens", "page_table"),
+    "attention_topk": ("q", "k"),
+    "attention_score": ("q", "k", "v", "table"),
+    "attention_block_mask": ("q", "k", "v", "mask", "counts", "indices", "full", "table"),
 }
+# Of these, what has options of its own: see `Library.variants`.
+VARIANTS = ("attention_topk", "attention_score", "attention_block_mask")
 
 # An attention that stores its scores does so up to this size; with the exponentials and the
 # quotient beside them, three times that is in use at once.
@@ -79,6 +85,13 @@ class Library:
         """The ways of this library to draw one element of each row: indices, (rows,) or (rows, 1).
 
         None where it does not have one.
+        """
+        yield from ()
+
+    def variants(self, operation: str, **options: Any) -> Iterator[Contestant]:
+        """The ways of this library to do one of `VARIANTS` with the options of a cell.
+
+        Those are `num`, how many keys, or `pattern`, of bench/patterns.py. None where it has none.
         """
         yield from ()
 
@@ -157,6 +170,11 @@ def require_scores(batch: int, heads: int, seqlen_q: int, seqlen_k: int, itemsiz
     size = batch * heads * seqlen_q * seqlen_k * itemsize
     if size > SCORE_BYTES:
         raise Unsupported(f"stores the scores: {size} bytes, more than {SCORE_BYTES} bytes")
+
+
+def require_products(q: Any, k: Any) -> None:
+    """Raise `Unsupported` if the products of all pairs are larger than `SCORE_BYTES`."""
+    require_scores(1, 1, len(q), len(k), q.itemsize)
 
 
 def top_left_causal(causal: bool, seqlen_q: int, seqlen_k: int) -> bool:

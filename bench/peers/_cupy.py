@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.peers import _cupy_variants
 from bench.peers._base import (
     Call,
     Contestant,
@@ -76,6 +77,10 @@ class Cupy(Library):
 
         for name, call in (("x + Gumbel noise", gumbel), ("softmax, cumsum", inverse)):
             yield self._contestant(f"CuPy {name}", call)
+
+    def variants(self, operation: str, **options: Any) -> Iterator[Contestant]:
+        """One expression."""
+        yield self._contestant(*_cupy_variants.variants(self, operation, **options))
 
     def _contestant(self, name: str, call: Call) -> Contestant:
         return Contestant(name, self, refusing(call, TypeError, NotImplementedError))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.peers import _torch_rows
+from bench.peers import _torch_rows, _torch_variants
 from bench.peers._base import (
     Call,
     Contestant,
@@ -61,6 +61,12 @@ SDPA = {  # backend -> its switch
     "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
     "math": torch.backends.cuda.enable_math_sdp,
 }
+AS_INTEGERS = {  # dtypes that DLPack of NumPy or CuPy lacks
+    "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
+    "bfloat16": (np.int16, torch.bfloat16),
+    "bool": (np.uint8, torch.bool),
+}
+MASKED = ("cuDNN", "efficient")  # backends that take a mask
 NO_BACKEND = ("No available kernel", "No viable backend")  # what torch says on a GPU, on the CPU
 
 
@@ -72,11 +78,10 @@ class TorchArrays(Library):
 
     def asarray(self, array: Any) -> torch.Tensor:
         """The same memory; what DLPack of NumPy and CuPy lacks passes as integers."""
-        if array.dtype.name == "float8_e4m3fn":
-            return torch.from_dlpack(array.view(np.uint8)).view(torch.float8_e4m3fn)
-        if array.dtype.name == "bfloat16":
-            return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_dlpack(array)
+        if array.dtype.name not in AS_INTEGERS:
+            return torch.from_dlpack(array)
+        bits, dtype = AS_INTEGERS[array.dtype.name]
+        return torch.from_dlpack(array.view(bits)).view(dtype)
 
     def asnumpy(self, native: torch.Tensor) -> np.ndarray:
         """The tensor on the host; bfloat16 as the same values in float32."""
@@ -173,6 +178,12 @@ class Torch(TorchArrays):
                 call = DenseCache(functools.partial(_sdpa, backend=name, causal=causal))
                 yield Contestant(f"torch SDPA {name}", self, call)
 
+    def variants(self, operation: str, **options: Any) -> Iterator[Contestant]:
+        """FlexAttention, and the fused attention with a mask of all pairs."""
+        fused = {n: functools.partial(_sdpa, backend=n, causal=False) for n in MASKED}
+        for name, call in _torch_variants.variants(operation, fused, **options):
+            yield Contestant(name, self, call)
+
     def samplers(self, filters: Filters) -> Iterator[Contestant]:
         """Eager and, with the noise that a compiler can see, compiled."""
         for name, call in _torch_rows.samplers(filters):
@@ -264,9 +275,7 @@ def _column_sums(
     return torch.exp(scores - lse[..., None]).sum(dim=2)
 
 
-def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backend: str, causal: bool
-) -> torch.Tensor:
+def _sdpa(q: Any, k: Any, v: Any, *, backend: str, causal: bool, mask: Any = None) -> torch.Tensor:
     """torch's fused attention with no other backend than this one.
 
     The switches stay as they are: `torch.nn.attention.sdpa_kernel`, which turns them back, costs
@@ -277,7 +286,7 @@ def _sdpa(
         enable(name == backend)
     try:
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
         )
     except RuntimeError as error:
         if any(words in str(error) for words in NO_BACKEND):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench import grids
+from bench import attention_shapes
 from bench.report import formats
 from bench.report.formats import section, table
 from bench.timing import analysis
@@ -143,8 +143,8 @@ def keys(kernels: list[dict[str, Any]]) -> str:
 
 def model(cell: Cell) -> str:
     """The name of a transformer, or its shape."""
-    names = [*grids.TRANSFORMERS]
-    shapes = list(grids.transformer_shapes())
+    names = [*attention_shapes.TRANSFORMERS]
+    shapes = list(attention_shapes.transformer_shapes())
     if cell["shape"] in shapes:
         return names[shapes.index(cell["shape"])]
     return formats.shape(cell["shape"])

@@ -173,6 +173,27 @@ def token_map(weights: Any, tokens: Sequence[str], head: tuple[str, str]) -> Any
     return figure
 
 
+def tile_maps(maps: Sequence[tuple[str, Any, Any, Any]], head: tuple[str, str]) -> Any:
+    """Masks over their tiles: title, mask, kinds of tiles (none, some, all seen), and which ran."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    fills = {"empty": "#f4f4f2", "partial": "#f3d9bd", "full": "#b9cdf0"}
+    handles = [Patch(label=name, color=fill) for name, fill in fills.items()]
+    seen = Patch(label="a query sees a key", color=TEXT, alpha=0.4)
+    figure, grid = _figure(len(maps), len(maps), (PANEL[0], PANEL[0]), head, [*handles, seen])
+    for axes, (title, mask, kinds, ran) in zip(grid, maps, strict=True):
+        rows, columns = kinds.shape
+        axes.imshow(kinds, cmap=ListedColormap([*fills.values()]), vmin=0, vmax=2)
+        image = {"interpolation": "none", "extent": (-0.5, columns - 0.5, rows - 0.5, -0.5)}
+        axes.imshow(mask, cmap=ListedColormap(["#0000", "#0006"]), vmin=0, vmax=1, **image)
+        y, x = ran.nonzero()
+        axes.plot(x, y, "o", color=ACCENT, ms=2.5)
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a picture in the format that its name says; the same picture, the same bytes."""
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)

@@ -36,7 +36,8 @@ class Mask(NamedTuple):
         """Which of the keys j each query sees, (B, G, g, M, N); axes of 1 are the same for all."""
         k = np.arange(j.start, j.stop, dtype=np.int64)
         names = {"b": self.b, "h": self.h, "q": self.q, "k": k}
-        value = values_of(self.expression.steps, self.arrays, names, blocks.FLOAT64)[-1]
+        steps = self.expression.steps
+        (value,) = values_of(steps, self.arrays, names, blocks.FLOAT64, len(steps) - 1)
         shape = np.broadcast_shapes(np.shape(value), (1, 1, 1, len(self.q), len(k)))
         return np.broadcast_to(value, shape)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attention_backward_cases import Backward
 from attention_cases import put, put_options
-from score_cases import Case, Grammar, beside_garbage, some_arrays
+from score_cases import Case, Grammar, beside_garbage, case_of, some_arrays
 from tolerance import dtype_of
 
 import cuattn
@@ -152,7 +152,7 @@ def test_random_expressions(backend, rng):
     }
     checked = 0
     while checked < (40 if backend.name == "numpy" else 1):
-        case = grammar.case(arrays)
+        case = case_of(grammar.score(3), arrays)
         names = [name for name in case.arrays if name in "fgn"]
         if not any(step.value == "s" for step in case.expression.steps) or not names:
             continue

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import emulator
 import numpy as np
 import pytest
-from conftest import SEED
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from score_cases import Case, Grammar, some_arrays
+from score_cases import Case, examples, expressions, some, some_arrays
 
 import cuattn
 from cuattn._arrays.expression import FUNCTIONS, OF_FLOATS, Indexed, parse
@@ -195,8 +193,7 @@ def test_names_that_mean_something_elsewhere():
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
-@settings(max_examples=250, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-@seed(os.environ.get(SEED, "0"))
+@examples(250, "any text")
 @given(
     st.lists(
         st.sampled_from(
@@ -342,15 +339,22 @@ def test_functions(rng):
             np.testing.assert_allclose(got, exact, **close)
 
 
-def test_random_expressions(rng):
-    """Bit for bit the same by NumPy, by a kernel and, in float64, by Python."""
-    arrays = some_arrays(rng)
-    grammar = Grammar(lambda *options: options[rng.integers(len(options))])
-    cases = [grammar.case(arrays) for _ in range(24)]
+def test_random_expressions_by_numpy(rng):
+    """Bit for bit what Python makes of them."""
+    arrays, (s, *rest) = some_arrays(rng), grid(rng, np.float64)
+
+    @examples(400, "expressions by NumPy")
+    @given(expressions(arrays))
+    def compare(case):
+        np.testing.assert_array_equal(by_numpy(case, s, *rest), by_python(case, s, *rest))
+
+    compare()
+
+
+def test_random_expressions_by_kernels(rng):
+    """Bit for bit what NumPy makes of them, in both accumulators; one kernel has them all."""
+    cases = some(expressions(some_arrays(rng)), 24, "expressions by kernels")
     for acc in (np.float32, np.float64):
         s, *rest = grid(rng, acc)
-        found = by_kernel(cases, s, *rest[2:])
-        for case, got in zip(cases, found, strict=True):
+        for case, got in zip(cases, by_kernel(cases, s, *rest[2:]), strict=True):
             np.testing.assert_array_equal(got, by_numpy(case, s, *rest), case.text)
-            if acc == np.float64:
-                np.testing.assert_array_equal(got, by_python(case, s, *rest), case.text)

@@ -17,7 +17,15 @@ from test_bench_harness import Arrays, Device
 from test_kernel_report import TRAP, listing, nvdisasm, nvrtc  # noqa: F401
 
 import cuattn
-from bench import attention_map, bench_transformer, grids, inside, peers, transformer
+from bench import (
+    attention_map,
+    attention_shapes,
+    bench_transformer,
+    grids,
+    inside,
+    peers,
+    transformer,
+)
 from bench.bench_attention import some
 from bench.compiled import attention_loop, kernel_report, sass
 from bench.counted import counters, io_complexity
@@ -32,7 +40,7 @@ OPERATIONS = measure.operations()
 
 
 def cell_of(operation="attention", dtype="float16", grid="flash-attention", **sizes):
-    shape = grids.attention_shape(2, 4, 2, 40, 32, sizes.pop("causal", 0))
+    shape = attention_shapes.attention_shape(2, 4, 2, 40, 32, sizes.pop("causal", 0))
     shape |= {"layers": 2, "kv_heads": 4} if operation == "transformer" else {}
     return grids.Cell(operation, grid, dtype, tuple((shape | sizes).items()), 1)
 
@@ -458,12 +466,15 @@ TILE = {
     "kMTiles": 2,
     "kKeys": 48,
     "kDim": 64,
+    "kPartDim": 64,
     "kValueDim": 64,
     "kSlots": 3,
     "kVector": True,
     "kModified": False,
     "Bias": "NoBias",
     "kMasked": False,
+    "Tiles": "AllTiles",
+    "Score": "NoScore",
 }
 KERNEL = Kernel("attention_forward", TILE, grid=1, block=128)
 LOOP = (

@@ -15,7 +15,7 @@ from test_bench_attention import cell_of, run
 from test_bench_harness import Arrays
 
 import cuattn
-from bench import conftest, grids, inside, peers
+from bench import attention_shapes, conftest, grids, inside, peers
 from bench.peers._base import BSHD
 from bench.peers._cupy import Cupy
 from bench.report import markdown as report
@@ -147,7 +147,7 @@ def predicted(shape, gpu, **options):
 def test_the_model_s_rate_is_that_of_the_hand(gpu, head_dim, rows, tflops, start):
     """Of loops that keep all multiprocessors busy to the end."""
     heads = gpu["num_sms"] // 4
-    shape = grids.attention_shape(4, heads, heads, rows, head_dim, 0)
+    shape = attention_shapes.attention_shape(4, heads, heads, rows, head_dim, 0)
     flops = 10 * 4 * heads * rows**2 * head_dim
     rate = flops / predicted(shape, gpu) / 1e12
     assert rate == pytest.approx(tflops * rows / (rows + start), rel=4e-3)
@@ -156,7 +156,7 @@ def test_the_model_s_rate_is_that_of_the_hand(gpu, head_dim, rows, tflops, start
 def test_the_model_counts_the_blocks_of_a_call_by_hand():
     """88 heads of three blocks, which see 384, 256 and 128 rows: the longest first, 88 multi-
     processors have one of each end, 44 two of the middle. A head more, and three have three."""
-    shape = grids.attention_shape(1, 88, 88, 384, 128, 1)
+    shape = attention_shapes.attention_shape(1, 88, 88, 384, 128, 1)
     of_row = 2 * 128 * 128 * (3 / 0.65 + 4 / 0.62) * 132 / 989.4e12  # both kernels
     seconds = (384 + 128 + 2 * 320) * of_row
     assert seconds == pytest.approx(5.574e-5, rel=1e-3)
@@ -167,7 +167,7 @@ def test_the_model_counts_the_blocks_of_a_call_by_hand():
 
 def test_the_model_lets_two_small_blocks_share_a_multiprocessor():
     """Of 128 threads; one by itself has half of it."""
-    shape = grids.attention_shape(1, 1, 1, 128, 64, 0)
+    shape = attention_shapes.attention_shape(1, 1, 1, 128, 64, 0)
     flops = 2 * 128 * 64 * (3 + 4) * (128 + 160)
     assert predicted(shape, A100) == pytest.approx(flops * 2 * 108 / 312e12 / 0.67)
 
@@ -176,7 +176,7 @@ def test_the_model_lets_two_small_blocks_share_a_multiprocessor():
 @pytest.mark.parametrize("causal", [0, 1])
 @pytest.mark.parametrize("sizes", [(256, 256), (100, 300), (300, 100), (1, 5), (777, 778)])
 def test_the_model_s_tiles_are_those_with_something_visible(gpu, causal, sizes):
-    shape = grids.attention_shape(2, 4, 2, 0, 64, causal)
+    shape = attention_shapes.attention_shape(2, 4, 2, 0, 64, causal)
     shape["seqlen_q"], shape["seqlen_k"] = queries, keys = sizes
     visible = np.tri(queries, keys, keys - queries, bool) | (not causal)
     _, of_q, of_kv = launches(shape, gpu)
@@ -193,13 +193,13 @@ def test_the_model_s_tiles_are_those_with_something_visible(gpu, causal, sizes):
 
 
 def test_the_model_follows_the_clock():
-    shape = grids.attention_shape(1, 132, 132, 256, 128, 1)
+    shape = attention_shapes.attention_shape(1, 132, 132, 256, 128, 1)
     slow, unknown = (predicted(shape, H200 | {"sm_mhz_max": mhz}) for mhz in (990, None))
     assert slow == pytest.approx(2 * predicted(shape, H200)) and unknown == predicted(shape, H200)
 
 
 def test_the_model_says_nothing_of_what_it_does_not_know():
-    shape = grids.attention_shape(1, 4, 4, 256, 64, 0)
+    shape = attention_shapes.attention_shape(1, 4, 4, 256, 64, 0)
     for gpu in (H200, A100):
         assert predicted(shape, gpu) > 0
         for dtype in ("float32", "float64"):

@@ -342,6 +342,7 @@ def test_cells_have_names_of_their_own():
     others = ["top_k", "softmax_topk", "attention", "attention_backward", "attention_kvcache"]
     others += ["cross_entropy", "cross_entropy_backward", "entropy", "sample"]
     others += ["attention_column_sums", "attention_topk"]
+    others += ["attention_score", "attention_block_mask"]
     cells = grids.cells([*OPERATIONS, *others, "transformer"])
     assert len({cell.key for cell in cells}) == len(cells) > 300
     assert [cell.priority for cell in cells] == sorted(cell.priority for cell in cells)

@@ -9,7 +9,7 @@ from conftest import on_a_gpu
 from test_bench_attention import SPOILED, run
 from test_bench_device import patient  # noqa: F401
 
-from bench import bench_kvcache, grids, inside, paged_cache
+from bench import attention_shapes, bench_kvcache, grids, inside, paged_cache
 from bench.timing import analysis, device, measure
 
 OPERATION = measure.operations()["attention_kvcache"]
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def cell_of(dtype="float16", **sizes):
-    shape = {**grids.cache_shape(3, 4, 2, 64, 16), "head_dim": 32, **sizes}
+    shape = {**attention_shapes.cache_shape(3, 4, 2, 64, 16), "head_dim": 32, **sizes}
     return grids.Cell("attention_kvcache", "decode", dtype, tuple(shape.items()), 1)
 
 

@@ -104,7 +104,7 @@ def test_without_a_gpu_the_benchmarks_are_skipped():
     files = ["bench_softmax.py", "bench_top_k.py", "bench_softmax_topk.py"]
     files += ["bench_attention.py", "bench_transformer.py", "bench_graph.py"]
     files += ["bench_cross_entropy.py", "bench_sample.py"]
-    files += ["bench_column_sums.py", "bench_attention_topk.py"]
+    files += ["bench_column_sums.py", "bench_attention_topk.py", "bench_score.py"]
     command += [*(f"bench/{name}" for name in files), "--benchmark-only"]
     done = subprocess.run(command, cwd=environment.ROOT, capture_output=True, text=True)
     assert f"{len(files) + 1} skipped" in done.stdout, done.stdout + done.stderr

@@ -29,7 +29,7 @@ from cuattn import reference
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 NAMES = ["cupy", "torch", "jax", "triton", "flash_attn", "flash_attn_interface", "quack"]
-NAMES += ["flashinfer", "liger_kernel"]
+NAMES += ["flashinfer", "liger_kernel", "cuvs", "pylibraft"]
 K = 9
 # What a few roundings of each dtype may cost, of the largest value of the result.
 ERROR = {"float16": 2.0**-7, "bfloat16": 2.0**-4, "float32": 2.0**-18, "float64": 2.0**-46}
@@ -137,7 +137,8 @@ def options(operation, causal=False):
     return K if operation in ("top_k", "softmax_topk") else None, causal
 
 
-CASES = [(name, False) for name in peers.OPERATIONS if name != "sample"] + [
+OWN = ("sample", *peers.VARIANTS)  # elsewhere
+CASES = [(name, False) for name in peers.OPERATIONS if name not in OWN] + [
     ("attention", True),
     ("attention_backward", True),
     ("attention_column_sums", True),

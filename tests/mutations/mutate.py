@@ -447,7 +447,7 @@ ATTENTION_TF32, ATTENTION_FLOAT, ATTENTION_DOUBLE = (
     for op in ATTENTION_OPS[2:]
 )
 # Score expressions: by themselves, and in attention.
-SCORE_LANGUAGE = ("tests/attention/test_score_language.py::test_random_expressions",)
+SCORE_LANGUAGE = ("tests/attention/test_score_language.py::test_random_expressions_by_kernels",)
 SCORE_CORNERS = ("tests/attention/test_score_language.py::test_corners",)
 SCORE = (ampere("score", "test_uses", 4), ampere("score", "test_uses", 0))
 SCORE_SM90, SCORE_SM90_RAGGED, SCORE_SM90_COST = (
