@@ -418,7 +418,7 @@ def test_central_differences(backend, rng):
         put(backend, weights[0]), *arrays, y, lse, grad_lse=put(backend, weights[1]),
         return_dbias=True, **put_options(backend, options), **more,
     )  # fmt: skip
-    for (name, a), gradient in zip(inputs.items(), got, strict=True):
+    for (name, a), gradient in zip(inputs.items(), got[:6], strict=True):
         direction, h = rng.standard_normal(a.shape), 1e-5
         ends = []
         for sign in (1, -1):
