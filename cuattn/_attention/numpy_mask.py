@@ -1,4 +1,4 @@
-"""Mask expressions by NumPy: which keys a tile of queries sees, and how many those of a block mask.
+"""Mask expressions by NumPy: the keys that a tile of queries sees, and their number by tile.
 
 No more of a mask exists at a time than `BAND` queries by `KEYS` keys, or a tile of attention.
 """

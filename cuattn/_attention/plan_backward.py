@@ -224,23 +224,8 @@ def plan_kv(problem: AttentionProblem, compute_capability: int) -> list[Launch]:
 @lru_cache(maxsize=4096)
 def plan_bias(problem: AttentionProblem, bias: BiasSizes, compute_capability: int) -> Launch:
     """dbias; `heads_in_l2` stands for its blocks of columns."""
-    dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
-    tile = tile_of(BIAS_TILES, problem, compute_capability)
-    rows = 16 * tile.warps
-    arguments = {
-        "Op": OPS[problem.op],
-        "kWarps": tile.warps,
-        "kKeys": tile.keys,
-        "kDim": dim,
-        "kValueDim": value_dim,
-        "kVector": problem.vector,
-        "Bias": CTYPES[problem.bias or ""],
-        "kMasked": problem.masked,
-    }
-    acc = 8 if problem.dtype == "float64" else 4
-    smem = (rows + tile.keys) * (dim + value_dim) * ITEMSIZE[problem.dtype]
-    smem = max(smem, rows * tile.keys * acc)
-    row_blocks, col_blocks = ceil_div(bias.rows, rows), ceil_div(bias.cols, tile.keys)
+    tile, arguments, smem = score_tile(problem, compute_capability)
+    row_blocks, col_blocks = ceil_div(bias.rows, 16 * tile.warps), ceil_div(bias.cols, tile.keys)
     grid = bias.batches * bias.heads * row_blocks * col_blocks
     kernel = problem.kernel("attention_backward_bias", arguments, grid, tile.warps, smem)
     return Launch(kernel, row_blocks, col_blocks)
@@ -256,6 +241,28 @@ def plan_sums(acc: str, results: int) -> Kernel:
 def stat_rows(problem: AttentionProblem) -> int:
     """Rows of the statistics of a head: backward.cuh, stats_row."""
     return (problem.q_rows + (problem.batch + 2 if problem.ragged else 1)) // 2 * 2
+
+
+def score_tile(
+    problem: AttentionProblem, compute_capability: int
+) -> tuple[BiasTile, dict[str, object], int]:
+    """Of kernels with a tile of Q, dO, K and V that is not loaded ahead (backward.cuh, ScoreTile):
+    its sizes, their template arguments, shared memory."""
+    dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
+    tile = tile_of(BIAS_TILES, problem, compute_capability)
+    arguments = {
+        "Op": OPS[problem.op],
+        "kWarps": tile.warps,
+        "kKeys": tile.keys,
+        "kDim": dim,
+        "kValueDim": value_dim,
+        "kVector": problem.vector,
+        "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
+        "kMasked": problem.masked,
+    }
+    rows, acc = 16 * tile.warps, 8 if problem.dtype == "float64" else 4
+    smem = (rows + tile.keys) * (dim + value_dim) * ITEMSIZE[problem.dtype]
+    return tile, arguments, max(smem, rows * tile.keys * acc)  # sums in the place of the tile
 
 
 def tile_of(

@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from cuattn._attention.plan import OPS, whole
-from cuattn._attention.plan_backward import BIAS_TILES, tile_of
+from cuattn._attention.plan_backward import score_tile
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.kernel import CTYPES, ITEMSIZE, Kernel, ceil_div
 
@@ -51,23 +50,10 @@ def plan_reference(
 ) -> Plan:
     """`problem`: with the `score` of a reference. `aligned`: sequences have no offset of their own.
     `element`: what an array of `count` elements has."""
-    dim, value_dim = whole(problem.head_dim), whole(problem.value_dim)
-    tile = tile_of(BIAS_TILES, problem, compute_capability)
+    tile, arguments, smem = score_tile(problem, compute_capability)
     rows, acc = 16 * tile.warps, "float64" if problem.dtype == "float64" else "float32"
     slots = _slots(problem, rows)
     batches = 1 if problem.ragged else problem.batch
-    arguments = {
-        "Op": OPS[problem.op],
-        "kWarps": tile.warps,
-        "kKeys": tile.keys,
-        "kDim": dim,
-        "kValueDim": value_dim,
-        "kVector": problem.vector,
-        "Bias": "NoBias" if problem.bias is None else CTYPES[problem.bias],
-        "kMasked": problem.masked,
-    }
-    smem = (rows + tile.keys) * (dim + value_dim) * ITEMSIZE[problem.dtype]
-    smem = max(smem, rows * tile.keys * ITEMSIZE[acc])
     grid = batches * problem.heads * slots
     sums = problem.kernel("attention_backward_score", arguments, grid, tile.warps, smem)
     own = max(LEAST, min(MOST, 1 << (ceil_div(count, RANGES) - 1).bit_length()))

@@ -40,7 +40,7 @@ class Options(NamedTuple):
     tf32: bool = False
     score: Expression | None = None
     block: tuple[int, int] | None = None  # queries and keys of a tile of a block mask
-    mask: request_mask.Predicate | None = None  # of a block mask, where that is no array
+    mask: request_mask.Predicate | None = None  # an expression in the place of a mask array
 
 
 class Expected(NamedTuple):

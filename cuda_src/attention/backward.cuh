@@ -43,6 +43,62 @@ __device__ __forceinline__ Acc probability(Acc s, Acc fold, Acc lse) {
   return ScoreBase<Acc>::exp(x > 0 ? Acc(0) : x);
 }
 
+// Sequence block.batch: where it begins, how long it is, and its bounds.
+__device__ __forceinline__ void find_sequence(const AttentionParams& params, QueryBlock& block) {
+  const int b = block.batch;
+  block.q_start = block.k_start = 0;
+  block.rows = params.q_rows;
+  block.k_rows = params.k_rows;
+  if (params.cu_seqlens_q != nullptr) {
+    const Sequence queries = sequence_of(params.cu_seqlens_q, params.q_rows, b);
+    const Sequence keys = sequence_of(params.cu_seqlens_k, params.k_rows, b);
+    block.q_start = queries.start;
+    block.rows = queries.rows;
+    block.k_start = keys.start;
+    block.k_rows = keys.rows;
+  }
+  find_bounds(params, block);
+}
+
+// A tile of Q, dO, K and V in shared memory, which is not loaded ahead.
+template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector>
+struct ScoreTile {
+  using T = typename Op::Element;
+  using Scores = typename Op::Acc[1][kKeys / 8][4];
+  static constexpr int kRows = 16 * kWarps;
+
+  T* smem;
+
+  // S = Q K^T and dP = dO V^T of the queries from block.first on and the keys from `key` on, by all threads.
+  __device__ __forceinline__ void multiply(const AttentionBackwardParams& params, const QueryBlock& block,
+                                           const QueryBlock::Keys& keys, int key, Scores& s, Scores& dp) const {
+    constexpr int kThreads = 32 * kWarps;
+    const Tile<T, kRows, kDim> q{smem};
+    const Tile<T, kRows, kValueDim> grad{smem + kRows * kDim};
+    const Tile<T, kKeys, kDim> k{smem + kRows * (kDim + kValueDim)};
+    const Tile<T, kKeys, kValueDim> v{k.base + kKeys * kDim};
+    const AttentionParams& a = params.attention;
+    const long long batch = a.cu_seqlens_q != nullptr ? 0 : block.batch, head = block.head, k_head = head / a.sharing;
+    const long long first_row = block.q_start + block.first, first_key = block.k_start + key;
+    const int rows = block.q_len - block.first, from = keys.begin - key, to = keys.end - key;
+    __syncthreads();  // every thread has read what the tile takes the place of
+    q.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, head, first_row), a.q_stride[2],
+                                       a.q_stride[3], 0, rows, a.head_dim);
+    grad.template load<kVector, kThreads>(row_of<const T>(params.grad, params.grad_stride, batch, head, first_row),
+                                          params.grad_stride[2], params.grad_stride[3], 0, rows, a.value_dim);
+    k.template load<kVector, kThreads>(row_of<const T>(a.k, a.k_stride, batch, k_head, first_key), a.k_stride[2],
+                                       a.k_stride[3], from, to, a.head_dim);
+    v.template load<kVector, kThreads>(row_of<const T>(a.v, a.v_stride, batch, k_head, first_key), a.v_stride[2],
+                                       a.v_stride[3], from, to, a.value_dim);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // every thread's part of the tile
+    const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+    Op::template scores<kDim>(s, q, warp_row, k);
+    Op::template scores<kValueDim>(dp, grad, warp_row, v);
+  }
+};
+
 // A block of keys, `first` … of the keys of one sequence and head of K; `head` is that one.
 struct KeyBlock : QueryBlock {
   // Key j is seen by the queries from first_query(j) to last_query(j) - 1.

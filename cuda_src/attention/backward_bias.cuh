@@ -14,17 +14,12 @@
 template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_backward_bias(const __grid_constant__ AttentionBackwardBiasParams params) {
-  using T = typename Op::Element;
   using Acc = typename Op::Acc;
   using Stats = RowStats<Acc>;
   constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps, kNTiles = kKeys / 8;
-  using QTile = Tile<T, kRows, kDim>;
-  using GradTile = Tile<T, kRows, kValueDim>;
-  using KTile = Tile<T, kKeys, kDim>;
-  using VTile = Tile<T, kKeys, kValueDim>;
   const AttentionBackwardParams& p = params.backward;
   const AttentionParams& a = p.attention;
-  const bool one_row = params.rows == 1, one_col = params.cols == 1, ragged = a.cu_seqlens_q != nullptr;
+  const bool one_row = params.rows == 1, one_col = params.cols == 1;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index()), warp_row = 16 * warp;
 
   // Columns, rows, head and batch of the bias.
@@ -37,34 +32,16 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   const int batch_end = params.batches == 1 ? a.batch : own_batch + 1;
   const int head_end = params.heads == 1 ? a.heads : own_head + 1;
 
-  T* smem = ptx::dynamic_smem<T>();
-  const QTile q_tile{smem};
-  const GradTile grad_tile{smem + kRows * kDim};
-  const KTile k_tile{smem + kRows * (kDim + kValueDim)};
-  const VTile v_tile{k_tile.base + kKeys * kDim};
+  const ScoreTile<Op, kWarps, kKeys, kDim, kValueDim, kVector> tile{ptx::dynamic_smem<typename Op::Element>()};
   Acc sum[kNTiles][4] = {};
   QueryBlock block{};  // of the step
   const auto add = [&](const QueryBlock::Keys& keys, int key) {
-    const long long batch = ragged ? 0 : block.batch, head = block.head, k_head = head / a.sharing;
-    const long long first_row = block.q_start + block.first, first_key = block.k_start + key;
-    const int rows = block.q_len - block.first, from = keys.begin - key, to = keys.end - key;
-    __syncthreads();  // every warp has read the last tiles
-    q_tile.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, head, first_row), a.q_stride[2],
-                                            a.q_stride[3], 0, rows, a.head_dim);
-    grad_tile.template load<kVector, kThreads>(row_of<const T>(p.grad, p.grad_stride, batch, head, first_row),
-                                               p.grad_stride[2], p.grad_stride[3], 0, rows, a.value_dim);
-    k_tile.template load<kVector, kThreads>(row_of<const T>(a.k, a.k_stride, batch, k_head, first_key), a.k_stride[2],
-                                            a.k_stride[3], from, to, a.head_dim);
-    v_tile.template load<kVector, kThreads>(row_of<const T>(a.v, a.v_stride, batch, k_head, first_key), a.v_stride[2],
-                                            a.v_stride[3], from, to, a.value_dim);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // every thread's part of the tiles
+    const long long batch = a.cu_seqlens_q != nullptr ? 0 : block.batch;
     Acc s[1][kNTiles][4] = {}, dp[1][kNTiles][4] = {};
-    Op::template scores<kDim>(s, q_tile, warp_row, k_tile);
-    Op::template scores<kValueDim>(dp, grad_tile, warp_row, v_tile);
+    tile.multiply(p, block, keys, key, s, dp);
     const ScoreRule<true, Bias, kMasked, Acc, Score> rule(a, block, block.head);
-    const Stats* stats = static_cast<const Stats*>(p.stats) + stats_row(p, batch, head, block.batch, block.q_start, 0);
+    const Stats* stats =
+        static_cast<const Stats*>(p.stats) + stats_row(p, batch, block.head, block.batch, block.q_start, 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = block.first + warp_row + lane / 4 + 8 * half;
@@ -86,18 +63,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     }
   };
   for (block.batch = own_batch; block.batch < batch_end; ++block.batch) {
-    block.q_start = block.k_start = 0;
-    block.rows = a.q_rows;
-    block.k_rows = a.k_rows;
-    if (ragged) {
-      const Sequence queries = sequence_of(a.cu_seqlens_q, a.q_rows, block.batch);
-      const Sequence keys = sequence_of(a.cu_seqlens_k, a.k_rows, block.batch);
-      block.q_start = queries.start;
-      block.rows = queries.rows;
-      block.k_start = keys.start;
-      block.k_rows = keys.rows;
-    }
-    find_bounds(a, block);
+    find_sequence(a, block);
     for (block.head = own_head; block.head < head_end; ++block.head) {
       for (block.first = own_row; block.first < (one_row ? block.q_len : own_row + 1); block.first += kRows) {
         if (block.first >= block.q_len) break;
@@ -110,8 +76,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   }
 
   // The sums of the block, then over its rows and its columns where these are one.
-  Acc* sums = reinterpret_cast<Acc*>(smem);  // [kRows][kKeys]
-  __syncthreads();                           // every warp has read the last tiles
+  Acc* sums = reinterpret_cast<Acc*>(tile.smem);  // [kRows][kKeys]
+  __syncthreads();                                // every warp has read the last tiles
 #pragma unroll
   for (int n = 0; n < kNTiles; ++n) {
 #pragma unroll

@@ -14,53 +14,29 @@
 template <class Op, int kWarps, int kKeys, int kDim, int kValueDim, bool kVector, class Bias, bool kMasked, class Score>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     attention_backward_score(const __grid_constant__ AttentionBackwardScoreParams params) {
-  using T = typename Op::Element;
   using Acc = typename Op::Acc;
   constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps, kNTiles = kKeys / 8;
   static_assert(kThreads == 2 * kRows && kRows % kKeys == 0, "a thread has a distance of a diagonal of tiles");
-  using QTile = Tile<T, kRows, kDim>;
-  using GradTile = Tile<T, kRows, kValueDim>;
-  using KTile = Tile<T, kKeys, kDim>;
-  using VTile = Tile<T, kKeys, kValueDim>;
   const AttentionBackwardParams& p = params.backward;
   const AttentionParams& a = p.attention;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(lane_index()), warp_row = 16 * warp;
   Diagonal own;
   if (!find_diagonal(a, params.slots, params.log2, blockIdx.x, own)) return;
   QueryBlock& block = own.block;
-  const long long batch = a.cu_seqlens_q != nullptr ? 0 : block.batch, head = block.head, k_head = head / a.sharing;
+  const long long batch = a.cu_seqlens_q != nullptr ? 0 : block.batch;
 
-  T* smem = ptx::dynamic_smem<T>();
-  const QTile q_tile{smem};
-  const GradTile grad_tile{smem + kRows * kDim};
-  const KTile k_tile{smem + kRows * (kDim + kValueDim)};
-  const VTile v_tile{k_tile.base + kKeys * kDim};
-  Acc* tile = reinterpret_cast<Acc*>(smem);  // dE [kRows][kKeys]: in the place of the tiles
+  const ScoreTile<Op, kWarps, kKeys, kDim, kValueDim, kVector> tile{ptx::dynamic_smem<typename Op::Element>()};
+  Acc* changes = reinterpret_cast<Acc*>(tile.smem);  // dE [kRows][kKeys], in its place
   const ScoreRule<true, Bias, kMasked, Acc, Score> rule(a, block, block.head);
   const RowStats<Acc>* stats =
-      static_cast<const RowStats<Acc>*>(p.stats) + stats_row(p, batch, head, block.batch, block.q_start, 0);
+      static_cast<const RowStats<Acc>*>(p.stats) + stats_row(p, batch, block.head, block.batch, block.q_start, 0);
 
   Acc sum = 0;  // of what lies threadIdx.x - (kRows - 1) rows below the middle of the diagonal
   // Of the queries from block.first on, and the keys from `key` on, `behind` the first one that the diagonal has there.
   const auto add = [&](const QueryBlock::Keys& keys, int key, int behind) {
-    const long long first_row = block.q_start + block.first, first_key = block.k_start + key;
-    const int rows = block.q_len - block.first, from = keys.begin - key, to = keys.end - key;
-    __syncthreads();  // every thread has read the last dE
-    q_tile.template load<kVector, kThreads>(row_of<const T>(a.q, a.q_stride, batch, head, first_row), a.q_stride[2],
-                                            a.q_stride[3], 0, rows, a.head_dim);
-    grad_tile.template load<kVector, kThreads>(row_of<const T>(p.grad, p.grad_stride, batch, head, first_row),
-                                               p.grad_stride[2], p.grad_stride[3], 0, rows, a.value_dim);
-    k_tile.template load<kVector, kThreads>(row_of<const T>(a.k, a.k_stride, batch, k_head, first_key), a.k_stride[2],
-                                            a.k_stride[3], from, to, a.head_dim);
-    v_tile.template load<kVector, kThreads>(row_of<const T>(a.v, a.v_stride, batch, k_head, first_key), a.v_stride[2],
-                                            a.v_stride[3], from, to, a.value_dim);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // every thread's part of the tiles
     Acc s[1][kNTiles][4] = {}, dp[1][kNTiles][4] = {};
-    Op::template scores<kDim>(s, q_tile, warp_row, k_tile);
-    Op::template scores<kValueDim>(dp, grad_tile, warp_row, v_tile);
-    __syncthreads();  // every warp has read the tiles: dE takes their place
+    tile.multiply(p, block, keys, key, s, dp);
+    __syncthreads();  // every warp has read the tile: dE takes its place
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int tile_row = warp_row + lane / 4 + 8 * half, row = block.first + tile_row;
@@ -80,7 +56,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
             const Acc ds = weight * (dp[0][n][2 * half + e] - of_row.delta);
             de = ds == 0 || chain.score == 0 ? Acc(0) : ds * chain.score;
           }
-          ptx::st_shared(tile + tile_row * kKeys + tile_col, de);
+          ptx::st_shared(changes + tile_row * kKeys + tile_col, de);
         }
       }
     }
@@ -89,7 +65,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const int first = 32 * warp - (kRows - 1) + behind, diagonal = first + lane;
     for (int row = max(first, 0); row < min(kRows, first + 31 + kKeys); ++row) {
       const int col = row - diagonal;
-      if (col >= 0 && col < kKeys) sum += ptx::ld_shared(tile + row * kKeys + col);
+      if (col >= 0 && col < kKeys) sum += ptx::ld_shared(changes + row * kKeys + col);
     }
   };
   for (block.first = 0; block.first < block.q_len; block.first += kRows) {

@@ -30,24 +30,15 @@ __device__ __forceinline__ bool find_diagonal(const AttentionParams& a, int slot
   found.number = static_cast<int>(index % static_cast<unsigned int>(slots));
   block.head = static_cast<int>(unit % static_cast<unsigned int>(a.heads));
   block.batch = static_cast<int>(unit / static_cast<unsigned int>(a.heads));
-  block.q_start = block.k_start = 0;
-  block.rows = a.q_rows;
-  block.k_rows = a.k_rows;
   if (a.cu_seqlens_q != nullptr) {
     block.batch = 0;  // the last sequence whose slots begin here or before
     for (int above = a.batch; above - block.batch > 1;) {
       const int middle = (block.batch + above) / 2;
       (first_slot(a, log2, middle) <= found.number ? block.batch : above) = middle;
     }
-    const Sequence queries = sequence_of(a.cu_seqlens_q, a.q_rows, block.batch);
-    const Sequence keys = sequence_of(a.cu_seqlens_k, a.k_rows, block.batch);
-    block.q_start = queries.start;
-    block.rows = queries.rows;
-    block.k_start = keys.start;
-    block.k_rows = keys.rows;
     found.number -= static_cast<int>(first_slot(a, log2, block.batch));
   }
-  find_bounds(a, block);
+  find_sequence(a, block);
   const long long offset = block.to - a.right - 1;
   // Of all sequences of a dense batch the least distance is the same, unless each has an offset of its own.
   found.shift = a.bottom_right && a.q_offset == nullptr ? offset + block.rows - 1 : block.k_rows - 1;
