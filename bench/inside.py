@@ -246,8 +246,10 @@ def truth_attention(
     expected = reference.attention(q, k, v, **options)
     arrays = [array[None] for array in (q, k, v)]
     seen = attention_cases.visible((1, *q.shape[:2], k.shape[1]), **options)
-    naive = attention_cases.naive(*arrays, seen, dtype, **options).out[0]
-    return expected, allowed(expected, naive, abs(expected), dtype)
+    plain = attention_cases.naive(*arrays, seen, dtype, **options)
+    terms = attention_cases.out_terms(dtype, expected, plain)
+    size = abs(expected) if terms is None else terms
+    return expected, allowed(expected, plain.out[0], size, dtype)
 
 
 def truth_attention_backward(
@@ -261,10 +263,11 @@ def truth_attention_backward(
     shape = (1, *arrays[1].shape[:2], arrays[2].shape[1])
     seen = attention_cases.visible(shape, **options)
     whole = [array[None] for array in arrays]
-    naive, _ = attention_backward_cases.naive_backward(*whole, None, seen, dtype, **options)
+    naive, sizes = attention_backward_cases.naive_backward(*whole, None, seen, dtype, **options)
+    wide = dtype_of(dtype).itemsize > 2  # as `attention_backward_cases.Backward`
     return [
-        (ref, allowed(ref, one[0], abs(ref), dtype))
-        for ref, one in zip(expected, naive, strict=False)
+        (ref, allowed(ref, one[0], size if wide else abs(ref), dtype))
+        for ref, one, size in zip(expected, naive, sizes, strict=False)
     ]
 
 
