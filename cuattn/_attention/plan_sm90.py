@@ -12,9 +12,7 @@ from cuattn._device.tensor_map import ALIGNMENT, Boxes
 
 HALVES = ("float16", "bfloat16")
 HALF_BYTES = 2
-SM90_SOFTCAP = (
-    1024  # the most; the kernel's tanh errs by 2^-22 softcap, which then exceeds the scores'
-)
+SM90_SOFTCAP = 2.0**64  # the most: scores that are divided by larger ones underflow
 STRIDE_LIMIT = 2**40 // 64  # bytes, of 64 packed heads
 REGISTERS = 65536  # of a multiprocessor: warpgroups give each other what others do not need
 

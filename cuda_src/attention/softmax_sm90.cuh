@@ -41,21 +41,35 @@ struct LaneRows {
   }
 };
 
+// tanh x within 6 units of 2^-24, also relative to a small one: tanh sqrt(t) / sqrt(t) is 1 at t = 0 and up to 8.66^2
+// the quotient of these polynomials within 2^-26, by iterated least squares. From there on tanh x rounds to 1.
+__device__ __forceinline__ float tanh_rational(float x) {
+  constexpr float kMost = 8.66f;
+  x = fabsf(x) > kMost ? copysignf(kMost, x) : x;  // NaN stays
+  constexpr float kP[] = {1.4035713e-8f, 2.10948874e-5f, 3.52497911e-3f, 0.134057581f, 1.0f};
+  constexpr float kQ[] = {8.05339482e-7f, 3.33377247e-4f, 2.59887353e-2f, 0.467390835f, 1.0f};
+  const float t = x * x;
+  float p = kP[0], q = kQ[0];
+#pragma unroll
+  for (int i = 1; i < 5; ++i) {
+    p = ::fma(p, t, kP[i]);
+    q = ::fma(q, t, kQ[i]);
+  }
+  return x * p * ptx::rcp_approx(q);
+}
+
 // Scale, softcap and ALiBi of a tile, with kModified. key: the tile's first key; column0: the lane's first column in
 // it.
 template <int kScores>
 __device__ __forceinline__ void modify_scores(float (&s)[kScores], const AttentionParams& params,
                                               const QueryBlock& block, const LaneRows& rows, float scale, float softcap,
                                               int key, int column0) {
-  using Base = ScoreBase<float>;
-  if (softcap != 0) {  // softcap tanh(x) = softcap - 2 softcap / (1 + e^2x): exact enough beside a small softcap
+  if (softcap != 0) {
     const float most = Limits<float>::most(), approx = ptx::rcp_approx(softcap);
     const float inverse = ::fma(approx, ::fma(-softcap, approx, 1.0f), approx);  // no call, unlike a division
-    const float inner = min(max(2 * Base::kUnit * inverse * scale, -most), most);
+    const float inner = min(max(inverse * scale, -most), most);
 #pragma unroll
-    for (int r = 0; r < kScores; ++r) {
-      s[r] = softcap - 2 * softcap * ptx::rcp_approx(1 + Base::exp(s[r] * inner));
-    }
+    for (int r = 0; r < kScores; ++r) s[r] = softcap * tanh_rational(s[r] * inner);
   } else {
 #pragma unroll
     for (int r = 0; r < kScores; ++r) s[r] *= scale;

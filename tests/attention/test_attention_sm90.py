@@ -55,7 +55,7 @@ PIPELINES = {
     "out narrower than Q": {"lengths": (200, 520), "dims": (192, 128), "is_causal": True},
     "widest": {"lengths": (260, 400), "dims": (256, 256)},
     "scores are more than scaled": {
-        "lengths": (260, 700), "softcap": 3.0, "alibi_slopes": np.array([0.5, 0.01]),
+        "lengths": (260, 700), "softcap": 30.0, "alibi_slopes": np.array([0.5, 0.01]),
     },
     "packed heads": {"heads": (8, 1), "lengths": (40, 700), "dims": (128, 128), "is_causal": True},
     "packed heads with sinks": {

@@ -32,16 +32,16 @@ def run(problem, mask, *, block=(128, 128), **how):
 CASES = {
     "four stages": {"dims": (64, 64), "lengths": (390, 900)},
     "four stages, modified": {
-        "dims": (40, 64), "heads": (2, 2), "alibi_slopes": np.array([0.1, 0.01]), "softcap": 3.0,
+        "dims": (40, 64), "heads": (2, 2), "alibi_slopes": np.array([0.1, 0.01]), "softcap": 50.0,
     },
     "panels of 32 columns": {"dims": (96, 88), "heads": (4, 2), "is_causal": True},
     "two stages": {"dims": (128, 128), "window": (200, 90), "lengths": (300, 700)},
     "wide": {"dims": (192, 128), "kv_lens": np.array([0, 333]), "batch": 2, "heads": (1, 1)},
     "wider": {"dims": (160, 192), "q_lens": np.array([0, 60]), "batch": 2, "heads": (1, 1)},
-    "values of odd width": {"dims": (64, 35), "softcap": 3.0, "scale": -0.1},
+    "values of odd width": {"dims": (64, 35), "softcap": 20.0, "scale": -0.1},
     "widest": {"dims": (256, 256), "heads": (1, 1), "sinks": np.array([0.5])},
     "widest, modified": {
-        "dims": (64, 256), "heads": (2, 1), "softcap": 3.0, "is_causal": True, "q_offset": 30,
+        "dims": (64, 256), "heads": (2, 1), "softcap": 7.0, "is_causal": True, "q_offset": 30,
         "lengths": (140, 500),
     },
 }  # fmt: skip

@@ -593,6 +593,8 @@ MAGNITUDES_SINKS = tuple(
 ) + (ampere(MAGNITUDES_TEST, "test_where_exponents_change_their_form", "float32", "mixed"),)
 MAGNITUDES_SINKS += (ampere(MAGNITUDES_TEST, "test_sinks_alone", "float32"),)
 MAGNITUDES_SM90_CAP = (of(MAGNITUDES_TEST, "test_softcap", "1e-300", "float16"),)
+SM90_TANH = (of(MAGNITUDES_TEST, "test_softcap", "64.0", "float16"),)
+SM90_NAN_CAP = (of("attention", "test_nan_in_a_query", "float16"),)
 MAGNITUDES_BIAS = (ampere(MAGNITUDES_TEST, "test_bias_beyond_the_accumulator"),)
 ATTENTION_ALONE = (
     ampere("attention", "test_a_query_alone", "(37, 5)", "float16"),
