@@ -39,7 +39,7 @@ def add_elements(x: Heads, d: Heads, step: Step, j: slice, de: np.ndarray) -> No
     sheared = sheared.reshape(*de.shape[:3], -1)[..., : rows * (rows + keys - 1)]
     sums = sheared.reshape(*de.shape[:3], rows, -1).sum(axis=3, keepdims=True)
     assert x.score is not None and d.score is not None
-    places = x.score.places(step, distances, x.lse.dtype)
+    places = x.score.places(step, distances)
     repeated = tuple(axis for axis, size in enumerate(places.shape) if size == 1)
     sums = sums.sum(axis=repeated, keepdims=True)
     np.add.at(d.score.arrays[step.value].reshape(-1), places, sums)

@@ -76,7 +76,7 @@ def attention(
         rows, columns = lengths[:, 2], lengths[:, 3]
         work = sizes.heads * int(rows @ columns)
         work += sizes.kv_heads * sizes.head_dim * int(columns.sum())
-        score = None if o.score is None else _score(o.score, indexed, sizes)
+        score = None if o.score is None else _score(o.score, indexed, sizes, x.q.dtype)
         given = _blocks(x, sizes, o, score, lengths)
         todo = ((*block, out, lse) for block in given)
         blocks.each(_attend, todo, work if blas_has_one_thread() else 0)
@@ -98,11 +98,11 @@ def _lengths(x: Arrays, sizes: Sizes, q_offset: int | None) -> np.ndarray:
     return lengths
 
 
-def _score(expression: Any, indexed: tuple[Any, ...], sizes: Sizes) -> Score:
+def _score(expression: Any, indexed: tuple[Any, ...], sizes: Sizes, dtype: np.dtype) -> Score:
     """The expression of all sequences and heads."""
     heads = np.arange(sizes.heads, dtype=np.int64).reshape(1, sizes.kv_heads, -1, 1, 1)
     sequences = np.arange(sizes.batch, dtype=np.int64).reshape(-1, 1, 1, 1, 1)
-    return Score(expression, indexed, sequences, heads)
+    return Score(expression, indexed, sequences, heads, blocks.accumulator(dtype, blocks.FLOAT32))
 
 
 def _blocks(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cuattn._arrays import blocks
 from cuattn._arrays.derivative import differentiate
 from cuattn._arrays.expression import Expression, Step
 
@@ -20,6 +21,7 @@ class Score(NamedTuple):
     arrays: tuple[Any, ...]
     b: Any  # (B, 1, 1, 1, 1)
     h: Any  # (1, G, g, 1, 1)
+    acc: np.dtype  # of its floats, also where scores come in float64
 
     def tile(self, b: slice, h: slice) -> Score:
         """Sequences b, heads h of k and v."""
@@ -30,23 +32,24 @@ class Score(NamedTuple):
         their derivatives."""
         q = np.arange(place, place + s.shape[3], dtype=np.int64)[:, None]
         k = np.arange(j.start, j.stop, dtype=np.int64)
-        names = {"s": s, "b": self.b, "h": self.h, "q": q, "k": k}
+        given = s.astype(self.acc, copy=False)
+        names = {"s": given, "b": self.b, "h": self.h, "q": q, "k": k}
         score, changed = len(self.expression.steps) - 1, None
         for by, chain in (chains or {}).items():
             steps = differentiate(self.expression, by).steps
             changed, chain[...] = values_of(
-                steps, self.arrays, names, s.dtype, score, len(steps) - 1
+                steps, self.arrays, names, self.acc, score, len(steps) - 1
             )
         if not chains:
-            (changed,) = values_of(self.expression.steps, self.arrays, names, s.dtype, score)
+            (changed,) = values_of(self.expression.steps, self.arrays, names, self.acc, score)
         s[...] = changed
 
-    def places(self, step: Step, distances: np.ndarray, acc: np.dtype) -> np.ndarray:
+    def places(self, step: Step, distances: np.ndarray) -> np.ndarray:
         """Where in its array a reference to an element looks, in C order, at distances of query and
         key, on which it depends in no other way."""
-        names = {"s": np.zeros(1, acc), "b": self.b, "h": self.h}
+        names = {"s": np.zeros(1, self.acc), "b": self.b, "h": self.h}
         names |= {"q": distances, "k": np.zeros(1, np.int64)}
-        at = values_of(self.expression.steps, self.arrays, names, acc, *step.operands)
+        at = values_of(self.expression.steps, self.arrays, names, self.acc, *step.operands)
         shape = self.arrays[step.value].shape
         if not shape:
             return np.zeros((1,) * 5, np.int64)
@@ -102,7 +105,8 @@ def _value(
 
 def score_of(x: Any, expression: Expression, b: slice | np.ndarray) -> Score:
     """The expression of sequences b of `views.Operands`."""
-    return Score(expression, x.score_args, *numbers_of(x, b))
+    acc = blocks.accumulator(x.q.dtype, blocks.FLOAT32)
+    return Score(expression, x.score_args, *numbers_of(x, b), acc)
 
 
 def numbers_of(x: Any, b: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ def derived(case, s, acc=np.float64):
     """What an expression makes of scores (QUERIES, KEYS), and its derivative, by NumPy."""
     arrays = tuple(array for _, array in sorted(case.arrays.items()))
     zero = np.zeros((1, 1, 1, 1, 1), np.int64)
-    score = Score(case.expression, arrays, zero, zero)
+    score = Score(case.expression, arrays, zero, zero, np.dtype(acc))
     y = s.astype(acc).reshape(1, 1, 1, *s.shape)
     chain = np.empty_like(y)
     with np.errstate(all="ignore"):

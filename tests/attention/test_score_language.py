@@ -239,7 +239,7 @@ def grid(rng, acc):
 def by_numpy(case, s, b, h, place, j):
     found = s.copy()
     arrays = tuple(array for _, array in sorted(case.arrays.items()))
-    Score(case.expression, arrays, b, h).change(found, place, j)
+    Score(case.expression, arrays, b, h, s.dtype).change(found, place, j)
     return found
 
 
