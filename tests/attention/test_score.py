@@ -103,6 +103,13 @@ def test_finite_numbers_stay_finite(backend):
         np.testing.assert_array_equal(call(backend, (x, x, x), options), x)
 
 
+def test_floats_are_those_of_the_accumulator(backend):
+    """Also on NumPy, where queries that float32 does not hold are computed in float64."""
+    x = np.ones((1, 1, 4, 8), np.float32)
+    out = call(backend, (x, x / 32, x), {"score": "1e300 / s - inf"})
+    assert np.isnan(out).all()
+
+
 def test_varlen(backend, rng):
     """b, q and k count in each sequence; arrays need not be of a size with anything."""
     ends_q, ends_k = np.array([0, 17, 17, 90, 91]), np.array([0, 40, 47, 120, 135])
