@@ -87,10 +87,11 @@ def test_many_keys(backend, rng, op):
 
 @pytest.mark.parametrize("dim", [64, 128, 256, 512])
 def test_float32_is_as_accurate_as_a_matrix_product(backend, rng, dim):
-    """The root mean square of the errors, which luck cannot change, beside NumPy's expression."""
+    """The root mean square of the errors beside NumPy's expression. Of two heads of 16 rows the
+    quotient was 1.5 once in 100 draws; of 64, it varies by a tenth."""
     errors = []
     for spread in (1, 3):
-        problem = Problem(rng, "float32", 1, (2, 2), (16, 1500), (dim, dim), spread=spread)
+        problem = Problem(rng, "float32", 1, (2, 2), (64, 1500), (dim, dim), spread=spread)
         q, k, v = problem.clean
         s = (q @ k.swapaxes(2, 3)) * np.float32(dim**-0.5)
         p = np.exp(s - s.max(axis=-1, keepdims=True))
