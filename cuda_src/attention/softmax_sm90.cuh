@@ -41,8 +41,8 @@ struct LaneRows {
   }
 };
 
-// tanh x within 6 units of 2^-24, also relative to a small one: tanh sqrt(t) / sqrt(t) is 1 at t = 0 and up to 8.66^2
-// the quotient of these polynomials within 2^-26, by iterated least squares. From there on tanh x rounds to 1.
+// tanh x with a relative error of at most 8 units of 2^-24, for small x too: up to 8.66, from where on tanh x rounds
+// to 1, tanh(x) / x is a quotient of polynomials of t = x^2 within 2^-26 (iterated least squares); both are 1 at 0.
 __device__ __forceinline__ float tanh_rational(float x) {
   constexpr float kMost = 8.66f;
   x = fabsf(x) > kMost ? copysignf(kMost, x) : x;  // NaN stays

@@ -37,12 +37,13 @@ def cell(**sizes):
     [
         ("float16", {}),
         ("bfloat16", {"seqlen_q": 33, "seqlen_k": 301}),
+        ("float16", {"seqlen_q": 1, "seqlen_k": 5, "heads": 2, "batch": 1}),
         ("float32", {}),
         ("float32", {"seqlen_q": 1, "seqlen_k": 5, "heads": 2, "batch": 1}),
     ],
 )
 def test_ours_and_the_baseline_are_right(dtype, sizes, causal):
-    """The baseline in a dtype that has digits for its scores: of float16 one run in 200 was off."""
+    """The baseline in a dtype that has digits for its scores: in float16, 5 of 600 were off."""
     (expression,) = Cupy(np, scipy.special).contestants("attention_backward", None, bool(causal))
     others = [expression] if dtype == "float32" else []
     for name, entry in run(cell(dtype=dtype, causal=causal, **sizes), others=others).items():
