@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import secrets
 import sys
@@ -46,36 +47,85 @@ def pytest_collection_modifyitems(config, items):
     share = os.environ.get(SHARE)
     if share not in (None, "", "emulator", "device"):
         raise pytest.UsageError(f"{SHARE} must be emulator or device, but is {share}")
+    functions = {}
+    for item in items:
+        functions.setdefault(function_of(item), []).append(item)
     dropped = [
-        item
-        for item in items
-        if (item.get_closest_marker("host") and item.get_closest_marker("gpu"))
-        or (share and is_left_to_others(item, share))
+        item for item in items if item.get_closest_marker("host") and item.get_closest_marker("gpu")
     ]
+    if share:
+        for cases in functions.values():
+            dropped += left_to_others(cases, share)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         gone = set(map(id, dropped))
         items[:] = [item for item in items if id(item) not in gone]
 
 
-def is_left_to_others(item, share):
-    """In a share: functions of the other one, and slow tests three times of four, by the seed.
+def pytest_collection_finish(session):
+    """The garbage collector need not look at thousands of items again and again."""
+    gc.collect()
+    gc.freeze()
 
-    The software device is several times faster than the emulator, and takes seven of eight.
+
+def left_to_others(items, share):
+    """Those of a function's items that run in the other share, or not this time.
+
+    The software device is several times faster than the emulator, and takes 15 functions of 16. Of
+    several cases that both architectures have, each runs for one of them.
     """
-    function = item.nodeid.partition("[")[0]
-    if item.get_closest_marker("slow") and not is_drawn(4, function):
-        return True
-    backend = item.callspec.params.get("backend", "") if hasattr(item, "callspec") else ""
-    kind, _, arch = str(backend).partition("-")
-    if kind not in ("emulator", "device"):
-        return False
-    return share != ("emulator" if is_drawn(8, function, arch.rstrip("a")) else "device")
+    function = function_of(items[0])
+    if items[0].get_closest_marker("slow") and not is_drawn(4, function):
+        return items
+    cases = sorted({case_of(item) for item in items}, key=drawn_number)
+    some = items[0].get_closest_marker("drawn")
+    cases = cases[:: some.args[0] if some else 1]
+    both = len(cases) > 1 and {"sm_80", "sm_90"} <= {arch_of(item) for item in items}
+    on_devices = any(on_a_device(item) and not item.get_closest_marker("host") for item in items)
+    emulated = {arch_of(item) for item in items if backend_of(item).startswith("emulator")}
+
+    def stays(item):
+        arch, case = arch_of(item), case_of(item)
+        if case not in cases or (both and arch == ("sm_80", "sm_90")[cases.index(case) % 2]):
+            return False
+        if not arch:
+            return share == "device" or not on_a_device(item)
+        emulator = arch in emulated and (not on_devices or is_drawn(16, function, arch))
+        return share == ("emulator" if emulator else "device")
+
+    return [item for item in items if not stays(item)]
+
+
+def on_a_device(item):
+    return item.get_closest_marker("gpu") is not None
+
+
+def function_of(item):
+    return item.nodeid.partition("[")[0]
+
+
+def backend_of(item):
+    """``emulator-sm_90a``; empty for a test without a backend."""
+    return str(item.callspec.params.get("backend", "")) if hasattr(item, "callspec") else ""
+
+
+def arch_of(item):
+    """``sm_90``; empty where there is none, or none that is known."""
+    return backend_of(item).partition("-")[2].rstrip("a")
+
+
+def case_of(item):
+    """What a test is called, whatever its backend."""
+    return item.nodeid.replace(backend_of(item), "")
 
 
 def is_drawn(n, *words):
     """One time in `n`."""
-    return zlib.crc32(" ".join((os.environ[SEED], *words)).encode()) % n == 0
+    return drawn_number(*words) % n == 0
+
+
+def drawn_number(*words):
+    return zlib.crc32(" ".join((os.environ[SEED], *words)).encode())
 
 
 class NumpyBackend:

@@ -13,6 +13,8 @@ from test_attention_traffic import DTYPES, draw, ranges_of_blocks
 
 import cuattn
 
+pytestmark = pytest.mark.drawn(3)
+
 
 class Counted:
     """One call: its counters by the end of the kernels' names, and what is allocated."""

@@ -73,6 +73,7 @@ PIPELINES = {
 }  # fmt: skip
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("case", PIPELINES)
 def test_schedules(rng, case):
     """Correct, and bitwise the same, whatever runs first."""
@@ -90,6 +91,7 @@ def test_schedules(rng, case):
 RAGGED = [(5, 9), (0, 0), (330, 170), (0, 12), (3, 0), (1, 300), (64, 64), (200, 17)]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 192)], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_ragged_schedules(rng, dims, is_causal):

@@ -15,6 +15,8 @@ from cuattn._attention import plan
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_TAIL, SCORE_ARRAYS
 
+pytestmark = pytest.mark.drawn(3)
+
 DTYPES = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,

@@ -12,6 +12,8 @@ from test_attention_traffic import DTYPES, draw, ranges_of_blocks
 
 import cuattn
 
+pytestmark = pytest.mark.drawn(3)
+
 
 class Counted:
     """One call: its result, its counters, and the tile of its kernel."""

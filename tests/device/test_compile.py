@@ -2,6 +2,8 @@
 
 A spill fails, and so does every other line of ptxas that a good kernel does not cause. Of the code
 of Hopper's attention kernel more is asked: it is what runs beside what that makes it fast.
+
+Most programs are known from compiled.txt (tests/compiled.py); what is new is compiled here.
 """
 
 from __future__ import annotations
@@ -9,41 +11,39 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import time
 
+import compiled
 import numpy as np
 import pytest
 import shared_ptx
 import sm90_trace
 import wgmma_registers
+from compiled import (
+    compile_verbose,
+    complaints,
+    digest,
+    faults,
+    outcome,
+    record,
+    register_faults,
+    units,
+)
 from configurations import SMS, TARGETS, attention_problem, kernels
-from conftest import SEED
+from conftest import SEED, is_drawn
 
 from bench import inside
-from bench.compiled import (
-    attention_sm90_loop,
-    backward_ds_loop,
-    backward_sm90_loop,
-    disassembly,
-    latent_sm90_loop,
-    sass,
-)
+from bench.compiled import disassembly
 from cuattn._attention.plan_sm90 import BLOCKED_TILES, TILES, plan_attention_sm90
 from cuattn._device import compiler
 
 cupy = pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")
 
-PARTS = 50  # tests of 20 s or so, so that processes share the work evenly
-
+PARTS = 50  # so that processes share the work evenly
+KNOWN = 16  # of so many programs that the record knows, one is compiled again
 SM90_PARTS = 7
 TILE_PARTS = 4
-SM90_SMEM = 227 << 10  # bytes that a block may have
-
-# What ptxas -v says of a kernel that is as it should be.
-EXPECTED = re.compile(
-    r"Compiling entry function|Function properties|Used \d+ registers|Compile time|bytes gmem"
-    r"|0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -54,100 +54,6 @@ def _nvrtc_is_there():
         nvrtc.getVersion()
     except RuntimeError as error:
         pytest.skip(f"no NVRTC: {error}")
-
-
-def compiled(header: str, names: list[str], arch: str, text: str) -> inside.Program:
-    """These instantiations, with what ptxas -v says of them."""
-    return inside.compile_together(header, names, arch, text, disassembly.VERBOSE)
-
-
-def complaints(log: str) -> list[str]:
-    """Lines of a compiler log that a good kernel does not cause, each after its kernel's name."""
-    found, kernel = [], ""
-    for line in (line.strip(" \0") for line in log.splitlines()):
-        if "Compiling entry function" in line:
-            kernel = line.split("'")[1]
-        elif line and not EXPECTED.search(line):
-            found.append(f"{kernel}: {line}")
-    return found
-
-
-def faults(kernel, code: disassembly.Code) -> list[str]:
-    """What would make a kernel of Hopper hang, or slow: local memory, registers beyond those that
-    its warps give each other, a main loop that does not multiply as planned or touches global
-    memory, and exponentials that do not run beside the second product."""
-    blocks = sass.parse(code.sass)
-    found = []
-    if "BRA.U.ANY" in code.sass:
-        found.append("a loop over lanes around an instruction that one thread executes")
-    if code.registers < kernel.registers:
-        found.append("fewer registers than planned")
-    if kernel.smem_bytes + code.smem_bytes > SM90_SMEM:
-        found.append("more shared memory than there is")
-    if kernel.header == latent_sm90_loop.HEADER:
-        return found + latent_sm90_loop.faults(blocks, kernel)
-    if kernel.header in (backward_sm90_loop.Q, backward_sm90_loop.KV):
-        return found + backward_sm90_loop.faults(blocks, kernel)
-    if kernel.header == backward_ds_loop.HEADER:
-        return found + backward_ds_loop.faults(blocks, kernel)
-
-    tile, loop = attention_sm90_loop.tile_of(kernel), attention_sm90_loop.main_loop(blocks)
-    if any(i.category == "local" for block in blocks for i in block.instructions):
-        found.append("local memory")
-    roles = attention_sm90_loop.roles(blocks)
-    for role, (budget, used) in roles.items():
-        if used > budget:
-            found.append(f"{role}: {used} registers of {budget}")
-    if roles.keys() != {"producer", "consumers"}:
-        found.append(f"setmaxnreg is only of {[*roles]}")
-    else:
-        together = roles["producer"][0] + tile.groups * roles["consumers"][0]
-        if together > (tile.groups + 1) * code.registers:
-            found.append("setmaxnreg waits for more registers than the block has")
-
-    passed = attention_sm90_loop.waits_before(blocks, loop)
-    inside_loop = [i for i, _ in passed]
-    listed = kernel.arguments["Tiles"] != "AllTiles"
-    if any(i.access for i in inside_loop) and not (kernel.text or listed):  # these have arrays
-        found.append("global memory in the main loop")
-    if attention_sm90_loop.products(inside_loop) != tile.products:
-        found.append("other products than planned")
-    waits = [(i.operands, n) for i, n in passed if i.opcode.startswith(attention_sm90_loop.WAIT)]
-    if waits != [("gsb0, 0x1", {0}), ("gsb0, 0x0", {1})]:
-        found.append("waits for products are not one for the scores, then one for the values")
-    if any(n != {0} for i, n in passed if i.category == "tensor"):
-        found.append("a product behind a wait")
-    if any(n != {1} for i, n in passed if i.opcode == "MUFU.EX2"):
-        found.append("exponentials not between the waits")
-    path = attention_sm90_loop.main_path(blocks)
-    exponentials = sum(i.opcode == "MUFU.EX2" for i in path)
-    if exponentials != 64 * tile.keys // 128:  # rows * keys / threads
-        found.append("not one exponential for each score")
-    return found
-
-
-def register_faults(ptx: str) -> dict[str, list[str]]:
-    """Of each kernel, registers of wgmma that are touched while it is under way."""
-    found = wgmma_registers.kernels(ptx)
-    assert all(any(i.kind == "mma" for i in instructions) for instructions in found.values())
-    return {symbol: wgmma_registers.faults(code) for symbol, code in found.items()}
-
-
-def logs(arch: str, group: list) -> dict[str, tuple[int, str]]:
-    """Of a program, for its architecture and those that share its PTX: how many kernels these ship
-    of it, and what ptxas -v says."""
-    header, text, found = group[0].header, group[0].text, {}
-    program = compiled(header, [kernel.name for kernel in group], arch, text)
-    for member, names in shared_ptx.shared(arch, group).items():
-        if member == arch:
-            found[member] = len(group), program.log
-        elif shared_ptx.find_ptxas() is None:
-            found[member] = len(names), compiled(header, names, member, text).log
-        else:
-            ptx = shared_ptx.retargeted(program, names, member)
-            inside.keep_ptx(header, {n: program.symbols[n] for n in names}, ptx, member, text)
-            found[member] = len(names), shared_ptx.assembled(ptx, member)
-    return found
 
 
 def test_no_configuration_is_left_out():
@@ -180,23 +86,26 @@ def test_architectures_that_share_their_ptx(rng, twin):
         assert own.ptx == shared_ptx.retargeted(theirs, names, twin), names
 
 
+def is_known(unit) -> bool:
+    return digest(unit) in record()
+
+
+def compile_some(chosen: list) -> None:
+    """What the record does not know, and of the rest what is drawn."""
+    for unit in chosen:
+        if not is_known(unit) or is_drawn(KNOWN, digest(unit)):
+            registers, found = outcome(unit)
+            assert not found
+            assert registers == record().get(digest(unit), registers)
+
+
 @pytest.mark.parametrize("part", range(SM90_PARTS))
 def test_all_configurations_of_hopper_alone(part):
-    groups = [group for group in inside.by_file("sm_90") if group[0].suffix == "a"]
-    chosen = groups[part::SM90_PARTS]
+    chosen = [unit for unit in units() if unit.hopper][part::SM90_PARTS]
     assert chosen
-    for group in chosen:
-        names, text = [kernel.name for kernel in group], group[0].text
-        program = compiled(group[0].header, names, "sm_90a", text)
-        assert program.log.count("Used ") == len(group)
-        assert not complaints(program.log)
-        assert register_faults(program.ptx) == dict.fromkeys(program.symbols.values(), [])
-    if disassembly.find_nvdisasm() is None:
+    compile_some(chosen)
+    if disassembly.find_nvdisasm() is None and not all(map(is_known, chosen)):
         pytest.skip("no nvdisasm")
-    for group in chosen:
-        codes = disassembly.compile_kernels(group, "sm_90")
-        for kernel, code in zip(group, codes, strict=True):
-            assert not faults(kernel, code), kernel.name
 
 
 def of_hopper() -> list:
@@ -392,7 +301,7 @@ def test_the_gate_of_hopper_looks_into_functions(hopper):
 @pytest.mark.parametrize("kind", ["commit", "wait", "fence"])
 def test_the_gate_of_hopper_sees_what_orders_wgmma(hopper, kind):
     kernel, _ = hopper
-    program = compiled(kernel.header, [kernel.name], "sm_90a", kernel.text)
+    program = compile_verbose(kernel.header, [kernel.name], "sm_90a", kernel.text)
     (code,) = wgmma_registers.kernels(program.ptx).values()
     places = [i for i, now in enumerate(code) if now.kind == kind]
     assert len(places) == {"commit": 4, "wait": 4, "fence": 3}[kind]
@@ -421,17 +330,73 @@ def test_an_error_names_kernel_and_log():
         compiler.compile_kernel("softmax/rows.cuh", "softmax_rows<int>", "sm_80")
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "same"),
+    [
+        ("softmax/rows.cuh", "// a comment", True),
+        ("softmax/rows.cuh", "int more;", False),
+        ("ptx/math.cuh", "int more;", False),  # which others include
+        ("topk/rows.cuh", "int more;", True),
+    ],
+)
+def test_a_line_of_the_record_stands_for_sources(monkeypatch, tmp_path, file, line, same):
+    unit = next(unit for unit in units() if unit.header == "softmax/rows.cuh")
+    before = digest(unit)
+    root = shutil.copytree(compiler.source_directory(), tmp_path / "cuda_src")
+    with (root / file).open("a") as changed:
+        changed.write(line)
+    monkeypatch.setattr(compiler, "source_directory", lambda: root)
+    monkeypatch.setattr(compiled, "source", compiled.source.__wrapped__)
+    assert (digest(unit) == before) == same
+
+
+def test_a_line_of_the_record_stands_for_more_than_sources(monkeypatch):
+    unit = next(unit for unit in reversed(units()) if len(unit.kernels) > 1)
+    assert unit.hopper
+    others = [
+        digest(unit),
+        digest(unit._replace(kernels=unit.kernels[1:])),
+        digest(unit._replace(hopper=False)),
+        digest(units()[0]),
+    ]
+    for name, other in (
+        ("versions", lambda: ("1.0",)),
+        ("asked", lambda hopper: "nothing"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, name, other)
+            others.append(digest(unit))
+    assert len({*others}) == len(others)
+
+
+def test_what_the_record_does_not_know_is_compiled(monkeypatch):
+    chosen, asked, said = units()[:3], [], {}
+
+    def answered(unit):
+        asked.append(unit)
+        return compiled.Outcome(*said.get(unit, (7, [])))
+
+    monkeypatch.setitem(globals(), "outcome", answered)
+    monkeypatch.setitem(globals(), "record", lambda: {digest(chosen[0]): 7, digest(chosen[1]): 7})
+    monkeypatch.setitem(globals(), "is_drawn", lambda n, word: word == digest(chosen[1]))
+    compile_some(chosen)
+    assert asked == chosen[1:]  # one drawn, one unknown
+    for unit, result in (
+        (chosen[1], (8, [])),  # not the registers of the record
+        (chosen[1], (7, ["a spill"])),
+        (chosen[2], (7, ["a spill"])),
+    ):
+        said = {unit: result}
+        with pytest.raises(AssertionError):
+            compile_some(chosen)
+
+
 @pytest.mark.parametrize("turn", range(PARTS))
 def test_all_configurations(turn):
     """Last and in an order that is drawn: CI may take 90 minutes, and a slow machine more."""
-    if time.time() > float(os.environ.get("CUATTN_COMPILE_UNTIL", "inf")):
-        pytest.skip("CUATTN_COMPILE_UNTIL has passed")
-    programs = shared_ptx.programs()
     part = int(np.random.default_rng(int(os.environ[SEED])).permutation(PARTS)[turn])
-    first, end = (len(programs) * i // PARTS for i in (part, part + 1))
-    bad = []
-    for arch, group in programs[first:end]:
-        for member, (count, log) in logs(arch, group).items():
-            assert log.count("Used ") == count > 0  # else the gate would look at nothing
-            bad += [f"{member} {complaint}" for complaint in complaints(log)]
-    assert not bad
+    chosen = [unit for unit in units() if not unit.hopper][part::PARTS]
+    if time.time() > float(os.environ.get("CUATTN_COMPILE_UNTIL", "inf")):
+        if not all(map(is_known, chosen)):
+            pytest.skip("CUATTN_COMPILE_UNTIL has passed")
+    compile_some(chosen)

@@ -320,6 +320,7 @@ HEADERS = (
 )
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("header", "old", "new"),
     [

@@ -173,6 +173,7 @@ def wrong(module, name):
     return stand_in
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "name",
     [

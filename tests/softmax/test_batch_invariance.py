@@ -13,6 +13,8 @@ from tolerance import FLOATS, dtype_of
 
 import cuattn
 
+pytestmark = pytest.mark.drawn(3)
+
 ARCHITECTURES = ("sm_80", "sm_90a")
 
 # Row lengths at which another kernel takes over, for float32 and narrower types.

@@ -178,6 +178,7 @@ def test_lengths(rng, arch, n):
     check(draw(rng, (2, n)), 300, arch)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("k", [300, 3000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype(rng, arch, dtype, k):
@@ -417,6 +418,7 @@ def layout_of(rows, cols):
     return Layout((rows,), (cols,), row_strides, col_strides)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 100, 5000])
 @pytest.mark.parametrize("cols", [2049, 50_257, 10**6, 10**8, 2**33])

@@ -11,6 +11,8 @@ import pytest
 
 import cuattn
 
+pytestmark = pytest.mark.drawn(3)
+
 KS = [1, 5, 32, 50, 64, 256]
 
 # Regime, architecture, multiprocessors, rows, columns, kernels; every k <= 256 has the same.
