@@ -1,13 +1,13 @@
-"""Programs of kernels, what the compiler says of them, and which are known to be as they should.
+"""What the compiler has to say of every program of kernels, and a record of those without fault.
 
-To compile all takes half an hour of two cores, and what comes of a program depends on little: its
-sources, its kernels, the compiler, and what is asked of the code. compiled.txt has a digest of that
-for each program that was compiled without a complaint. test_compile.py compiles those that no line
-stands for, and of the others some, drawn. Where sources change,
+To compile all takes half an hour on two cores, but what comes of a program depends on little: its
+sources and kernels, the compiler, and the code that judges. compiled.txt has a digest of these for
+each program that compiled without a complaint, and the registers of its kernels, all added up.
+test_compile.py compiles what has no line there and, of the rest, some that it draws.
 
     python tests/compiled.py
 
-compiles what the record lacks, and writes it anew.
+compiles what has no line, with all cores, and writes the file anew.
 """
 
 from __future__ import annotations
@@ -234,9 +234,9 @@ def source(header: str) -> str:
 
 @functools.cache
 def versions() -> tuple[str, ...]:
-    """Of the compiler, and of the headers of CUDA."""
+    """Of NVRTC, the headers of CUDA, and ptxas."""
     found = [compiler.version()]
-    for wheel in ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime"):
+    for wheel in ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-nvcc"):
         try:
             found.append(importlib.metadata.version(wheel))
         except importlib.metadata.PackageNotFoundError:
@@ -247,11 +247,12 @@ def versions() -> tuple[str, ...]:
 @functools.cache
 def asked(hopper: bool) -> str:
     """The code that judges a program."""
-    of_all = EXPECTED, complaints, shared_ptx.retargeted
+    of_all = EXPECTED, complaints, inside.alone, shared_ptx.retargeted
     of_hopper = (
         faults,
         register_faults,
         wgmma_registers,
+        disassembly,
         sass,
         attention_sm90_loop,
         backward_ds_loop,
@@ -280,6 +281,7 @@ def record() -> dict[str, int]:
 
 
 def as_lines(known: dict[str, int]) -> Iterator[str]:
+    """Of all programs that are known, a line each."""
     for unit in units():
         if (key := digest(unit)) in known:
             count = sum(map(len, unit.members.values()))
