@@ -86,8 +86,8 @@ def compile_together(
     program = compile_program(header, names, arch, text, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _write(kept, program.cubin)
-        _write(kept.with_suffix(".json"), json.dumps(program[1:]).encode())  # the text last
+        write(kept, program.cubin)
+        write(kept.with_suffix(".json"), json.dumps(program[1:]).encode())  # the text last
         keep_ptx(header, program.symbols, program.ptx, arch, text)
     return program
 
@@ -97,7 +97,7 @@ def keep_ptx(header: str, symbols: dict[str, str], ptx: str, arch: str, text: st
     compile it once more."""
     for name, symbol in symbols.items() if arch in RUN else ():
         path = cache_directory() / f"{stem(header, name, arch, text)}.ptx"
-        _write(path, alone(ptx, symbol).encode())
+        write(path, alone(ptx, symbol).encode())
 
 
 def stem(header: str, name: str, arch: str, text: str = "") -> str:
@@ -105,7 +105,7 @@ def stem(header: str, name: str, arch: str, text: str = "") -> str:
     return f"{cache_key(header, name, arch, text)}-{compiler.version()}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)

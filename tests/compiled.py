@@ -247,7 +247,7 @@ def versions() -> tuple[str, ...]:
 @functools.cache
 def asked(hopper: bool) -> str:
     """The code that judges a program."""
-    of_all = EXPECTED, complaints, inside.alone, shared_ptx.retargeted
+    of_all = EXPECTED, complaints, inside.alone, shared_ptx.retargeted, shared_ptx.for_target
     of_hopper = (
         faults,
         register_faults,

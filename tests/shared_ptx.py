@@ -35,6 +35,11 @@ UNROLLED = re.compile(
 )
 
 
+def is_of_both(header: str, words: str) -> bool:
+    """Whether sm_80 and sm_90 have the same PTX of what is called so."""
+    return header not in ASKING and not BFLOAT16.search(words)
+
+
 def head(kernel, arch: str) -> str:
     """The architecture whose PTX of a kernel is this one's."""
     if arch == "sm_120":
@@ -44,8 +49,8 @@ def head(kernel, arch: str) -> str:
     asking, unrolled = kernel.header in ASKING, UNROLLED.match(kernel.name)
     words = kernel.name + kernel.text
     if arch == "sm_80":
-        own = asking or BFLOAT16.search(words) or kernel.name not in kernels(90)
-        return "sm_80" if own else "sm_90"
+        both = is_of_both(kernel.header, words) and kernel.name in kernels(90)
+        return "sm_90" if both else "sm_80"
     if arch == "sm_75":
         arch = arch if asking or OF_16_BITS.search(words) else "sm_86"
     own = arch == "sm_75" or unrolled
@@ -82,12 +87,36 @@ def shared(arch: str, group: list) -> dict[str, list[str]]:
 
 def retargeted(program: inside.Program, names: list[str], arch: str) -> str:
     """PTX of these instantiations, for another architecture."""
-    ptx = inside.alone(program.ptx, *map(program.symbols.get, names))
+    return for_target(inside.alone(program.ptx, *map(program.symbols.get, names)), arch)
+
+
+def for_target(ptx: str, arch: str) -> str:
+    """The same PTX, for another architecture."""
     ptx = re.sub(r"^\.target \w+", f".target {arch}", ptx, count=1, flags=re.MULTILINE)
     if int(arch[3:]) < 90:  # no clusters, of one block either
         directives = r"^\.(explicitcluster|reqnctapercluster 1, 1, 1)\n"
         ptx = re.sub(directives, "", ptx, flags=re.MULTILINE)
     return ptx
+
+
+def leave_for_sm_80() -> None:
+    """From now on the software device, as sm_90, leaves PTX where it looks for that as sm_80."""
+    from software_device import patches
+
+    compile_kernel, folder = compiler.compile_kernel, Path(os.environ[patches.PTX])
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def leaving(header, name, arch, text="", options=()):
+        made = compile_kernel(header, name, arch, text, options)
+        if arch == "sm_90" and not options and is_of_both(header, name + text):
+            ptx = made[0].partition(patches.MARK)[2].rstrip(b"\0").decode()
+            inside.write(
+                folder / f"{inside.stem(header, name, 'sm_80', text)}.ptx",
+                for_target(ptx, "sm_80").encode(),
+            )
+        return made
+
+    compiler.compile_kernel = leaving
 
 
 def assembled(ptx: str, arch: str) -> str:

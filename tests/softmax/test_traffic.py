@@ -8,6 +8,8 @@ import pytest
 
 import cuattn
 
+pytestmark = pytest.mark.drawn(3)
+
 # Regime, architecture, multiprocessors, rows, columns, threads of a block, blocks of a cluster,
 # and reads of the data: the table of cuda_src/README.md. 50257 is GPT-2's vocabulary.
 ROWS = [

@@ -28,6 +28,8 @@ from cuattn._softmax import plan_parts
 from cuattn._topk import plan_radix
 from cuattn._topk.problem import TopKProblem
 
+pytestmark = pytest.mark.drawn(3)
+
 INF, NAN = np.inf, np.nan
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}  # enum TopKOutput
 DTYPES = [
@@ -178,7 +180,6 @@ def test_lengths(rng, arch, n):
     check(draw(rng, (2, n)), 300, arch)
 
 
-@pytest.mark.drawn(3)
 @pytest.mark.parametrize("k", [300, 3000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype(rng, arch, dtype, k):
@@ -418,7 +419,6 @@ def layout_of(rows, cols):
     return Layout((rows,), (cols,), row_strides, col_strides)
 
 
-@pytest.mark.drawn(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 100, 5000])
 @pytest.mark.parametrize("cols", [2049, 50_257, 10**6, 10**8, 2**33])
