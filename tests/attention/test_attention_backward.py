@@ -101,12 +101,10 @@ def test_groups_of_heads(backend, rng, heads, batch):
 
 @pytest.mark.parametrize("op", TYPES)
 @pytest.mark.parametrize("dim", [64, 128, 256])
-def test_devices_of_less_shared_memory(backend, rng, op, dim):
+def test_devices_of_less_shared_memory(rng, op, dim):
     """Tiles of sm_86, sm_89 and sm_120."""
     import emulator
 
-    if backend.on_device:
-        pytest.skip("they are planned for another device")
     for options in ({}, any_options(rng, 1, 2, (37, 50))):
         with emulator.activate("sm_86", int(rng.integers(100))) as runtime:
             other = NumpyBackend("emulator", "sm_86", runtime)
