@@ -72,7 +72,8 @@ def _add_ptx(nvrtc):
     A cubin stays a whole ELF file, so that caches and names of kernels are what they always are.
     Of a kernel that is compiled to be loaded nobody looks at the machine code, and ptxas would take
     half of the time: NVRTC makes the PTX alone, which is the same, and the ELF file has the name.
-    PTX that the check of all configurations has left in the cache (bench/inside.py) is that, too.
+    PTX that the check of all configurations has left in the cache (bench/inside.py) is that, too,
+    and what the device as sm_90 has left for sm_80 (tests/shared_ptx.py).
     """
     from cupy.cuda import compiler
 
