@@ -108,8 +108,8 @@ def leave_for_sm_80() -> None:
 
     def leaving(header, name, arch, text="", options=()):
         made = compile_kernel(header, name, arch, text, options)
-        if arch == "sm_90" and not options and is_of_both(header, name + text):
-            ptx = made[0].partition(patches.MARK)[2].rstrip(b"\0").decode()
+        ptx = made[0].partition(patches.MARK)[2].rstrip(b"\0").decode()
+        if ptx and arch == "sm_90" and not options and is_of_both(header, name + text):
             inside.write(
                 folder / f"{inside.stem(header, name, 'sm_80', text)}.ptx",
                 for_target(ptx, "sm_80").encode(),
