@@ -275,7 +275,7 @@ def _attention(
 
 
 def _merged(parts: list[Any], *, layout: Any) -> tuple[Any, Any]:
-    return functools.reduce(lambda a, b: cuattn.merge_attention(*a, *b, layout=layout), parts)
+    return graph.merged(parts, lambda a, b: cuattn.merge_attention(*a, *b, layout=layout))
 
 
 def _out(state: tuple[Any, Any], *, dtype: Any) -> Any:

@@ -125,6 +125,13 @@ def test_a_log_sum_exp_near_0_keeps_its_digits():
     np.testing.assert_allclose(lse, cuattn.logsumexp(x), rtol=1e-14)
 
 
+def test_many_states_at_once_keep_their_digits():
+    """Terms below a rounding of the first: added to it one by one, none of them would count."""
+    x = np.float32([0, *[-24.2 * np.log(2)] * 63])
+    y = compute(cd.softmax(da.from_array(x, chunks=1), split_every=64))
+    assert_close(y, reference.softmax(exact(x)), NAIVE["softmax"](x), probabilities=True)
+
+
 @any_chunking
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_scale_and_where(rng, name, chunking):

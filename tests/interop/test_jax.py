@@ -170,7 +170,9 @@ def test_kernels(rng, arch):
     """The kernels themselves, on the emulator, as a compiled program calls them."""
     import emulator
 
-    x, q = draw(rng, (3, 65)), draw(rng, (1, 2, 5, 8), "float16")
+    x = draw(rng, (3, 65))
+    # No outliers: |k| times the rounding of y, which may go either way, is in the gradient.
+    q = rng.standard_normal((1, 2, 5, 8)).astype(np.float16)
 
     def loss(q):
         y = cj.attention(q, q, q)
