@@ -13,7 +13,7 @@ from test_attention_traffic import DTYPES, draw, ranges_of_blocks
 
 import cuattn
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 
 class Counted:

@@ -73,7 +73,7 @@ PIPELINES = {
 }  # fmt: skip
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize("case", PIPELINES)
 def test_schedules(rng, case):
     """Correct, and bitwise the same, whatever runs first."""
@@ -91,7 +91,7 @@ def test_schedules(rng, case):
 RAGGED = [(5, 9), (0, 0), (330, 170), (0, 12), (3, 0), (1, 300), (64, 64), (200, 17)]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 192)], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_ragged_schedules(rng, dims, is_causal):
@@ -230,6 +230,7 @@ def test_what_the_general_kernel_computes(rng):
 # -- what it moves and computes --------------------------------------------------------------------
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("left", "right"), [(None, None), (None, 0), (100, 0), (70, 90)], ids=str)
 @pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (128, 128), (192, 128), (256, 256)])
 def test_every_byte(rng, dim, value_dim, left, right):

@@ -271,7 +271,7 @@ def call(rng, tile, heads=1, rows=None, unseen=0):
     return found._replace(arrays=views)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize("tile", tiles(), ids=str)
 def test_every_element_is_where_it_is_read(rng, tile):
     assert faults(call(rng, tile)) == []

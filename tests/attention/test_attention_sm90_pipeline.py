@@ -68,7 +68,7 @@ def listed(rng, tile):
 CALLS = (dense, ragged, windowed)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize("tile", tiles(), ids=str)
 def test_every_order(rng, tile):
     for call in CALLS:

@@ -15,7 +15,7 @@ from cuattn._attention import plan
 from cuattn._attention.problem import AttentionProblem
 from cuattn._device.params import ATTENTION_POINTERS, ATTENTION_TAIL, SCORE_ARRAYS
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 DTYPES = {
     "float16": np.float16,

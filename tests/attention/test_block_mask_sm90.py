@@ -54,6 +54,7 @@ def padded(a):
     return memory[..., : a.shape[-1]]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("case", CASES)
 def test_schedules(rng, case):
     """Correct, and bitwise the same, whatever runs first; with NaN in all that nobody sees, within

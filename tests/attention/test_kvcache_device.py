@@ -211,6 +211,7 @@ def alone(cached, some, arch, num_sms, seed, **options):
     return [tuple(bits(one[i] for one in got)) for i in range(len(some))]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("op", "arch"), [("float16", "sm_90a"), ("float32", "sm_80")])
 @pytest.mark.parametrize("split_size", ["auto", 144])
 def test_bits_do_not_depend_on_the_batch(rng, op, arch, split_size):
@@ -227,6 +228,7 @@ def test_bits_do_not_depend_on_the_batch(rng, op, arch, split_size):
 LATENT = {"lens": [230, 3, 0, 300], "heads": (20, 1), "dims": (576, 576), "value_dim": 512}
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("arch", "num_sms", "how"),
     [
@@ -246,6 +248,7 @@ def test_bits_are_the_same_on_every_run(rng, arch, num_sms, how):
         cached.problem.check(*cached.run(NumpyBackend("emulator", arch, runtime)))
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("dims", [(64, None), (128, None), (200, None), (576, 512)], ids=str)
 def test_blocks_with_little_shared_memory(rng, dims):
     """Tiles of sm_86, sm_89 and sm_120: fewer keys, warps and stages."""

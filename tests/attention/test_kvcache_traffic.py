@@ -13,7 +13,7 @@ from kvcache_cases import Cached
 import cuattn
 from cuattn._device.params import DECODE_POINTERS, DECODE_TAIL, SCORE_ARRAYS
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 ARCHS = ["sm_80", "sm_90"]
 OPS = ["bfloat16", "tf32", "float32", "float64"]

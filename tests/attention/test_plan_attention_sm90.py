@@ -302,6 +302,7 @@ def work(kernel, schedule):
         yield own
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("num_sms", [1, 78, 132])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_every_block_of_rows_has_one_turn(bounded, num_sms):

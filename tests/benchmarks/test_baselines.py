@@ -258,6 +258,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("arch", inside.TARGETS)
 def test_compiles_without_a_spill(arch):
     pytest.importorskip("cupy", reason="NVRTC is reached through CuPy")

@@ -75,6 +75,7 @@ def run(cell, spoil=lambda result: result, others=()):
 # -- Attention ---------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("causal", [0, 1])
 @pytest.mark.parametrize(
     ("dtype", "sizes"),

@@ -31,6 +31,7 @@ def by_hand(operation, pattern):
     return list(Cupy(np, scipy.special).variants(operation, pattern=pattern))
 
 
+@pytest.mark.drawn
 @cases
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ours_and_the_baseline_are_right(operation, pattern, dtype):

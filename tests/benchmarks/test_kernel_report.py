@@ -365,6 +365,7 @@ REAL = [  # kernel, region, elements a thread, bytes read and written of each, M
 ]  # fmt: skip
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("name", "region", "elements", "read", "written", "exponentials"), REAL)
 def test_real_kernel(nvdisasm, name, region, elements, read, written, exponentials):
     row = row_of(90, name)
@@ -627,6 +628,7 @@ def test_instructions_of_gradients(nvdisasm, kernel, most):
     assert row["region"] == "loop" and row["bound"] in ("shared memory", "tensor", "issue")
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("kernel", "most"),
     [
@@ -777,6 +779,7 @@ def test_mix_of_a_decode_loop():
     assert found["global_load"] == found["float"] == 0
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(("dim", "most"), [(64, 20), (128, 18), (256, 45)])
 def test_keys_are_bound_by_memory(nvdisasm, dim, most, arch):
@@ -799,6 +802,7 @@ def test_bytes_of_wide_keys(nvdisasm):
     assert 4 * row["mix"]["read_bytes"] * 32 == row["mix"]["keys"] * 2 * 256 * 8
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("arch", "rows", "warps"), [("sm_80", 16, 4), ("sm_90", 16, 4), ("sm_90", 64, 12)]
 )

@@ -320,7 +320,7 @@ HEADERS = (
 )
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("header", "old", "new"),
     [

@@ -430,6 +430,7 @@ def test_a_cache_that_cannot_be_written_is_a_failure(small, monkeypatch, capsys)
     assert capsys.readouterr().out.splitlines()[-1].startswith("0 kernels in the cache")
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_presets(arch, preset):

@@ -205,6 +205,7 @@ def labels_of(rng, x, axis):
     return labels, labels if rng.random() < 0.5 else chunked(rng, labels)
 
 
+@pytest.mark.drawn
 @any_chunking
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32"])
 def test_losses(rng, chunking, dtype):

@@ -50,6 +50,7 @@ def test_draws_are_exactly_those(rng, chunking, filters):
     check(rng, x, int(rng.choice([1, 4, 70])), chunking, seed=3, offset=2**40, **filters)
 
 
+@pytest.mark.drawn
 @any_chunking
 def test_axes_scales_and_masks(rng, chunking):
     x = draw(rng, (4, 5, 12))

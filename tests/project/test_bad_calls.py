@@ -327,7 +327,7 @@ def device(request, monkeypatch):
     return device
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize("name", [*CALLS, *MORE])
 def test_bad_calls(name, device):
     arrays, options, _ = parameters(name)

@@ -173,7 +173,7 @@ def wrong(module, name):
     return stand_in
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "name",
     [
@@ -209,6 +209,7 @@ def test_a_wrong_result_is_an_error(monkeypatch, capsys, module, name):
     assert all(row["ok"] for row in result["operations"] if row["operation"] == "log_softmax")
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("name", "what"),
     [("cross_entropy", "perplexity"), ("sample", "draws"), ("attention_topk", "links")],

@@ -13,7 +13,7 @@ from tolerance import FLOATS, dtype_of
 
 import cuattn
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 

@@ -24,6 +24,7 @@ def drawn(rng, shape, axis, dtype):
     return x, np.where(rng.random(rows) < 0.25, -100, labels)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -89,6 +90,7 @@ def test_terms_of_no_weight_in_any_part(rng, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(
     "shape", [(1 << 23,), (1 << 10, 1 << 13), (1 << 13, 1 << 10), (64, 1 << 17)]

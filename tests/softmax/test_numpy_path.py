@@ -213,6 +213,7 @@ MEGABYTE = 1 << 20
 SHAPES = [(1 << 23,), (1 << 10, 1 << 13), (1 << 13, 1 << 10), (1 << 20, 8), (2, 1 << 11, 1 << 11)]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("axis", [0, -1])

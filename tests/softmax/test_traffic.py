@@ -8,7 +8,7 @@ import pytest
 
 import cuattn
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 # Regime, architecture, multiprocessors, rows, columns, threads of a block, blocks of a cluster,
 # and reads of the data: the table of cuda_src/README.md. 50257 is GPT-2's vocabulary.

@@ -2,19 +2,10 @@
 // clusters that execute them.
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <chrono>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <random>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
-#include <unordered_map>
 
 #include "alu/numbers.hpp"
 #include "device.hpp"

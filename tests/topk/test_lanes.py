@@ -19,7 +19,7 @@ from cuattn._softmax import plan_parts
 from cuattn._topk.plan_lanes import plan_lanes
 from cuattn._topk.problem import TopKProblem
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 OUTPUTS = {"prob": 0, "log_prob": 1, "logit": 2, "state": 3}
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")

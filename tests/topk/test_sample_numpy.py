@@ -47,6 +47,7 @@ def block_size(request, monkeypatch):
         monkeypatch.setattr(ranking, "MERGED", 200)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("num", [1, 5, 63, 300, 1300])
 def test_blocks(rng, block_size, dtype, num):
@@ -115,6 +116,7 @@ def test_threads_do_not_show(rng, monkeypatch, filters):
 BEYOND = 64 << 20  # bytes, beside the result
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "shape, axis, num", [((16_000_000,), 0, 50), ((4000, 1000), 0, 5), ((500_000, 8), 0, 3)]
 )

@@ -12,7 +12,7 @@ from tolerance import dtype_of, exact
 import cuattn
 from cuattn import reference
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 ARCHS = [("sm_80", 1), ("sm_80", 4), ("sm_80", 132), ("sm_90", 132)]
 FILTERS = {

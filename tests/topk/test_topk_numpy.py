@@ -227,6 +227,7 @@ def test_threads_do_not_show(rng, monkeypatch):
 BEYOND = 64 << 20  # bytes, beside the result
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "shape, axis, k",
     [((16_000_000,), 0, 50), ((2, 8_000_000), 1, 100_000), ((16_000, 1000), 0, 5)]

@@ -11,7 +11,7 @@ import pytest
 
 import cuattn
 
-pytestmark = pytest.mark.drawn(3)
+pytestmark = pytest.mark.drawn
 
 KS = [1, 5, 32, 50, 64, 256]
 

@@ -1,5 +1,7 @@
 // Logic, shifts and bit fields (PTX ISA, "Logic and Shift Instructions"; bfe, bfi, popc, clz, bfind, brev of "Integer
 // Arithmetic Instructions"; prmt).
+#include <type_traits>
+
 #include "../ptx/rule.hpp"
 #include "lanes.hpp"
 

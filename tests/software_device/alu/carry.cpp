@@ -1,5 +1,7 @@
 // Integers of more than one register: a carry that one instruction leaves and the next one takes (PTX ISA, "Extended-
 // Precision Integer Arithmetic Instructions"). The carry is one bit a lane, kept as a predicate is.
+#include <type_traits>
+
 #include "../ptx/rule.hpp"
 #include "lanes.hpp"
 

@@ -2,6 +2,7 @@
 // packed pairs and .tf32.
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "../ptx/rule.hpp"
 #include "lanes.hpp"

@@ -1,6 +1,7 @@
 // Arithmetic on .f32 and .f64 that IEEE 754 defines to the last bit (PTX ISA, "Floating Point Instructions"), in four
 // rounding directions, with .ftz and .sat.
 #include <cmath>
+#include <type_traits>
 
 #include "../ptx/rule.hpp"
 #include "directed.hpp"

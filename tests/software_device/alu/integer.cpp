@@ -1,5 +1,6 @@
 // Integer arithmetic (PTX ISA, "Integer Arithmetic Instructions").
 #include <limits>
+#include <type_traits>
 
 #include "../ptx/rule.hpp"
 #include "lanes.hpp"

@@ -2,6 +2,7 @@
 // testp; logic on predicates).
 #include <cmath>
 #include <map>
+#include <type_traits>
 
 #include "../ptx/rule.hpp"
 #include "lanes.hpp"

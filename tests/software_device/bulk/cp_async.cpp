@@ -1,6 +1,9 @@
 // cp.async: bytes are taken and checked at once and land when their thread waits for them, as late as allowed; until
 // then no warp may touch their destination. PTX ISA, "Non-bulk copy: cp.async", "cp.async.commit_group,
 // cp.async.wait_group".
+#include <algorithm>
+#include <type_traits>
+
 #include "bulk/bulk.hpp"
 #include "execution/counters.hpp"
 #include "execution/grid_order.hpp"

@@ -1,6 +1,8 @@
 // mbarriers: their phases, and the bytes that st.async and bulk loads complete on them. What is in flight lands, and
 // the phase ends, when a thread asks for it or the next phase begins: as late as allowed. PTX ISA, "mbarrier",
 // "st.async".
+#include <cstdio>
+
 #include "bulk/bulk.hpp"
 #include "execution/counters.hpp"
 #include "execution/handlers.hpp"

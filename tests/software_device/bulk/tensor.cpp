@@ -2,6 +2,9 @@
 // mbarrier's phase ends, and a store reads its box when its thread waits for that. A load fills with zeros element by
 // element, but a store writes the last 16 bytes of a row whole, wherever the tensor ends in them
 // (https://github.com/triton-lang/triton/issues/11583, on an H100). PTX ISA, "cp.async.bulk.tensor", "Tensors".
+#include <algorithm>
+#include <type_traits>
+
 #include "bulk/bulk.hpp"
 #include "execution/counters.hpp"
 #include "execution/handlers.hpp"

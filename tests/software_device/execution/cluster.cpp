@@ -1,4 +1,6 @@
 // Clusters of blocks: their barrier, and shared memory of other blocks. PTX ISA, "barrier.cluster", "mapa".
+#include <algorithm>
+
 #include "execution/counters.hpp"
 #include "execution/handlers.hpp"
 

@@ -2,6 +2,8 @@
 // "Shared Memory and Memory Banks".
 #include "execution/counters.hpp"
 
+#include <algorithm>
+
 #include "memory/access.hpp"
 
 namespace soft {

@@ -1,5 +1,6 @@
 // The words of an error.
 #include <cstdarg>
+#include <cstdio>
 
 #include "execution/state.hpp"
 

@@ -1,4 +1,6 @@
 // Begin and end of what runs asynchronously: nothing may be left in flight by a thread that exits.
+#include <algorithm>
+
 #include "bulk/bulk.hpp"
 #include "matrix/wgmma.hpp"
 #include "memory/shadow.hpp"

@@ -3,6 +3,8 @@
 // Acquire Patterns", "Causality Order".
 #include "execution/grid_order.hpp"
 
+#include <algorithm>
+
 namespace soft {
 
 namespace {

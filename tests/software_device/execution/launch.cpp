@@ -1,5 +1,7 @@
 // A launch: its clusters one after another in a shuffled order, each with shared memory that holds nothing.
+#include <algorithm>
 #include <chrono>
+#include <cstdlib>
 
 #include "execution/counters.hpp"
 #include "execution/grid_order.hpp"

@@ -2,6 +2,8 @@
 // that what it does later is not taken for known, and with each barrier of its lanes, which orders their accesses
 // before it and none behind it. PTX ISA, "Memory Consistency Model", and "Async proxy" for what a proxy fence is needed
 // for.
+#include <algorithm>
+
 #include "execution/state.hpp"
 
 namespace soft {

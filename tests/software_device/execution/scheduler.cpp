@@ -1,6 +1,10 @@
 // Which warp of a cluster runs next, and for how long: chosen at random by a seed, so that what depends on the order of
 // warps shows, and shows again. A warp that can only wait is asleep until what it waits for happens; when all sleep or
 // poll in vain it is a deadlock, and the error names each group of lanes with its instruction.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
 #include "execution/state.hpp"
 
 namespace soft {

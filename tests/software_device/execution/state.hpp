@@ -2,6 +2,7 @@
 // each other. One launch runs at a time.
 #pragma once
 
+#include <cstdio>
 #include <map>
 
 #include "instruction.hpp"

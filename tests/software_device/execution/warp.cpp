@@ -2,6 +2,8 @@
 // there is one again; the group with the lowest pc runs first, which makes them meet where the code does. Warp
 // instructions (shfl, vote, mma, ...) run once all lanes of their mask are there. PTX ISA, "Directives and
 // Instructions: Predicated Execution", "Control Flow Instructions", and each .sync instruction's rules for its mask.
+#include <algorithm>
+
 #include "execution/counters.hpp"
 
 namespace soft {

@@ -1,5 +1,7 @@
 // shfl, vote, match, redux, elect, activemask. All lanes of the mask are here (execution/warp.cpp). PTX ISA, "Data
 // Movement and Conversion Instructions: shfl.sync", "Parallel Synchronization and Communication Instructions".
+#include <algorithm>
+
 #include "execution/handlers.hpp"
 
 namespace soft {

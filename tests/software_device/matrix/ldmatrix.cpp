@@ -1,6 +1,8 @@
 // ldmatrix and stmatrix: 8 x 8 matrices of 16-bit elements; lane l holds elements 2 (l % 4) and the next of row l / 4,
 // and the lanes 8 i to 8 i + 7 bring the addresses of the rows of matrix i. PTX ISA, "Warp-level Matrix Load
 // Instruction: ldmatrix", "Warp-level Matrix Store Instruction: stmatrix".
+#include <algorithm>
+
 #include "execution/counters.hpp"
 #include "execution/handlers.hpp"
 

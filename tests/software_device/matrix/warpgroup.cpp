@@ -1,5 +1,7 @@
 // Do the four warps of a warpgroup execute the same wgmma and setmaxnreg? Each compares its own with the first warp's
 // that came to the same place. PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+#include <algorithm>
+
 #include "matrix/wgmma.hpp"
 
 namespace soft {

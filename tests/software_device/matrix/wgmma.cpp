@@ -3,6 +3,8 @@
 // "wgmma.mma_async", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group".
 #include "matrix/wgmma.hpp"
 
+#include <algorithm>
+
 #include "execution/counters.hpp"
 #include "execution/handlers.hpp"
 #include "matrix/numbers.hpp"

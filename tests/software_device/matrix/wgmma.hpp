@@ -1,6 +1,7 @@
 // wgmma: instructions in flight, their accumulators, and their operands in shared memory.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <list>
 

@@ -1,6 +1,8 @@
 // Addresses and their checks. PTX ISA, "State Spaces", "Generic Addressing", "mapa".
 #include "memory/access.hpp"
 
+#include <algorithm>
+
 #include "execution/grid_order.hpp"
 #include "memory/shadow.hpp"
 

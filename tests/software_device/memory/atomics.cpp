@@ -1,4 +1,7 @@
 // atom and red. PTX ISA, "Parallel Synchronization and Communication Instructions: atom, red".
+#include <algorithm>
+#include <type_traits>
+
 #include "execution/counters.hpp"
 #include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"

@@ -1,4 +1,6 @@
 // ld and st of all widths and spaces. PTX ISA, "Data Movement and Conversion Instructions: ld, st".
+#include <algorithm>
+
 #include "execution/counters.hpp"
 #include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"

@@ -2,6 +2,8 @@
 // conflict, but only the last writer of a word is remembered, with the lane that wrote each byte.
 #include "memory/shadow.hpp"
 
+#include <algorithm>
+
 namespace soft {
 
 namespace {

@@ -2,6 +2,8 @@
 // Directives").
 #include "body.hpp"
 
+#include <algorithm>
+
 namespace soft {
 namespace {
 

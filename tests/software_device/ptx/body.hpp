@@ -1,6 +1,8 @@
 // The statements of a kernel, with everything that it calls.
 #pragma once
 
+#include <unordered_map>
+
 #include "module.hpp"
 
 namespace soft {

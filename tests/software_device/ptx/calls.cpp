@@ -1,5 +1,7 @@
 // Statements that become several: calls, returns from them, and branches by an index (PTX ISA, "Control Flow
 // Instructions": call, ret, brx.idx).
+#include <algorithm>
+
 #include "body.hpp"
 
 namespace soft {

@@ -1,5 +1,7 @@
 // Finds the rule of an opcode: the table of all instructions, and how its patterns are read.
+#include <algorithm>
 #include <mutex>
+#include <unordered_map>
 
 #include "rule.hpp"
 

@@ -1,4 +1,6 @@
 // Compiles a kernel: reads its body, places its shared memory, decodes its statements.
+#include <algorithm>
+
 #include "body.hpp"
 
 namespace soft {

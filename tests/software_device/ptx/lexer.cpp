@@ -2,6 +2,7 @@
 #include "lexer.hpp"
 
 #include <cctype>
+#include <cstdlib>
 
 namespace soft {
 namespace {

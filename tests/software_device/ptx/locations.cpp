@@ -2,6 +2,8 @@
 // .file, .loc and .section .debug_str (PTX ISA, "Debugging Directives").
 #include <cxxabi.h>
 
+#include <cstdlib>
+
 #include "module.hpp"
 
 namespace soft {

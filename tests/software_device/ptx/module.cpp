@@ -2,6 +2,8 @@
 // and kernels with their parameters and limits.
 #include "module.hpp"
 
+#include <algorithm>
+
 #include <sys/mman.h>
 
 namespace soft {

@@ -1,5 +1,7 @@
 // Rules of loads, stores, atomics and fences (PTX ISA, "Data Movement and Conversion Instructions", "Parallel
 // Synchronization and Communication Instructions").
+#include <algorithm>
+
 #include "execution/grid_order.hpp"
 #include "execution/handlers.hpp"
 #include "ptx/operands.hpp"
