@@ -76,7 +76,7 @@ def pytest_collection_finish(session):
 def left_to_others(items, share):
     """Those of a function's items that run in the other share, or not this time.
 
-    The software device is several times faster than the emulator, and takes 15 functions of 16. Of
+    The software device is several times faster than the emulator, and takes 31 functions of 32. Of
     several cases that both architectures have, each runs for one of them.
     """
     function = function_of(items[0])
@@ -95,7 +95,7 @@ def left_to_others(items, share):
             return False
         if not arch:
             return share == "device" or not on_a_device(item)
-        emulator = arch in emulated and (not on_devices or is_drawn(16, function, arch))
+        emulator = arch in emulated and (not on_devices or is_drawn(32, function, arch))
         return share == ("emulator" if emulator else "device")
 
     return [item for item in items if not stays(item)]

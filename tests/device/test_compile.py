@@ -119,6 +119,7 @@ def without_type(kernel) -> dict:
     return {**kernel.arguments, "T": None}
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("part", range(TILE_PARTS))
 def test_registers_of_further_tiles_of_hopper(part):
     """Of the sizes that no configuration has: as far as PTX."""
