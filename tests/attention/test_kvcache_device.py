@@ -186,11 +186,15 @@ def test_new_keys_of_eight_bits_are_written_first(device, rng):
     scales = {name: np.full((2, 2, 40), NAN, "f4") for name in ("k_scale", "v_scale")}
     for array in (*caches, *scales.values()):
         array[:, :, :20] = 1
-    given = {"kv_lens": lens, "k_new": new, "v_new": new, **scales}
-    cuattn.attention_kvcache(q, *caches, **given, out=out)
+    codes, factors = ([a.copy() for a in some] for some in (caches, scales.values()))
+    own = dict(zip(scales, factors, strict=True))
+    cuattn.reference.kv_append(*codes, new, new, kv_lens=lens, **own)
+    cuattn.attention_kvcache(q, *caches, kv_lens=lens, k_new=new, v_new=new, **scales, out=out)
     kernels = [kernel.template for kernel in device.runtime.kernels]
     assert kernels == ["attention_kv_append", "attention_decode"]
-    # Of what has been written: another rounding to 8 bits, where both are as near, is right, too.
+    np.testing.assert_allclose([*scales.values()], factors, rtol=1e-6)
+    # A tie may round either way, and is seen as it was written.
+    np.testing.assert_allclose(np.float32(caches), codes, rtol=0, atol=1)
     want = cuattn.reference.attention_kvcache(q, *caches, kv_lens=lens + 2, **scales)
     np.testing.assert_allclose(out, want, atol=3e-3)
 
